@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint format clean
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+# The first Python >= 3.13 that really runs: one of the PATH's, else one of pyenv's.
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
+PYTHON ?= $(shell \
+	for python in python3.14 python3.13 python3 $$(ls -d $(PYENV)/versions/3.*/bin/python 2>/dev/null | sort -rV); do \
+		$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 13))' 2>/dev/null \
+			&& echo $$python && break; \
+	done)
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## make the environments that the tests and the demo run in
+	@test -n "$(PYTHON)" || { echo "No Python 3.13 or later was found: install one (as python3.13, say, or with pyenv), or name it: make $(or $(MAKECMDGOALS),setup) PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m tests.parts.environments
+
+test: setup ## lint, and run all tests
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest
+
+demo: setup ## plan a simulated S2 battery with a real FlexMeasures server and Home Assistant (DEVICES="..." for others)
+	@.venv/bin/python -m tests.demo $(DEVICES)
+
+lint: setup ## check style
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: setup ## apply style
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean: ## remove what the commands left in the checkout (the environments stay in the user's cache folder)
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,121 @@
+"""The app's life: exactly one runs, over script reloads and Home Assistant's stop."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+import homeassistant.components.persistent_notification as notification
+from homeassistant.const import EVENT_HOMEASSISTANT_STOP, STATE_UNAVAILABLE
+from homeassistant.core import HassJob, async_get_hass, callback
+from homeassistant.helpers.event import async_call_later
+
+import flexmeasures_home.device as devices
+import flexmeasures_home.schedule_state as schedule_state
+import flexmeasures_home.services as services
+import flexmeasures_home.status as statuses
+
+KEY = "flexmeasures_for_pyscript"
+RELOAD_SECONDS = 30
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class App:
+        """The devices of a right configuration, or the mistakes of a wrong one."""
+
+        configuration: object
+        mistakes: list
+        devices: list = field(default_factory=list)
+
+    @dataclass
+    class Stage:
+        """Where the running app is, kept in `hass.data` over reloads."""
+
+        lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+        running: object = None
+        stop: object = None
+        forget_stop_event: object = None
+
+    return App, Stage
+
+
+App, Stage = records()
+
+
+@pyscript_compile
+async def swap_in(app):
+    """Start the app; the one that ran before is stopped first."""
+    hass = async_get_hass()
+    stage = hass.data.setdefault(KEY, Stage())
+
+    async def when_home_assistant_stops(_event):
+        stage.forget_stop_event = None
+        await swap_out(app)
+
+    async with stage.lock:
+        if stage.running is not None:
+            await stage.stop(stage.running)
+        if stage.forget_stop_event:
+            stage.forget_stop_event()
+        stage.running, stage.stop = app, stop
+        stage.forget_stop_event = hass.bus.async_listen_once(
+            EVENT_HOMEASSISTANT_STOP, when_home_assistant_stops
+        )
+        await start(hass, app)
+
+
+@pyscript_compile
+async def swap_out(app):
+    """Stop the app if it is still the one that runs."""
+    hass = async_get_hass()
+    stage = hass.data.setdefault(KEY, Stage())
+
+    @callback
+    def tell_unless_back(_now):
+        if stage.running is None:
+            withdraw(hass)
+
+    async with stage.lock:
+        if stage.running is app:
+            stage.running = None
+            await stop(app)
+            async_call_later(hass, RELOAD_SECONDS, HassJob(tell_unless_back, cancel_on_shutdown=True))
+
+
+@pyscript_compile
+def withdraw(hass):
+    """Make the schedule unavailable, since nobody renews its value any more."""
+    state = hass.states.get(schedule_state.ENTITY_ID)
+    if state is not None:
+        hass.states.async_set(schedule_state.ENTITY_ID, STATE_UNAVAILABLE, state.attributes)
+
+
+@pyscript_compile
+async def start(hass, app):
+    """Start the devices and register the services; of a wrong configuration tell every mistake."""
+    status = statuses.Status(hass)
+    if app.mistakes:
+        for mistake in app.mistakes:
+            LOGGER.error("Configuration: %s", mistake)
+        text = "Please correct `apps: flexmeasures:` in the pyscript configuration:\n\n" + "\n".join(
+            f"- {mistake}" for mistake in app.mistakes
+        )
+        withdraw(hass)
+        statuses.show(status, "misconfigured", last_error="; ".join(app.mistakes))
+        notification.async_create(hass, text, "FlexMeasures", statuses.notification_id("misconfigured"))
+    else:
+        app.devices = [devices.new(hass, app.configuration, status)]
+        for device in app.devices:
+            await devices.start(device)
+    services.register(hass, app)
+
+
+@pyscript_compile
+async def stop(app):
+    """Stop the devices."""
+    for device in app.devices:
+        await devices.stop(device)

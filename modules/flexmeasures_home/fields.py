@@ -1,0 +1,193 @@
+"""Values as users give them in the configuration and in service calls, each checked in one place."""
+
+import difflib
+from datetime import UTC, datetime, timedelta
+
+import homeassistant.helpers.config_validation as cv
+import homeassistant.util.dt as dt_util
+import isodate
+import voluptuous as vol
+
+import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_optimiser.storage as storages
+
+LONGEST_SCHEDULE = timedelta(days=31)
+SECRETS = ("password", "token")
+
+
+@pyscript_compile
+def expects(convert, expected):
+    """Return a validator that converts a value, or says what was expected."""
+
+    def validate(value):
+        try:
+            return convert(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise vol.Invalid(f"expected {expected}") from error
+
+    return validate
+
+
+@pyscript_compile
+def whole_number(value):
+    """Return a sensor's or asset's id; a digit string will do."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError
+    if (number := int(value)) < 1:
+        raise ValueError
+    return number
+
+
+@pyscript_compile
+def text(value):
+    """Return a text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
+@pyscript_compile
+def positive(convert):
+    """Return a conversion that refuses what is not above zero."""
+
+    def checked(value):
+        number = convert(value)
+        if number <= 0:
+            raise ValueError
+        return number
+
+    return checked
+
+
+@pyscript_compile
+def raw_fields(value):
+    """Return raw FlexMeasures fields: a dict with text keys."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError
+    return value
+
+
+@pyscript_compile
+def duration(value):
+    """Return a positive timedelta of ISO 8601 ("PT24H"), "HH:MM:SS", or {hours: 24}."""
+    if isinstance(value, str) and "P" in value.upper():
+        period = isodate.parse_duration(value.strip().upper())
+    else:
+        try:
+            period = cv.time_period(value)
+        except vol.Invalid as error:
+            raise ValueError from error
+    if not isinstance(period, timedelta) or period <= timedelta(0):
+        raise ValueError
+    return period
+
+
+@pyscript_compile
+def schedule_duration(value):
+    """Return a duration that a server can plan: a longer one would keep its worker busy for hours."""
+    if (period := duration(value)) > LONGEST_SCHEDULE:
+        raise ValueError
+    return period
+
+
+@pyscript_compile
+def moment(value):
+    """Return a moment in UTC; without an offset it is in Home Assistant's time zone."""
+    found = value if isinstance(value, datetime) else dt_util.parse_datetime(str(value))
+    if found is None:
+        raise ValueError
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=dt_util.get_default_time_zone())
+    return found.astimezone(UTC)
+
+
+@pyscript_compile
+def wish(energy):
+    """Return a validator of {value, datetime}, or {value, start, end} with a duration for one of the two.
+
+    `energy` validates the value.
+    """
+    schema = vol.Schema(
+        {
+            vol.Required("value"): energy,
+            vol.Optional("datetime"): MOMENT,
+            vol.Optional("start"): MOMENT,
+            vol.Optional("end"): MOMENT,
+            vol.Optional("duration"): DURATION,
+        }
+    )
+
+    def validate(value):
+        if not isinstance(value, dict):
+            raise vol.Invalid("expected items such as {value: 8, datetime: '2026-01-15 07:00'}")
+        given = schema(value)
+        start, end, length = given.get("start"), given.get("end"), given.get("duration")
+        if given.keys() == {"value", "datetime"}:
+            start = end = given["datetime"]
+        elif "datetime" in given or len([each for each in (start, end, length) if each]) != 2:
+            raise vol.Invalid("expected datetime, or two of start, end and duration, beside value")
+        start = start or end - length
+        end = end or start + length
+        if end < start:
+            raise vol.Invalid("expected an end that is not before the start")
+        return storages.Wish(start, end, given["value"])
+
+    return validate
+
+
+@pyscript_compile
+def many(validate):
+    """Return a validator of a list; one item needs no list."""
+
+    def each(value):
+        return vol.Schema([validate])(value if isinstance(value, list) else [value])
+
+    return each
+
+
+@pyscript_compile
+def energy(unit, full):
+    """Return a validator of a state of charge as Wh: a number in `unit`, "5 kWh", or "80 %" of `full`."""
+
+    def convert(value):
+        if (watt_hours := quantities.energy(value, unit, full)) < 0:
+            raise ValueError
+        return watt_hours
+
+    return expects(convert, f"a number in {unit}, or text such as '5.2 kWh' or '80 %', not below 0")
+
+
+@pyscript_compile
+def mistakes(invalid, given, known, noun):
+    """Return a sentence for each mistake found: the field, what is expected, what was given."""
+    errors = invalid.errors if isinstance(invalid, vol.MultipleInvalid) else [invalid]
+    return [mistake(error, given, known, noun) for error in errors]
+
+
+@pyscript_compile
+def mistake(error, given, known, noun):
+    """Return the sentence for one mistake."""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.path)
+    name = name.lstrip(".")
+    if isinstance(error, vol.RequiredFieldInvalid):
+        return f"{name} is missing"
+    if error.error_message == "extra keys not allowed":
+        near = difflib.get_close_matches(str(error.path[-1]), known, 1)
+        return f"{name} is no {noun}" + (f": did you mean {near[0]}?" if near else "")
+    if str(error.path[0] if error.path else "") in SECRETS:
+        return f"{name}: {error.error_message}"
+    value = given
+    for part in error.path:
+        value = value[part]
+    return f"{name}: {error.error_message}, but got {value!r}"
+
+
+SENSOR = expects(whole_number, "the number of a FlexMeasures sensor, such as 12")
+ASSET = expects(whole_number, "the number of a FlexMeasures asset, such as 3")
+DURATION = expects(duration, "an ISO 8601 duration above zero, such as PT24H")
+SCHEDULE_DURATION = expects(
+    schedule_duration, "an ISO 8601 duration above zero and at most P31D, such as PT24H"
+)
+MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
+POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")
+RAW_FIELDS = expects(raw_fields, "FlexMeasures' own fields as keys and values")

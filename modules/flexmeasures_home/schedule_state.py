@@ -1,0 +1,104 @@
+"""A schedule as a Home Assistant state: the value that is due now, and the schedule as attributes."""
+
+import isodate
+from homeassistant.const import STATE_UNKNOWN
+from homeassistant.helpers.json import json_bytes
+
+import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_optimiser.schedule as schedules
+
+ENTITY_ID = "sensor.flexmeasures_schedule"
+FRIENDLY_NAME = "FlexMeasures Schedule"
+MOST_BYTES = 16_300
+"""The recorder drops all attributes of a state above 16,384 bytes."""
+
+
+@pyscript_compile
+def due(schedule, previous, moment):
+    """Return the state: the value of the interval that the moment is in, else `unknown`.
+
+    Before a schedule's start the previous one goes on, if it covers the moment.
+    """
+    value = None
+    if schedule is not None:
+        value = schedules.value_at(schedule, moment)
+        if moment < schedule.start and previous is not None:
+            value = schedules.value_at(previous, moment)
+    return STATE_UNKNOWN if value is None else value
+
+
+@pyscript_compile
+def next_change(schedule, previous, moment):
+    """Return when the state is to be renewed next, or None after the schedule's end."""
+    if schedule is None:
+        return None
+    boundary = schedules.next_boundary(schedule, moment)
+    if moment < schedule.start and previous is not None:
+        earlier = schedules.next_boundary(previous, moment)
+        return min(boundary, earlier) if earlier else boundary
+    return boundary
+
+
+@pyscript_compile
+def response(schedule, zone):
+    """Return the whole schedule as a service's response, times in the given zone."""
+    return {
+        "schedule": [
+            {"start": start.astimezone(zone).isoformat(), "value": value}
+            for start, value in zip(schedules.starts(schedule), schedule.values, strict=True)
+        ],
+        "start": schedule.start.astimezone(zone).isoformat(),
+        "duration": isodate.duration_isoformat(schedules.end(schedule) - schedule.start),
+        "resolution": isodate.duration_isoformat(schedule.resolution),
+        "unit": schedule.unit,
+        "soc": schedule.soc,
+        "soc_unit": schedule.soc_unit,
+        "missed_targets": [
+            miss | {"datetime": miss["datetime"].astimezone(zone).isoformat()}
+            for miss in schedule.missed_targets
+        ],
+        "cost": schedule.cost,
+    }
+
+
+@pyscript_compile
+def naming(unit):
+    """Return the attributes that tell Home Assistant what the state is."""
+    is_energy = unit in quantities.ENERGY_UNITS
+    return {
+        "unit_of_measurement": unit,
+        "device_class": "energy" if is_energy else "power",
+        "state_class": "total" if is_energy else "measurement",
+        "friendly_name": FRIENDLY_NAME,
+    }
+
+
+@pyscript_compile
+def attributes(schedule, zone):
+    """Return the state's attributes; what is too much for the recorder is left out from the far end."""
+    whole = response(schedule, zone)
+    entries, soc = whole.pop("schedule"), whole.pop("soc")
+    told = {
+        "start": whole["start"],
+        "duration": whole["duration"],
+        "resolution": whole["resolution"],
+        "soc_unit": whole["soc_unit"],
+        "missed_targets": whole["missed_targets"],
+        "updated_at": schedule.updated_at.astimezone(zone).isoformat(),
+        **naming(schedule.unit),
+    }
+
+    def with_entries(count):
+        return told | {
+            "schedule": entries[:count],
+            "soc": None if soc is None else soc[: count + 1],
+        }
+
+    fits, too_many = 0, len(entries) + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if len(json_bytes(with_entries(middle))) <= MOST_BYTES:
+            fits = middle
+        else:
+            too_many = middle
+    return with_entries(fits)

@@ -1,0 +1,79 @@
+"""The services' schemas and handlers.
+
+Pyscript's decorator describes a service to the user; the handler here is registered in its place,
+so that the schema is enforced and an error reaches the caller.
+"""
+
+import voluptuous as vol
+from homeassistant.core import SupportsResponse
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+
+import flexmeasures_home.device as devices
+import flexmeasures_home.fields as fields
+import flexmeasures_home.status as statuses
+
+DOMAIN = "flexmeasures"
+
+
+@pyscript_compile
+def trigger_and_get_schedule(configuration):
+    """Return the schema of `flexmeasures.trigger_and_get_schedule`."""
+    soc = fields.energy(configuration.soc_unit, configuration.soc_max)
+    wishes = fields.many(fields.wish(soc))
+    required = vol.Optional if configuration.soc_entity else vol.Required
+    return vol.Schema(
+        {
+            required("soc_at_start"): soc,
+            vol.Optional("soc_targets"): wishes,
+            vol.Optional("soc_minima"): wishes,
+            vol.Optional("soc_maxima"): wishes,
+            vol.Optional("start"): fields.MOMENT,
+            vol.Optional("duration"): fields.SCHEDULE_DURATION,
+            vol.Optional("flex_model"): fields.RAW_FIELDS,
+            vol.Optional("flex_context"): fields.RAW_FIELDS,
+        }
+    )
+
+
+SERVICES = {"trigger_and_get_schedule": (trigger_and_get_schedule, devices.plan)}
+
+
+@pyscript_compile
+def register(hass, app):
+    """Put the native handlers in place of the decorated services."""
+    for name in SERVICES:
+        hass.services.async_register(
+            DOMAIN, name, handler(app, name), supports_response=SupportsResponse.OPTIONAL
+        )
+
+
+@pyscript_compile
+def handler(app, name):
+    """Return the native handler of a service."""
+
+    async def handle(call):
+        return await run(app, name, call.data)
+
+    return handle
+
+
+@pyscript_compile
+async def run(app, name, data):
+    """Check a call's fields and do what it asks; raise ServiceValidationError or HomeAssistantError."""
+    if app.mistakes:
+        raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(app.mistakes))
+    schema_for, act = SERVICES[name]
+    device = app.devices[0]
+    return await act(device, checked(device, schema_for(device.configuration), data))
+
+
+@pyscript_compile
+def checked(device, schema, data):
+    """Return a call's fields, converted; a mistake is told by its field, and shown as the status."""
+    try:
+        return schema(dict(data))
+    except vol.Invalid as invalid:
+        known = [str(key) for key in schema.schema]
+        text = "; ".join(fields.mistakes(invalid, data, known, "field of this service"))
+        statuses.fail(device.status, text)
+        raise ServiceValidationError(text) from invalid

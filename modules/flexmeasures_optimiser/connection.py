@@ -1,0 +1,279 @@
+"""One session and one flexmeasures-client for the life of an app, its errors told by meaning."""
+
+import logging
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import isodate
+from aiohttp import ClientSession
+from aiohttp.client_exceptions import ClientError
+from flexmeasures_client import FlexMeasuresClient
+from flexmeasures_client.exceptions import ContentTypeError, JobFailedError, JobTimeoutError
+
+import flexmeasures_optimiser.errors as errors
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1")
+LOGIN_PATH = "/api/requestAuthToken"
+REQUEST_SECONDS = 30
+PATIENCE_SECONDS = 90
+REDACTED = "**redacted**"
+SECRET = re.compile(
+    r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
+    r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
+)
+PRICES_MISSING = re.compile(r"[Pp]rices unknown for planning window.*?sensor (\d+)")
+SENSOR_IN_PATH = re.compile(r"/(sensor|asset)s/(\d+)")
+SENSOR_OF_FIELD = re.compile(r"'([a-z-]+)': 'sensor'")
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Sensor:
+        """What we need to know of a FlexMeasures sensor."""
+
+        id: int
+        unit: str
+        resolution: timedelta
+        timezone: str
+        asset: int
+
+    @dataclass
+    class Connection:
+        """A client, and what it has learnt of sensors and assets."""
+
+        host: str
+        client: Any
+        logger: Any
+        filter: Any
+        sensors: dict = field(default_factory=dict)
+        assets: dict = field(default_factory=dict)
+
+    return Sensor, Connection
+
+
+Sensor, Connection = records()
+
+
+@pyscript_compile
+def address(host):
+    """Return (scheme, host name, port or None) of a host as a user writes it.
+
+    Without a scheme it is https, and http for localhost. Raise ValueError where it is no address.
+    """
+    text = str(host).strip()
+    if "://" not in text:
+        name = text.split("/")[0].rsplit(":", 1)[0]
+        text = f"{'http' if name in LOCAL_HOSTS else 'https'}://{text}"
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or " " in text:
+        raise ValueError("expected an address such as flexmeasures.io or http://localhost:5000")
+    if parts.path.strip("/") or parts.query or parts.username:
+        raise ValueError("expected only a host and port, without a path, user or query")
+    if ":" in parts.hostname:
+        raise ValueError("expected a host name or an IPv4 address")
+    return parts.scheme, parts.hostname, parts.port
+
+
+@pyscript_compile
+def connect(host, username, password, logger_name):
+    """Open a session (inside a running event loop). Nothing is sent yet."""
+    scheme, name, port = address(host)
+    logger = logging.getLogger(logger_name)
+    secrets_filter = without_secrets(password)
+    logger.addFilter(secrets_filter)
+    client = FlexMeasuresClient(
+        email=username,
+        password=password,
+        host=name,
+        port=port,
+        ssl=scheme == "https",
+        session=ClientSession(raise_for_status=raise_by_meaning),
+        logger=logger,
+        request_timeout=REQUEST_SECONDS,
+        request_retry_timeout=PATIENCE_SECONDS,
+        request_retry_interval=1,
+    )
+    return Connection(f"{scheme}://{name}{f':{port}' if port else ''}", client, logger, secrets_filter)
+
+
+@pyscript_compile
+async def close(connection):
+    """Close the session."""
+    connection.logger.removeFilter(connection.filter)
+    await connection.client.close()
+
+
+@pyscript_compile
+def without_secrets(password):
+    """Return a logging filter: flexmeasures-client logs whole requests and answers at debug level."""
+    spellings = sorted({password, repr(password)[1:-1]}, key=len, reverse=True)
+
+    def redact(record):
+        text = SECRET.sub(rf"\1{REDACTED}", record.getMessage())
+        for spelling in spellings:
+            text = text.replace(spelling, REDACTED)
+        record.msg, record.args = text, ()
+        return True
+
+    return redact
+
+
+@pyscript_compile
+async def raise_by_meaning(response):
+    """Raise what an error answer means; let pass what the client deals with itself.
+
+    The client logs in again after a 401, polls on a 503 with Retry-After and on a job that waits,
+    and reads a job's failure (422) itself.
+    """
+    status, path = response.status, response.url.path
+    if status < 400:
+        return
+    if status == 401 and path != LOGIN_PATH:
+        return
+    if (status == 503 and "Retry-After" in response.headers) or (status == 422 and "/jobs/" in path):
+        return
+    text = await said(response)
+    if status == 400 and "Scheduling job" in text and "failed" not in text:
+        return
+    what = subject(path, text)
+    if path == LOGIN_PATH and status < 429:
+        raise errors.Unauthorized(f"FlexMeasures refuses the login: check username and password ({text})")
+    if status == 429:
+        raise errors.RateLimited(
+            f"FlexMeasures asks to wait (429): try again {when(response.headers, datetime.now(UTC))}"
+        )
+    if status == 403:
+        raise errors.NoAccess(
+            f"This user may not use {what} on FlexMeasures: give a sensor of the user's own account, "
+            f"or ask its owner for access ({text})"
+        )
+    if status == 404:
+        raise errors.UnknownSensor(f"FlexMeasures knows no {what}: check the number ({text})")
+    if status >= 500:
+        raise errors.Unreachable(f"FlexMeasures answered {status} to {path}: try again later ({text})")
+    raise meaning_of_refusal(what, text)
+
+
+@pyscript_compile
+def subject(path, text):
+    """Return what an answer is about: the flex-context's field that refers to a sensor, else the path's."""
+    if (field := SENSOR_OF_FIELD.search(text)) is not None:
+        return f"the sensor given as {field[1]}"
+    match = SENSOR_IN_PATH.search(path)
+    return f"{match[1]} {match[2]}" if match else path
+
+
+@pyscript_compile
+def meaning_of_refusal(what, text):
+    """Return the error for a request that the server does not accept (400, 422)."""
+    if (match := re.search(r"[Nn]o (sensor|asset) found with (?:id|ID) (\d+)", text)) is not None:
+        return errors.UnknownSensor(f"FlexMeasures knows no {match[1]} {match[2]}: check the number")
+    return errors.InvalidProblem(f"FlexMeasures does not accept the request for {what}: {text}")
+
+
+@pyscript_compile
+async def said(response):
+    """Return the server's own words, short."""
+    if "json" not in response.headers.get("Content-Type", ""):
+        return f"{response.status} {response.reason}"
+    body = await response.json()
+    if not isinstance(body, dict):
+        return str(body)[:500]
+    return flat(body.get("errors") or body.get("message") or body)[:500]
+
+
+@pyscript_compile
+def flat(message, path=()):
+    """Write a nested message of the server on one line, each with the field that it is about."""
+    if isinstance(message, dict):
+        inner = [
+            flat(
+                value,
+                path if key in ("json", "query", "combined_data", "_schema") else (*path, key),
+            )
+            for key, value in message.items()
+        ]
+        return "; ".join(inner)
+    text = " ".join(flat(each) for each in message) if isinstance(message, list) else str(message)
+    name = "".join(f"[{key}]" if str(key).isdigit() else f".{key}" for key in path).lstrip(".")
+    return f"{name}: {text}" if name else text
+
+
+@pyscript_compile
+def when(headers, now):
+    """Tell from a 429's Retry-After (seconds) when to try again."""
+    seconds = headers.get("Retry-After", "")
+    if not seconds.isdigit():
+        return "in some minutes"
+    return f"in {seconds} s, after {(now + timedelta(seconds=int(seconds))).astimezone():%H:%M:%S}"
+
+
+@pyscript_compile
+async def ask(connection, request):
+    """Await one of the client's requests; raise only `errors.OptimiserError`s."""
+    try:
+        return await request
+    except errors.OptimiserError:
+        raise
+    except JobTimeoutError as error:
+        raise errors.JobTimedOut(f"{error} Is a worker running on the server?") from error
+    except JobFailedError as error:
+        raise failed_job(str(error)) from error
+    except (ConnectionError, ClientError, TimeoutError, OSError, ContentTypeError) as error:
+        raise errors.Unreachable(
+            f"FlexMeasures cannot be reached at {connection.host}: check the host, and that the "
+            f"server runs ({str(error) or type(error).__name__})"
+        ) from error
+    except ValueError as error:
+        if "401" in str(error):
+            raise errors.Unauthorized(f"FlexMeasures refuses the user: {error}") from error
+        raise errors.OptimiserError(f"FlexMeasures answered unexpectedly: {error}") from error
+
+
+@pyscript_compile
+def failed_job(text):
+    """Return the error that a failed job's message means."""
+    text = text.split("\nServer traceback")[0]
+    reason = text.split("job failed with ", 1)[-1].strip()
+    if (match := PRICES_MISSING.search(text)) is not None:
+        return errors.PricesMissing(
+            f"FlexMeasures has no prices for the planning window on sensor {match[1]}: see that its "
+            f"prices arrive, or plan a shorter duration"
+        )
+    if "infeasible" in text.lower():
+        return errors.Infeasible(
+            f"FlexMeasures finds no schedule that meets all limits: check power_capacity, "
+            f"site_power_capacity and the raw flex_model ({reason})"
+        )
+    return errors.JobFailed(f"The scheduling job failed on the server: {reason}")
+
+
+@pyscript_compile
+async def sensor(connection, sensor_id):
+    """Return what the server knows of a sensor; asked once."""
+    if sensor_id not in connection.sensors:
+        found = await ask(connection, connection.client.get_sensor(sensor_id, parse_json_fields=True))
+        connection.sensors[sensor_id] = Sensor(
+            id=sensor_id,
+            unit=found["unit"],
+            resolution=isodate.parse_duration(found["event_resolution"]),
+            timezone=found["timezone"],
+            asset=found["generic_asset_id"],
+        )
+    return connection.sensors[sensor_id]
+
+
+@pyscript_compile
+async def asset(connection, asset_id):
+    """Return the server's record of an asset; asked once."""
+    if asset_id not in connection.assets:
+        connection.assets[asset_id] = await ask(
+            connection, connection.client.get_asset(asset_id, parse_json_fields=True)
+        )
+    return connection.assets[asset_id]

@@ -1,0 +1,112 @@
+"""Trigger a schedule, wait for its job, fetch it: the main question to FlexMeasures."""
+
+import isodate
+
+import flexmeasures_optimiser.connection as connection
+import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_optimiser.schedule as schedules
+import flexmeasures_optimiser.storage as storages
+
+FIRST_POLL_SECONDS = 0.25
+SLOWEST_POLL_SECONDS = 4
+JOB_SECONDS = 300
+
+
+@pyscript_compile
+async def site_of(link, sensor, site):
+    """Return the asset that is planned as a whole: the one given, else the device's parent or itself."""
+    if site is not None:
+        return site
+    return (await connection.asset(link, sensor.asset)).get("parent_asset_id") or sensor.asset
+
+
+@pyscript_compile
+async def power_sensor(link, sensor_id):
+    """Return the power sensor; raise where it cannot hold a schedule."""
+    sensor = await connection.sensor(link, sensor_id)
+    if not sensor.resolution:
+        raise errors.UnknownSensor(
+            f"Sensor {sensor_id} is instantaneous: give a power sensor with a resolution such as 15 minutes"
+        )
+    return sensor
+
+
+@pyscript_compile
+async def plan(link, storage, flex_context, start, duration, unit, soc_unit, site, now):
+    """Ask for the schedule of one storage device.
+
+    `start` is shifted up to the power sensor's resolution; wishes beyond `duration` lengthen it.
+    Consumption is positive. Raise an OptimiserError.
+    """
+    sensor = await power_sensor(link, storage.power_sensor)
+    start = schedules.shift_up(start, sensor.resolution, sensor.timezone)
+    last = storages.last_wish(storage)
+    if last is not None and last > start + duration:
+        duration = schedules.shift_up(last, sensor.resolution, sensor.timezone) - start
+    flex_model = storages.flex_model(storage, start, start + duration)
+    site = await site_of(link, sensor, site)
+    reply = await solve(
+        link,
+        site,
+        {
+            "start": start.isoformat(),
+            "duration": isodate.duration_isoformat(duration),
+            "flex-model": [flex_model],
+            "flex-context": flex_context,
+            "force-new-job-creation": True,
+        },
+        sensor.id,
+        duration,
+        "kW" if unit in quantities.ENERGY_UNITS else unit,
+    )
+    if not reply["values"]:
+        raise errors.JobFailed("FlexMeasures made a schedule without a single value: see the server's log")
+    schedule = schedules.from_reply(reply, unit, now, soc_unit)
+    stored = (await connection.asset(link, sensor.asset)).get("flex_model") or {}
+    soc = schedules.expected_soc(schedule, storage.soc_at_start, stored | flex_model)
+    if soc is not None:
+        scale = quantities.energy(1, soc_unit)
+        schedule.soc = [quantities.tidy(each / scale) for each in soc]
+        schedule.missed_targets = [
+            miss | {name: quantities.tidy(miss[name] / scale) for name in ("asked", "reached")}
+            for miss in missed_targets(schedule, soc, storage)
+        ]
+    return schedule
+
+
+@pyscript_compile
+def missed_targets(schedule, soc, storage):
+    """Return what the schedule does not reach, in Wh (`soc` is the expected state of charge in Wh)."""
+    return [
+        *schedules.missed(schedule, soc, "soc_targets", storage.soc_targets, lambda a, b: abs(a - b)),
+        *schedules.missed(schedule, soc, "soc_minima", storage.soc_minima, lambda a, b: a - b),
+        *schedules.missed(schedule, soc, "soc_maxima", storage.soc_maxima, lambda a, b: b - a),
+    ]
+
+
+@pyscript_compile
+async def solve(link, site, trigger, sensor_id, duration, unit):
+    """Post the trigger to the site's asset, wait for the job, and return the reply for one sensor.
+
+    The message is posted as it is, since the client forces a new job only together with `prior`,
+    which would also hide the newest prices from a server whose clock is ahead.
+    """
+    client = link.client
+    answer, _status = await connection.ask(
+        link, client.request(uri=f"assets/{site}/schedules/trigger", json_payload=trigger)
+    )
+    job = answer.get("job") or answer["schedule"]
+    await connection.ask(
+        link,
+        client.wait_for_job(
+            job,
+            timeout=JOB_SECONDS,
+            polling_interval=FIRST_POLL_SECONDS,
+            max_polling_interval=SLOWEST_POLL_SECONDS,
+        ),
+    )
+    return await connection.ask(
+        link,
+        client.get_schedule(sensor_id=sensor_id, schedule_id=job, duration=duration, unit=unit),
+    )

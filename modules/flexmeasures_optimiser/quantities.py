@@ -1,0 +1,80 @@
+"""Quantities as FlexMeasures writes them ("10 kWh", "95 %"), and our own unit system (W, Wh)."""
+
+import math
+import re
+
+from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
+
+POWER_UNITS = ("W", "kW", "MW")
+ENERGY_UNITS = ("Wh", "kWh", "MWh")
+QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|[A-Za-z]+)?\s*")
+
+
+@pyscript_compile
+def parse(text):
+    """Return (number, unit or None) of "10 kWh", "95 %" or 3; raise ValueError for anything else."""
+    if isinstance(text, bool):
+        raise ValueError("expected a number")
+    if isinstance(text, (int, float)):
+        number, unit = float(text), None
+    else:
+        match = QUANTITY.fullmatch(str(text))
+        if not match:
+            raise ValueError("expected a number, with or without a unit")
+        number, unit = float(match[1]), match[2]
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number, unit
+
+
+@pyscript_compile
+def energy(quantity, unit="kWh", full=None):
+    """Return a quantity as Wh; `unit` is for a bare number, `full` (Wh) is what "100 %" means."""
+    number, given = parse(quantity)
+    if given == "%" and full is not None:
+        return number / 100 * full
+    if (given or unit) not in ENERGY_UNITS:
+        raise ValueError(f"expected {', '.join(ENERGY_UNITS)}{' or %' if full is not None else ''}")
+    return EnergyConverter.convert(number, given or unit, "Wh")
+
+
+@pyscript_compile
+def power(quantity, unit="kW"):
+    """Return a quantity as W; `unit` is for a bare number."""
+    number, given = parse(quantity)
+    if (given or unit) not in POWER_UNITS:
+        raise ValueError(f"expected {', '.join(POWER_UNITS)}")
+    return PowerConverter.convert(number, given or unit, "W")
+
+
+@pyscript_compile
+def ratio(quantity):
+    """Return "95 %" as 0.95; a bare number is a ratio already."""
+    number, given = parse(quantity)
+    if given not in (None, "%"):
+        raise ValueError("expected a ratio such as 0.95, or a percentage such as 95 %")
+    return number / 100 if given == "%" else number
+
+
+@pyscript_compile
+def as_energy(watt_hours):
+    """Write Wh as FlexMeasures reads it."""
+    return f"{tidy(watt_hours / 1000)} kWh"
+
+
+@pyscript_compile
+def as_power(watts):
+    """Write W as FlexMeasures reads it."""
+    return f"{tidy(watts / 1000)} kW"
+
+
+@pyscript_compile
+def as_percentage(fraction):
+    """Write a ratio as FlexMeasures reads it."""
+    return f"{tidy(fraction * 100)} %"
+
+
+@pyscript_compile
+def tidy(number):
+    """Return the number without the noise of binary fractions (9 decimals)."""
+    return round(number, 9) + 0.0

@@ -1,0 +1,199 @@
+"""A schedule: what FlexMeasures answers for one power sensor, and what follows from it."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import isodate
+
+import flexmeasures_optimiser.quantities as quantities
+
+HOUR = timedelta(hours=1)
+TOLERANCE = 0.001
+
+
+@pyscript_compile
+def record():
+    """Define the record: natively, so that compiled code can make it."""
+
+    @dataclass
+    class Schedule:
+        """Values per interval, consumption positive.
+
+        `unit` is the user's (W, kW, MW: mean power; Wh, kWh, MWh: energy of the interval). An interval
+        without a value holds None. `soc` is the expected state of charge in `soc_unit` at each
+        interval's start and, last, at the schedule's end; None where it cannot be told.
+        """
+
+        start: datetime
+        resolution: timedelta
+        unit: str
+        values: list
+        soc_unit: str
+        soc: list | None
+        missed_targets: list
+        cost: Any
+        updated_at: datetime
+
+    return Schedule
+
+
+Schedule = record()
+
+
+@pyscript_compile
+def end(schedule):
+    """Return the moment at which the last interval ends."""
+    return schedule.start + len(schedule.values) * schedule.resolution
+
+
+@pyscript_compile
+def covers(schedule, moment):
+    """Tell whether the moment lies in the schedule."""
+    return schedule.start <= moment < end(schedule)
+
+
+@pyscript_compile
+def value_at(schedule, moment):
+    """Return the value of the interval that the moment is in, or None."""
+    if not covers(schedule, moment):
+        return None
+    return schedule.values[(moment - schedule.start) // schedule.resolution]
+
+
+@pyscript_compile
+def interval_start(schedule, moment):
+    """Return when the interval that the moment is in began."""
+    return schedule.start + (moment - schedule.start) // schedule.resolution * schedule.resolution
+
+
+@pyscript_compile
+def next_boundary(schedule, moment):
+    """Return when the state changes next: the next interval's start, or the schedule's end; else None."""
+    if moment < schedule.start:
+        return schedule.start
+    if moment < end(schedule):
+        return interval_start(schedule, moment) + schedule.resolution
+    return None
+
+
+@pyscript_compile
+def shift_up(moment, resolution, timezone):
+    """Return the first tick of a sensor's clock that is not before the moment.
+
+    The clock ticks in the sensor's own time zone, which matters for 60 minutes where the offset
+    from UTC is not whole hours.
+    """
+    offset = moment.astimezone(ZoneInfo(timezone)).utcoffset()
+    since = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC) + offset
+    return datetime(1970, 1, 1, tzinfo=UTC) + -(-since // resolution) * resolution - offset
+
+
+@pyscript_compile
+def from_reply(reply, unit, now, soc_unit):
+    """Make a schedule of the server's reply (`start`, `duration`, `unit`, `values`; power)."""
+    values = [None if value is None or math.isnan(value) else value for value in reply["values"]]
+    resolution = isodate.parse_duration(reply["duration"]) / len(values)
+    return Schedule(
+        start=datetime.fromisoformat(reply["start"]).astimezone(UTC),
+        resolution=resolution,
+        unit=unit,
+        values=[in_unit(value, reply["unit"], unit, resolution) for value in values],
+        soc_unit=soc_unit,
+        soc=None,
+        missed_targets=[],
+        cost=cost(reply),
+        updated_at=now,
+    )
+
+
+@pyscript_compile
+def in_unit(value, reply_unit, unit, resolution):
+    """Convert an interval's mean power to the user's unit; energy is that of the whole interval."""
+    if value is None or unit == reply_unit:
+        return value
+    watts = quantities.power(value, reply_unit)
+    if unit in quantities.ENERGY_UNITS:
+        return quantities.tidy(watts * (resolution / HOUR) / quantities.energy(1, unit))
+    return quantities.tidy(watts / quantities.power(1, unit))
+
+
+@pyscript_compile
+def watts(schedule):
+    """Return the mean power of each interval in W; an interval without a value counts as 0."""
+    if schedule.unit in quantities.ENERGY_UNITS:
+        factor = quantities.energy(1, schedule.unit) / (schedule.resolution / HOUR)
+    else:
+        factor = quantities.power(1, schedule.unit)
+    return [(value or 0.0) * factor for value in schedule.values]
+
+
+@pyscript_compile
+def cost(reply):
+    """Return the sum of the commitment costs that the server reports (in its currency), or None."""
+    costs = (reply.get("scheduler_info") or {}).get("commitment_costs")
+    return quantities.tidy(sum(costs.values())) if costs else None
+
+
+@pyscript_compile
+def expected_soc(schedule, soc_at_start, flex_model):
+    """Return the state of charge in Wh at each interval's start and at the end, as FlexMeasures reckons.
+
+    The flex-model's efficiencies, soc-gain and soc-usage count. None where one of them is no fixed
+    quantity but a sensor or a time series, since only the server knows its values.
+    """
+    try:
+        roundtrip = quantities.ratio(flex_model.get("roundtrip-efficiency") or 1) ** 0.5
+        charging = quantities.ratio(flex_model.get("charging-efficiency") or roundtrip)
+        discharging = quantities.ratio(flex_model.get("discharging-efficiency") or roundtrip)
+        keeping = quantities.ratio(flex_model.get("storage-efficiency") or 1)
+        drift = sum(quantities.power(each, "MW") for each in flex_model.get("soc-gain") or [])
+        drift -= sum(quantities.power(each, "MW") for each in flex_model.get("soc-usage") or [])
+    except (TypeError, ValueError):
+        return None
+    if min(discharging, keeping) <= 0:
+        return None
+    hours = schedule.resolution / HOUR
+    spread = 1 if keeping == 1 else (keeping - 1) / math.log(keeping)
+    soc = [soc_at_start]
+    for power in watts(schedule):
+        change = (power * charging if power > 0 else power / discharging) + drift
+        soc.append(soc[-1] * keeping + change * hours * spread)
+    return soc
+
+
+@pyscript_compile
+def soc_at(schedule, soc, moment):
+    """Return the state of charge (Wh) at a moment within the schedule, between steps linearly."""
+    steps = (moment - schedule.start) / schedule.resolution
+    step = min(int(steps), len(soc) - 2)
+    return soc[step] + (steps - step) * (soc[step + 1] - soc[step])
+
+
+@pyscript_compile
+def missed(schedule, soc, field, wishes, short_of):
+    """Return the wishes (soc_targets, soc_minima, soc_maxima) that the schedule does not fulfil.
+
+    `short_of(asked, reached)` is by how many Wh the state of charge fails. Of a wish that holds for
+    a span, the worst moment in it is told. A wish outside the schedule is not judged.
+    """
+    found = []
+    for wish in wishes:
+        first, last = max(wish.start, schedule.start), min(wish.end, end(schedule))
+        if first > last:
+            continue
+        ticks = [schedule.start + step * schedule.resolution for step in range(len(soc))]
+        moments = [first, *[tick for tick in ticks if first < tick < last], last]
+        worst = max(moments, key=lambda moment: short_of(wish.value, soc_at(schedule, soc, moment)))
+        reached = soc_at(schedule, soc, worst)
+        if short_of(wish.value, reached) > TOLERANCE * max(1.0, abs(wish.value)):
+            found.append({"field": field, "datetime": worst, "asked": wish.value, "reached": reached})
+    return found
+
+
+@pyscript_compile
+def starts(schedule):
+    """Return when each interval starts."""
+    return [schedule.start + step * schedule.resolution for step in range(len(schedule.values))]

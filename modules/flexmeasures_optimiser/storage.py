@@ -1,0 +1,107 @@
+"""A storage device as FlexMeasures' problem: its flex-model and the site's flex-context."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import flexmeasures_optimiser.quantities as quantities
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Wish:
+        """A state of charge (Wh) that is wanted from `start` to `end`; the two are equal for a moment."""
+
+        start: datetime
+        end: datetime
+        value: float
+
+    @dataclass
+    class Storage:
+        """A battery (or the like) now: energies in Wh, power in W, efficiency as a ratio.
+
+        `flex_model` holds raw FlexMeasures fields, which prevail over ours.
+        """
+
+        power_sensor: int
+        soc_at_start: float
+        soc_min: float
+        soc_max: float
+        soc_sensor: int | None = None
+        soc_targets: list = field(default_factory=list)
+        soc_minima: list = field(default_factory=list)
+        soc_maxima: list = field(default_factory=list)
+        power_capacity: float | None = None
+        roundtrip_efficiency: float | None = None
+        flex_model: Any = None
+
+    return Wish, Storage
+
+
+Wish, Storage = records()
+
+
+@pyscript_compile
+def flex_model(storage, start, end):
+    """Return the device's entry for a trigger's `flex-model` list.
+
+    A state of charge outside [soc_min, soc_max] would be infeasible: the hard bound is widened to
+    it, and the wanted bound is asked for softly over the whole window.
+    """
+    soc = storage.soc_at_start
+    minima, maxima = list(storage.soc_minima), list(storage.soc_maxima)
+    if soc < storage.soc_min:
+        minima.append(Wish(start, end, storage.soc_min))
+    if soc > storage.soc_max:
+        maxima.append(Wish(start, end, storage.soc_max))
+    model = {
+        "sensor": storage.power_sensor,
+        "soc-at-start": quantities.as_energy(soc),
+        "soc-min": quantities.as_energy(min(storage.soc_min, soc)),
+        "soc-max": quantities.as_energy(max(storage.soc_max, soc)),
+        "soc-targets": [as_event(wish) for wish in storage.soc_targets],
+        "soc-minima": [as_event(wish) for wish in minima],
+        "soc-maxima": [as_event(wish) for wish in maxima],
+        "power-capacity": storage.power_capacity and quantities.as_power(storage.power_capacity),
+        "roundtrip-efficiency": (
+            storage.roundtrip_efficiency and quantities.as_percentage(storage.roundtrip_efficiency)
+        ),
+        "state-of-charge": storage.soc_sensor and {"sensor": storage.soc_sensor},
+    }
+    raw = storage.flex_model or {}
+    if {"charging-efficiency", "discharging-efficiency"} & raw.keys():
+        model["roundtrip-efficiency"] = None
+    return {name: value for name, value in model.items() if value or value == 0} | raw
+
+
+@pyscript_compile
+def as_event(wish):
+    """Write a wish as FlexMeasures' time series item."""
+    value = quantities.as_energy(wish.value)
+    if wish.start == wish.end:
+        return {"datetime": wish.start.isoformat(), "value": value}
+    return {"start": wish.start.isoformat(), "end": wish.end.isoformat(), "value": value}
+
+
+@pyscript_compile
+def flex_context(consumption_price_sensor, production_price_sensor, site_power_capacity, *raw):
+    """Return the trigger's `flex-context`: prices, the site's capacity (W), and raw fields, merged last."""
+    context = {
+        "consumption-price": {"sensor": consumption_price_sensor},
+        "production-price": {"sensor": production_price_sensor},
+    }
+    if site_power_capacity is not None:
+        context["site-power-capacity"] = quantities.as_power(site_power_capacity)
+    for addition in raw:
+        context |= addition or {}
+    return context
+
+
+@pyscript_compile
+def last_wish(storage):
+    """Return when the last target, minimum or maximum ends, or None."""
+    wishes = [*storage.soc_targets, *storage.soc_minima, *storage.soc_maxima]
+    return max((wish.end for wish in wishes), default=None)

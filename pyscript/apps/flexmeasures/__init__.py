@@ -1,0 +1,84 @@
+"""FlexMeasures for pyscript: the services that a user calls, and the app's start and stop."""
+
+import flexmeasures.configuration as configuration
+import flexmeasures_home.app as home
+import flexmeasures_home.services as services
+
+try:
+    section = pyscript.app_config
+except NameError:
+    section = None
+app = home.App(*configuration.read(section))
+
+
+@time_trigger("startup")
+async def startup():
+    """Start the app, instead of the one before a reload."""
+    await home.swap_in(app)
+
+
+@time_trigger("shutdown")
+async def shutdown():
+    """Stop the app, unless its successor has done so."""
+    await home.swap_out(app)
+
+
+@service("flexmeasures.trigger_and_get_schedule", supports_response="optional")
+async def trigger_and_get_schedule(**data):
+    """yaml
+    name: Trigger and get schedule
+    description: >-
+      Asks FlexMeasures for the cheapest schedule of the device, waits for it, and shows it as
+      sensor.flexmeasures_schedule. Positive is consumption.
+    fields:
+      soc_at_start:
+        name: State of charge at start
+        description: >-
+          A number in soc_unit, or text such as "5.2 kWh" or "80 %". Required unless soc_entity is configured.
+        example: 5.2
+        selector:
+          text:
+      soc_targets:
+        name: SoC targets
+        description: Wanted states of charge, each with a value and a datetime, or start and end.
+        example: "[{value: 9, datetime: '2026-01-15T07:00:00+01:00'}]"
+        selector:
+          object:
+      soc_minima:
+        name: SoC minima
+        description: Lowest wanted states of charge, in the form of the targets.
+        example: "[{value: 2, start: '2026-01-15T17:00:00+01:00', end: '2026-01-15T21:00:00+01:00'}]"
+        selector:
+          object:
+      soc_maxima:
+        name: SoC maxima
+        description: Highest wanted states of charge, in the form of the targets.
+        example: "[{value: 8, datetime: '2026-01-15T12:00:00+01:00'}]"
+        selector:
+          object:
+      start:
+        name: Start
+        description: Where the schedule starts, shifted up to the power sensor's resolution. Now by default.
+        example: "2026-01-15T07:00:00+01:00"
+        selector:
+          datetime:
+      duration:
+        name: Duration
+        description: ISO 8601. The configured schedule_duration by default.
+        example: PT24H
+        selector:
+          text:
+      flex_model:
+        name: Flex-model
+        description: FlexMeasures' own fields for the device, which prevail over the configured ones.
+        example: "{prefer-charging-sooner: false}"
+        selector:
+          object:
+      flex_context:
+        name: Flex-context
+        description: FlexMeasures' own fields for the site, which prevail over the configured ones.
+        example: "{site-consumption-capacity: 5 kW}"
+        selector:
+          object:
+    """
+    return await services.run(app, "trigger_and_get_schedule", data)

@@ -1,0 +1,147 @@
+"""The configuration under `pyscript: apps: flexmeasures:`, checked once."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import voluptuous as vol
+
+import flexmeasures_home.fields as fields
+import flexmeasures_optimiser.connection as connection
+import flexmeasures_optimiser.quantities as quantities
+
+
+@pyscript_compile
+def record():
+    """Define the record: natively, so that compiled code can make it."""
+
+    @dataclass
+    class Configuration:
+        """One device as configured: power in W, energy in Wh, efficiency as a ratio."""
+
+        host: str
+        username: str
+        password: str
+        power_sensor: int
+        consumption_price_sensor: int
+        production_price_sensor: int
+        soc_sensor: int | None
+        rm_discharge_sensor: int | None
+        schedule_duration: timedelta
+        soc_unit: str
+        soc_min: float
+        soc_max: float
+        power_capacity: float | None
+        roundtrip_efficiency: float | None
+        schedule_unit: str
+        soc_entity: str | None
+        site: int | None
+        site_power_capacity: float | None
+        flex_model: Any
+        flex_context: Any
+
+    return Configuration
+
+
+Configuration = record()
+
+
+@pyscript_compile
+def host(value):
+    """Return the host as given, if flexmeasures-client can use it."""
+    connection.address(fields.text(value))
+    return value
+
+
+@pyscript_compile
+def username(value):
+    """Return the e-mail address that FlexMeasures takes as the user's name."""
+    name, _at, domain = fields.text(value).partition("@")
+    if not name or "." not in domain:
+        raise ValueError
+    return value
+
+
+@pyscript_compile
+def roundtrip_efficiency(value):
+    """Return a ratio; above 1 a bare number is a percentage."""
+    number, unit = quantities.parse(value)
+    share = quantities.ratio(value) if unit or number <= 1 else number / 100
+    if not 0 < share <= 1:
+        raise ValueError
+    return share
+
+
+@pyscript_compile
+def entity(value):
+    """Return "sensor.x", or "sensor.x.attribute"."""
+    if len(fields.text(value).split(".")) not in (2, 3) or not all(value.split(".")):
+        raise ValueError
+    return value
+
+
+@pyscript_compile
+def one_of(units):
+    """Return a validator of a unit."""
+    return vol.Any(*units, msg=f"expected one of {', '.join(units)}")
+
+
+STATE_OF_CHARGE = fields.expects(quantities.parse, "a number in soc_unit")
+SCHEMA = vol.Schema(
+    {
+        vol.Required("host"): fields.expects(
+            host, "an address such as flexmeasures.io or http://localhost:5000, without a path"
+        ),
+        vol.Required("username"): fields.expects(username, "the e-mail address of a FlexMeasures user"),
+        vol.Required("password"): fields.expects(fields.text, "a text that is not empty"),
+        vol.Required("power_sensor"): fields.SENSOR,
+        vol.Required("consumption_price_sensor"): fields.SENSOR,
+        vol.Optional("production_price_sensor"): fields.SENSOR,
+        vol.Optional("soc_sensor"): fields.SENSOR,
+        vol.Optional("rm_discharge_sensor"): fields.SENSOR,
+        vol.Optional("schedule_duration", default="PT24H"): fields.SCHEDULE_DURATION,
+        vol.Optional("soc_unit", default="kWh"): one_of(quantities.ENERGY_UNITS),
+        vol.Required("soc_min"): STATE_OF_CHARGE,
+        vol.Required("soc_max"): STATE_OF_CHARGE,
+        vol.Optional("power_capacity"): fields.POWER,
+        vol.Optional("roundtrip_efficiency"): fields.expects(
+            roundtrip_efficiency, "an efficiency such as 0.9 or '90 %'"
+        ),
+        vol.Optional("schedule_unit", default="kW"): one_of(
+            (*quantities.POWER_UNITS, *quantities.ENERGY_UNITS)
+        ),
+        vol.Optional("soc_entity"): fields.expects(
+            entity, "an entity such as sensor.battery, or sensor.battery.attribute"
+        ),
+        vol.Optional("site"): fields.ASSET,
+        vol.Optional("site_power_capacity"): fields.POWER,
+        vol.Optional("flex_model"): fields.RAW_FIELDS,
+        vol.Optional("flex_context"): fields.RAW_FIELDS,
+    }
+)
+
+
+@pyscript_compile
+def read(section):
+    """Return (Configuration, []), or (None, a sentence for each mistake)."""
+    section = {} if section is None else section
+    if not isinstance(section, dict):
+        return None, ["expected keys and values under apps: flexmeasures:"]
+    known = [str(key) for key in SCHEMA.schema]
+    try:
+        given = SCHEMA(section)
+    except vol.Invalid as invalid:
+        return None, fields.mistakes(invalid, section, known, "key of this app")
+    found = dict.fromkeys(Configuration.__dataclass_fields__) | given
+    try:
+        full = found["soc_max"] = quantities.energy(section["soc_max"], found["soc_unit"])
+        found["soc_min"] = quantities.energy(section["soc_min"], found["soc_unit"], full)
+    except ValueError as error:
+        return None, [f"soc_min, soc_max: {error}"]
+    if not 0 <= found["soc_min"] < full:
+        return None, [
+            f"soc_min, soc_max: expected 0 <= soc_min < soc_max, "
+            f"but got {section['soc_min']!r} and {section['soc_max']!r}"
+        ]
+    found["production_price_sensor"] = given.get("production_price_sensor", given["consumption_price_sensor"])
+    return Configuration(**found), []

@@ -1,0 +1,107 @@
+"""The app in Home Assistant, against the real FlexMeasures server."""
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import pytest
+from flexmeasures_client import FlexMeasuresClient
+from homeassistant.components import persistent_notification
+
+SCHEDULE = "sensor.flexmeasures_schedule"
+STATUS = "sensor.flexmeasures_status"
+
+
+@pytest.fixture
+def app_config(flexmeasures_server) -> dict:
+    """Return a right configuration of the seeded battery: 1 to 10 kWh, 5 kW."""
+    ids = flexmeasures_server.ids
+    return {
+        "host": flexmeasures_server.url,
+        "username": ids.username,
+        "password": ids.password,
+        "power_sensor": ids.power_sensor,
+        "soc_sensor": ids.soc_sensor,
+        "consumption_price_sensor": ids.price_sensor,
+        "soc_min": 1,
+        "soc_max": 10,
+        "power_capacity": "5 kW",
+        "roundtrip_efficiency": 0.9,
+    }
+
+
+class Home:
+    """What a user sees and does in Home Assistant."""
+
+    def __init__(self, hass) -> None:
+        """Remember the events of new schedules."""
+        self.hass = hass
+        self.updates = []
+        hass.bus.async_listen("flexmeasures_schedule_updated", self.updates.append)
+
+    async def plan(self, **data) -> dict:
+        """Call the main service, and return its response."""
+        return await self.hass.services.async_call(
+            "flexmeasures", "trigger_and_get_schedule", data, blocking=True, return_response=True
+        )
+
+    def schedule(self):
+        """Return the schedule's state."""
+        return self.hass.states.get(SCHEDULE)
+
+    def status(self):
+        """Return the status."""
+        return self.hass.states.get(STATUS)
+
+    def notifications(self) -> dict[str, str]:
+        """Return the texts of the persistent notifications by their ids."""
+        found = persistent_notification._async_get_or_create_notifications(self.hass)
+        return {name: notification["message"] for name, notification in found.items()}
+
+    @property
+    def device(self):
+        """Return the app's only device."""
+        return self.hass.data["flexmeasures_for_pyscript"].running.devices[0]
+
+    async def checked(self) -> None:
+        """Wait for the check of the server that follows a start."""
+        await self.device.check
+
+
+@pytest.fixture
+async def start(pyscript_hass, socket_enabled):
+    """Return a function that starts the app with a configuration."""
+
+    async def start(app_config: dict) -> Home:
+        return Home(await pyscript_hass(app_config))
+
+    return start
+
+
+@pytest.fixture
+async def home(start, app_config) -> Home:
+    """Return a home whose app runs and has found its server."""
+    home = await start(app_config)
+    await home.checked()
+    return home
+
+
+@pytest.fixture
+async def client(flexmeasures_server, socket_enabled):
+    """Return a client of the user's own."""
+    async with contextlib.AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        host = flexmeasures_server.url.removeprefix("http://")
+        yield FlexMeasuresClient(
+            flexmeasures_server.password,
+            flexmeasures_server.username,
+            host,
+            session=session,
+            request_retry_interval=0.2,
+        )
+
+
+def in_hours(hours: float) -> str:
+    """Return a time some hours after the next full quarter."""
+    quarter = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=15)
+    return (quarter - timedelta(minutes=quarter.minute % 15) + timedelta(hours=hours)).isoformat()

@@ -1,0 +1,236 @@
+"""What goes wrong is raised to the caller, shown, notified once, and costs no schedule."""
+
+import logging
+
+import pytest
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+
+from tests.apps.flexmeasures.conftest import STATUS, in_hours
+from tests.parts import in_process
+from tests.parts.home_assistant import free_port
+
+
+async def fails(home, kind, says, state, cause, **data):
+    """Call the main service; check that the failure is told in every place, and once."""
+    before = home.schedule()
+    with pytest.raises(kind) as caught:
+        await home.plan(**data)
+    text = str(caught.value)
+    assert says in text
+    assert home.status().state == state
+    assert home.status().attributes["last_error"] == text
+    assert home.schedule().state == before.state
+    assert home.schedule().attributes == before.attributes
+    expected = {} if cause is None else {f"flexmeasures_{cause}": text}
+    assert home.notifications() == expected
+    assert home.updates == []
+    return text
+
+
+async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog):
+    home = await start({"host": "localhost", "username": "me", "power_sensor": "two", "soc_min": 1})
+    assert home.status().state == "misconfigured"
+    message = home.notifications()["flexmeasures_misconfigured"]
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    for mistake in (
+        "username: expected the e-mail address of a FlexMeasures user, but got 'me'",
+        "power_sensor: expected the number of a FlexMeasures sensor, such as 12, but got 'two'",
+        "password is missing",
+        "consumption_price_sensor is missing",
+        "soc_max is missing",
+    ):
+        assert f"- {mistake}" in message
+        assert f"Configuration: {mistake}" in errors
+    with pytest.raises(HomeAssistantError, match="misconfigured: .*soc_max is missing"):
+        await home.plan(soc_at_start=3)
+
+
+async def test_an_empty_configuration_is_told(start):
+    home = await start({})
+    assert home.status().state == "misconfigured"
+    assert "- host is missing" in home.notifications()["flexmeasures_misconfigured"]
+
+
+async def test_a_corrected_configuration_takes_the_notification_away(start, app_config):
+    home = await start(app_config | {"soc_max": 0})
+    assert "flexmeasures_misconfigured" in home.notifications()
+    assert home.status().state == "misconfigured"
+    in_process.configure(home.hass, app_config)
+    await in_process.reload(home.hass)
+    await home.checked()
+    assert home.notifications() == {}
+    assert home.status().state == "ok"
+
+
+async def test_a_server_that_cannot_be_reached(start, app_config):
+    home = await start(app_config | {"host": f"http://127.0.0.1:{free_port()}"})
+    await home.checked()
+    assert home.status().state == "unreachable"
+    says = "cannot be reached at http://127.0.0.1:"
+    await fails(home, HomeAssistantError, says, "unreachable", None, soc_at_start=4)
+
+
+async def test_a_server_that_is_away_for_long_is_notified(start, app_config, freezer):
+    home = await start(app_config | {"host": f"http://127.0.0.1:{free_port()}"})
+    await home.checked()
+    freezer.tick(16 * 60)
+    says = "cannot be reached"
+    await fails(home, HomeAssistantError, says, "unreachable", "unreachable", soc_at_start=4)
+
+
+async def test_a_wrong_password(start, app_config):
+    home = await start(app_config | {"password": "not-this-one"})
+    await home.checked()
+    assert home.status().state == "unauthorized"
+    text = await fails(
+        home, HomeAssistantError, "check username and password", "unauthorized", "unauthorized", soc_at_start=4
+    )
+    assert "not-this-one" not in text
+
+
+async def test_an_unknown_user(start, app_config):
+    home = await start(app_config | {"username": "nobody@example.org"})
+    says = "check username and password"
+    await fails(home, HomeAssistantError, says, "unauthorized", "unauthorized", soc_at_start=4)
+
+
+@pytest.mark.parametrize("key", ["power_sensor", "consumption_price_sensor", "production_price_sensor"])
+async def test_an_unknown_sensor(start, app_config, key):
+    home = await start(app_config | {key: 99999})
+    await fails(home, HomeAssistantError, "sensor 99999", "error", "unknown_sensor", soc_at_start=4)
+
+
+async def test_an_instantaneous_power_sensor(start, app_config, flexmeasures_server):
+    home = await start(app_config | {"power_sensor": flexmeasures_server.ids.soc_sensor})
+    await fails(home, HomeAssistantError, "is instantaneous", "error", "unknown_sensor", soc_at_start=4)
+
+
+async def test_a_power_sensor_of_another_account(start, app_config, flexmeasures_server):
+    foreign = flexmeasures_server.foreign.power_sensor
+    home = await start(app_config | {"power_sensor": foreign})
+    await home.checked()
+    says = f"may not use sensor {foreign}"
+    await fails(home, HomeAssistantError, says, "error", "no_access", soc_at_start=4)
+
+
+async def test_a_price_sensor_of_another_account(start, app_config, flexmeasures_server):
+    home = await start(app_config | {"consumption_price_sensor": flexmeasures_server.foreign.price_sensor})
+    says = "may not use the sensor given as consumption-price"
+    await fails(home, HomeAssistantError, says, "error", "no_access", soc_at_start=4)
+
+
+async def test_missing_prices_name_the_sensor(start, app_config, flexmeasures_server):
+    empty = flexmeasures_server.ids.empty_price_sensor
+    home = await start(app_config | {"consumption_price_sensor": empty})
+    says = f"no prices for the planning window on sensor {empty}"
+    await fails(home, HomeAssistantError, says, "error", "prices_missing", soc_at_start=4)
+
+
+async def test_limits_that_cannot_be_met(home):
+    says = "no schedule that meets all limits"
+    raw = {"soc-min": "5 kWh", "soc-at-start": "1 kWh"}
+    await fails(home, HomeAssistantError, says, "error", "infeasible", soc_at_start=4, flex_model=raw)
+
+
+async def test_a_field_that_the_server_does_not_know(home):
+    says = "does not accept the request for asset"
+    text = await fails(
+        home, HomeAssistantError, says, "error", "invalid_problem", soc_at_start=4, flex_model={"soc-mox": "5 kWh"}
+    )
+    assert "soc-mox: Unknown field." in text
+
+
+async def test_the_rate_limit_says_when_to_try_again(start, app_config, flexmeasures_server):
+    limited = flexmeasures_server.limited
+    home = await start(
+        app_config
+        | {
+            "username": limited.username,
+            "password": limited.password,
+            "power_sensor": limited.power_sensor,
+            "soc_sensor": limited.soc_sensor,
+            "consumption_price_sensor": limited.empty_price_sensor,
+        }
+    )
+    for _ in range(2):
+        with pytest.raises(HomeAssistantError, match="no prices"):
+            await home.plan(soc_at_start=4)
+    with pytest.raises(HomeAssistantError, match=r"asks to wait \(429\): try again in \d+ s, after \d\d:\d\d:\d\d"):
+        await home.plan(soc_at_start=4)
+    assert home.status().state == "error"
+
+
+async def test_a_job_that_takes_too_long(home):
+    in_process.module_globals("flexmeasures_optimiser.planning")["JOB_SECONDS"] = 0
+    says = "did not finish within 0 seconds"
+    await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P7D")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({}, "soc_at_start is missing"),
+        ({"soc_at_start": "full"}, "soc_at_start: expected a number in kWh"),
+        ({"soc_at_start": "unavailable"}, "soc_at_start: expected a number in kWh"),
+        ({"soc_at_start": -1}, "soc_at_start: expected a number in kWh"),
+        ({"soc_at_start": 4, "duration": "a day"}, "duration: expected an ISO 8601 duration"),
+        ({"soc_at_start": 4, "duration": "P400D"}, "at most P31D"),
+        ({"soc_at_start": 4, "start": "soon"}, "start: expected a date and time"),
+        ({"soc_at_start": 4, "soc_targets": [{"value": 9}]}, "soc_targets[0]: expected datetime"),
+        ({"soc_at_start": 4, "soc_minima": "9"}, "soc_minima[0]: expected items such as"),
+        ({"soc_at_start": 4, "soc_maxima": [{"value": "x", "datetime": in_hours(3)}]}, "soc_maxima[0].value: exp"),
+        ({"soc_at_start": 4, "soc_targets": [{"value": 9, "datetime": in_hours(-3)}]}, "soc_targets[0]: "),
+        ({"soc_at_start": 4, "flex_model": ["soc-max"]}, "flex_model: expected FlexMeasures' own fields"),
+        ({"soc_at_start": 4, "flex_context": "x"}, "flex_context: expected FlexMeasures' own fields"),
+        ({"soc_at_start": 4, "soc_target": []}, "soc_target is no field of this service: did you mean soc_targets?"),
+    ],
+)
+async def test_a_wrong_field_is_named(home, data, says):
+    await fails(home, ServiceValidationError, says, "error", "wrong_call", **data)
+
+
+async def test_an_entity_without_a_soc(start, app_config):
+    home = await start(app_config | {"soc_entity": "sensor.battery"})
+    await home.checked()
+    with pytest.raises(HomeAssistantError, match="sensor.battery does not exist"):
+        await home.plan()
+    home.hass.states.async_set("sensor.battery", "unavailable")
+    with pytest.raises(HomeAssistantError, match="sensor.battery is 'unavailable'"):
+        await home.plan()
+
+
+async def test_a_failure_keeps_the_schedule_and_a_success_clears_it(home):
+    await home.plan(soc_at_start=4)
+    home.updates.clear()
+    raw = {"soc-mox": "5 kWh"}
+    await fails(
+        home, HomeAssistantError, "Unknown field", "error", "invalid_problem", soc_at_start=4, flex_model=raw
+    )
+    await home.plan(soc_at_start=4)
+    assert home.notifications() == {}
+    assert home.status().state == "ok"
+    assert home.status().attributes["last_error"] is None
+
+
+async def test_the_status_is_planning_meanwhile(home):
+    seen = []
+    home.hass.bus.async_listen(
+        "state_changed",
+        lambda event: event.data["entity_id"] == STATUS and seen.append(event.data["new_state"].state),
+    )
+    await home.plan(soc_at_start=4, duration="PT2H")
+    await home.hass.async_block_till_done()
+    assert seen[0] == "planning"
+    assert seen[-1] == "ok"
+
+
+async def test_no_secret_reaches_the_log_at_any_level(start, app_config, caplog):
+    caplog.set_level(logging.DEBUG)
+    home = await start(app_config)
+    await home.checked()
+    await home.plan(soc_at_start=4, duration="PT2H")
+    client = home.device.link.client
+    assert any("requestAuthToken" in record.getMessage() for record in caplog.records)
+    for secret in (app_config["password"], client.access_token):
+        assert secret not in caplog.text
+        assert secret not in repr([state.as_dict() for state in home.hass.states.async_all()])

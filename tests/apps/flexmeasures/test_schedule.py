@@ -1,0 +1,241 @@
+"""`flexmeasures.trigger_and_get_schedule` in Home Assistant, answered by the real server."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import homeassistant.util.dt as dt_util
+import pytest
+from pytest_homeassistant_custom_component.common import async_fire_time_changed
+
+from tests.apps.flexmeasures.conftest import in_hours
+from tests.parts import in_process
+
+QUARTER = timedelta(minutes=15)
+
+
+def starts(response) -> list[datetime]:
+    """Return when the intervals of a response start."""
+    return [datetime.fromisoformat(entry["start"]) for entry in response["schedule"]]
+
+
+def values(response) -> list[float]:
+    """Return the values of a response."""
+    return [entry["value"] for entry in response["schedule"]]
+
+
+async def test_the_schedule_equals_a_direct_clients(home, client, flexmeasures_server):
+    response = await home.plan(soc_at_start=4)
+    ids = flexmeasures_server.ids
+    direct = await client.trigger_and_get_schedule(
+        asset_id=ids.site,
+        start=response["start"],
+        duration="PT24H",
+        flex_model=[
+            {
+                "sensor": ids.power_sensor,
+                "soc-at-start": "4 kWh",
+                "soc-min": "1 kWh",
+                "soc-max": "10 kWh",
+                "power-capacity": "5 kW",
+                "roundtrip-efficiency": "90 %",
+            }
+        ],
+        flex_context={
+            "consumption-price": {"sensor": ids.price_sensor},
+            "production-price": {"sensor": ids.price_sensor},
+        },
+        unit="kW",
+    )
+    assert values(response) == direct[0]["values"]
+    assert len(values(response)) == 96
+    assert set(map(type, values(response))) == {float}
+    assert min(values(response)) < 0 < max(values(response))
+    assert datetime.fromisoformat(direct[0]["start"]) == starts(response)[0]
+    shown = home.schedule().attributes
+    assert shown["schedule"] == response["schedule"]
+    for name in ("start", "duration", "resolution", "soc", "missed_targets"):
+        assert shown[name] == response[name]
+    assert response["unit"] == shown["unit_of_measurement"] == "kW"
+    assert response["duration"] == "P1D"
+    assert response["cost"] == pytest.approx(sum(direct[0]["scheduler_info"]["commitment_costs"].values()))
+    assert home.status().state == "ok"
+    assert home.status().attributes["server_version"] == "1.0.1"
+    assert home.status().attributes["last_success"] == shown["updated_at"] or home.status().attributes
+    assert [event.data["start"] for event in home.updates] == [response["start"]]
+
+
+async def test_the_expected_soc_is_the_servers_own(home, client, flexmeasures_server):
+    response = await home.plan(soc_at_start=4)
+    ids = flexmeasures_server.ids
+    told = await client.get_sensor_data(
+        ids.soc_sensor, start=response["start"], duration="PT24H", unit="kWh", resolution="PT15M"
+    )
+    assert response["soc"][:96] == pytest.approx(told["values"], abs=0.01)
+    assert min(response["soc"]) >= 1 - 1e-6
+    assert max(response["soc"]) <= 10 + 1e-6
+
+
+@pytest.mark.parametrize("minutes", [5, 15, 60])
+async def test_the_start_is_shifted_up_to_the_power_sensors_resolution(
+    start, app_config, flexmeasures_server, minutes
+):
+    ids = flexmeasures_server.ids
+    sensors = {5: ids.power_sensor_5min, 15: ids.power_sensor, 60: ids.power_sensor_60min}
+    home = await start(app_config | {"power_sensor": sensors[minutes], "schedule_duration": "PT6H"})
+    before = datetime.now(UTC)
+    response = await home.plan(soc_at_start=4)
+    first = starts(response)[0]
+    assert first.timestamp() % (minutes * 60) == 0
+    assert timedelta(0) <= first - before < timedelta(minutes=minutes) + timedelta(seconds=5)
+    assert len(response["schedule"]) == 360 / minutes
+
+
+async def test_a_new_plan_knows_new_prices(home, flexmeasures_server, client):
+    first = await home.plan(soc_at_start=4, start=in_hours(1), duration="PT6H")
+    first_values = values(first)
+    await client.post_sensor_data(
+        flexmeasures_server.ids.price_sensor,
+        start=datetime.now(UTC).replace(minute=0, second=0, microsecond=0),
+        duration="PT24H",
+        unit="EUR/kWh",
+        values=[0.5 - 0.02 * hour for hour in range(24)],
+    )
+    try:
+        second = await home.plan(soc_at_start=4, start=in_hours(1), duration="PT6H")
+    finally:
+        flexmeasures_server.post_prices(datetime.now(UTC))
+    assert values(second) != first_values
+
+
+@pytest.mark.parametrize(("soc", "towards"), [(0.4, 1), (11.5, -1)])
+async def test_a_soc_outside_the_limits_is_brought_back(home, soc, towards):
+    response = await home.plan(soc_at_start=soc)
+    assert values(response)[0] * towards == pytest.approx(5 if towards < 0 else values(response)[0])
+    assert values(response)[0] * towards > 0
+    assert all(1 - 1e-3 <= each <= 10 + 1e-3 for each in response["soc"][4:])
+    assert response["missed_targets"] == []
+
+
+async def test_a_target_that_can_be_reached_is_reached(home):
+    response = await home.plan(soc_at_start=2, soc_targets=[{"value": 9, "datetime": in_hours(6)}])
+    step = starts(response).index(datetime.fromisoformat(in_hours(6)).astimezone(starts(response)[0].tzinfo))
+    assert response["soc"][step] == pytest.approx(9, abs=0.01)
+    assert response["missed_targets"] == []
+
+
+async def test_a_target_that_is_missed_is_listed_with_what_will_be_reached(home):
+    when = in_hours(1)
+    response = await home.plan(soc_at_start=2, soc_targets=[{"value": 10, "datetime": when}])
+    [missed] = response["missed_targets"]
+    assert missed["field"] == "soc_targets"
+    assert datetime.fromisoformat(missed["datetime"]) == datetime.fromisoformat(when)
+    assert missed["asked"] == 10
+    assert 5 < missed["reached"] < 8
+    assert home.schedule().attributes["missed_targets"] == [missed]
+
+
+async def test_a_target_beyond_the_duration_lengthens_the_schedule(home):
+    when = in_hours(8)
+    response = await home.plan(
+        soc_at_start=2, duration="PT2H", soc_targets=[{"value": 9, "datetime": when}]
+    )
+    assert starts(response)[-1] + QUARTER == datetime.fromisoformat(when)
+    assert response["soc"][-1] == pytest.approx(9, abs=0.01)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("W", 1000), ("MW", 0.001), ("kWh", 0.25), ("Wh", 250)])
+async def test_the_schedule_is_in_the_users_unit(start, app_config, unit, factor):
+    home = await start(app_config | {"schedule_unit": unit})
+    response = await home.plan(soc_at_start=4, duration="PT4H")
+    assert response["unit"] == home.schedule().attributes["unit_of_measurement"] == unit
+    powers = [value / factor for value in values(response)]
+    assert max(map(abs, powers)) == pytest.approx(5, abs=0.01)
+    energy = "energy" if unit.endswith("h") else "power"
+    assert home.schedule().attributes["device_class"] == energy
+
+
+@pytest.mark.parametrize(
+    ("entity", "state", "attributes", "soc"),
+    [
+        ("sensor.battery", "40", {"unit_of_measurement": "%"}, 4),
+        ("sensor.battery", "4.2", {"unit_of_measurement": "kWh"}, 4.2),
+        ("sensor.battery", "4200", {"unit_of_measurement": "Wh"}, 4.2),
+        ("sensor.battery", "4.2", {}, 4.2),
+        ("sensor.battery.level", "on", {"level": 3}, 3),
+    ],
+)
+async def test_the_soc_is_taken_from_an_entity(start, app_config, entity, state, attributes, soc):
+    home = await start(app_config | {"soc_entity": entity})
+    home.hass.states.async_set("sensor.battery", state, attributes)
+    response = await home.plan(duration="PT2H")
+    assert response["soc"][0] == pytest.approx(soc)
+    assert (await home.plan(duration="PT2H", soc_at_start=6))["soc"][0] == 6
+
+
+async def test_an_expired_token_is_renewed(home):
+    await home.plan(soc_at_start=4, duration="PT2H")
+    home.device.link.client.access_token = "WyJleHBpcmVkIl0.expired"
+    await home.plan(soc_at_start=4, duration="PT2H")
+    assert home.status().state == "ok"
+
+
+async def test_raw_fields_of_the_call_reach_the_server(home):
+    response = await home.plan(
+        soc_at_start=4, duration="PT6H", flex_model={"production-capacity": "0 kW", "soc-max": "6 kWh"}
+    )
+    assert min(values(response)) >= 0
+    assert max(response["soc"]) <= 6 + 1e-6
+
+
+async def test_the_state_is_renewed_at_each_boundary_without_the_server(home, freezer):
+    response = await home.plan(soc_at_start=4, duration="PT2H")
+    asked = home.updates[:]
+    first = starts(response)[0]
+    for start, value in zip(starts(response), values(response), strict=True):
+        freezer.move_to(start + timedelta(seconds=1))
+        async_fire_time_changed(home.hass)
+        await in_process.settle(home.hass)
+        assert float(home.schedule().state) == value
+    freezer.move_to(first + timedelta(hours=2, seconds=1))
+    async_fire_time_changed(home.hass)
+    await in_process.settle(home.hass)
+    assert home.schedule().state == "unknown"
+    assert home.schedule().attributes["schedule"] == response["schedule"]
+    assert home.status().state == "stale"
+    assert home.updates == asked
+
+
+async def test_before_its_start_the_state_is_unknown(home):
+    await home.plan(soc_at_start=4, start=in_hours(1), duration="PT2H")
+    assert home.schedule().state == "unknown"
+
+
+async def test_a_reload_keeps_the_schedule_and_closes_the_session(home):
+    response = await home.plan(soc_at_start=4)
+    before = home.device
+    state = home.schedule()
+    await in_process.reload(home.hass)
+    assert before.link.client.session.closed
+    assert home.device is not before
+    assert not home.device.link.client.session.closed
+    assert home.schedule().state == state.state
+    assert home.schedule().attributes == state.attributes
+    again = await home.plan(soc_at_start=4)
+    assert len(again["schedule"]) == len(response["schedule"])
+
+
+async def test_calls_at_the_same_time_are_answered_one_after_the_other(home):
+    socs = [2, 4, 6]
+    responses = await asyncio.gather(*(home.plan(soc_at_start=soc, duration="PT2H") for soc in socs))
+    assert [response["soc"][0] for response in responses] == socs
+
+
+async def test_a_day_over_a_clock_change_is_planned_whole(home, flexmeasures_server, client):
+    zone = dt_util.get_time_zone("Europe/Amsterdam")
+    change = datetime(2027, 3, 28, tzinfo=zone)
+    flexmeasures_server.post_prices(change)
+    response = await home.plan(
+        soc_at_start=4, start=change.isoformat(), duration="PT23H", soc_maxima=[]
+    )
+    assert len(set(starts(response))) == 92
+    assert starts(response)[-1] + QUARTER == datetime(2027, 3, 29, tzinfo=zone)

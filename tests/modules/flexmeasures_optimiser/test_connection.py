@@ -1,0 +1,102 @@
+"""Addresses are read, secrets stay out of the log, and failures are told by meaning."""
+
+import logging
+from datetime import UTC, datetime
+
+import pytest
+
+
+@pytest.fixture
+def connection(load):
+    """Return the module."""
+    return load("flexmeasures_optimiser.connection")
+
+
+@pytest.fixture
+def errors(load):
+    """Return the module."""
+    return load("flexmeasures_optimiser.errors")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("flexmeasures.io", ("https", "flexmeasures.io", None)),
+        ("https://flexmeasures.io/", ("https", "flexmeasures.io", None)),
+        ("http://192.168.1.9:5000", ("http", "192.168.1.9", 5000)),
+        ("localhost:5000", ("http", "localhost", 5000)),
+        ("127.0.0.1", ("http", "127.0.0.1", None)),
+        ("homeserver:8443", ("https", "homeserver", 8443)),
+    ],
+)
+def test_an_address_without_a_scheme_is_https_and_http_for_localhost(connection, host, expected):
+    assert connection.address(host) == expected
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "ftp://x", "https://", "http://a b", "https://x/api", "http://u:p@x", "http://[::1]:5000", "x:y"],
+)
+def test_an_address_that_cannot_be_used_is_refused(connection, host):
+    with pytest.raises(ValueError):
+        connection.address(host)
+
+
+@pytest.mark.parametrize("password", ["geheim", "it's", 'a"b\\c', "pässwörd"])
+def test_no_secret_reaches_the_log(connection, caplog, password):
+    redact = connection.without_secrets(password)
+    logger = logging.getLogger("test.redaction")
+    logger.addFilter(redact)
+    caplog.set_level(logging.DEBUG, "test.redaction")
+    logger.debug(f"payload: { ({'email': 'a@b.c', 'password': password}) }")
+    logger.debug("payload: %s", {"auth_token": "WyJ0b2tlbiJd", "user_id": 3})
+    logger.debug(f"headers: { ({'Content-Type': 'application/json', 'Authorization': 'WyJ0b2tlbiJd'}) }")
+    logger.debug("headers: <CIMultiDictProxy('Set-Cookie': 'session=WyJ0b2tlbiJd; Path=/', 'Server': 'x')>")
+    logger.removeFilter(redact)
+    assert len(caplog.records) == 4
+    for secret in (password, repr(password)[1:-1], "WyJ0b2tlbiJd"):
+        assert secret not in caplog.text
+    assert "'email': 'a@b.c'" in caplog.text
+    assert "'user_id': 3" in caplog.text
+    assert "'Server': 'x'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        (
+            "Job a ended with status FAILED. Scheduling job failed with ValueError: Prices unknown for "
+            "planning window. (sensor 9).\nServer traceback:\nFile x",
+            "PricesMissing",
+            "sensor 9",
+        ),
+        (
+            "Job a ended with status FAILED. Scheduling job failed with InfeasibleProblemException: x.",
+            "Infeasible",
+            "power_capacity",
+        ),
+        (
+            "Job a ended with status FAILED. Scheduling job failed with KeyError: 'y'.",
+            "JobFailed",
+            "KeyError",
+        ),
+    ],
+)
+def test_a_failed_job_is_told_by_meaning(connection, errors, text, kind, says):
+    error = connection.failed_job(text)
+    assert type(error) is getattr(errors, kind)
+    assert says in str(error)
+    assert "traceback" not in str(error)
+
+
+def test_a_nested_refusal_is_one_line_that_names_the_field(connection):
+    message = {
+        "json": {"flex-model": {"0": {"soc-at-start": ["Not a valid quantity."]}}, "start": ["Missing."]}
+    }
+    assert connection.flat(message) == "flex-model[0].soc-at-start: Not a valid quantity.; start: Missing."
+
+
+def test_a_rate_limit_says_when_to_try_again(connection):
+    now = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    assert connection.when({"Retry-After": "90"}, now).startswith("in 90 s, after ")
+    assert connection.when({}, now) == "in some minutes"

@@ -1,0 +1,69 @@
+"""Quantities are read and written in FlexMeasures' form."""
+
+import math
+
+import pytest
+
+
+@pytest.fixture
+def quantities(load):
+    """Return the module."""
+    return load("flexmeasures_optimiser.quantities")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10 kWh", (10, "kWh")),
+        ("10kWh", (10, "kWh")),
+        (" -1.5e3 W ", (-1500, "W")),
+        (".5 MW", (0.5, "MW")),
+        ("95 %", (95, "%")),
+        (3, (3, None)),
+        ("7", (7, None)),
+    ],
+)
+def test_reads_a_number_and_its_unit(quantities, text, expected):
+    assert quantities.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "kWh", "1,5 kWh", "ten", "nan", math.nan, math.inf, True, None, [1]])
+def test_refuses_what_is_no_finite_number(quantities, text):
+    with pytest.raises(ValueError):
+        quantities.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "unit", "full", "watt_hours"),
+    [
+        (5, "kWh", None, 5000),
+        ("5 Wh", "kWh", None, 5),
+        ("0.002 MWh", "kWh", None, 2000),
+        ("80 %", "kWh", 10_000, 8000),
+        (1, "MWh", None, 1_000_000),
+    ],
+)
+def test_energy_is_in_watt_hours(quantities, quantity, unit, full, watt_hours):
+    assert quantities.energy(quantity, unit, full) == pytest.approx(watt_hours)
+
+
+@pytest.mark.parametrize(("quantity", "watts"), [("10 kW", 10_000), ("1 MW", 1e6), ("250 W", 250), (2, 2000)])
+def test_power_is_in_watts(quantities, quantity, watts):
+    assert quantities.power(quantity) == pytest.approx(watts)
+
+
+def test_a_quantity_of_another_kind_is_refused(quantities):
+    for refused in (lambda: quantities.energy("5 kW"), lambda: quantities.energy("50 %")):
+        with pytest.raises(ValueError):
+            refused()
+    with pytest.raises(ValueError):
+        quantities.power("5 kWh")
+    with pytest.raises(ValueError):
+        quantities.ratio("5 kWh")
+
+
+def test_writes_without_the_noise_of_binary_fractions(quantities):
+    assert quantities.as_energy(100 * 1.1) == "0.11 kWh"
+    assert quantities.as_energy(0) == "0.0 kWh"
+    assert quantities.as_power(10_000) == "10.0 kW"
+    assert quantities.as_percentage(0.57) == "57.0 %"

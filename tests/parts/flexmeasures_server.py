@@ -1,0 +1,251 @@
+"""A real FlexMeasures server with PostgreSQL, Redis and workers, all of it this project's own.
+
+`python -m tests.parts.flexmeasures_server` serves one until Ctrl-C.
+"""
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Self
+from zoneinfo import ZoneInfo
+
+from tests.parts import cache, environments
+
+HOST = Path(__file__).parent / "flexmeasures_host"
+AMSTERDAM = ZoneInfo("Europe/Amsterdam")
+DAY_AHEAD = (
+    *(0.11, 0.10, 0.09, 0.09, 0.10, 0.14, 0.22, 0.29, 0.27, 0.20, 0.14, 0.09),
+    *(0.06, 0.05, 0.07, 0.12, 0.20, 0.31, 0.36, 0.33, 0.26, 0.21, 0.16, 0.13),
+)  # EUR/kWh by the hour of the day
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account's user, and the ids of its site, batteries and sensors."""
+
+    username: str
+    password: str
+    account: int
+    site: int
+    battery: int
+    power_sensor: int
+    power_sensor_5min: int
+    power_sensor_60min: int
+    soc_sensor: int
+    price_sensor: int
+    empty_price_sensor: int
+
+
+class FlexMeasuresServer:
+    """A server on a run folder of its own, which lasts until `close`.
+
+    The main account is `ids`; `foreign` is another's, and `limited` may trigger twice an hour.
+    """
+
+    def __init__(self) -> None:
+        template = _template()
+        self.port = _free_port()
+        self.run = Path(tempfile.mkdtemp(prefix="flexmeasures-", dir=_temporary_folder()))
+        self.log = self.run / "server.log"
+        shutil.copytree(template / "run", self.run, dirs_exist_ok=True)
+        accounts = json.loads((self.run / "accounts.json").read_text())
+        self.ids = Account(**accounts["home"])
+        self.foreign = Account(**accounts["foreign"])
+        self.limited = Account(**accounts["limited"])
+        self._host: subprocess.Popen | None = None
+        self._fresh = True
+
+    @property
+    def url(self) -> str:
+        """Return the server's address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def username(self) -> str:
+        """Return the main account's user."""
+        return self.ids.username
+
+    @property
+    def password(self) -> str:
+        """Return the main account's password."""
+        return self.ids.password
+
+    def start(self) -> None:
+        """Start the server, on the data it had; the first time, it gets prices from today on."""
+        cache.progress("Starting FlexMeasures (waiting for its web server, some 10 seconds)")
+        with open(self.log, "ab") as log:
+            self._host = subprocess.Popen(
+                [environments.python(environments.flexmeasures()), HOST / "serve.py", self.run, str(self.port)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=_variables(self.run), start_new_session=True,
+            )  # fmt: skip
+        self._expect("serving")
+        if self._fresh:
+            self.post_prices(datetime.now(AMSTERDAM))
+            self._fresh = False
+
+    def stop(self) -> None:
+        """Stop the server, and keep its data."""
+        if not (host := self._host):
+            return
+        self._host = None
+        try:
+            host.stdin.write("stop\n")
+            host.stdin.close()
+            host.wait(30)
+        except BrokenPipeError:
+            host.wait()
+        except subprocess.TimeoutExpired:
+            os.killpg(host.pid, signal.SIGKILL)
+            host.wait()
+        host.stdout.close()
+
+    def stop_web(self) -> None:
+        """Stop answering requests; the workers go on."""
+        self._command("stop web")
+
+    def start_web(self) -> None:
+        """Answer requests again, at once and on the same port."""
+        self._command("start web")
+
+    def close(self) -> None:
+        """Stop the server, and remove its data."""
+        self.stop()
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        """Start the server."""
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the server."""
+        self.close()
+
+    def token(self, account: Account | None = None) -> str:
+        """Return a new token of an account's user, by default the main one's."""
+        account = account or self.ids
+        credentials = {"email": account.username, "password": account.password}
+        return self.request("POST", "/api/requestAuthToken", credentials)[1]["auth_token"]
+
+    def request(self, method: str, path: str, body: dict | None = None, token: str = "") -> tuple[int, dict]:
+        """Send a request, and return the reply's status and body."""
+        request = urllib.request.Request(
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"} | ({"Authorization": token} if token else {}),
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def post_prices(self, now: datetime, hours: int = 72, account: Account | None = None) -> None:
+        """Post day-ahead prices from the start of today on, and wait until they are stored."""
+        account = account or self.ids
+        token = self.token(account)
+        start = now.astimezone(AMSTERDAM).replace(hour=0, minute=0, second=0, microsecond=0)
+        times = [start.timestamp() + 3600 * hour for hour in range(hours)]
+        status, reply = self.request(
+            "POST",
+            f"/api/v3_0/sensors/{account.price_sensor}/data",
+            {
+                "values": [DAY_AHEAD[datetime.fromtimestamp(t, AMSTERDAM).hour] for t in times],
+                "start": start.isoformat(),
+                "duration": f"PT{hours}H",
+                "unit": "EUR/kWh",
+                "prior": (start - timedelta(hours=11)).isoformat(),
+            },
+            token,
+        )
+        job = reply.get("job")
+        while status == 202:
+            time.sleep(0.1)
+            status, reply = self.request("GET", f"/api/v3_0/jobs/{job}", token=token)
+        if status != 200:
+            raise RuntimeError(f"The prices were refused: {status} {reply}")
+
+    def _command(self, command: str) -> None:
+        """Have the host do something, and wait until it is done."""
+        self._host.stdin.write(f"{command}\n")
+        self._host.stdin.flush()
+        self._expect("done")
+
+    def _expect(self, word: str, seconds: float = 120) -> None:
+        """Wait for the host to say a word."""
+        readable, _, _ = select.select([self._host.stdout], [], [], seconds)
+        if not readable or self._host.stdout.readline().strip() != word:
+            lines = self.log.read_text(errors="replace").splitlines()[-20:]
+            raise RuntimeError("FlexMeasures did not start:\n" + "\n".join(lines))
+
+
+def _template() -> Path:
+    """Return the folder with a new server's data, which is made once."""
+    environment = environments.flexmeasures()
+    sources = [path.read_text() for path in sorted(HOST.glob("*.py")) if path.stem != "serve"]
+
+    def build(path: Path) -> None:
+        cache.progress("Making the FlexMeasures database (some 20 seconds, once)")
+        with tempfile.TemporaryDirectory(prefix="flexmeasures-", dir=_temporary_folder()) as run:
+            step = subprocess.run(
+                [environments.python(environment), HOST / "seed.py", run], env=_variables(Path(run)),
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            if step.returncode:
+                raise environments.SetupError(f"Making the database failed:\n{step.stdout}")
+            ignored = shutil.ignore_patterns("programs", "*.sql", "*.log", "*.cfg")
+            shutil.copytree(run, path / "run", ignore=ignored)
+
+    return cache.built("flexmeasures-data", [environment.name, *sources], build)
+
+
+def _variables(run: Path) -> dict[str, str]:
+    """Return variables for the host, so that no setting of the user's reaches it."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
+    return kept | {"HOME": str(run), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _temporary_folder() -> str | None:
+    """Return where run folders go: as root, where PostgreSQL's other user can reach them."""
+    return "/tmp" if os.geteuid() == 0 else None
+
+
+def _free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    with FlexMeasuresServer() as server:
+        print(f"FlexMeasures is at {server.url}, its log in {server.log}")
+        for account in (server.ids, server.foreign, server.limited):
+            print(account)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("Stopping FlexMeasures")
+
+
+if __name__ == "__main__":
+    main()

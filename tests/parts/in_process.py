@@ -1,0 +1,111 @@
+"""Pyscript and our scripts in the `hass` fixture of pytest-homeassistant-custom-component."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+from homeassistant import loader
+from homeassistant.const import EVENT_HOMEASSISTANT_STARTED
+from homeassistant.core import HomeAssistant
+from homeassistant.setup import async_setup_component
+
+from tests.parts.home_assistant import install, write_configuration
+from tests.parts.pyscript_source import source
+
+
+@pytest.fixture
+async def pyscript_hass(hass: HomeAssistant, tmp_path: Path):
+    """Give a function that starts pyscript with our scripts and a configuration of the app."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(app_config: dict) -> HomeAssistant:
+            install(tmp_path, source())
+            return await stack.enter_async_context(pyscript(hass, tmp_path, app_config))
+
+        yield start
+
+
+@contextlib.asynccontextmanager
+async def pyscript(hass: HomeAssistant, config: Path, app_config: dict) -> AsyncIterator[HomeAssistant]:
+    """Run what is installed in a configuration folder, and stop Home Assistant afterwards."""
+    hass.config.config_dir = str(config)
+    section = configure(hass, app_config)
+    hass.data.pop(loader.DATA_CUSTOM_COMPONENTS, None)
+    scripts = {path.stem for part in ("apps", "modules") for path in _scripts(config, part)}
+    with (
+        _own_imports({"custom_components", *scripts}),
+        patch.object(sys, "path", [str(config), *sys.path]),
+        patch("watchdog.observers.Observer", return_value=None),
+    ):
+        try:
+            assert await async_setup_component(hass, "pyscript", {"pyscript": section})
+            await hass.async_block_till_done()
+            hass.bus.async_fire(EVENT_HOMEASSISTANT_STARTED)
+            await settle(hass)
+            yield hass
+        finally:
+            await hass.async_stop(force=True)
+
+
+def configure(hass: HomeAssistant, app_config: dict) -> dict:
+    """Write the configuration that a reload reads, and return pyscript's section of it."""
+    section = {"allow_all_imports": True, "apps": {"flexmeasures": app_config}}
+    write_configuration(Path(hass.config.config_dir), {"pyscript": section})
+    return section
+
+
+async def reload(hass: HomeAssistant, **data) -> None:
+    """Call `pyscript.reload` and wait until all has come to rest."""
+    await hass.services.async_call("pyscript", "reload", data, blocking=True)
+    await settle(hass)
+
+
+async def settle(hass: HomeAssistant) -> None:
+    """Wait for triggers, which pyscript runs in tasks that Home Assistant does not track."""
+    for _ in range(3):
+        await hass.async_block_till_done()
+        await asyncio.sleep(0.02)
+
+
+def module_globals(module: str) -> dict:
+    """Return the globals of one of our modules, e.g. `package.module`, as pyscript loaded it."""
+    if contexts := sys.modules.get("custom_components.pyscript.global_ctx"):
+        found = [contexts.GlobalContextMgr.get(f"{part}.{module}") for part in ("modules", "apps")]
+        names = [context.get_global_sym_table() for context in found if context]
+    else:
+        names = [vars(sys.modules[module])] if module in sys.modules else []
+    if not names:
+        raise LookupError(f"the app did not load {module}")
+    return names[0]
+
+
+def module_namespace(module: str) -> SimpleNamespace:
+    """Return a module as pyscript loaded it, for tests that outlast this Home Assistant."""
+    return SimpleNamespace(**module_globals(module))
+
+
+def _scripts(config: Path, part: str) -> list[Path]:
+    return list((config / "pyscript" / part).glob("[!_]*"))
+
+
+@contextlib.contextmanager
+def _own_imports(packages: set[str]):
+    """Import these packages anew inside: pyscript keeps state in classes, unit tests have copies."""
+
+    def imported() -> dict:
+        return {name: m for name, m in sys.modules.items() if name.split(".")[0] in packages}
+
+    before = imported()
+    for name in before:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name in imported():
+            del sys.modules[name]
+        sys.modules.update(before)
