@@ -68,8 +68,7 @@ async def start(device):
     kept = await device.store.async_load() or {}
     device.schedule = recalled(kept.get("schedule"))
     device.previous = recalled(kept.get("previous"))
-    last_success = device.schedule and device.schedule.updated_at.isoformat()
-    statuses.show(device.status, "ok", last_success=last_success, last_error=None)
+    statuses.show(device.status, "ok", last_success=last_success(device), last_error=None)
     statuses.dismiss(device.hass, ["misconfigured"])
     show(device)
     device.check = device.hass.async_create_background_task(check(device), "flexmeasures check")
@@ -104,6 +103,12 @@ async def check(device):
 def server_version(device):
     """Return the version that the server told last, or None."""
     return device.link.client.server_version
+
+
+@pyscript_compile
+def last_success(device):
+    """Return when the schedule in force was made, in Home Assistant's time zone, or None."""
+    return device.schedule and dt_util.as_local(device.schedule.updated_at).isoformat()
 
 
 @pyscript_compile
@@ -244,7 +249,7 @@ def accept(device, schedule):
     show(device)
     statuses.succeed(
         device.status,
-        last_success=schedule.updated_at.isoformat(),
+        last_success=last_success(device),
         server_version=server_version(device),
     )
     told_to_all = schedule_state.attributes(schedule, dt_util.get_default_time_zone())

@@ -48,7 +48,7 @@ def show(status, state, **attributes):
 
 @pyscript_compile
 def fail(status, text, state="error", cause="wrong_call", temporary=False):
-    """Show a failure and notify the user; of what passes by itself only once it lasts."""
+    """Show a failure and notify the user; of what is `temporary` only once it lasts."""
     now = dt_util.utcnow()
     status.failing_since = status.failing_since or now
     show(status, state, last_error=text)

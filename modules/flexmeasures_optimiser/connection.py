@@ -45,10 +45,10 @@ def records():
 
     @dataclass
     class Connection:
-        """A client, and what it has learnt of sensors and assets."""
+        """A client, whose own repr has the password, and what it has learnt of sensors and assets."""
 
         host: str
-        client: Any
+        client: Any = field(repr=False)
         logger: Any
         filter: Any
         sensors: dict = field(default_factory=dict)

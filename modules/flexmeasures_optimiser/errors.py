@@ -1,7 +1,7 @@
 """What can go wrong when FlexMeasures is asked, by meaning.
 
 Each class says which state `sensor.flexmeasures_status` shows for it (`status`), under which stable
-name its notification is kept (`cause`), and whether it passes by itself (`temporary`).
+name its notification is kept (`cause`), and whether it needs the user only if it lasts (`temporary`).
 The text is one sentence or two for the user: what is wrong, and what to do.
 """
 
@@ -44,7 +44,6 @@ def kinds():
         """The server asks to wait (429); the text says until when."""
 
         cause = "rate_limited"
-        temporary = True
 
     class InvalidProblem(OptimiserError):
         """The server does not accept the flex-model, the flex-context or another field (422)."""
@@ -70,7 +69,6 @@ def kinds():
         """The scheduling job did not finish in time."""
 
         cause = "job_timed_out"
-        temporary = True
 
     return (
         OptimiserError,

@@ -25,7 +25,7 @@ def built(name: str, made_from: list[str], build: Callable[[Path], None]) -> Pat
     if complete.exists():
         return path
     folder().mkdir(parents=True, exist_ok=True)
-    with open(folder() / f"{path.name}.lock", "w") as lock:
+    with (folder() / f"{path.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 `python -m tests.parts.flexmeasures_server` serves one until Ctrl-C.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -83,10 +84,11 @@ class FlexMeasuresServer:
 
     def start(self) -> None:
         """Start the server, on the data it had; the first time, it gets prices from today on."""
-        cache.progress("Starting FlexMeasures (waiting for its web server, some 10 seconds)")
-        with open(self.log, "ab") as log:
+        cache.progress("Starting FlexMeasures (waiting for its web server, some 8 seconds)")
+        python = environments.python(environments.flexmeasures())
+        with self.log.open("ab") as log:
             self._host = subprocess.Popen(
-                [environments.python(environments.flexmeasures()), HOST / "serve.py", self.run, str(self.port)],
+                [python, HOST / "serve.py", self.run, str(self.port)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 env=_variables(self.run), start_new_session=True,
             )  # fmt: skip
@@ -158,8 +160,19 @@ class FlexMeasuresServer:
             with error:
                 return error.code, json.load(error)
 
-    def post_prices(self, now: datetime, hours: int = 72, account: Account | None = None) -> None:
-        """Post day-ahead prices from the start of today on, and wait until they are stored."""
+    def post_prices(
+        self,
+        now: datetime,
+        hours: int = 72,
+        account: Account | None = None,
+        *,
+        prices: tuple[float, ...] = DAY_AHEAD,
+        prior: datetime | None = None,
+    ) -> None:
+        """Post prices by the hour of the day from the start of today on, and wait until they are stored.
+
+        They are known since noon of the day before, or since `prior`.
+        """
         account = account or self.ids
         token = self.token(account)
         start = now.astimezone(AMSTERDAM).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -168,11 +181,11 @@ class FlexMeasuresServer:
             "POST",
             f"/api/v3_0/sensors/{account.price_sensor}/data",
             {
-                "values": [DAY_AHEAD[datetime.fromtimestamp(t, AMSTERDAM).hour] for t in times],
+                "values": [prices[datetime.fromtimestamp(t, AMSTERDAM).hour] for t in times],
                 "start": start.isoformat(),
                 "duration": f"PT{hours}H",
                 "unit": "EUR/kWh",
-                "prior": (start - timedelta(hours=11)).isoformat(),
+                "prior": (prior or start - timedelta(hours=12)).isoformat(),
             },
             token,
         )
@@ -237,14 +250,11 @@ def _free_port() -> int:
 
 def main() -> None:
     """Serve until Ctrl-C."""
-    with FlexMeasuresServer() as server:
+    with contextlib.suppress(KeyboardInterrupt), FlexMeasuresServer() as server:
         print(f"FlexMeasures is at {server.url}, its log in {server.log}")
         for account in (server.ids, server.foreign, server.limited):
             print(account)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            print("Stopping FlexMeasures")
+        signal.pause()
 
 
 if __name__ == "__main__":

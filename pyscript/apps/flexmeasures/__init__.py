@@ -8,7 +8,15 @@ try:
     section = pyscript.app_config
 except NameError:
     section = None
-app = home.App(*configuration.read(section))
+
+
+@pyscript_compile
+def configured():
+    """Read the section; an argument would be logged, password and all, since pyscript logs calls."""
+    return configuration.read(section)
+
+
+app = home.App(*configured())
 
 
 @time_trigger("startup")

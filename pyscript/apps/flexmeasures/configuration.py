@@ -1,6 +1,6 @@
 """The configuration under `pyscript: apps: flexmeasures:`, checked once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ def record():
 
         host: str
         username: str
-        password: str
+        password: str = field(repr=False)
         power_sensor: int
         consumption_price_sensor: int
         production_price_sensor: int

@@ -4,6 +4,7 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
+import freezegun
 import pytest
 from flexmeasures_client import FlexMeasuresClient
 from homeassistant.components import persistent_notification
@@ -54,9 +55,13 @@ class Home:
         return self.hass.states.get(STATUS)
 
     def notifications(self) -> dict[str, str]:
-        """Return the texts of the persistent notifications by their ids."""
+        """Return the texts of our persistent notifications by their ids."""
         found = persistent_notification._async_get_or_create_notifications(self.hass)
-        return {name: notification["message"] for name, notification in found.items()}
+        return {
+            name: notification["message"]
+            for name, notification in found.items()
+            if name.startswith("flexmeasures_")
+        }
 
     @property
     def device(self):
@@ -84,6 +89,13 @@ async def home(start, app_config) -> Home:
     home = await start(app_config)
     await home.checked()
     return home
+
+
+@pytest.fixture
+def clock(hass):
+    """Return a clock that can be moved, and goes on from there: sleeping works."""
+    with freezegun.freeze_time(datetime.now(UTC), tick=True) as frozen:
+        yield frozen
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 from tests.apps.flexmeasures.conftest import in_hours
 from tests.parts import in_process
+from tests.parts.flexmeasures_server import DAY_AHEAD
 
 QUARTER = timedelta(minutes=15)
 
@@ -60,7 +61,7 @@ async def test_the_schedule_equals_a_direct_clients(home, client, flexmeasures_s
     assert response["cost"] == pytest.approx(sum(direct[0]["scheduler_info"]["commitment_costs"].values()))
     assert home.status().state == "ok"
     assert home.status().attributes["server_version"] == "1.0.1"
-    assert home.status().attributes["last_success"] == shown["updated_at"] or home.status().attributes
+    assert home.status().attributes["last_success"] == shown["updated_at"]
     assert [event.data["start"] for event in home.updates] == [response["start"]]
 
 
@@ -90,21 +91,18 @@ async def test_the_start_is_shifted_up_to_the_power_sensors_resolution(
     assert len(response["schedule"]) == 360 / minutes
 
 
-async def test_a_new_plan_knows_new_prices(home, flexmeasures_server, client):
-    first = await home.plan(soc_at_start=4, start=in_hours(1), duration="PT6H")
-    first_values = values(first)
-    await client.post_sensor_data(
-        flexmeasures_server.ids.price_sensor,
-        start=datetime.now(UTC).replace(minute=0, second=0, microsecond=0),
-        duration="PT24H",
-        unit="EUR/kWh",
-        values=[0.5 - 0.02 * hour for hour in range(24)],
-    )
+async def test_a_new_plan_knows_new_prices(home, flexmeasures_server):
+    question = {"soc_at_start": 4, "start": in_hours(1), "duration": "PT6H"}
+    first = await home.plan(**question)
+    upside_down = tuple(0.5 - price for price in DAY_AHEAD)
+    post = flexmeasures_server.post_prices
+    await asyncio.to_thread(post, datetime.now(UTC), prices=upside_down, prior=datetime.now(UTC))
     try:
-        second = await home.plan(soc_at_start=4, start=in_hours(1), duration="PT6H")
+        second = await home.plan(**question)
     finally:
-        flexmeasures_server.post_prices(datetime.now(UTC))
-    assert values(second) != first_values
+        await asyncio.to_thread(post, datetime.now(UTC), prior=datetime.now(UTC))
+    assert values(second) != values(first)
+    assert values(await home.plan(**question)) == values(first)
 
 
 @pytest.mark.parametrize(("soc", "towards"), [(0.4, 1), (11.5, -1)])
@@ -187,16 +185,16 @@ async def test_raw_fields_of_the_call_reach_the_server(home):
     assert max(response["soc"]) <= 6 + 1e-6
 
 
-async def test_the_state_is_renewed_at_each_boundary_without_the_server(home, freezer):
+async def test_the_state_is_renewed_at_each_boundary_without_the_server(home, clock):
     response = await home.plan(soc_at_start=4, duration="PT2H")
     asked = home.updates[:]
     first = starts(response)[0]
     for start, value in zip(starts(response), values(response), strict=True):
-        freezer.move_to(start + timedelta(seconds=1))
+        clock.move_to(start + timedelta(seconds=1))
         async_fire_time_changed(home.hass)
         await in_process.settle(home.hass)
         assert float(home.schedule().state) == value
-    freezer.move_to(first + timedelta(hours=2, seconds=1))
+    clock.move_to(first + timedelta(hours=2, seconds=1))
     async_fire_time_changed(home.hass)
     await in_process.settle(home.hass)
     assert home.schedule().state == "unknown"
@@ -214,7 +212,7 @@ async def test_a_reload_keeps_the_schedule_and_closes_the_session(home):
     response = await home.plan(soc_at_start=4)
     before = home.device
     state = home.schedule()
-    await in_process.reload(home.hass)
+    await in_process.reload(home.hass, global_ctx="*")
     assert before.link.client.session.closed
     assert home.device is not before
     assert not home.device.link.client.session.closed
@@ -230,12 +228,10 @@ async def test_calls_at_the_same_time_are_answered_one_after_the_other(home):
     assert [response["soc"][0] for response in responses] == socs
 
 
-async def test_a_day_over_a_clock_change_is_planned_whole(home, flexmeasures_server, client):
+async def test_a_day_over_a_clock_change_is_planned_whole(home, flexmeasures_server):
     zone = dt_util.get_time_zone("Europe/Amsterdam")
     change = datetime(2027, 3, 28, tzinfo=zone)
-    flexmeasures_server.post_prices(change)
-    response = await home.plan(
-        soc_at_start=4, start=change.isoformat(), duration="PT23H", soc_maxima=[]
-    )
+    flexmeasures_server.post_prices(change, prior=datetime.now(UTC))
+    response = await home.plan(soc_at_start=4, start=change.isoformat(), duration="PT23H")
     assert len(set(starts(response))) == 92
     assert starts(response)[-1] + QUARTER == datetime(2027, 3, 29, tzinfo=zone)

@@ -45,9 +45,10 @@ def main(run: Path) -> None:
 def migrate() -> None:
     """Make the tables, and the rows that each server has."""
     import flask_migrate
-    import flexmeasures
     from flexmeasures.data import db
     from flexmeasures.data.scripts.data_gen import populate_initial_structure
+
+    import flexmeasures
 
     flask_migrate.upgrade(directory=str(Path(flexmeasures.__file__).parent / "data" / "migrations"))
     populate_initial_structure(db)
