@@ -84,7 +84,12 @@ async def test_a_wrong_password(start, app_config):
     await home.checked()
     assert home.status().state == "unauthorized"
     text = await fails(
-        home, HomeAssistantError, "check username and password", "unauthorized", "unauthorized", soc_at_start=4
+        home,
+        HomeAssistantError,
+        "check username and password",
+        "unauthorized",
+        "unauthorized",
+        soc_at_start=4,
     )
     assert "not-this-one" not in text
 
@@ -136,7 +141,13 @@ async def test_limits_that_cannot_be_met(home):
 async def test_a_field_that_the_server_does_not_know(home):
     says = "does not accept the request for asset"
     text = await fails(
-        home, HomeAssistantError, says, "error", "invalid_problem", soc_at_start=4, flex_model={"soc-mox": "5 kWh"}
+        home,
+        HomeAssistantError,
+        says,
+        "error",
+        "invalid_problem",
+        soc_at_start=4,
+        flex_model={"soc-mox": "5 kWh"},
     )
     assert "soc-mox: Unknown field." in text
 
@@ -179,11 +190,17 @@ async def test_a_job_that_takes_too_long(home):
         ({"soc_at_start": 4, "start": "soon"}, "start: expected a date and time"),
         ({"soc_at_start": 4, "soc_targets": [{"value": 9}]}, "soc_targets[0]: expected datetime"),
         ({"soc_at_start": 4, "soc_minima": "9"}, "soc_minima[0]: expected items such as"),
-        ({"soc_at_start": 4, "soc_maxima": [{"value": "x", "datetime": in_hours(3)}]}, "soc_maxima[0].value: exp"),
+        (
+            {"soc_at_start": 4, "soc_maxima": [{"value": "x", "datetime": in_hours(3)}]},
+            "soc_maxima[0].value: exp",
+        ),
         ({"soc_at_start": 4, "soc_targets": [{"value": 9, "datetime": in_hours(-3)}]}, "soc_targets[0]: "),
         ({"soc_at_start": 4, "flex_model": ["soc-max"]}, "flex_model: expected FlexMeasures' own fields"),
         ({"soc_at_start": 4, "flex_context": "x"}, "flex_context: expected FlexMeasures' own fields"),
-        ({"soc_at_start": 4, "soc_target": []}, "soc_target is no field of this service: did you mean soc_targets?"),
+        (
+            {"soc_at_start": 4, "soc_target": []},
+            "soc_target is no field of this service: did you mean soc_targets?",
+        ),
     ],
 )
 async def test_a_wrong_field_is_named(home, data, says):

@@ -134,9 +134,7 @@ async def test_a_target_that_is_missed_is_listed_with_what_will_be_reached(home)
 
 async def test_a_target_beyond_the_duration_lengthens_the_schedule(home):
     when = in_hours(8)
-    response = await home.plan(
-        soc_at_start=2, duration="PT2H", soc_targets=[{"value": 9, "datetime": when}]
-    )
+    response = await home.plan(soc_at_start=2, duration="PT2H", soc_targets=[{"value": 9, "datetime": when}])
     assert starts(response)[-1] + QUARTER == datetime.fromisoformat(when)
     assert response["soc"][-1] == pytest.approx(9, abs=0.01)
 
