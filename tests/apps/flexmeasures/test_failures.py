@@ -42,7 +42,7 @@ async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog)
     ):
         assert f"- {mistake}" in message
         assert f"Configuration: {mistake}" in errors
-    with pytest.raises(HomeAssistantError, match="misconfigured: .*soc_max is missing"):
+    with pytest.raises(HomeAssistantError, match=r"misconfigured: .*soc_max is missing"):
         await home.plan(soc_at_start=3)
 
 
@@ -210,10 +210,10 @@ async def test_a_wrong_field_is_named(home, data, says):
 async def test_an_entity_without_a_soc(start, app_config):
     home = await start(app_config | {"soc_entity": "sensor.battery"})
     await home.checked()
-    with pytest.raises(HomeAssistantError, match="sensor.battery does not exist"):
+    with pytest.raises(HomeAssistantError, match=r"sensor\.battery does not exist"):
         await home.plan()
     home.hass.states.async_set("sensor.battery", "unavailable")
-    with pytest.raises(HomeAssistantError, match="sensor.battery is 'unavailable'"):
+    with pytest.raises(HomeAssistantError, match=r"sensor\.battery is 'unavailable'"):
         await home.plan()
 
 

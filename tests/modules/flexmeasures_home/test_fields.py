@@ -127,11 +127,11 @@ def test_every_mistake_names_its_field_and_what_was_given(fields):
     with pytest.raises(vol.Invalid) as caught:
         schema(given)
     found = fields.mistakes(caught.value, given, [str(key) for key in schema.schema], "field")
+    expected = "expected a number in kWh, or text such as '5.2 kWh' or '80 %', not below 0"
     assert sorted(found) == [
         "duraton is no field: did you mean duration?",
-        "soc_at_start: expected a number in kWh, or text such as '5.2 kWh' or '80 %', not below 0, but got 'full'",
-        "soc_targets[0].value: expected a number in kWh, or text such as '5.2 kWh' or '80 %', not below 0, "
-        "but got 'x'",
+        f"soc_at_start: {expected}, but got 'full'",
+        f"soc_targets[0].value: {expected}, but got 'x'",
         "start is missing",
     ]
 
