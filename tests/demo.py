@@ -69,7 +69,7 @@ async def show(stop: asyncio.Event) -> None:
                 await home_assistant.start()
             await plan(home_assistant, server)
             console.print(
-                f"\nHome Assistant: [bold]{home_assistant.url}/flexmeasures-dashboard/schedule[/] "
+                f"\nHome Assistant: [bold]{home_assistant.url}/dashboard-flexmeasures/schedule[/] "
                 f"(user {NAME}, password {PASSWORD})\n"
                 f"FlexMeasures:   [bold]{server.url}[/] "
                 f"(user {server.username}, password {server.password})\n"
@@ -111,12 +111,15 @@ async def plan(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> Non
     powers = [entry["value"] for entry in schedule["schedule"]]
     prices = await ask_prices(server, schedule["start"], len(powers))
     draw(schedule, powers, prices)
-    bought = sum(power / 4 * price for power, price in zip(powers, prices, strict=True))
+    cost = sum(power / 4 * price for power, price in zip(powers, prices, strict=True))
     console.print(
-        f"From {SOC_AT_START} kWh now to 9 kWh at {morning:%a %H:%M}, and cheap: the day's energy costs "
-        f"EUR {bought:.2f}. Missed targets: {response['missed_targets'] or 'none'}."
+        f"From {SOC_AT_START} kWh now to 9 kWh at {morning:%a %H:%M}, as cheap as can be: bought and sold, "
+        f"the day comes to EUR {cost:.2f}\n(minus is earned). Missed targets: {response['missed_targets'] or 'none'}."
     )
-    console.print(f"sensor.flexmeasures_schedule is {state['state']} {schedule['unit_of_measurement']} now.")
+    begins = datetime.fromisoformat(schedule["start"])
+    console.print(
+        f"sensor.flexmeasures_schedule is {state['state']} now; its first value is due at {begins:%H:%M}."
+    )
 
 
 async def ask_prices(server: FlexMeasuresServer, start: str, quarters: int) -> list[float]:
