@@ -114,7 +114,8 @@ async def plan(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> Non
     cost = sum(power / 4 * price for power, price in zip(powers, prices, strict=True))
     console.print(
         f"From {SOC_AT_START} kWh now to 9 kWh at {morning:%a %H:%M}, as cheap as can be: bought and sold, "
-        f"the day comes to EUR {cost:.2f}\n(minus is earned). Missed targets: {response['missed_targets'] or 'none'}."
+        f"the day comes to EUR {cost:.2f}\n(minus is earned). "
+        f"Missed targets: {response['missed_targets'] or 'none'}."
     )
     begins = datetime.fromisoformat(schedule["start"])
     console.print(
