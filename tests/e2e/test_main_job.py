@@ -87,7 +87,7 @@ async def test_a_mistake_reaches_the_caller_with_its_text(home_assistant):
 
 
 async def test_the_services_fields_are_described_to_the_user(home_assistant):
-    services = await home_assistant._ask("get_services")
+    services = await home_assistant.services()
     described = services["flexmeasures"]["trigger_and_get_schedule"]
     assert described["name"] == "Trigger and get schedule"
     assert set(described["fields"]) == {

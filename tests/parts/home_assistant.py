@@ -220,6 +220,16 @@ class HomeAssistant:
         """Return the persistent notifications."""
         return await self._ask("persistent_notification/get")
 
+    async def services(self) -> dict:
+        """Return what Home Assistant tells its users of all services, by domain and name."""
+        return await self._ask("get_services")
+
+    async def render(self, template: str) -> str:
+        """Return a template as Home Assistant renders it now."""
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
+            answer = await session.post(f"{self.url}/api/template", json={"template": template})
+            return await answer.text()
+
     def _configure(self) -> None:
         """Write the configuration; a fresh one asks in the browser for nothing but a log-in."""
         dashboards = {
