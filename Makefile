@@ -22,8 +22,8 @@ test: setup ## lint, and run all tests
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
 
-demo: setup ## plan a simulated S2 battery with a real FlexMeasures server and Home Assistant (DEVICES="..." for others)
-	@.venv/bin/python -m tests.demo $(DEVICES)
+demo: setup ## plan a battery with a real FlexMeasures server and Home Assistant, until Ctrl-C
+	@.venv/bin/python -m tests.demo
 
 lint: setup ## check style
 	.venv/bin/ruff check .

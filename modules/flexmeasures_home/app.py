@@ -47,6 +47,12 @@ App, Stage = records()
 
 
 @pyscript_compile
+def answer(app):
+    """Answer calls from now on; those that come before the start are told so."""
+    services.register(async_get_hass(), app)
+
+
+@pyscript_compile
 async def swap_in(app):
     """Start the app; the one that ran before is stopped first."""
     hass = async_get_hass()
@@ -77,21 +83,26 @@ async def swap_out(app):
     @callback
     def tell_unless_back(_now):
         if stage.running is None:
-            withdraw(hass)
+            withdraw(hass, statuses.ENTITY_ID)
+            withdraw(hass, schedule_state.ENTITY_ID)
+            statuses.dismiss(hass)
 
     async with stage.lock:
         if stage.running is app:
             stage.running = None
+            if stage.forget_stop_event:
+                stage.forget_stop_event()
+                stage.forget_stop_event = None
             await stop(app)
             async_call_later(hass, RELOAD_SECONDS, HassJob(tell_unless_back, cancel_on_shutdown=True))
 
 
 @pyscript_compile
-def withdraw(hass):
-    """Make the schedule unavailable, since nobody renews its value any more."""
-    state = hass.states.get(schedule_state.ENTITY_ID)
+def withdraw(hass, entity_id):
+    """Make a state unavailable, since nobody renews it any more."""
+    state = hass.states.get(entity_id)
     if state is not None:
-        hass.states.async_set(schedule_state.ENTITY_ID, STATE_UNAVAILABLE, state.attributes)
+        hass.states.async_set(entity_id, STATE_UNAVAILABLE, state.attributes)
 
 
 @pyscript_compile
@@ -104,13 +115,14 @@ async def start(hass, app):
         text = "Please correct `apps: flexmeasures:` in the pyscript configuration:\n\n" + "\n".join(
             f"- {mistake}" for mistake in app.mistakes
         )
-        withdraw(hass)
+        withdraw(hass, schedule_state.ENTITY_ID)
         statuses.show(status, "misconfigured", last_error="; ".join(app.mistakes))
         notification.async_create(hass, text, "FlexMeasures", statuses.notification_id("misconfigured"))
     else:
-        app.devices = [devices.new(hass, app.configuration, status)]
-        for device in app.devices:
+        started = [devices.new(hass, app.configuration, status)]
+        for device in started:
             await devices.start(device)
+        app.devices = started
     services.register(hass, app)
 
 

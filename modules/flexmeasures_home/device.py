@@ -26,6 +26,9 @@ import flexmeasures_optimiser.storage as storages
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 CLIENT_LOGGER = "custom_components.pyscript.flexmeasures.client"
 UPDATED = "flexmeasures_schedule_updated"
+FIRST_PAUSE_SECONDS = 10
+MOST_OVER_SOC_MAX = 2
+LONGEST_PAUSE_SECONDS = 300
 
 
 @pyscript_compile
@@ -45,6 +48,8 @@ def record():
         previous: Any = None
         cancel_timer: Any = None
         check: Any = None
+        asking: Any = None
+        attributes: dict | None = None
         stopped: bool = False
         planning: Any = field(default_factory=asyncio.Lock)
 
@@ -66,8 +71,9 @@ async def start(device):
     given = device.configuration
     device.link = connection.connect(given.host, given.username, given.password, CLIENT_LOGGER)
     kept = await device.store.async_load() or {}
-    device.schedule = recalled(kept.get("schedule"))
-    device.previous = recalled(kept.get("previous"))
+    if kept.get("power_sensor") == given.power_sensor:
+        device.schedule = recalled(kept.get("schedule"))
+        device.previous = recalled(kept.get("previous"))
     statuses.show(device.status, "ok", last_success=last_success(device), last_error=None)
     statuses.dismiss(device.hass, ["misconfigured"])
     show(device)
@@ -76,27 +82,46 @@ async def start(device):
 
 @pyscript_compile
 async def stop(device):
-    """End the timer, the check and the session; a plan under way fails without a trace in the states."""
+    """End the timer, the check, a plan under way and the session.
+
+    The plan's caller is told to call again; nothing of it shows in the states.
+    """
     device.stopped = True
-    if device.cancel_timer:
-        device.cancel_timer()
-        device.cancel_timer = None
-    if device.check:
-        device.check.cancel()
-        await asyncio.gather(device.check, return_exceptions=True)
+    for task in (device.check, device.asking):
+        if task:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    async with device.planning:
+        if device.cancel_timer:
+            device.cancel_timer()
+            device.cancel_timer = None
     if device.link:
         await connection.close(device.link)
 
 
 @pyscript_compile
 async def check(device):
-    """Ask the server for the power sensor, so that a wrong host, login or sensor shows at once."""
-    try:
-        await planning.power_sensor(device.link, device.configuration.power_sensor)
-    except errors.OptimiserError as error:
-        fail(device, error)
-    else:
-        statuses.succeed(device.status, resting_state(device), server_version=server_version(device))
+    """Ask the server for the power sensor, so that a wrong host, login or sensor shows at once.
+
+    A server that is away is asked again until it answers.
+    """
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            await planning.power_sensor(device.link, device.configuration.power_sensor)
+        except errors.OptimiserError as error:
+            fail(device, error)
+            if not error.temporary:
+                return
+        else:
+            async with device.planning:
+                if device.status.state in ("ok", "stale", "unreachable"):
+                    statuses.succeed(
+                        device.status, resting_state(device), server_version=server_version(device)
+                    )
+            return
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 @pyscript_compile
@@ -132,11 +157,21 @@ async def plan(device, call):
     Raise HomeAssistantError or ServiceValidationError; the schedule before stays then.
     """
     async with device.planning:
+        refuse_if_stopped(device)
         with told(device):
-            schedule = await ask(device, call)
+            device.asking = asyncio.ensure_future(ask(device, call))
+            schedule = await device.asking
+            refuse_if_stopped(device)
             accept(device, schedule)
             await device.store.async_save(remembered(device))
     return schedule_state.response(schedule, dt_util.get_default_time_zone())
+
+
+@pyscript_compile
+def refuse_if_stopped(device):
+    """Send a caller away whom a reload of the scripts has overtaken."""
+    if device.stopped:
+        raise HomeAssistantError("The scripts were reloaded meanwhile: call again")
 
 
 @pyscript_compile
@@ -147,22 +182,21 @@ def told(device):
     statuses.show(device.status, "planning")
     try:
         yield
-    except errors.OptimiserError as error:
-        if device.stopped:
-            raise HomeAssistantError("The scripts were reloaded meanwhile: call again") from error
-        fail(device, error)
-        raise HomeAssistantError(str(error)) from error
-    except HomeAssistantError as error:
-        statuses.fail(device.status, str(error))
-        raise
-    except Exception as error:
+    except BaseException as error:
+        refuse_if_stopped(device)
+        if isinstance(error, errors.OptimiserError):
+            fail(device, error)
+            raise HomeAssistantError(str(error)) from error
+        if isinstance(error, HomeAssistantError):
+            statuses.fail(device.status, str(error))
+            raise
+        if not isinstance(error, Exception):
+            statuses.show(device.status, before)
+            raise
         LOGGER.exception("Planning failed unexpectedly")
         text = f"Planning failed unexpectedly ({type(error).__name__}: {error}): please report the log"
         statuses.fail(device.status, text, cause="failed")
         raise HomeAssistantError(text) from error
-    except BaseException:
-        statuses.show(device.status, before)
-        raise
 
 
 @pyscript_compile
@@ -231,32 +265,40 @@ def entity_soc(device):
     if state is None:
         raise HomeAssistantError(f"soc_entity: {given.soc_entity} does not exist in Home Assistant")
     value = state.attributes.get(attribute[0]) if attribute else state.state
-    unit = given.soc_unit if attribute else state.attributes.get("unit_of_measurement", given.soc_unit)
+    unit = state.attributes.get("unit_of_measurement", given.soc_unit)
     try:
-        return fields.energy(given.soc_unit, given.soc_max)(f"{value} {unit}")
+        soc = fields.energy(given.soc_unit, given.soc_max)(value if attribute else f"{value} {unit}")
     except vol.Invalid as error:
         raise HomeAssistantError(
             f"soc_entity: {given.soc_entity} is {value!r}: {error.error_message}"
         ) from error
+    if attribute and soc > MOST_OVER_SOC_MAX * given.soc_max:
+        raise HomeAssistantError(
+            f"soc_entity: {given.soc_entity} is {value!r}, taken as {given.soc_unit}, far above soc_max: "
+            f"if it is a percentage, give a template sensor with % as its unit"
+        )
+    return soc
 
 
 @pyscript_compile
 def accept(device, schedule):
     """Put a new schedule in force: remember it, show it, tell it."""
-    if device.schedule is not None and schedules.covers(device.schedule, schedule.updated_at):
-        device.previous = device.schedule
-    device.schedule = schedule
+    before = device.schedule
+    if before and before.unit == schedule.unit and schedules.covers(before, schedule.updated_at):
+        device.previous = before
+    elif device.previous and device.previous.unit != schedule.unit:
+        device.previous = None
+    device.schedule, device.attributes = schedule, None
     show(device)
     statuses.succeed(
         device.status,
         last_success=last_success(device),
         server_version=server_version(device),
     )
-    told_to_all = schedule_state.attributes(schedule, dt_util.get_default_time_zone())
     device.hass.bus.async_fire(
         UPDATED,
         {"entity_id": schedule_state.ENTITY_ID}
-        | {name: told_to_all[name] for name in ("start", "duration", "resolution", "missed_targets")}
+        | {name: device.attributes[name] for name in ("start", "duration", "resolution", "missed_targets")}
         | {"unit": schedule.unit},
     )
 
@@ -265,13 +307,13 @@ def accept(device, schedule):
 def show(device):
     """Show the value that is due now, and come back at the next boundary."""
     now = dt_util.utcnow()
-    zone = dt_util.get_default_time_zone()
-    unit = device.configuration.schedule_unit
-    attributes = {"schedule": [], **schedule_state.naming(unit)}
-    if device.schedule is not None:
-        attributes = schedule_state.attributes(device.schedule, zone)
+    if device.attributes is None:
+        device.attributes = {"schedule": [], **schedule_state.naming(device.configuration.schedule_unit)}
+        if device.schedule is not None:
+            zone = dt_util.get_default_time_zone()
+            device.attributes = schedule_state.attributes(device.schedule, zone)
     value = schedule_state.due(device.schedule, device.previous, now)
-    device.hass.states.async_set(schedule_state.ENTITY_ID, value, attributes)
+    device.hass.states.async_set(schedule_state.ENTITY_ID, value, device.attributes)
     if device.cancel_timer:
         device.cancel_timer()
         device.cancel_timer = None
@@ -292,7 +334,11 @@ def show(device):
 @pyscript_compile
 def remembered(device):
     """Return what the store keeps: JSON's types only."""
-    return {"schedule": as_json(device.schedule), "previous": as_json(device.previous)}
+    return {
+        "power_sensor": device.configuration.power_sensor,
+        "schedule": as_json(device.schedule),
+        "previous": as_json(device.previous),
+    }
 
 
 @pyscript_compile

@@ -1,7 +1,8 @@
 """Values as users give them in the configuration and in service calls, each checked in one place."""
 
 import difflib
-from datetime import UTC, datetime, timedelta
+import math
+from datetime import UTC, date, datetime, timedelta
 
 import homeassistant.helpers.config_validation as cv
 import homeassistant.util.dt as dt_util
@@ -61,10 +62,26 @@ def positive(convert):
 
 @pyscript_compile
 def raw_fields(value):
-    """Return raw FlexMeasures fields: a dict with text keys."""
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    """Return raw FlexMeasures fields as JSON's types: a dict with text keys."""
+    if not isinstance(value, dict):
         raise ValueError
-    return value
+    return as_json(value)
+
+
+@pyscript_compile
+def as_json(value):
+    """Return a value of YAML as JSON's types: a time, which YAML reads by itself, is written as a text."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    if isinstance(value, datetime):
+        return moment(value).isoformat()
+    if isinstance(value, date):
+        return value.isoformat()
+    if value is None or isinstance(value, (str, bool, int)) or math.isfinite(value):
+        return value
+    raise ValueError
 
 
 @pyscript_compile
@@ -126,8 +143,11 @@ def wish(energy):
             start = end = given["datetime"]
         elif "datetime" in given or len([each for each in (start, end, length) if each]) != 2:
             raise vol.Invalid("expected datetime, or two of start, end and duration, beside value")
-        start = start or end - length
-        end = end or start + length
+        try:
+            start = start or end - length
+            end = end or start + length
+        except OverflowError as error:
+            raise vol.Invalid("expected times and a duration within the calendar") from error
         if end < start:
             raise vol.Invalid("expected an end that is not before the start")
         return storages.Wish(start, end, given["value"])
@@ -140,7 +160,7 @@ def many(validate):
     """Return a validator of a list; one item needs no list."""
 
     def each(value):
-        return vol.Schema([validate])(value if isinstance(value, list) else [value])
+        return vol.Schema([validate])(value) if isinstance(value, list) else [validate(value)]
 
     return each
 
@@ -174,11 +194,11 @@ def mistake(error, given, known, noun):
     if error.error_message == "extra keys not allowed":
         near = difflib.get_close_matches(str(error.path[-1]), known, 1)
         return f"{name} is no {noun}" + (f": did you mean {near[0]}?" if near else "")
-    if str(error.path[0] if error.path else "") in SECRETS:
-        return f"{name}: {error.error_message}"
     value = given
     for part in error.path:
         value = value[part]
+    if name in SECRETS or (name == "host" and "@" in str(value)):
+        return f"{name}: {error.error_message}"
     return f"{name}: {error.error_message}, but got {value!r}"
 
 

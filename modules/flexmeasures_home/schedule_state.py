@@ -11,6 +11,7 @@ ENTITY_ID = "sensor.flexmeasures_schedule"
 FRIENDLY_NAME = "FlexMeasures Schedule"
 MOST_BYTES = 16_300
 """The recorder drops all attributes of a state above 16,384 bytes."""
+MOST_MISSED = 50
 
 
 @pyscript_compile
@@ -83,7 +84,7 @@ def attributes(schedule, zone):
         "duration": whole["duration"],
         "resolution": whole["resolution"],
         "soc_unit": whole["soc_unit"],
-        "missed_targets": whole["missed_targets"],
+        "missed_targets": whole["missed_targets"][:MOST_MISSED],
         "updated_at": schedule.updated_at.astimezone(zone).isoformat(),
         **naming(schedule.unit),
     }

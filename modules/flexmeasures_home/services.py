@@ -13,6 +13,8 @@ import flexmeasures_home.fields as fields
 import flexmeasures_home.status as statuses
 
 DOMAIN = "flexmeasures"
+PYSCRIPTS_OWN = ("trigger_type", "context")
+"""What pyscript adds to the fields of a decorated service."""
 
 
 @pyscript_compile
@@ -62,16 +64,19 @@ async def run(app, name, data):
     """Check a call's fields and do what it asks; raise ServiceValidationError or HomeAssistantError."""
     if app.mistakes:
         raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(app.mistakes))
+    if not app.devices:
+        raise HomeAssistantError("FlexMeasures is still starting: call again in a minute")
     schema_for, act = SERVICES[name]
     device = app.devices[0]
-    return await act(device, checked(device, schema_for(device.configuration), data))
+    given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
+    return await act(device, checked(device, schema_for(device.configuration), given))
 
 
 @pyscript_compile
 def checked(device, schema, data):
     """Return a call's fields, converted; a mistake is told by its field, and shown as the status."""
     try:
-        return schema(dict(data))
+        return schema(data)
     except vol.Invalid as invalid:
         known = [str(key) for key in schema.schema]
         text = "; ".join(fields.mistakes(invalid, data, known, "field of this service"))

@@ -28,7 +28,7 @@ def record():
         hass: Any
         state: str = "ok"
         attributes: dict = field(default_factory=dict)
-        failing_since: datetime | None = None
+        away_since: datetime | None = None
 
     return Status
 
@@ -50,17 +50,17 @@ def show(status, state, **attributes):
 def fail(status, text, state="error", cause="wrong_call", temporary=False):
     """Show a failure and notify the user; of what is `temporary` only once it lasts."""
     now = dt_util.utcnow()
-    status.failing_since = status.failing_since or now
+    status.away_since = (status.away_since or now) if temporary else None
     show(status, state, last_error=text)
     LOGGER.warning("%s", text)
-    if not temporary or now - status.failing_since >= LONG:
+    if not temporary or now - status.away_since >= LONG:
         notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
 
 
 @pyscript_compile
 def succeed(status, state="ok", **attributes):
     """Show that all is well again; the notifications go away."""
-    status.failing_since = None
+    status.away_since = None
     show(status, state, last_error=None, **attributes)
     dismiss(status.hass)
 

@@ -3,7 +3,7 @@
 import logging
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,14 +45,13 @@ def records():
 
     @dataclass
     class Connection:
-        """A client, whose own repr has the password, and what it has learnt of sensors and assets."""
+        """A client, whose own repr has the password, and what it has learnt of sensors."""
 
         host: str
         client: Any = field(repr=False)
         logger: Any
         filter: Any
         sensors: dict = field(default_factory=dict)
-        assets: dict = field(default_factory=dict)
 
     return Sensor, Connection
 
@@ -142,17 +141,21 @@ async def raise_by_meaning(response):
     if status == 400 and "Scheduling job" in text and "failed" not in text:
         return
     what = subject(path, text)
+    if "json" not in response.headers.get("Content-Type", "") and status < 429:
+        raise errors.Unreachable(
+            f"There is no FlexMeasures server at {response.url.origin()}: check the host ({text})"
+        )
     if path == LOGIN_PATH and status < 429:
         raise errors.Unauthorized(f"FlexMeasures refuses the login: check username and password ({text})")
     if status == 429:
-        raise errors.RateLimited(
-            f"FlexMeasures asks to wait (429): try again {when(response.headers, datetime.now(UTC))}"
-        )
+        raise errors.RateLimited(f"FlexMeasures asks to wait (429): try again {when(response.headers)}")
     if status == 403:
         raise errors.NoAccess(
             f"This user may not use {what} on FlexMeasures: give a sensor of the user's own account, "
             f"or ask its owner for access ({text})"
         )
+    if status == 404 and ("/jobs/" in path or "/schedules/" in path):
+        raise errors.JobFailed(f"FlexMeasures has lost the scheduling job: call again ({text})")
     if status == 404:
         raise errors.UnknownSensor(f"FlexMeasures knows no {what}: check the number ({text})")
     if status >= 500:
@@ -206,12 +209,10 @@ def flat(message, path=()):
 
 
 @pyscript_compile
-def when(headers, now):
+def when(headers):
     """Tell from a 429's Retry-After (seconds) when to try again."""
     seconds = headers.get("Retry-After", "")
-    if not seconds.isdigit():
-        return "in some minutes"
-    return f"in {seconds} s, after {(now + timedelta(seconds=int(seconds))).astimezone():%H:%M:%S}"
+    return f"in {seconds} s" if seconds.isdigit() else "in some minutes"
 
 
 @pyscript_compile
@@ -230,17 +231,19 @@ async def ask(connection, request):
             f"FlexMeasures cannot be reached at {connection.host}: check the host, and that the "
             f"server runs ({str(error) or type(error).__name__})"
         ) from error
-    except ValueError as error:
-        if "401" in str(error):
+    except (ValueError, KeyError) as error:
+        if "status code 401" in str(error):
             raise errors.Unauthorized(f"FlexMeasures refuses the user: {error}") from error
-        raise errors.OptimiserError(f"FlexMeasures answered unexpectedly: {error}") from error
+        raise errors.OptimiserError(
+            f"FlexMeasures at {connection.host} answered unexpectedly: {str(error)[:500]}"
+        ) from error
 
 
 @pyscript_compile
 def failed_job(text):
     """Return the error that a failed job's message means."""
     text = text.split("\nServer traceback")[0]
-    reason = text.split("job failed with ", 1)[-1].strip()
+    reason = text.split("job failed with ", 1)[-1].strip()[:500]
     if (match := PRICES_MISSING.search(text)) is not None:
         return errors.PricesMissing(
             f"FlexMeasures has no prices for the planning window on sensor {match[1]}: see that its "
@@ -271,9 +274,5 @@ async def sensor(connection, sensor_id):
 
 @pyscript_compile
 async def asset(connection, asset_id):
-    """Return the server's record of an asset; asked once."""
-    if asset_id not in connection.assets:
-        connection.assets[asset_id] = await ask(
-            connection, connection.client.get_asset(asset_id, parse_json_fields=True)
-        )
-    return connection.assets[asset_id]
+    """Return the server's record of an asset as it is now, with its stored flex-model."""
+    return await ask(connection, connection.client.get_asset(asset_id, parse_json_fields=True))

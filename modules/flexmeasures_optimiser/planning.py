@@ -14,14 +14,6 @@ JOB_SECONDS = 300
 
 
 @pyscript_compile
-async def site_of(link, sensor, site):
-    """Return the asset that is planned as a whole: the one given, else the device's parent or itself."""
-    if site is not None:
-        return site
-    return (await connection.asset(link, sensor.asset)).get("parent_asset_id") or sensor.asset
-
-
-@pyscript_compile
 async def power_sensor(link, sensor_id):
     """Return the power sensor; raise where it cannot hold a schedule."""
     sensor = await connection.sensor(link, sensor_id)
@@ -37,6 +29,7 @@ async def plan(link, storage, flex_context, start, duration, unit, soc_unit, sit
     """Ask for the schedule of one storage device.
 
     `start` is shifted up to the power sensor's resolution; wishes beyond `duration` lengthen it.
+    `site` is the asset that is planned as a whole, by default the device's parent, else its own.
     Consumption is positive. Raise an OptimiserError.
     """
     sensor = await power_sensor(link, storage.power_sensor)
@@ -45,10 +38,10 @@ async def plan(link, storage, flex_context, start, duration, unit, soc_unit, sit
     if last is not None and last > start + duration:
         duration = schedules.shift_up(last, sensor.resolution, sensor.timezone) - start
     flex_model = storages.flex_model(storage, start, start + duration)
-    site = await site_of(link, sensor, site)
+    device = await connection.asset(link, sensor.asset)
     reply = await solve(
         link,
-        site,
+        site or device.get("parent_asset_id") or sensor.asset,
         {
             "start": start.isoformat(),
             "duration": isodate.duration_isoformat(duration),
@@ -63,8 +56,7 @@ async def plan(link, storage, flex_context, start, duration, unit, soc_unit, sit
     if not reply["values"]:
         raise errors.JobFailed("FlexMeasures made a schedule without a single value: see the server's log")
     schedule = schedules.from_reply(reply, unit, now, soc_unit)
-    stored = (await connection.asset(link, sensor.asset)).get("flex_model") or {}
-    soc = schedules.expected_soc(schedule, storage.soc_at_start, stored | flex_model)
+    soc = schedules.expected_soc(schedule, (device.get("flex_model") or {}) | flex_model)
     if soc is not None:
         scale = quantities.energy(1, soc_unit)
         schedule.soc = [quantities.tidy(each / scale) for each in soc]

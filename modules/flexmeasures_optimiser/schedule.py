@@ -138,17 +138,20 @@ def cost(reply):
 
 
 @pyscript_compile
-def expected_soc(schedule, soc_at_start, flex_model):
+def expected_soc(schedule, flex_model):
     """Return the state of charge in Wh at each interval's start and at the end, as FlexMeasures reckons.
 
-    The flex-model's efficiencies, soc-gain and soc-usage count. None where one of them is no fixed
+    The flex-model's soc-at-start, efficiencies, soc-gain and soc-usage count; a roundtrip-efficiency
+    prevails over the other two. None where one of them is no fixed
     quantity but a sensor or a time series, since only the server knows its values.
     """
     try:
-        roundtrip = quantities.ratio(flex_model.get("roundtrip-efficiency") or 1) ** 0.5
-        charging = quantities.ratio(flex_model.get("charging-efficiency") or roundtrip)
-        discharging = quantities.ratio(flex_model.get("discharging-efficiency") or roundtrip)
+        charging = quantities.ratio(flex_model.get("charging-efficiency") or 1)
+        discharging = quantities.ratio(flex_model.get("discharging-efficiency") or 1)
+        if flex_model.get("roundtrip-efficiency"):
+            charging = discharging = quantities.ratio(flex_model["roundtrip-efficiency"]) ** 0.5
         keeping = quantities.ratio(flex_model.get("storage-efficiency") or 1)
+        soc = [quantities.energy(flex_model["soc-at-start"])]
         drift = sum(quantities.power(each, "MW") for each in flex_model.get("soc-gain") or [])
         drift -= sum(quantities.power(each, "MW") for each in flex_model.get("soc-usage") or [])
     except (TypeError, ValueError):
@@ -157,7 +160,6 @@ def expected_soc(schedule, soc_at_start, flex_model):
         return None
     hours = schedule.resolution / HOUR
     spread = 1 if keeping == 1 else (keeping - 1) / math.log(keeping)
-    soc = [soc_at_start]
     for power in watts(schedule):
         change = (power * charging if power > 0 else power / discharging) + drift
         soc.append(soc[-1] * keeping + change * hours * spread)
@@ -184,8 +186,11 @@ def missed(schedule, soc, field, wishes, short_of):
         first, last = max(wish.start, schedule.start), min(wish.end, end(schedule))
         if first > last:
             continue
-        ticks = [schedule.start + step * schedule.resolution for step in range(len(soc))]
-        moments = [first, *[tick for tick in ticks if first < tick < last], last]
+        steps = range(
+            (first - schedule.start) // schedule.resolution + 1,
+            -((schedule.start - last) // schedule.resolution),
+        )
+        moments = [first, *[schedule.start + step * schedule.resolution for step in steps], last]
         worst = max(moments, key=lambda moment: short_of(wish.value, soc_at(schedule, soc, moment)))
         reached = soc_at(schedule, soc, worst)
         if short_of(wish.value, reached) > TOLERANCE * max(1.0, abs(wish.value)):

@@ -90,3 +90,6 @@ async def trigger_and_get_schedule(**data):
           object:
     """
     return await services.run(app, "trigger_and_get_schedule", data)
+
+
+home.answer(app)

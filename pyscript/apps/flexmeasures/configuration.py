@@ -128,20 +128,35 @@ def read(section):
     if not isinstance(section, dict):
         return None, ["expected keys and values under apps: flexmeasures:"]
     known = [str(key) for key in SCHEMA.schema]
+    mistakes = []
     try:
         given = SCHEMA(section)
     except vol.Invalid as invalid:
-        return None, fields.mistakes(invalid, section, known, "key of this app")
-    found = dict.fromkeys(Configuration.__dataclass_fields__) | given
+        mistakes = fields.mistakes(invalid, section, known, "key of this app")
+    limits, mistake = soc_limits(section)
+    if mistakes or mistake:
+        return None, mistakes + mistake
+    given = {"production_price_sensor": given["consumption_price_sensor"]} | given | limits
+    return Configuration(**(dict.fromkeys(Configuration.__dataclass_fields__) | given)), []
+
+
+@pyscript_compile
+def soc_limits(section):
+    """Return soc_min and soc_max in Wh and no mistake, or the mistake that they make together."""
+    unit = section.get("soc_unit", "kWh")
     try:
-        full = found["soc_max"] = quantities.energy(section["soc_max"], found["soc_unit"])
-        found["soc_min"] = quantities.energy(section["soc_min"], found["soc_unit"], full)
+        for name in ("soc_min", "soc_max"):
+            quantities.parse(section[name])
+    except (KeyError, ValueError):
+        return {}, []
+    if unit not in quantities.ENERGY_UNITS:
+        return {}, []
+    try:
+        full = quantities.energy(section["soc_max"], unit)
+        least = quantities.energy(section["soc_min"], unit, full)
     except ValueError as error:
-        return None, [f"soc_min, soc_max: {error}"]
-    if not 0 <= found["soc_min"] < full:
-        return None, [
-            f"soc_min, soc_max: expected 0 <= soc_min < soc_max, "
-            f"but got {section['soc_min']!r} and {section['soc_max']!r}"
-        ]
-    found["production_price_sensor"] = given.get("production_price_sensor", given["consumption_price_sensor"])
-    return Configuration(**found), []
+        return {}, [f"soc_min, soc_max: {error}"]
+    if not 0 <= least < full:
+        given = f"{section['soc_min']!r} and {section['soc_max']!r}"
+        return {}, [f"soc_min, soc_max: expected 0 <= soc_min < soc_max, but got {given}"]
+    return {"soc_min": least, "soc_max": full}, []

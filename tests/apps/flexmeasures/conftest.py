@@ -1,5 +1,6 @@
 """The app in Home Assistant, against the real FlexMeasures server."""
 
+import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
 
@@ -69,8 +70,9 @@ class Home:
         return self.hass.data["flexmeasures_for_pyscript"].running.devices[0]
 
     async def checked(self) -> None:
-        """Wait for the check of the server that follows a start."""
-        await self.device.check
+        """Wait until the check that follows a start has told of the server."""
+        while not {"server_version", "last_error"} & {k for k, v in self.status().attributes.items() if v}:
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

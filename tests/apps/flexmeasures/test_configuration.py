@@ -71,6 +71,10 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
     [
         ({"host": "localhost:5000/api"}, "host: expected an address"),
         ({"host": 5}, "host: expected an address"),
+        (
+            {"host": "https://me:geheim@x"},
+            "host: expected an address such as flexmeasures.io or http://localhost:5000, without a path",
+        ),
         ({"username": "battery"}, "username: expected the e-mail address"),
         ({"password": ""}, "password: expected a text"),
         ({"power_sensor": "two"}, "power_sensor: expected the number of a FlexMeasures sensor, such as 12, "),
@@ -94,6 +98,7 @@ def test_a_mistake_names_the_key_and_what_is_expected(configuration, wrong, mist
     assert found is None
     assert len(mistakes) == 1
     assert mistakes[0].startswith(mistake)
+    assert "geheim" not in mistakes[0]
 
 
 def test_every_mistake_is_told_at_once(configuration):

@@ -108,7 +108,6 @@ async def test_a_new_plan_knows_new_prices(home, flexmeasures_server):
 @pytest.mark.parametrize(("soc", "towards"), [(0.4, 1), (11.5, -1)])
 async def test_a_soc_outside_the_limits_is_brought_back(home, soc, towards):
     response = await home.plan(soc_at_start=soc)
-    assert values(response)[0] * towards == pytest.approx(5 if towards < 0 else values(response)[0])
     assert values(response)[0] * towards > 0
     assert all(1 - 1e-3 <= each <= 10 + 1e-3 for each in response["soc"][4:])
     assert response["missed_targets"] == []
@@ -186,6 +185,7 @@ async def test_raw_fields_of_the_call_reach_the_server(home):
 async def test_the_state_is_renewed_at_each_boundary_without_the_server(home, clock):
     response = await home.plan(soc_at_start=4, duration="PT2H")
     asked = home.updates[:]
+    await home.device.link.client.close()
     first = starts(response)[0]
     for start, value in zip(starts(response), values(response), strict=True):
         clock.move_to(start + timedelta(seconds=1))

@@ -1,7 +1,6 @@
 """Addresses are read, secrets stay out of the log, and failures are told by meaning."""
 
 import logging
-from datetime import UTC, datetime
 
 import pytest
 
@@ -97,6 +96,5 @@ def test_a_nested_refusal_is_one_line_that_names_the_field(connection):
 
 
 def test_a_rate_limit_says_when_to_try_again(connection):
-    now = datetime(2026, 6, 1, 12, tzinfo=UTC)
-    assert connection.when({"Retry-After": "90"}, now).startswith("in 90 s, after ")
-    assert connection.when({}, now) == "in some minutes"
+    assert connection.when({"Retry-After": "90"}) == "in 90 s"
+    assert connection.when({}) == "in some minutes"

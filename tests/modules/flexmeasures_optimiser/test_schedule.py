@@ -105,19 +105,24 @@ def test_a_day_over_a_clock_change_has_its_true_length(schedules, start, hours):
 
 def test_expected_soc_counts_the_efficiencies(schedules):
     schedule = schedules.from_reply(reply([4, -4], "PT30M"), "kW", NOON, "kWh")
-    assert schedules.expected_soc(schedule, 5000, {}) == [5000, 6000, 5000]
-    assert schedules.expected_soc(schedule, 5000, {"roundtrip-efficiency": "81 %"}) == pytest.approx(
-        [5000, 5900, 5900 - 1000 / 0.9]
-    )
-    model = {"charging-efficiency": "300 %", "soc-usage": ["1 kW"], "storage-efficiency": "100 %"}
-    assert schedules.expected_soc(schedule, 0, model) == [0, 2750, 1500]
+    assert schedules.expected_soc(schedule, {"soc-at-start": "5 kWh"}) == [5000, 6000, 5000]
+    assert schedules.expected_soc(
+        schedule, {"soc-at-start": "5 kWh", "charging-efficiency": "99 %", "roundtrip-efficiency": "81 %"}
+    ) == pytest.approx([5000, 5900, 5900 - 1000 / 0.9])
+    model = {
+        "soc-at-start": "0 kWh",
+        "charging-efficiency": "300 %",
+        "soc-usage": ["1 kW"],
+        "storage-efficiency": "100 %",
+    }
+    assert schedules.expected_soc(schedule, model) == [0, 2750, 1500]
 
 
 def test_expected_soc_decays_with_the_storage_efficiency(schedules):
     schedule = schedules.from_reply(reply([0, 0], "PT30M"), "kW", NOON, "kWh")
-    assert schedules.expected_soc(schedule, 1000, {"storage-efficiency": "90 %"}) == pytest.approx(
-        [1000, 900, 810]
-    )
+    assert schedules.expected_soc(
+        schedule, {"soc-at-start": "1 kWh", "storage-efficiency": "90 %"}
+    ) == pytest.approx([1000, 900, 810])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_expected_soc_decays_with_the_storage_efficiency(schedules):
 )
 def test_expected_soc_is_not_told_where_only_the_server_knows(schedules, model):
     schedule = schedules.from_reply(reply([1], "PT15M"), "kW", NOON, "kWh")
-    assert schedules.expected_soc(schedule, 1000, model) is None
+    assert schedules.expected_soc(schedule, {"soc-at-start": "1 kWh"} | model) is None
 
 
 def test_a_missed_target_tells_when_what_was_asked_and_what_is_reached(schedules, load):
@@ -153,7 +158,7 @@ def test_a_missed_target_tells_when_what_was_asked_and_what_is_reached(schedules
         ],
     )
     schedule = schedules.from_reply(reply([2, 2], "PT30M"), "kW", NOON, "kWh")
-    soc = schedules.expected_soc(schedule, 1000, {})
+    soc = schedules.expected_soc(schedule, {"soc-at-start": "1 kWh"})
     assert planning.missed_targets(schedule, soc, storage) == [
         {"field": "soc_targets", "datetime": NOON + 2 * QUARTER, "asked": 5000, "reached": 2000},
         {"field": "soc_minima", "datetime": NOON, "asked": 1200, "reached": 1000},
