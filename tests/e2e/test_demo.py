@@ -36,7 +36,7 @@ async def test_the_demo_draws_the_schedule_and_stops_at_ctrl_c(source):
             await demo.wait()
     shown = re.sub(r"\x1b\[[0-9;]*m", "", shown + rest.decode())
     assert demo.returncode == 0
-    assert source.description in shown
+    assert source.description in " ".join(shown.split())
     for title in ("Price, EUR/kWh", "Power, kW", "State of charge, kWh"):
         assert title in shown
     assert "Missed targets: none." in shown

@@ -9,6 +9,7 @@ import freezegun
 import pytest
 from flexmeasures_client import FlexMeasuresClient
 from homeassistant.components import persistent_notification
+from homeassistant.core import callback
 
 SCHEDULE = "sensor.flexmeasures_schedule"
 STATUS = "sensor.flexmeasures_status"
@@ -39,7 +40,7 @@ class Home:
         """Remember the events of new schedules."""
         self.hass = hass
         self.updates = []
-        hass.bus.async_listen("flexmeasures_schedule_updated", self.updates.append)
+        hass.bus.async_listen("flexmeasures_schedule_updated", callback(lambda e: self.updates.append(e)))
 
     async def plan(self, **data) -> dict:
         """Call the main service, and return its response."""

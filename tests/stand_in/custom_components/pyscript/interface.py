@@ -25,6 +25,8 @@ class _Names(SimpleNamespace):
     """A dotted group of names such as `state.`."""
 
     def __getattr__(self, name: str):
+        if name == "app_config":
+            raise NameError("name 'pyscript.app_config' is not defined")
         raise _missing(f"{self._group}.{name}")
 
 
@@ -61,7 +63,7 @@ def interface(scripts, context: str, app_config: dict | None) -> dict:
         def decorator(function):
             for name in names or (f"pyscript.{function.__name__}",):
                 response = SupportsResponse(supports_response)
-                scripts.declared.append((*name.split(".", 1), function, response))
+                scripts.declare(*name.split(".", 1), function, response)
             return function
 
         return decorator

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from homeassistant.core import HomeAssistant, ServiceCall
 from homeassistant.helpers.service import async_set_service_schema
+from homeassistant.util.async_ import run_callback_threadsafe
 
 from .interface import interface
 
@@ -28,21 +29,21 @@ class Scripts:
         self.folder = Path(hass.config.path("pyscript"))
         self.apps = {}
         self.files = {}
-        self.declared = []
         self.services = []
         self.triggers = {"startup": [], "shutdown": []}
 
     async def load(self, apps: dict) -> None:
-        """Import the configured apps (off the event loop) and register their services."""
+        """Import the configured apps: what they import off the event loop, their own code on it."""
         self.apps = apps
         await self.hass.async_add_executor_job(self._import)
-        for domain, name, function, supports_response in self.declared:
-            self.hass.services.async_register(
-                domain, name, self._handler(function), supports_response=supports_response
-            )
-            async_set_service_schema(self.hass, domain, name, _description(function))
-            self.services.append((domain, name))
-        self.declared.clear()
+
+    def declare(self, domain: str, name: str, function, supports_response) -> None:
+        """Register a decorated service."""
+        self.hass.services.async_register(
+            domain, name, self._handler(function), supports_response=supports_response
+        )
+        async_set_service_schema(self.hass, domain, name, _description(function))
+        self.services.append((domain, name))
 
     def start(self) -> None:
         """Run the startup triggers."""
@@ -52,15 +53,18 @@ class Scripts:
 
     async def unload(self) -> None:
         """Remove the services, run the shutdown triggers to their end, forget the modules."""
-        for domain, name in self.services:
-            self.hass.services.async_remove(domain, name)
+        self._remove_services()
         await asyncio.gather(*(self._run(f, "shutdown") for f in self.triggers["shutdown"]))
-        self.services.clear()
         self.triggers = {"startup": [], "shutdown": []}
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         for name, module in list(sys.modules.items()):
             if getattr(module.__spec__, "loader", None) is self:
                 del sys.modules[name]
+
+    def _remove_services(self) -> None:
+        for domain, name in self.services:
+            self.hass.services.async_remove(domain, name)
+        self.services.clear()
 
     async def changed(self, apps: dict) -> bool:
         """Tell whether a file or the configuration is not what was loaded."""
@@ -81,7 +85,7 @@ class Scripts:
                 importlib.import_module(app)
             except Exception:
                 _LOGGER.exception("Could not load the app %s", app)
-                self.declared.clear()
+                run_callback_threadsafe(self.hass.loop, self._remove_services).result()
                 self.triggers = {"startup": [], "shutdown": []}
             else:
                 _LOGGER.info("Loaded %s", self.folder / "apps" / app / "__init__.py")
@@ -107,7 +111,15 @@ class Scripts:
         module.__builtins__ = interface(self, f"{part}.{module.__name__}", config)
         tree = ast.parse(self.files[path], path)
         self._check_imports(tree, is_package=path.endswith("__init__.py"))
-        exec(compile(tree, path, "exec"), vars(module))
+        if not is_app:
+            exec(compile(tree, path, "exec"), vars(module))
+            return
+        first = next((n for n, node in enumerate(tree.body) if not _is_import(node)), len(tree.body))
+        imports, rest = (
+            compile(ast.Module(part, []), path, "exec") for part in (tree.body[:first], tree.body[first:])
+        )
+        exec(imports, vars(module))
+        run_callback_threadsafe(self.hass.loop, exec, rest, vars(module)).result()
 
     def _check_imports(self, tree: ast.Module, *, is_package: bool) -> None:
         """Refuse the forms that plain Python takes and pyscript does not."""
@@ -145,6 +157,13 @@ class Scripts:
             await _call(function, {"trigger_type": "time", "trigger_time": moment}, {})
         except Exception:
             _LOGGER.exception("Exception in the %s trigger %s", moment, function.__name__)
+
+
+def _is_import(node: ast.stmt) -> bool:
+    """Tell whether this is an import, or the docstring before the imports."""
+    return isinstance(node, (ast.Import, ast.ImportFrom)) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
 
 
 async def _call(function, extra: dict, data: dict):
