@@ -48,11 +48,15 @@ def show(status, state, **attributes):
 
 @pyscript_compile
 def fail(status, text, state="error", cause="wrong_call", temporary=False):
-    """Show a failure and notify the user; of what is `temporary` only once it lasts."""
+    """Show a failure and notify the user; of what is `temporary` only once it lasts.
+
+    The same failure is logged once, however often it is met.
+    """
     now = dt_util.utcnow()
     status.away_since = (status.away_since or now) if temporary else None
+    if text != status.attributes.get("last_error"):
+        LOGGER.warning("%s", text)
     show(status, state, last_error=text)
-    LOGGER.warning("%s", text)
     if not temporary or now - status.away_since >= LONG:
         notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
 
