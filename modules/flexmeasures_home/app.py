@@ -116,7 +116,8 @@ async def start(hass, app):
             f"- {mistake}" for mistake in app.mistakes
         )
         withdraw(hass, schedule_state.ENTITY_ID)
-        statuses.show(status, "misconfigured", last_error="; ".join(app.mistakes))
+        status.resting = "misconfigured"
+        statuses.show(status, last_error="; ".join(app.mistakes))
         notification.async_create(hass, text, "FlexMeasures", statuses.notification_id("misconfigured"))
     else:
         started = [devices.new(hass, app.configuration, status)]

@@ -1,34 +1,39 @@
-"""One configured device: it is planned, its schedule is kept and shown."""
+"""One configured device: it is planned, its schedule is kept and shown, its measurements are posted."""
 
 import asyncio
 import logging
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import homeassistant.util.dt as dt_util
-import voluptuous as vol
-from homeassistant.core import callback
-from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
-from homeassistant.helpers.event import async_track_point_in_utc_time
-from homeassistant.helpers.storage import Store
+from homeassistant.core import HassJob, callback
+from homeassistant.exceptions import HomeAssistantError
+from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_time_interval
 
-import flexmeasures_home.fields as fields
+import flexmeasures_home.cron as crons
+import flexmeasures_home.entities as entities
+import flexmeasures_home.measurements as measurements
+import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.question as question
 import flexmeasures_home.schedule_state as schedule_state
+import flexmeasures_home.schedule_store as schedule_store
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.planning as planning
+import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.storage as storages
+import flexmeasures_optimiser.sensor_data as sensor_data
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 CLIENT_LOGGER = "custom_components.pyscript.flexmeasures.client"
 UPDATED = "flexmeasures_schedule_updated"
 FIRST_PAUSE_SECONDS = 10
-MOST_OVER_SOC_MAX = 2
 LONGEST_PAUSE_SECONDS = 300
+HEARTBEAT = timedelta(minutes=1)
+PLAN, SERVER = "plan", "server"
 
 
 @pyscript_compile
@@ -44,9 +49,13 @@ def record():
         status: statuses.Status
         store: Any
         link: Any = None
+        outbox: Any = None
+        measurements: Any = None
+        cron: Any = None
         schedule: Any = None
         previous: Any = None
-        cancel_timer: Any = None
+        forget_boundary: Any = None
+        forget_heartbeat: Any = None
         check: Any = None
         asking: Any = None
         attributes: dict | None = None
@@ -62,66 +71,152 @@ Device = record()
 @pyscript_compile
 def new(hass, configuration, status):
     """Return a device that is not yet started."""
-    return Device(hass, configuration, status, Store(hass, 1, "flexmeasures_for_pyscript.schedule"))
+    return Device(hass, configuration, status, schedule_store.new(hass))
 
 
 @pyscript_compile
 async def start(device):
-    """Connect, show the schedule that was in force before, and check the server in the background."""
-    given = device.configuration
+    """Connect, go on where the one before stopped, and check the server in the background."""
+    hass, given, status = device.hass, device.configuration, device.status
     device.link = connection.connect(given.host, given.username, given.password, CLIENT_LOGGER)
-    kept = await device.store.async_load() or {}
-    if kept.get("power_sensor") == given.power_sensor:
-        device.schedule = recalled(kept.get("schedule"))
-        device.previous = recalled(kept.get("previous"))
-    statuses.show(device.status, "ok", last_success=last_success(device), last_error=None)
-    statuses.dismiss(device.hass, ["misconfigured"])
+    device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
+    statuses.dismiss(hass)
+    statuses.show(status, last_success=last_success(device))
     show(device)
-    device.check = device.hass.async_create_background_task(check(device), "flexmeasures check")
+    device.outbox = await outboxes.start(hass, device.link, status, f"{given.username} {device.link.host}")
+    device.measurements = await measurements.load(hass, device.outbox)
+    measure(device)
+    status.when_answered = lambda: outboxes.urge(device.outbox)
+    status.when_unreachable = lambda: look_for_server(device, FIRST_PAUSE_SECONDS)
+    look_for_server(device)
+    if given.cron:
+        device.cron = crons.Cron(hass, status, given.cron, lambda: plan(device, {}))
+        crons.start(device.cron, device.schedule and device.schedule.updated_at)
+
+    @callback
+    def beat(_now):
+        show(device)
+        measurements.look_at_all(device.measurements)
+        if device.cron:
+            crons.look(device.cron)
+
+    device.forget_heartbeat = async_track_time_interval(hass, beat, HEARTBEAT, cancel_on_shutdown=True)
+
+
+@pyscript_compile
+def measure(device):
+    """Post what is configured, and the state of charge."""
+    given = device.configuration
+    if given.soc_entity and given.soc_sensor:
+        measurements.measure(
+            device.measurements,
+            given.soc_entity,
+            given.soc_sensor,
+            lambda: soc_reading(device),
+            given.power_sensor,
+            as_it_is=True,
+        )
+    for item in given.measurements:
+        measurements.measure(
+            device.measurements,
+            item["entity"],
+            item["sensor"],
+            reader(device.hass, item["entity"], item.get("unit")),
+            given.power_sensor,
+            item.get("resolution"),
+        )
+
+
+@pyscript_compile
+def soc_reading(device):
+    """Return the state of charge in the unit that suits its sensor, or None while it is not known."""
+    given = device.configuration
+    try:
+        soc = question.state_of_charge(device.hass, given)
+    except HomeAssistantError:
+        return None, None
+    sensor = device.measurements.sensors.get(given.soc_sensor)
+    if sensor and sensor.unit == "%":
+        return quantities.tidy(soc / given.soc_max * 100), "%"
+    return quantities.tidy(soc / quantities.energy(1, given.soc_unit)), given.soc_unit
+
+
+@pyscript_compile
+def reader(hass, entity, unit_if_none):
+    """Return a function that returns an entity's value now, or None, and its unit."""
+    entity_id, attribute = entities.split(entity)
+
+    def read():
+        state = hass.states.get(entity_id)
+        if state is None:
+            return None, None
+        value, unit = entities.reading(state, attribute)
+        return entities.number(value), unit or unit_if_none
+
+    return read
 
 
 @pyscript_compile
 async def stop(device):
-    """End the timer, the check, a plan under way and the session.
+    """End the timers, the checks, a plan under way, the delivery and the session.
 
     The plan's caller is told to call again; nothing of it shows in the states.
     """
     device.stopped = True
+    if device.forget_heartbeat:
+        device.forget_heartbeat()
+    if device.cron:
+        crons.stop(device.cron)
     for task in (device.check, device.asking):
         if task:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
     async with device.planning:
-        if device.cancel_timer:
-            device.cancel_timer()
-            device.cancel_timer = None
+        if device.forget_boundary:
+            device.forget_boundary()
+            device.forget_boundary = None
+    if device.measurements:
+        await measurements.stop_all(device.measurements)
+    if device.outbox:
+        await outboxes.stop(device.outbox)
     if device.link:
         await connection.close(device.link)
 
 
 @pyscript_compile
-async def check(device):
-    """Ask the server for the power sensor, so that a wrong host, login or sensor shows at once.
+def look_for_server(device, pause=0):
+    """Check the server in the background, after a pause (s), unless that is under way."""
+    if not device.stopped and (device.check is None or device.check.done()):
+        device.check = device.hass.async_create_background_task(check(device, pause), "flexmeasures check")
+
+
+@pyscript_compile
+async def check(device, pause):
+    """Ask the server for the sensors, so that a wrong host, login or number shows at once.
 
     A server that is away is asked again until it answers.
     """
-    pause = FIRST_PAUSE_SECONDS
+    given, link = device.configuration, device.link
+    wanted = {given.soc_sensor, *[item["sensor"] for item in given.measurements]} - {None}
     while True:
+        await asyncio.sleep(pause)
+        pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
         try:
-            await planning.power_sensor(device.link, device.configuration.power_sensor)
+            link.sensors.pop(given.power_sensor, None)
+            await planning.power_sensor(link, given.power_sensor)
+            for sensor in sorted(wanted):
+                await connection.sensor(link, sensor)
+            for item in given.measurements:
+                sensor_data.check_step(item.get("resolution"), link.sensors[item["sensor"]])
         except errors.OptimiserError as error:
-            fail(device, error)
+            statuses.fail_with(device.status, SERVER, error)
             if not error.temporary:
                 return
+            pause = max(pause, error.retry_after or 0)
         else:
-            async with device.planning:
-                if device.status.state in ("ok", "stale", "unreachable"):
-                    statuses.succeed(
-                        device.status, resting_state(device), server_version=server_version(device)
-                    )
+            await measurements.learn(device.measurements, link.sensors)
+            statuses.succeed(device.status, SERVER, server_version=server_version(device))
             return
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 @pyscript_compile
@@ -137,33 +232,21 @@ def last_success(device):
 
 
 @pyscript_compile
-def resting_state(device):
-    """Return the status when nothing is wrong: `stale` after the schedule's end."""
-    ended = device.schedule is not None and schedules.end(device.schedule) <= dt_util.utcnow()
-    return "stale" if ended else "ok"
-
-
-@pyscript_compile
-def fail(device, error):
-    """Show an error of the optimiser; the schedule stays."""
-    statuses.fail(device.status, str(error), error.status, error.cause, error.temporary)
-
-
-@pyscript_compile
 async def plan(device, call):
     """Ask FlexMeasures for a schedule, show it, and return it as a response.
 
     `call` holds the service's fields, checked. Plans of one device are made one after the other.
     Raise HomeAssistantError or ServiceValidationError; the schedule before stays then.
     """
+    given = device.configuration
     async with device.planning:
         refuse_if_stopped(device)
         with told(device):
-            device.asking = asyncio.ensure_future(ask(device, call))
+            device.asking = asyncio.ensure_future(question.ask(device.hass, given, device.link, call))
             schedule = await device.asking
             refuse_if_stopped(device)
             accept(device, schedule)
-            await device.store.async_save(remembered(device))
+            await schedule_store.save(device.store, given.power_sensor, device.schedule, device.previous)
     return schedule_state.response(schedule, dt_util.get_default_time_zone())
 
 
@@ -178,106 +261,27 @@ def refuse_if_stopped(device):
 @contextmanager
 def told(device):
     """Show `planning` meanwhile; show a failure, and raise it as Home Assistant's own."""
-    before = device.status.state
-    statuses.show(device.status, "planning")
+    status = device.status
+    status.planning = True
+    statuses.show(status)
     try:
         yield
     except BaseException as error:
         refuse_if_stopped(device)
+        status.planning = False
         if isinstance(error, errors.OptimiserError):
-            fail(device, error)
+            statuses.fail_with(status, PLAN, error)
             raise HomeAssistantError(str(error)) from error
-        if isinstance(error, HomeAssistantError):
-            statuses.fail(device.status, str(error))
+        if isinstance(error, question.NoStateOfCharge):
+            statuses.fail(status, PLAN, str(error), cause="no_soc", temporary=True)
             raise
-        if not isinstance(error, Exception):
-            statuses.show(device.status, before)
+        if isinstance(error, HomeAssistantError) or not isinstance(error, Exception):
+            statuses.show(status)
             raise
         LOGGER.exception("Planning failed unexpectedly")
         text = f"Planning failed unexpectedly ({type(error).__name__}: {error}): please report the log"
-        statuses.fail(device.status, text, cause="failed")
+        statuses.fail(status, PLAN, text, cause="failed")
         raise HomeAssistantError(text) from error
-
-
-@pyscript_compile
-async def ask(device, call):
-    """Return the schedule for the call's fields, the configuration filling in."""
-    given, now = device.configuration, dt_util.utcnow()
-    sensor = await planning.power_sensor(device.link, given.power_sensor)
-    start = schedules.shift_up(call.get("start", now), sensor.resolution, sensor.timezone)
-    soc_at_start = call.get("soc_at_start")
-    storage = storages.Storage(
-        power_sensor=given.power_sensor,
-        soc_sensor=given.soc_sensor,
-        soc_at_start=entity_soc(device) if soc_at_start is None else soc_at_start,
-        soc_min=given.soc_min,
-        soc_max=given.soc_max,
-        soc_targets=upcoming(call, "soc_targets", start),
-        soc_minima=upcoming(call, "soc_minima", start),
-        soc_maxima=upcoming(call, "soc_maxima", start),
-        power_capacity=given.power_capacity,
-        roundtrip_efficiency=given.roundtrip_efficiency,
-        flex_model=(given.flex_model or {}) | call.get("flex_model", {}),
-    )
-    return await planning.plan(
-        device.link,
-        storage,
-        storages.flex_context(
-            given.consumption_price_sensor,
-            given.production_price_sensor,
-            given.site_power_capacity,
-            given.flex_context,
-            call.get("flex_context"),
-        ),
-        start,
-        call.get("duration", given.schedule_duration),
-        given.schedule_unit,
-        given.soc_unit,
-        given.site,
-        now,
-    )
-
-
-@pyscript_compile
-def upcoming(call, field_name, start):
-    """Return a call's wishes; refuse one that no schedule from this start on can fulfil."""
-    wishes = call.get(field_name, [])
-    zone = dt_util.get_default_time_zone()
-    for number, wish in enumerate(wishes):
-        if not start <= wish.end <= start + fields.LONGEST_SCHEDULE:
-            raise ServiceValidationError(
-                f"{field_name}[{number}]: {wish.end.astimezone(zone).isoformat()} is not within 31 days "
-                f"from the schedule's start, {start.astimezone(zone).isoformat()}"
-            )
-    return wishes
-
-
-@pyscript_compile
-def entity_soc(device):
-    """Return the state of charge (Wh) that `soc_entity` tells; a % is of soc_max."""
-    given = device.configuration
-    if given.soc_entity is None:
-        raise ServiceValidationError(
-            "soc_at_start is missing: give the state of charge, or configure soc_entity"
-        )
-    domain, name, *attribute = given.soc_entity.split(".")
-    state = device.hass.states.get(f"{domain}.{name}")
-    if state is None:
-        raise HomeAssistantError(f"soc_entity: {given.soc_entity} does not exist in Home Assistant")
-    value = state.attributes.get(attribute[0]) if attribute else state.state
-    unit = state.attributes.get("unit_of_measurement", given.soc_unit)
-    try:
-        soc = fields.energy(given.soc_unit, given.soc_max)(value if attribute else f"{value} {unit}")
-    except vol.Invalid as error:
-        raise HomeAssistantError(
-            f"soc_entity: {given.soc_entity} is {value!r}: {error.error_message}"
-        ) from error
-    if attribute and soc > MOST_OVER_SOC_MAX * given.soc_max:
-        raise HomeAssistantError(
-            f"soc_entity: {given.soc_entity} is {value!r}, taken as {given.soc_unit}, far above soc_max: "
-            f"if it is a percentage, give a template sensor with % as its unit"
-        )
-    return soc
 
 
 @pyscript_compile
@@ -289,12 +293,16 @@ def accept(device, schedule):
     elif device.previous and device.previous.unit != schedule.unit:
         device.previous = None
     device.schedule, device.attributes = schedule, None
+    device.status.planning = False
     show(device)
     statuses.succeed(
         device.status,
+        PLAN,
         last_success=last_success(device),
         server_version=server_version(device),
     )
+    if device.cron:
+        crons.planned(device.cron)
     device.hass.bus.async_fire(
         UPDATED,
         {"entity_id": schedule_state.ENTITY_ID}
@@ -305,7 +313,10 @@ def accept(device, schedule):
 
 @pyscript_compile
 def show(device):
-    """Show the value that is due now, and come back at the next boundary."""
+    """Show the value that is due now, and come back at the next boundary.
+
+    The status rests at `stale` after the schedule's end.
+    """
     now = dt_util.utcnow()
     if device.attributes is None:
         device.attributes = {"schedule": [], **schedule_state.naming(device.configuration.schedule_unit)}
@@ -314,62 +325,20 @@ def show(device):
             device.attributes = schedule_state.attributes(device.schedule, zone)
     value = schedule_state.due(device.schedule, device.previous, now)
     device.hass.states.async_set(schedule_state.ENTITY_ID, value, device.attributes)
-    if device.cancel_timer:
-        device.cancel_timer()
-        device.cancel_timer = None
+    ended = device.schedule is not None and schedules.end(device.schedule) <= now
+    device.status.resting = "stale" if ended else "ok"
+    statuses.show(device.status)
+    if device.forget_boundary:
+        device.forget_boundary()
+        device.forget_boundary = None
     boundary = schedule_state.next_change(device.schedule, device.previous, now)
     if boundary is None:
-        if device.status.state == "ok":
-            statuses.show(device.status, resting_state(device))
         return
 
     @callback
     def renew(_now):
-        device.cancel_timer = None
+        device.forget_boundary = None
         show(device)
 
-    device.cancel_timer = async_track_point_in_utc_time(device.hass, renew, boundary)
-
-
-@pyscript_compile
-def remembered(device):
-    """Return what the store keeps: JSON's types only."""
-    return {
-        "power_sensor": device.configuration.power_sensor,
-        "schedule": as_json(device.schedule),
-        "previous": as_json(device.previous),
-    }
-
-
-@pyscript_compile
-def as_json(schedule):
-    """Return a schedule as JSON's types."""
-    if schedule is None:
-        return None
-    return asdict(schedule) | {
-        "start": schedule.start.isoformat(),
-        "updated_at": schedule.updated_at.isoformat(),
-        "resolution": schedule.resolution.total_seconds(),
-        "missed_targets": [
-            miss | {"datetime": miss["datetime"].isoformat()} for miss in schedule.missed_targets
-        ],
-    }
-
-
-@pyscript_compile
-def recalled(kept):
-    """Return the schedule that `as_json` wrote."""
-    if kept is None:
-        return None
-    return schedules.Schedule(
-        **kept
-        | {
-            "start": datetime.fromisoformat(kept["start"]),
-            "updated_at": datetime.fromisoformat(kept["updated_at"]),
-            "resolution": timedelta(seconds=kept["resolution"]),
-            "missed_targets": [
-                miss | {"datetime": datetime.fromisoformat(miss["datetime"])}
-                for miss in kept["missed_targets"]
-            ],
-        }
-    )
+    job = HassJob(renew, cancel_on_shutdown=True)
+    device.forget_boundary = async_track_point_in_utc_time(device.hass, job, boundary)

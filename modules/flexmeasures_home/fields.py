@@ -13,6 +13,7 @@ import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.storage as storages
 
 LONGEST_SCHEDULE = timedelta(days=31)
+MOST_VALUES = 10_000
 SECRETS = ("password", "token")
 
 
@@ -108,6 +109,14 @@ def schedule_duration(value):
 
 
 @pyscript_compile
+def duration_or_zero(value):
+    """Return a timedelta that is not negative; zero is for a value at a moment."""
+    if isinstance(value, str) and (period := isodate.parse_duration(value.strip().upper())) == timedelta(0):
+        return period
+    return duration(value)
+
+
+@pyscript_compile
 def moment(value):
     """Return a moment in UTC; without an offset it is in Home Assistant's time zone."""
     found = value if isinstance(value, datetime) else dt_util.parse_datetime(str(value))
@@ -116,6 +125,42 @@ def moment(value):
     if found.tzinfo is None:
         found = found.replace(tzinfo=dt_util.get_default_time_zone())
     return found.astimezone(UTC)
+
+
+@pyscript_compile
+def number(value):
+    """Return a finite number; a text such as "3.5" will do."""
+    found, unit = quantities.parse(value)
+    if unit:
+        raise ValueError
+    return found
+
+
+@pyscript_compile
+def number_or_gap(value):
+    """Return a finite number, or None for a gap."""
+    return None if value is None else number(value)
+
+
+@pyscript_compile
+def values(value):
+    """Return a list of numbers, None for a gap; one number needs no list."""
+    if not isinstance(value, (list, tuple)):
+        return [NUMBER(value)]
+    if not 0 < len(value) <= MOST_VALUES:
+        raise vol.Invalid(f"expected 1 to {MOST_VALUES} numbers in the list, but got {len(value)}")
+    found = vol.Schema([NUMBER_OR_GAP])(list(value))
+    if all(each is None for each in found):
+        raise vol.Invalid("expected at least one number in the list")
+    return found
+
+
+@pyscript_compile
+def entity(value):
+    """Return "sensor.x", or "sensor.x.attribute"."""
+    if len(text(value).split(".")) not in (2, 3) or not all(value.split(".")):
+        raise ValueError
+    return value
 
 
 @pyscript_compile
@@ -204,6 +249,7 @@ def mistake(error, given, known, noun):
 
 SENSOR = expects(whole_number, "the number of a FlexMeasures sensor, such as 12")
 ASSET = expects(whole_number, "the number of a FlexMeasures asset, such as 3")
+SOURCE = expects(whole_number, "the number of a FlexMeasures data source, such as 7")
 DURATION = expects(duration, "an ISO 8601 duration above zero, such as PT24H")
 SCHEDULE_DURATION = expects(
     schedule_duration, "an ISO 8601 duration above zero and at most P31D, such as PT24H"
@@ -211,3 +257,8 @@ SCHEDULE_DURATION = expects(
 MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
 POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")
 RAW_FIELDS = expects(raw_fields, "FlexMeasures' own fields as keys and values")
+ZERO_DURATION = expects(duration_or_zero, "an ISO 8601 duration, such as PT1H, or PT0M for a moment")
+NUMBER = expects(number, "a number")
+NUMBER_OR_GAP = expects(number_or_gap, "a number, or null for a gap")
+TEXT = expects(text, "a text that is not empty")
+ENTITY = expects(entity, "an entity such as sensor.battery, or sensor.battery.attribute")

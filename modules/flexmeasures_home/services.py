@@ -10,6 +10,7 @@ from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
 import flexmeasures_home.device as devices
 import flexmeasures_home.fields as fields
+import flexmeasures_home.measurement_calls as measurement_calls
 import flexmeasures_home.status as statuses
 
 DOMAIN = "flexmeasures"
@@ -37,7 +38,42 @@ def trigger_and_get_schedule(configuration):
     )
 
 
-SERVICES = {"trigger_and_get_schedule": (trigger_and_get_schedule, devices.plan)}
+@pyscript_compile
+def post_measurements(_configuration):
+    """Return the schema of `flexmeasures.post_measurements`."""
+    return vol.Schema(
+        {
+            vol.Required("sensor_id"): fields.SENSOR,
+            vol.Optional("values"): fields.values,
+            vol.Optional("entity_id"): fields.ENTITY,
+            vol.Optional("start"): fields.MOMENT,
+            vol.Optional("duration"): fields.ZERO_DURATION,
+            vol.Optional("unit"): fields.TEXT,
+            vol.Optional("prior"): fields.MOMENT,
+        }
+    )
+
+
+@pyscript_compile
+def get_measurements(_configuration):
+    """Return the schema of `flexmeasures.get_measurements`."""
+    return vol.Schema(
+        {
+            vol.Required("sensor_id"): fields.SENSOR,
+            vol.Required("start"): fields.MOMENT,
+            vol.Optional("duration", default="PT24H"): fields.SCHEDULE_DURATION,
+            vol.Optional("unit"): fields.TEXT,
+            vol.Optional("resolution"): fields.DURATION,
+            vol.Optional("source"): fields.SOURCE,
+        }
+    )
+
+
+SERVICES = {
+    "trigger_and_get_schedule": (trigger_and_get_schedule, devices.plan),
+    "post_measurements": (post_measurements, measurement_calls.post_measurements),
+    "get_measurements": (get_measurements, measurement_calls.get_measurements),
+}
 
 
 @pyscript_compile
@@ -69,16 +105,19 @@ async def run(app, name, data):
     schema_for, act = SERVICES[name]
     device = app.devices[0]
     given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
-    return await act(device, checked(device, schema_for(device.configuration), given))
+    try:
+        return await act(device, checked(schema_for(device.configuration), given))
+    except ServiceValidationError as error:
+        statuses.fail(device.status, statuses.CALL, str(error))
+        raise
 
 
 @pyscript_compile
-def checked(device, schema, data):
-    """Return a call's fields, converted; a mistake is told by its field, and shown as the status."""
+def checked(schema, data):
+    """Return a call's fields, converted; a mistake is told by its field."""
     try:
         return schema(data)
     except vol.Invalid as invalid:
         known = [str(key) for key in schema.schema]
         text = "; ".join(fields.mistakes(invalid, data, known, "field of this service"))
-        statuses.fail(device.status, text)
         raise ServiceValidationError(text) from invalid

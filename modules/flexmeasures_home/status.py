@@ -14,59 +14,142 @@ ENTITY_ID = "sensor.flexmeasures_status"
 LONG = timedelta(minutes=15)
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 KINDS = [errors.OptimiserError, *errors.OptimiserError.__subclasses__()]
-CAUSES = ["misconfigured", "wrong_call", *[kind.cause for kind in KINDS]]
+OURS = [
+    "misconfigured",
+    "wrong_call",
+    "no_soc",
+    "no_measurements",
+    "measurements_dropped",
+    "outbox_full",
+]
+CAUSES = [*OURS, *[kind.cause for kind in KINDS]]
+CALL = "call"
+"""The matter of a call that was wrong: it is over with whatever goes well next."""
+OVER_ONCE_THE_SERVER_ANSWERS = [errors.Unreachable.cause, errors.Unauthorized.cause]
 
 
 @pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Problem:
+        """What is wrong with one matter, and since when; `temporary` needs the user only if it lasts."""
+
+        text: str
+        state: str
+        cause: str
+        temporary: bool
+        since: datetime
 
     @dataclass
     class Status:
-        """The state and attributes as shown, and since when the server has been away."""
+        """The problems by their matter (`plan`, `measurements`, ...), the newest last, and the rest.
+
+        `resting` is the state without any; `planning` tells whether a plan is under way.
+        `when_answered` and `when_unreachable` are called whenever the server has, or has not, answered.
+        """
 
         hass: Any
-        state: str = "ok"
+        resting: str = "ok"
+        planning: bool = False
+        problems: dict = field(default_factory=dict)
         attributes: dict = field(default_factory=dict)
-        away_since: datetime | None = None
+        when_answered: Any = None
+        when_unreachable: Any = None
 
-    return Status
+    return Problem, Status
 
 
-Status = record()
+Problem, Status = records()
 
 
 @pyscript_compile
-def show(status, state, **attributes):
-    """Show a state; attributes that are not given stay."""
-    status.state = state
+def state_of(status):
+    """Return the state: `planning`, that of the newest problem, or the resting one."""
+    if status.planning:
+        return "planning"
+    newest = next(reversed(status.problems.values()), None)
+    return newest.state if newest else status.resting
+
+
+@pyscript_compile
+def show(status, **attributes):
+    """Show the state; attributes that are not given stay."""
     status.attributes |= attributes
+    newest = next(reversed(status.problems.values()), None)
     status.hass.states.async_set(
-        ENTITY_ID, state, {"friendly_name": "FlexMeasures Status", **status.attributes}
+        ENTITY_ID,
+        state_of(status),
+        {
+            "friendly_name": "FlexMeasures Status",
+            "last_error": newest.text if newest else None,
+            **status.attributes,
+        },
     )
 
 
 @pyscript_compile
-def fail(status, text, state="error", cause="wrong_call", temporary=False):
-    """Show a failure and notify the user; of what is `temporary` only once it lasts.
+def fail(status, matter, text, state="error", cause="wrong_call", temporary=False):
+    """Show what is wrong with a matter, and notify the user; of what is `temporary` only once it lasts.
 
-    The same failure is logged once, however often it is met.
+    It is logged when it starts, however often it is met again.
     """
     now = dt_util.utcnow()
-    status.away_since = (status.away_since or now) if temporary else None
-    if text != status.attributes.get("last_error"):
+    same = [problem for problem in status.problems.values() if problem.cause == cause]
+    if not same or not (temporary or text in [problem.text for problem in same]):
         LOGGER.warning("%s", text)
-    show(status, state, last_error=text)
-    if not temporary or now - status.away_since >= LONG:
+    since = min([problem.since for problem in same], default=now)
+    before = status.problems.pop(matter, None)
+    status.problems[matter] = Problem(text, state, cause, temporary, since)
+    if before:
+        dismiss_if_over(status, before.cause)
+    show(status)
+    if not temporary or now - since >= LONG:
         notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
+    if state == errors.Unreachable.status and status.when_unreachable:
+        status.when_unreachable()
 
 
 @pyscript_compile
-def succeed(status, state="ok", **attributes):
-    """Show that all is well again; the notifications go away."""
-    status.away_since = None
-    show(status, state, last_error=None, **attributes)
-    dismiss(status.hass)
+def fail_with(status, matter, error):
+    """Show an error of the optimiser."""
+    fail(status, matter, str(error), error.status, error.cause, error.temporary)
+
+
+@pyscript_compile
+def succeed(status, matter, **attributes):
+    """Show that the server has answered, and that a matter (None: no more than that) is well again."""
+    for each, problem in list(status.problems.items()):
+        if each in (matter, CALL) or problem.cause in OVER_ONCE_THE_SERVER_ANSWERS:
+            end(status, each)
+    show(status, **attributes)
+    if status.when_answered:
+        status.when_answered()
+
+
+@pyscript_compile
+def settle(status, matter):
+    """Show that a matter is well again that was none of the server's."""
+    end(status, matter)
+    show(status)
+
+
+@pyscript_compile
+def end(status, matter):
+    """Forget a problem; its notification goes away with the last one of its cause."""
+    problem = status.problems.pop(matter, None)
+    if problem and dismiss_if_over(status, problem.cause):
+        LOGGER.info("Over since now: %s", problem.text)
+
+
+@pyscript_compile
+def dismiss_if_over(status, cause):
+    """Take a cause's notification away once no matter has that cause any more; tell whether it was so."""
+    over = cause not in [problem.cause for problem in status.problems.values()]
+    if over:
+        dismiss(status.hass, [cause])
+    return over
 
 
 @pyscript_compile

@@ -1,9 +1,11 @@
 """One session and one flexmeasures-client for the life of an app, its errors told by meaning."""
 
 import logging
+import math
 import re
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,12 +21,15 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1")
 LOGIN_PATH = "/api/requestAuthToken"
 REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 90
+AWAY = (502, 503, 504)
+"""What a proxy answers for a server that does not, or a server that is starting or overloaded."""
 REDACTED = "**redacted**"
 SECRET = re.compile(
     r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
     r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 )
 PRICES_MISSING = re.compile(r"[Pp]rices unknown for planning window.*?sensor (\d+)")
+UNIT_REFUSED = re.compile(r"Required unit for this sensor is (.+), got incompatible unit: (.+)")
 SENSOR_IN_PATH = re.compile(r"/(sensor|asset)s/(\d+)")
 SENSOR_OF_FIELD = re.compile(r"'([a-z-]+)': 'sensor'")
 
@@ -127,15 +132,15 @@ def without_secrets(password):
 async def raise_by_meaning(response):
     """Raise what an error answer means; let pass what the client deals with itself.
 
-    The client logs in again after a 401, polls on a 503 with Retry-After and on a job that waits,
-    and reads a job's failure (422) itself.
+    The client logs in again after a 401, polls on a job that waits, and reads a job's failure (422)
+    itself.
     """
     status, path = response.status, response.url.path
     if status < 400:
         return
     if status == 401 and path != LOGIN_PATH:
         return
-    if (status == 503 and "Retry-After" in response.headers) or (status == 422 and "/jobs/" in path):
+    if status == 422 and "/jobs/" in path:
         return
     text = await said(response)
     if status == 400 and "Scheduling job" in text and "failed" not in text:
@@ -147,19 +152,22 @@ async def raise_by_meaning(response):
         )
     if path == LOGIN_PATH and status < 429:
         raise errors.Unauthorized(f"FlexMeasures refuses the login: check username and password ({text})")
+    seconds = retry_after(response.headers)
+    when = "later" if seconds is None else f"in {seconds} s"
     if status == 429:
-        raise errors.RateLimited(f"FlexMeasures asks to wait (429): try again {when(response.headers)}")
+        raise errors.RateLimited(f"FlexMeasures asks to wait (429): try again {when}", seconds)
     if status == 403:
         raise errors.NoAccess(
             f"This user may not use {what} on FlexMeasures: give a sensor of the user's own account, "
             f"or ask its owner for access ({text})"
         )
     if status == 404 and ("/jobs/" in path or "/schedules/" in path):
-        raise errors.JobFailed(f"FlexMeasures has lost the scheduling job: call again ({text})")
+        raise errors.JobLost(f"FlexMeasures has lost the job: call again ({text})")
     if status == 404:
         raise errors.UnknownSensor(f"FlexMeasures knows no {what}: check the number ({text})")
     if status >= 500:
-        raise errors.Unreachable(f"FlexMeasures answered {status} to {path}: try again later ({text})")
+        kind = errors.Unreachable if status in AWAY else errors.ServerFault
+        raise kind(f"FlexMeasures answered {status} to {path}: try again {when} ({text})", seconds)
     raise meaning_of_refusal(what, text)
 
 
@@ -177,6 +185,8 @@ def meaning_of_refusal(what, text):
     """Return the error for a request that the server does not accept (400, 422)."""
     if (match := re.search(r"[Nn]o (sensor|asset) found with (?:id|ID) (\d+)", text)) is not None:
         return errors.UnknownSensor(f"FlexMeasures knows no {match[1]} {match[2]}: check the number")
+    if (match := UNIT_REFUSED.search(text)) is not None:
+        return errors.InvalidData(f"unit: {what} is in {match[1]}, and {match[2]} cannot be converted to it")
     return errors.InvalidProblem(f"FlexMeasures does not accept the request for {what}: {text}")
 
 
@@ -209,10 +219,16 @@ def flat(message, path=()):
 
 
 @pyscript_compile
-def when(headers):
-    """Tell from a 429's Retry-After (seconds) when to try again."""
-    seconds = headers.get("Retry-After", "")
-    return f"in {seconds} s" if seconds.isdigit() else "in some minutes"
+def retry_after(headers):
+    """Return the seconds that a Retry-After asks to wait, given as such or as a date; else None."""
+    text = headers.get("Retry-After", "")
+    if text.isdigit():
+        return int(text)
+    try:
+        wait = parsedate_to_datetime(text) - datetime.now(UTC)
+    except (TypeError, ValueError):
+        return None
+    return max(0, math.ceil(wait.total_seconds()))
 
 
 @pyscript_compile
@@ -254,7 +270,12 @@ def failed_job(text):
             f"FlexMeasures finds no schedule that meets all limits: check power_capacity, "
             f"site_power_capacity and the raw flex_model ({reason})"
         )
-    return errors.JobFailed(f"The scheduling job failed on the server: {reason}")
+    if "UniqueViolation" in text:
+        return errors.InvalidData(
+            "prior: FlexMeasures holds another value that was known at the same time: leave prior out, "
+            "or give a later one"
+        )
+    return errors.JobFailed(f"The job failed on the server: {reason}")
 
 
 @pyscript_compile
@@ -262,13 +283,18 @@ async def sensor(connection, sensor_id):
     """Return what the server knows of a sensor; asked once."""
     if sensor_id not in connection.sensors:
         found = await ask(connection, connection.client.get_sensor(sensor_id, parse_json_fields=True))
-        connection.sensors[sensor_id] = Sensor(
-            id=sensor_id,
-            unit=found["unit"],
-            resolution=isodate.parse_duration(found["event_resolution"]),
-            timezone=found["timezone"],
-            asset=found["generic_asset_id"],
-        )
+        try:
+            connection.sensors[sensor_id] = Sensor(
+                id=sensor_id,
+                unit=found["unit"],
+                resolution=isodate.parse_duration(found["event_resolution"]),
+                timezone=found["timezone"],
+                asset=found["generic_asset_id"],
+            )
+        except KeyError as error:
+            raise errors.Unreachable(
+                f"There is no FlexMeasures server at {connection.host}: check the host"
+            ) from error
     return connection.sensors[sensor_id]
 
 

@@ -1,8 +1,10 @@
 """What can go wrong when FlexMeasures is asked, by meaning.
 
 Each class says which state `sensor.flexmeasures_status` shows for it (`status`), under which stable
-name its notification is kept (`cause`), and whether it needs the user only if it lasts (`temporary`).
-The text is one sentence or two for the user: what is wrong, and what to do.
+name its notification is kept (`cause`), whether it needs the user only if it lasts (`temporary`), and
+whether the same question would be refused again (`final`). An error knows for how many seconds the
+server asked to be left alone (`retry_after`), or None. The text is one sentence or two for the user:
+what is wrong, and what to do.
 """
 
 
@@ -16,6 +18,11 @@ def kinds():
         status = "error"
         cause = "failed"
         temporary = False
+        final = False
+
+        def __init__(self, text, retry_after=None):
+            super().__init__(text)
+            self.retry_after = retry_after
 
     class Unauthorized(OptimiserError):
         """The server refuses the username or password."""
@@ -30,25 +37,41 @@ def kinds():
         cause = "unreachable"
         temporary = True
 
+    class ServerFault(OptimiserError):
+        """The server answered, but failed over this question (500)."""
+
+        cause = "server_fault"
+        temporary = True
+
     class NoAccess(OptimiserError):
         """The user may not use a sensor or asset (403)."""
 
         cause = "no_access"
+        final = True
 
     class UnknownSensor(OptimiserError):
         """A sensor or asset does not exist on the server, or is of the wrong kind."""
 
         cause = "unknown_sensor"
+        final = True
 
     class RateLimited(OptimiserError):
         """The server asks to wait (429); the text says until when."""
 
         cause = "rate_limited"
+        temporary = True
 
     class InvalidProblem(OptimiserError):
         """The server does not accept the flex-model, the flex-context or another field (422)."""
 
         cause = "invalid_problem"
+        final = True
+
+    class InvalidData(OptimiserError):
+        """Values do not fit their sensor, or the server does not accept them (422)."""
+
+        cause = "invalid_data"
+        final = True
 
     class PricesMissing(OptimiserError):
         """A price sensor has no data in the planning window."""
@@ -61,12 +84,15 @@ def kinds():
         cause = "infeasible"
 
     class JobFailed(OptimiserError):
-        """The scheduling job failed on the server for another reason."""
+        """A job failed on the server for another reason."""
 
         cause = "job_failed"
 
+    class JobLost(JobFailed):
+        """The server does not know a job of ours any more."""
+
     class JobTimedOut(OptimiserError):
-        """The scheduling job did not finish in time."""
+        """A job did not finish in time."""
 
         cause = "job_timed_out"
 
@@ -74,13 +100,16 @@ def kinds():
         OptimiserError,
         Unauthorized,
         Unreachable,
+        ServerFault,
         NoAccess,
         UnknownSensor,
         RateLimited,
         InvalidProblem,
+        InvalidData,
         PricesMissing,
         Infeasible,
         JobFailed,
+        JobLost,
         JobTimedOut,
     )
 
@@ -89,12 +118,15 @@ def kinds():
     OptimiserError,
     Unauthorized,
     Unreachable,
+    ServerFault,
     NoAccess,
     UnknownSensor,
     RateLimited,
     InvalidProblem,
+    InvalidData,
     PricesMissing,
     Infeasible,
     JobFailed,
+    JobLost,
     JobTimedOut,
 ) = kinds()

@@ -10,6 +10,7 @@ import isodate
 
 import flexmeasures_optimiser.quantities as quantities
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 TOLERANCE = 0.001
 
@@ -86,9 +87,16 @@ def shift_up(moment, resolution, timezone):
     The clock ticks in the sensor's own time zone, which matters for 60 minutes where the offset
     from UTC is not whole hours.
     """
+    down = shift_down(moment, resolution, timezone)
+    return down if down == moment else down + resolution
+
+
+@pyscript_compile
+def shift_down(moment, resolution, timezone):
+    """Return the last tick of a sensor's clock that is not after the moment."""
     offset = moment.astimezone(ZoneInfo(timezone)).utcoffset()
-    since = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC) + offset
-    return datetime(1970, 1, 1, tzinfo=UTC) + -(-since // resolution) * resolution - offset
+    since = moment.astimezone(UTC) - EPOCH + offset
+    return EPOCH + since // resolution * resolution - offset
 
 
 @pyscript_compile

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 from zoneinfo import ZoneInfo
@@ -195,6 +195,29 @@ class FlexMeasuresServer:
             status, reply = self.request("GET", f"/api/v3_0/jobs/{job}", token=token)
         if status != 200:
             raise RuntimeError(f"The prices were refused: {status} {reply}")
+
+    def add_sensor(self, unit: str, minutes: int) -> int:
+        """Add a sensor to the main account's battery, and return its id."""
+        sensor = {
+            "name": f"{unit} {time.time_ns()}",
+            "unit": unit,
+            "event_resolution": f"PT{minutes}M",
+            "generic_asset_id": self.ids.battery,
+            "timezone": str(AMSTERDAM),
+        }
+        status, reply = self.request("POST", "/api/v3_0/sensors", sensor, self.token())
+        if status != 201:
+            raise RuntimeError(f"The sensor was refused: {status} {reply}")
+        return reply["id"]
+
+    def beliefs(self, sensor: int) -> list[tuple[datetime, float]]:
+        """Return all that is stored of a sensor, an event and its value as often as it was stored."""
+        path = f"/api/dev/sensor/{sensor}/chart_data?most_recent_beliefs_only=false"
+        _status, reply = self.request("GET", path, token=self.token())
+        found = [
+            (datetime.fromtimestamp(each["event_start"] / 1000, UTC), each["event_value"]) for each in reply
+        ]
+        return sorted(found)
 
     def _command(self, command: str) -> None:
         """Have the host do something, and wait until it is done."""

@@ -92,4 +92,114 @@ async def trigger_and_get_schedule(**data):
     return await services.run(app, "trigger_and_get_schedule", data)
 
 
+@service("flexmeasures.post_measurements", supports_response="optional")
+async def post_measurements(**data):
+    """yaml
+    name: Post measurements
+    description: >-
+      Posts values to a FlexMeasures sensor. While the server is away they wait in the outbox, which delivers
+      them in order once it is back.
+    fields:
+      sensor_id:
+        name: Sensor
+        description: The number of the FlexMeasures sensor.
+        required: true
+        example: 12
+        selector:
+          number:
+            min: 1
+            mode: box
+      values:
+        name: Values
+        description: A number, or a list of numbers, one after the other; null is a gap.
+        example: "[1.5, 1.2, null, 0.8]"
+        selector:
+          object:
+      entity_id:
+        name: Entity
+        description: Instead of values, an entity whose state is posted as it is now, in its own unit.
+        example: sensor.grid_power
+        selector:
+          entity:
+      start:
+        name: Start
+        description: When the first value starts. For one value, now by default.
+        example: "2026-01-15T07:00:00+01:00"
+        selector:
+          datetime:
+      duration:
+        name: Duration
+        description: >-
+          ISO 8601, of all values together. By default each value stands for the sensor's resolution.
+        example: PT1H
+        selector:
+          text:
+      unit:
+        name: Unit
+        description: The unit of the values. The sensor's own by default.
+        example: kW
+        selector:
+          text:
+      prior:
+        name: Prior
+        description: When the values were known, for a forecast. For measurements, leave it out.
+        example: "2026-01-15T06:00:00+01:00"
+        selector:
+          datetime:
+    """
+    return await services.run(app, "post_measurements", data)
+
+
+@service("flexmeasures.get_measurements", supports_response="optional")
+async def get_measurements(**data):
+    """yaml
+    name: Get measurements
+    description: Returns what FlexMeasures holds of a sensor.
+    fields:
+      sensor_id:
+        name: Sensor
+        description: The number of the FlexMeasures sensor.
+        required: true
+        example: 12
+        selector:
+          number:
+            min: 1
+            mode: box
+      start:
+        name: Start
+        description: From when, shifted down to the resolution.
+        required: true
+        example: "2026-01-15T07:00:00+01:00"
+        selector:
+          datetime:
+      duration:
+        name: Duration
+        description: ISO 8601. A day by default.
+        example: PT24H
+        selector:
+          text:
+      unit:
+        name: Unit
+        description: The unit of the returned values. The sensor's own by default.
+        example: kW
+        selector:
+          text:
+      resolution:
+        name: Resolution
+        description: ISO 8601, from one value to the next. The sensor's own by default.
+        example: PT15M
+        selector:
+          text:
+      source:
+        name: Source
+        description: The number of a FlexMeasures data source, to return its values alone.
+        example: 7
+        selector:
+          number:
+            min: 1
+            mode: box
+    """
+    return await services.run(app, "get_measurements", data)
+
+
 home.answer(app)

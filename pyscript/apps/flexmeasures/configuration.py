@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import homeassistant.util.dt as dt_util
 import voluptuous as vol
 
+import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.quantities as quantities
@@ -35,6 +37,8 @@ def record():
         roundtrip_efficiency: float | None
         schedule_unit: str
         soc_entity: str | None
+        cron: str | None
+        measurements: list
         site: int | None
         site_power_capacity: float | None
         flex_model: Any
@@ -73,11 +77,19 @@ def roundtrip_efficiency(value):
 
 
 @pyscript_compile
-def entity(value):
-    """Return "sensor.x", or "sensor.x.attribute"."""
-    if len(fields.text(value).split(".")) not in (2, 3) or not all(value.split(".")):
-        raise ValueError
+def cron_expression(value):
+    """Return a cron expression that means some time."""
+    cron.following(fields.text(value), dt_util.utcnow())
     return value
+
+
+@pyscript_compile
+def each_once(items):
+    """Return the measurements, no sensor of which gets values from two."""
+    sensors = [item["sensor"] for item in items]
+    if twice := [sensor for sensor in sensors if sensors.count(sensor) > 1]:
+        raise vol.Invalid(f"expected each sensor once, but sensor {twice[0]} is there more often")
+    return items
 
 
 @pyscript_compile
@@ -87,13 +99,19 @@ def one_of(units):
 
 
 STATE_OF_CHARGE = fields.expects(quantities.parse, "a number in soc_unit")
+MEASUREMENT = {
+    vol.Required("entity"): fields.ENTITY,
+    vol.Required("sensor"): fields.SENSOR,
+    vol.Optional("resolution"): fields.DURATION,
+    vol.Optional("unit"): fields.TEXT,
+}
 SCHEMA = vol.Schema(
     {
         vol.Required("host"): fields.expects(
             host, "an address such as flexmeasures.io or http://localhost:5000, without a path"
         ),
         vol.Required("username"): fields.expects(username, "the e-mail address of a FlexMeasures user"),
-        vol.Required("password"): fields.expects(fields.text, "a text that is not empty"),
+        vol.Required("password"): fields.TEXT,
         vol.Required("power_sensor"): fields.SENSOR,
         vol.Required("consumption_price_sensor"): fields.SENSOR,
         vol.Optional("production_price_sensor"): fields.SENSOR,
@@ -110,9 +128,9 @@ SCHEMA = vol.Schema(
         vol.Optional("schedule_unit", default="kW"): one_of(
             (*quantities.POWER_UNITS, *quantities.ENERGY_UNITS)
         ),
-        vol.Optional("soc_entity"): fields.expects(
-            entity, "an entity such as sensor.battery, or sensor.battery.attribute"
-        ),
+        vol.Optional("soc_entity"): fields.ENTITY,
+        vol.Optional("cron"): fields.expects(cron_expression, "a cron expression such as '*/15 * * * *'"),
+        vol.Optional("measurements", default=list): vol.All([MEASUREMENT], each_once),
         vol.Optional("site"): fields.ASSET,
         vol.Optional("site_power_capacity"): fields.POWER,
         vol.Optional("flex_model"): fields.RAW_FIELDS,
@@ -134,8 +152,11 @@ def read(section):
     except vol.Invalid as invalid:
         mistakes = fields.mistakes(invalid, section, known, "key of this app")
     limits, mistake = soc_limits(section)
-    if mistakes or mistake:
-        return None, mistakes + mistake
+    mistakes += mistake
+    if not mistakes:
+        mistakes = contradictions(given)
+    if mistakes:
+        return None, mistakes
     given = {"production_price_sensor": given["consumption_price_sensor"]} | given | limits
     return Configuration(**(dict.fromkeys(Configuration.__dataclass_fields__) | given)), []
 
@@ -160,3 +181,15 @@ def soc_limits(section):
         given = f"{section['soc_min']!r} and {section['soc_max']!r}"
         return {}, [f"soc_min, soc_max: expected 0 <= soc_min < soc_max, but got {given}"]
     return {"soc_min": least, "soc_max": full}, []
+
+
+@pyscript_compile
+def contradictions(given):
+    """Return the mistakes that keys make together, each of which is right."""
+    found = []
+    if "cron" in given and "soc_entity" not in given:
+        found.append("cron: expected soc_entity too, from which the state of charge is taken")
+    sensors = [item["sensor"] for item in given["measurements"]]
+    if "soc_entity" in given and given.get("soc_sensor") in sensors:
+        found.append("measurements: expected no item for soc_sensor, which gets its values from soc_entity")
+    return found

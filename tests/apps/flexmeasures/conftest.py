@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -10,6 +11,9 @@ import pytest
 from flexmeasures_client import FlexMeasuresClient
 from homeassistant.components import persistent_notification
 from homeassistant.core import callback
+from pytest_homeassistant_custom_component.common import async_fire_time_changed
+
+from tests.parts import in_process
 
 SCHEDULE = "sensor.flexmeasures_schedule"
 STATUS = "sensor.flexmeasures_status"
@@ -42,11 +46,28 @@ class Home:
         self.updates = []
         hass.bus.async_listen("flexmeasures_schedule_updated", callback(lambda e: self.updates.append(e)))
 
+    async def call(self, service: str, **data) -> dict:
+        """Call one of our services, and return its response."""
+        return await self.hass.services.async_call(
+            "flexmeasures", service, data, blocking=True, return_response=True
+        )
+
     async def plan(self, **data) -> dict:
         """Call the main service, and return its response."""
-        return await self.hass.services.async_call(
-            "flexmeasures", "trigger_and_get_schedule", data, blocking=True, return_response=True
-        )
+        return await self.call("trigger_and_get_schedule", **data)
+
+    async def until(self, condition, seconds: float = 30) -> None:
+        """Wait until a condition holds."""
+        deadline = time.perf_counter() + seconds
+        while not condition():
+            assert time.perf_counter() < deadline, f"never: {self.status()} {self.schedule()}"
+            await asyncio.sleep(0.02)
+
+    async def tick_to(self, clock, moment: datetime) -> None:
+        """Set the clock, and let the timers that are due run."""
+        clock.move_to(moment)
+        async_fire_time_changed(self.hass, moment)
+        await in_process.settle(self.hass)
 
     def schedule(self):
         """Return the schedule's state."""

@@ -121,10 +121,10 @@ def test_times_go_on_over_a_clock_change(schedule_state, make, start, offsets):
 
 
 def test_a_kept_schedule_is_the_same_after_a_restart(load, make):
-    device = load("flexmeasures_home.device")
+    store = load("flexmeasures_home.schedule_store")
     miss = {"field": "soc_targets", "datetime": NOON, "asked": 9.0, "reached": 7.5}
     schedule = make([1.0, None], missed_targets=[miss])
-    kept = json_bytes(device.as_json(schedule))
-    assert dataclasses.asdict(device.recalled(json.loads(kept))) == dataclasses.asdict(schedule)
-    assert device.as_json(None) is None
-    assert device.recalled(None) is None
+    kept = json_bytes(store.as_json(schedule))
+    assert dataclasses.asdict(store.recalled(json.loads(kept))) == dataclasses.asdict(schedule)
+    assert store.as_json(None) is None
+    assert store.recalled(None) is None

@@ -1,6 +1,8 @@
 """Addresses are read, secrets stay out of the log, and failures are told by meaning."""
 
 import logging
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
@@ -95,6 +97,10 @@ def test_a_nested_refusal_is_one_line_that_names_the_field(connection):
     assert connection.flat(message) == "flex-model[0].soc-at-start: Not a valid quantity.; start: Missing."
 
 
-def test_a_rate_limit_says_when_to_try_again(connection):
-    assert connection.when({"Retry-After": "90"}) == "in 90 s"
-    assert connection.when({}) == "in some minutes"
+def test_a_server_says_how_long_to_wait_in_seconds_or_by_a_date(connection):
+    assert connection.retry_after({"Retry-After": "90"}) == 90
+    soon = datetime.now(UTC) + timedelta(seconds=60)
+    assert 58 <= connection.retry_after({"Retry-After": format_datetime(soon, usegmt=True)}) <= 60
+    assert connection.retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert connection.retry_after({"Retry-After": "soon"}) is None
+    assert connection.retry_after({}) is None

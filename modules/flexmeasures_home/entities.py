@@ -1,0 +1,36 @@
+"""What Home Assistant's entities say, as numbers."""
+
+import math
+
+from homeassistant.const import ATTR_UNIT_OF_MEASUREMENT, STATE_UNAVAILABLE, STATE_UNKNOWN
+
+
+@pyscript_compile
+def split(name):
+    """Return the entity's id and the attribute, or None, of "sensor.x" or "sensor.x.attribute"."""
+    domain, object_id, *attribute = name.split(".")
+    return f"{domain}.{object_id}", attribute[0] if attribute else None
+
+
+@pyscript_compile
+def reading(state, attribute):
+    """Return the text or number that a state (or its attribute) is, and its unit; an attribute has none."""
+    if attribute:
+        return state.attributes.get(attribute), None
+    return state.state, state.attributes.get(ATTR_UNIT_OF_MEASUREMENT)
+
+
+@pyscript_compile
+def is_known(value):
+    """Tell whether there is a value at all."""
+    return value not in (None, "", STATE_UNKNOWN, STATE_UNAVAILABLE)
+
+
+@pyscript_compile
+def number(value):
+    """Return a finite number, or None for what is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None

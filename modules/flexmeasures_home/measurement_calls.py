@@ -1,0 +1,88 @@
+"""What `flexmeasures.post_measurements` and `flexmeasures.get_measurements` do."""
+
+import homeassistant.util.dt as dt_util
+import isodate
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+
+import flexmeasures_home.device as devices
+import flexmeasures_home.entities as entities
+import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.status as statuses
+import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.sensor_data as sensor_data
+
+
+@pyscript_compile
+async def post_measurements(device, call):
+    """Post values to a FlexMeasures sensor; return whether they are `delivered`, or wait in the outbox.
+
+    `call` holds the service's fields, checked: `values`, or the `entity_id` whose state they are now.
+    Raise HomeAssistantError for what the server refuses.
+    """
+    devices.refuse_if_stopped(device)
+    run = run_of(device, call)
+    parcel = outboxes.add(device.outbox, run)
+    try:
+        delivered = await outboxes.delivered(device.outbox, parcel)
+    except errors.OptimiserError as error:
+        raise HomeAssistantError(str(error)) from error
+    return {"delivered": delivered, "values": len(run.values), "outbox": outboxes.waiting(device.outbox)}
+
+
+@pyscript_compile
+def run_of(device, call):
+    """Return a call's values as a run; a single value without a start is of now."""
+    if ("values" in call) == ("entity_id" in call):
+        raise ServiceValidationError("values, entity_id: expected one of the two")
+    values, unit = call.get("values"), call.get("unit")
+    if values is None:
+        value, own_unit = state_now(device.hass, call["entity_id"])
+        if unit and own_unit and unit != own_unit:
+            raise ServiceValidationError(f"unit: {call['entity_id']} is in {own_unit}: leave unit out")
+        values, unit = [value], own_unit or unit
+    if len(values) > 1 and "start" not in call:
+        raise ServiceValidationError("start is missing: give the time of the first value")
+    duration = call.get("duration")
+    return sensor_data.Run(
+        sensor=call["sensor_id"],
+        start=call.get("start", dt_util.utcnow().replace(second=0, microsecond=0)),
+        values=values,
+        unit=unit,
+        step=None if duration is None else duration / len(values),
+        prior=call.get("prior"),
+    )
+
+
+@pyscript_compile
+def state_now(hass, entity):
+    """Return an entity's number now, and its unit or None; raise where it is no number."""
+    entity_id, attribute = entities.split(entity)
+    state = hass.states.get(entity_id)
+    if state is None:
+        raise ServiceValidationError(f"entity_id: {entity} does not exist in Home Assistant")
+    value, unit = entities.reading(state, attribute)
+    number = entities.number(value)
+    if number is None:
+        raise ServiceValidationError(
+            f"entity_id: {entity} is {value!r}, which is no number: nothing was posted"
+        )
+    return number, unit
+
+
+@pyscript_compile
+async def get_measurements(device, call):
+    """Return what FlexMeasures holds of a sensor; raise HomeAssistantError."""
+    devices.refuse_if_stopped(device)
+    try:
+        found = await sensor_data.read(device.link, **call)
+    except errors.OptimiserError as error:
+        statuses.fail_with(device.status, "get_measurements", error)
+        raise HomeAssistantError(str(error)) from error
+    statuses.succeed(device.status, "get_measurements")
+    zone = dt_util.get_default_time_zone()
+    return found | {
+        "sensor_id": call["sensor_id"],
+        "start": found["start"].astimezone(zone).isoformat(),
+        "duration": isodate.duration_isoformat(found["duration"]),
+        "resolution": isodate.duration_isoformat(found["resolution"]),
+    }

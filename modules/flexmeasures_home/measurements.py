@@ -1,0 +1,326 @@
+"""Measurements that are posted without being asked for: means of entities, and states of charge."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import homeassistant.util.dt as dt_util
+from homeassistant.core import HassJob, callback
+from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_state_change_event
+from homeassistant.helpers.storage import Store
+from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
+
+import flexmeasures_home.entities as entities
+import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.status as statuses
+import flexmeasures_optimiser.connection as connection
+import flexmeasures_optimiser.schedule as schedules
+import flexmeasures_optimiser.sensor_data as sensor_data
+
+UNTIL_THE_SENSOR_IS_KNOWN = timedelta(minutes=5)
+JUMP_SECONDS = 5
+"""By how much the clock and the time that passed may differ before the clock counts as set anew."""
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Interval:
+        """The interval under way: value × seconds summed up so far, over the seconds with a value."""
+
+        start: datetime
+        step: timedelta
+        at: datetime
+        total: float = 0.0
+        known: float = 0.0
+        unit: str | None = None
+
+    @dataclass
+    class Measurements:
+        """All meters, the outbox that takes their values, and what is kept in a file of them.
+
+        `sensors` maps a sensor's id to what the server said of it last, here or in an earlier life.
+        """
+
+        hass: Any
+        outbox: Any
+        store: Any
+        sensors: dict
+        intervals: dict
+        meters: list = field(default_factory=list)
+
+    @dataclass
+    class Meter:
+        """An entity whose values go to a FlexMeasures sensor.
+
+        `read` returns (value or None, unit) of the entity as it is now. `as_it_is` posts the value at
+        each tick, else it is the mean over each interval, weighted by the time in which it was known.
+        `pace` is the sensor whose resolution holds where this one has none. `ran` is the monotonic
+        clock at the interval's `at`.
+        """
+
+        hass: Any
+        outbox: Any
+        sensors: Any
+        entity: str
+        sensor: int
+        read: Any
+        pace: int
+        step: timedelta | None = None
+        as_it_is: bool = False
+        interval: Any = None
+        value: float | None = None
+        ran: float = 0.0
+        forget_timer: Any = None
+        forget_changes: Any = None
+
+    return Interval, Measurements, Meter
+
+
+Interval, Measurements, Meter = records()
+
+
+@pyscript_compile
+async def load(hass, outbox):
+    """Return the measurements without a meter yet, with what the file holds of those before."""
+    store = Store(hass, 1, "flexmeasures_for_pyscript.measurements", atomic_writes=True)
+    kept = await store.async_load() or {}
+    if kept.get("user") != outbox.user:
+        return Measurements(hass, outbox, store, {}, {})
+    sensors = [
+        connection.Sensor(**each | {"resolution": timedelta(seconds=each["resolution"])})
+        for each in kept["sensors"]
+    ]
+    return Measurements(hass, outbox, store, {each.id: each for each in sensors}, kept["intervals"])
+
+
+@pyscript_compile
+async def learn(measurements, sensors):
+    """Remember what the server says of sensors, for times when it is away."""
+    if any(measurements.sensors.get(each) != sensors[each] for each in sensors):
+        measurements.sensors |= sensors
+        look_at_all(measurements)
+        await save(measurements)
+
+
+@pyscript_compile
+async def save(measurements):
+    """Write the file."""
+    await measurements.store.async_save(
+        {
+            "user": measurements.outbox.user,
+            "sensors": [
+                asdict(each) | {"resolution": each.resolution.total_seconds()}
+                for each in measurements.sensors.values()
+            ],
+            "intervals": measurements.intervals,
+        }
+    )
+
+
+@pyscript_compile
+def measure(measurements, entity, sensor, read, pace, step=None, as_it_is=False):
+    """Measure an entity for a sensor from now on; a `step` of None is the sensor's own resolution."""
+    hass, outbox, sensors = measurements.hass, measurements.outbox, measurements.sensors
+    meter = Meter(hass, outbox, sensors, entity, sensor, read, pace, step, as_it_is)
+    measurements.meters.append(meter)
+    start(meter, measurements.intervals.get(matter(meter)))
+
+
+@pyscript_compile
+def look_at_all(measurements):
+    """Reckon all meters until now."""
+    for meter in measurements.meters:
+        look(meter)
+
+
+@pyscript_compile
+async def stop_all(measurements):
+    """Measure no more; the intervals under way are kept."""
+    measurements.intervals = {matter(meter): stop(meter) for meter in measurements.meters}
+    await save(measurements)
+
+
+@pyscript_compile
+def start(meter, kept=None):
+    """Measure from now on; an interval that was kept over a reload goes on."""
+    now = dt_util.utcnow()
+    meter.interval = recalled(kept) if kept else Interval(tick(meter, now), step(meter), now)
+    meter.ran = time.monotonic()
+    look(meter)
+
+    @callback
+    def changed(event):
+        state = event.data["new_state"]
+        reckon(meter, state.last_updated if state else dt_util.utcnow())
+        take(meter)
+
+    entity_id, _attribute = entities.split(meter.entity)
+    meter.forget_changes = async_track_state_change_event(meter.hass, entity_id, changed)
+
+
+@pyscript_compile
+def stop(meter):
+    """Measure no more, and return the interval under way as JSON's types."""
+    meter.forget_changes()
+    meter.forget_timer()
+    reckon(meter, dt_util.utcnow())
+    return as_json(meter.interval)
+
+
+@pyscript_compile
+def look(meter):
+    """Reckon until now, take the value as it is, and come back at the next tick."""
+    if meter.forget_timer:
+        meter.forget_timer()
+    reckon(meter, dt_util.utcnow())
+    take(meter)
+
+    @callback
+    def at_tick(_now):
+        look(meter)
+
+    job = HassJob(at_tick, cancel_on_shutdown=True)
+    end = meter.interval.start + meter.interval.step
+    meter.forget_timer = async_track_point_in_utc_time(meter.hass, job, end)
+
+
+@pyscript_compile
+def step(meter):
+    """Return the time between values: as configured, else the sensor's own, else its pacemaker's."""
+    known = [meter.sensors[each] for each in (meter.sensor, meter.pace) if each in meter.sensors]
+    steps = [meter.step, *[sensor.resolution for sensor in known], UNTIL_THE_SENSOR_IS_KNOWN]
+    return next(each for each in steps if each)
+
+
+@pyscript_compile
+def tick(meter, moment):
+    """Return the last tick of the sensor's clock that is not after the moment."""
+    sensor = meter.sensors.get(meter.sensor)
+    return schedules.shift_down(moment, step(meter), sensor.timezone if sensor else "UTC")
+
+
+@pyscript_compile
+def posts_as_it_is(meter):
+    """Tell whether a value is posted as it is: a state of charge, and what an instantaneous sensor takes."""
+    sensor = meter.sensors.get(meter.sensor)
+    return meter.as_it_is or (sensor is not None and not sensor.resolution)
+
+
+@pyscript_compile
+def take(meter):
+    """Remember the value from now on; a power in kW, whatever the entity's unit."""
+    value, unit = meter.read()
+    if value is not None and unit in PowerConverter.VALID_UNITS:
+        value, unit = PowerConverter.convert(value, unit, "kW"), "kW"
+    if value is not None and unit in EnergyConverter.VALID_UNITS and not posts_as_it_is(meter):
+        complain(meter, f"counts energy ({unit}): give an entity of power")
+        value = None
+    if value is not None and unit != meter.interval.unit:
+        meter.interval.total = meter.interval.known = 0.0
+        meter.interval.unit = unit
+    meter.value = value
+
+
+@pyscript_compile
+def reckon(meter, now):
+    """Sum up until now with the value so far, and post each interval that has ended.
+
+    Where the clock was set anew, or the machine slept, nothing is known of the time in between.
+    """
+    interval, ran = meter.interval, time.monotonic()
+    passed = (now - interval.at).total_seconds()
+    jumped = abs(passed - (ran - meter.ran)) > JUMP_SECONDS
+    meter.ran = ran
+    if step(meter) != interval.step or (jumped and now < interval.start):
+        meter.interval = Interval(tick(meter, now), step(meter), now, unit=interval.unit)
+        return
+    value = None if jumped else meter.value
+    while True:
+        end = interval.start + interval.step
+        until = max(interval.at, min(now, end))
+        if value is not None:
+            seconds = (until - interval.at).total_seconds()
+            interval.total += value * seconds
+            interval.known += seconds
+        interval.at = until
+        if now < end:
+            return
+        close(meter, interval, now)
+        start = end if value is not None else max(end, tick(meter, now))
+        interval = Interval(start, interval.step, max(until, start), unit=interval.unit)
+        meter.interval = interval
+
+
+@pyscript_compile
+def close(meter, interval, now):
+    """Post what an interval came to; an interval without a value is a gap."""
+    end = interval.start + interval.step
+    if not posts_as_it_is(meter):
+        value, start = interval.total / interval.known if interval.known else None, interval.start
+    elif now - end < interval.step:
+        (value, interval.unit), start = meter.read(), end
+    else:
+        return
+    if value is None:
+        tell_why(meter)
+        return
+    statuses.settle(meter.outbox.status, matter(meter))
+    outboxes.add(
+        meter.outbox, sensor_data.Run(meter.sensor, start, [value], interval.unit, step=interval.step)
+    )
+
+
+@pyscript_compile
+def tell_why(meter):
+    """Complain of an entity that cannot have a value; `unavailable` is no reason to."""
+    entity_id, attribute = entities.split(meter.entity)
+    state = meter.hass.states.get(entity_id)
+    if state is None:
+        complain(meter, "does not exist in Home Assistant")
+        return
+    value, _unit = entities.reading(state, attribute)
+    if entities.is_known(value) and entities.number(value) is None:
+        complain(meter, f"is {value!r}, which is no number")
+
+
+@pyscript_compile
+def complain(meter, what):
+    """Tell what keeps an entity from being measured, if that lasts."""
+    text = f"measurements: {meter.entity} {what}. Sensor {meter.sensor} gets no values from it"
+    statuses.fail(meter.outbox.status, matter(meter), text, cause="no_measurements", temporary=True)
+
+
+@pyscript_compile
+def matter(meter):
+    """Return the matter of this meter in the status."""
+    return f"measurements of {meter.entity} for sensor {meter.sensor}"
+
+
+@pyscript_compile
+def as_json(interval):
+    """Return an interval as JSON's types."""
+    return {
+        "start": interval.start.isoformat(),
+        "step": interval.step.total_seconds(),
+        "at": interval.at.isoformat(),
+        "total": interval.total,
+        "known": interval.known,
+        "unit": interval.unit,
+    }
+
+
+@pyscript_compile
+def recalled(kept):
+    """Return the interval that `as_json` wrote."""
+    return Interval(
+        **kept
+        | {
+            "start": datetime.fromisoformat(kept["start"]),
+            "step": timedelta(seconds=kept["step"]),
+            "at": datetime.fromisoformat(kept["at"]),
+        }
+    )

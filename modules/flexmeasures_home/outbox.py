@@ -1,0 +1,352 @@
+"""What is on its way to FlexMeasures: kept in a file until the server has stored it.
+
+Everything that is posted goes through here, so that it arrives in order. Posting a run twice stores
+it once, since FlexMeasures skips a value that it holds already: whatever was under way when Home
+Assistant ended is posted again.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import homeassistant.util.dt as dt_util
+from homeassistant.helpers.storage import Store
+
+import flexmeasures_home.status as statuses
+import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.sensor_data as sensor_data
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
+MATTER = "measurements"
+MOST_VALUES = 100_000
+MOST_VALUES_OF_A_RUN = 1_000
+MOST_FAILURES = 5
+FIRST_PAUSE_SECONDS = 5
+LONGEST_PAUSE_SECONDS = 300
+PATIENCE_SECONDS = 20
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Parcel:
+        """A run on its way: how often its job failed, the job that stores it, and who waits for it."""
+
+        run: sensor_data.Run
+        failures: int = 0
+        job: str | None = None
+        sending: bool = False
+        waiting: list = field(default_factory=list)
+
+    @dataclass
+    class Outbox:
+        """The parcels for one user of one server, oldest first, and all other users' as the file has them.
+
+        `dropped` counts the values that were ever given up because there were too many.
+        """
+
+        hass: Any
+        link: Any
+        status: statuses.Status
+        store: Any
+        user: str
+        parcels: list = field(default_factory=list)
+        dropped: int = 0
+        file: dict = field(default_factory=dict)
+        changed: Any = field(default_factory=asyncio.Event)
+        urged: Any = field(default_factory=asyncio.Event)
+        server_away: bool = False
+        task: Any = None
+
+    return Parcel, Outbox
+
+
+Parcel, Outbox = records()
+
+
+@pyscript_compile
+async def start(hass, link, status, user):
+    """Return an outbox with what its file holds, and deliver it in the background."""
+    store = Store(hass, 1, "flexmeasures_for_pyscript.outbox", atomic_writes=True)
+    outbox = Outbox(hass, link, status, store, user)
+    outbox.file = await store.async_load() or {}
+    kept = outbox.file.get(user, {})
+    outbox.parcels = [Parcel(recalled(each)) for each in kept.get("runs", [])]
+    outbox.dropped = kept.get("dropped", 0)
+    show(outbox)
+    outbox.task = hass.async_create_background_task(keep_delivering(outbox), "flexmeasures outbox")
+    return outbox
+
+
+@pyscript_compile
+async def stop(outbox):
+    """End the delivery and write the file; who waits is told that it is kept."""
+    outbox.task.cancel()
+    await asyncio.gather(outbox.task, return_exceptions=True)
+    for parcel in outbox.parcels:
+        answer(parcel, False)
+    await save(outbox)
+
+
+@pyscript_compile
+def urge(outbox):
+    """Have what waits for a later try delivered now, since the server answers."""
+    outbox.urged.set()
+
+
+@pyscript_compile
+def waiting(outbox):
+    """Return how many values wait."""
+    return sum(numbers(parcel.run.values) for parcel in outbox.parcels)
+
+
+@pyscript_compile
+def numbers(values):
+    """Return how many of the values are no gaps."""
+    return len(values) - values.count(None)
+
+
+@pyscript_compile
+def show(outbox):
+    """Show what waits in the status."""
+    statuses.show(outbox.status, outbox=waiting(outbox), outbox_dropped=outbox.dropped)
+
+
+@pyscript_compile
+def add(outbox, run):
+    """Take a run over, to be delivered after all that came before for its sensor; return its parcel."""
+    last = next((each for each in reversed(outbox.parcels) if each.run.sensor == run.sensor), None)
+    gap = None if last is None or last.sending or last.job else gap_between(last.run, run)
+    if gap is not None:
+        last.run.values += [None] * gap + run.values
+        parcel = last
+    else:
+        parcel = Parcel(run)
+        outbox.parcels.append(parcel)
+    drop_oldest(outbox)
+    show(outbox)
+    outbox.changed.set()
+    if not outbox.server_away:
+        urge(outbox)
+    return parcel
+
+
+@pyscript_compile
+def gap_between(before, run):
+    """Return how many values are missing between two runs, or None where they cannot be one."""
+    if (before.unit, before.step, before.prior) != (run.unit, run.step, None) or run.prior or not run.step:
+        return None
+    steps, rest = divmod(run.start - before.start, run.step)
+    gap = steps - len(before.values)
+    if rest or gap < 0 or steps + len(run.values) > MOST_VALUES_OF_A_RUN:
+        return None
+    return gap
+
+
+@pyscript_compile
+def drop_oldest(outbox):
+    """Give up the oldest values while there are too many; count them, and tell."""
+    excess = sum(len(parcel.run.values) for parcel in outbox.parcels) - MOST_VALUES
+    if excess <= 0:
+        return
+    for parcel in [each for each in outbox.parcels if not each.sending]:
+        count = len(parcel.run.values)
+        part = min(count, excess) if parcel.run.step else count
+        outbox.dropped += numbers(parcel.run.values[:part])
+        if part < count:
+            del parcel.run.values[:part]
+            parcel.run.start += part * parcel.run.step
+        else:
+            outbox.parcels.remove(parcel)
+            answer(parcel, errors.InvalidData("The values were dropped, since too many others wait"))
+        excess -= part
+        if excess <= 0:
+            break
+    text = (
+        f"The outbox is full with {MOST_VALUES} values that wait for FlexMeasures at {outbox.link.host}: the "
+        f"oldest are dropped. The status's attribute outbox_dropped counts them"
+    )
+    statuses.fail(outbox.status, "outbox", text, cause="outbox_full")
+
+
+@pyscript_compile
+async def delivered(outbox, parcel):
+    """Return True once a parcel is stored, False if it has to wait; raise the error that it met.
+
+    It waits when the server is away, and when storing takes longer than 20 s.
+    """
+    outcome = outbox.hass.loop.create_future()
+    parcel.waiting.append(outcome)
+    urge(outbox)
+    done, _pending = await asyncio.wait([outcome], timeout=PATIENCE_SECONDS)
+    if not done and outcome in parcel.waiting:
+        parcel.waiting.remove(outcome)
+    return outcome.result() if done else False
+
+
+@pyscript_compile
+def answer(parcel, outcome):
+    """Tell those who wait for a parcel: True, False, or an error."""
+    for future in parcel.waiting:
+        if not future.done():
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+    parcel.waiting.clear()
+
+
+@pyscript_compile
+async def keep_delivering(outbox):
+    """Deliver what is there and what comes; after a failure with pauses, as long as the server asks."""
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        if not outbox.parcels:
+            await outbox.changed.wait()
+        outbox.changed.clear()
+        try:
+            await save(outbox)
+            failure = await deliver_all(outbox)
+        except Exception as error:
+            LOGGER.exception("Delivering measurements failed unexpectedly")
+            failure = errors.OptimiserError(f"Delivering measurements failed unexpectedly ({error!r})")
+        outbox.urged.clear()
+        if failure is None:
+            pause = FIRST_PAUSE_SECONDS
+            statuses.settle(outbox.status, MATTER)
+            continue
+        statuses.fail_with(outbox.status, MATTER, failure)
+        for parcel in outbox.parcels:
+            answer(parcel, False)
+        if failure.retry_after is not None:
+            await asyncio.sleep(failure.retry_after)
+        else:
+            if isinstance(failure, errors.Unauthorized):
+                pause = LONGEST_PAUSE_SECONDS
+            if not await urged_within(outbox, pause):
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+@pyscript_compile
+async def urged_within(outbox, seconds):
+    """Wait for some time; tell whether the server answered elsewhere, or somebody asked for a delivery."""
+    try:
+        await asyncio.wait_for(outbox.urged.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+@pyscript_compile
+async def deliver_all(outbox):
+    """Deliver each sensor's parcels in order; return what kept a part of them from it, or None.
+
+    What the server refuses for good is dropped, with a notice. A fault that may lie in the values
+    holds up their sensor alone.
+    """
+    failure, held_up = None, set()
+    outbox.server_away = False
+    while parcel := next((each for each in outbox.parcels if each.run.sensor not in held_up), None):
+        parcel.sending = True
+        try:
+            await deliver(outbox, parcel)
+        except errors.OptimiserError as error:
+            if isinstance(error, errors.JobFailed):
+                parcel.failures += 1
+            if error.final or parcel.failures >= MOST_FAILURES:
+                refused(outbox, parcel, error)
+            elif isinstance(error, (errors.ServerFault, errors.JobFailed, errors.JobTimedOut)):
+                failure = error
+                held_up.add(parcel.run.sensor)
+            else:
+                outbox.server_away = True
+                return error
+        else:
+            outbox.parcels.remove(parcel)
+            statuses.succeed(outbox.status, None)
+            statuses.settle(outbox.status, refusals_of(parcel.run))
+            answer(parcel, True)
+        finally:
+            parcel.sending = False
+        if not outbox.parcels:
+            statuses.settle(outbox.status, "outbox")
+        show(outbox)
+        await save(outbox)
+    return failure
+
+
+@pyscript_compile
+async def deliver(outbox, parcel):
+    """Post a parcel, unless that is done, and wait until it is stored."""
+    if parcel.job is None:
+        parcel.job = await sensor_data.post(outbox.link, parcel.run)
+    if parcel.job is not None:
+        try:
+            await sensor_data.stored(outbox.link, parcel.job)
+        except errors.JobFailed:
+            parcel.job = None
+            raise
+
+
+@pyscript_compile
+def refused(outbox, parcel, error):
+    """Drop a parcel, and tell."""
+    outbox.parcels.remove(parcel)
+    if parcel.waiting:
+        answer(parcel, error)
+    first = dt_util.as_local(parcel.run.start).isoformat()
+    text = (
+        f"FlexMeasures refuses {len(parcel.run.values)} values for sensor {parcel.run.sensor} from {first} "
+        f"on; they were dropped. {error}"
+    )
+    statuses.fail(outbox.status, refusals_of(parcel.run), text, error.status, "measurements_dropped")
+
+
+@pyscript_compile
+def refusals_of(run):
+    """Return the matter of what is refused for a sensor."""
+    return f"{MATTER} of sensor {run.sensor}"
+
+
+@pyscript_compile
+async def save(outbox):
+    """Write the file."""
+    await outbox.store.async_save(
+        outbox.file
+        | {
+            outbox.user: {
+                "runs": [as_json(parcel.run) for parcel in outbox.parcels],
+                "dropped": outbox.dropped,
+            }
+        }
+    )
+
+
+@pyscript_compile
+def as_json(run):
+    """Return a run as JSON's types."""
+    return {
+        "sensor": run.sensor,
+        "start": run.start.isoformat(),
+        "values": run.values[:],
+        "unit": run.unit,
+        "step": None if run.step is None else run.step.total_seconds(),
+        "prior": run.prior and run.prior.isoformat(),
+    }
+
+
+@pyscript_compile
+def recalled(kept):
+    """Return the run that `as_json` wrote."""
+    return sensor_data.Run(
+        **kept
+        | {
+            "start": datetime.fromisoformat(kept["start"]),
+            "step": None if kept["step"] is None else timedelta(seconds=kept["step"]),
+            "prior": kept["prior"] and datetime.fromisoformat(kept["prior"]),
+        }
+    )

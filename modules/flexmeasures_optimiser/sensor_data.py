@@ -1,0 +1,159 @@
+"""Sensor data: measurements and forecasts that are posted, and what the server holds."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
+
+import flexmeasures_optimiser.connection as connection
+import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.schedule as schedules
+
+HOUR = timedelta(hours=1)
+FIRST_POLL_SECONDS = 0.1
+SLOWEST_POLL_SECONDS = 4
+STORING_SECONDS = 120
+RESOLUTION_OF_INSTANTS = timedelta(minutes=5)
+
+
+@pyscript_compile
+def record():
+    """Define the record: natively, so that compiled code can make it."""
+
+    @dataclass
+    class Run:
+        """Values of one sensor, one after the other; None is a gap.
+
+        `step` is from one value to the next, None for the sensor's own resolution. `unit` is the
+        values', None for the sensor's own. `prior` is when the values were known, None for when they
+        arrive at the server.
+        """
+
+        sensor: int
+        start: datetime
+        values: list
+        unit: str | None = None
+        step: timedelta | None = None
+        prior: datetime | None = None
+
+    return Run
+
+
+Run = record()
+
+
+@pyscript_compile
+async def post(link, run):
+    """Post a run; return the id of the job that will store it, or None if it is stored.
+
+    Raise an OptimiserError; `InvalidData` names the field.
+    """
+    sensor = await connection.sensor(link, run.sensor)
+    step = fitting_step(run, sensor)
+    values, unit = converted(run.values, run.unit or sensor.unit, step, sensor)
+    answer, status = await connection.ask(
+        link,
+        link.client.post_sensor_data(
+            sensor.id,
+            start=run.start,
+            duration=step * len(values),
+            values=values,
+            unit=unit,
+            prior=run.prior,
+        ),
+    )
+    return answer.get("job") if status == 202 else None
+
+
+@pyscript_compile
+async def stored(link, job):
+    """Wait until a job has stored what was posted; raise an OptimiserError."""
+    await connection.ask(
+        link,
+        link.client.wait_for_job(
+            job,
+            timeout=STORING_SECONDS,
+            polling_interval=FIRST_POLL_SECONDS,
+            max_polling_interval=SLOWEST_POLL_SECONDS,
+        ),
+    )
+
+
+@pyscript_compile
+def fitting_step(run, sensor):
+    """Return the time from one value to the next; refuse one that does not fit the sensor."""
+    if run.step is None:
+        step = sensor.resolution
+    else:
+        step = run.step
+        check_step(step, sensor)
+    if not step and len(run.values) > 1:
+        raise errors.InvalidData(
+            f"duration: sensor {sensor.id} is instantaneous: give one value, or a duration over which "
+            f"the {len(run.values)} values are spread"
+        )
+    return step
+
+
+@pyscript_compile
+def check_step(step, sensor):
+    """Refuse a time from one value to the next that is not None and does not fit the sensor."""
+    if step is None or not sensor.resolution:
+        return
+    if not step or (step % sensor.resolution and sensor.resolution % step):
+        raise errors.InvalidData(
+            f"duration or resolution: each value would stand for {step}, which is neither a multiple nor a "
+            f"part of the {sensor.resolution} of sensor {sensor.id}: leave it out for the sensor's own"
+        )
+
+
+@pyscript_compile
+def converted(values, unit, step, sensor):
+    """Return values and unit as the server takes them rightly: power to power, energy to energy.
+
+    The server repeats a coarse value before it converts it, so 1 kWh in an hour would become four
+    times 4 kW on a sensor of 15 minutes; and it refuses a power on a sensor of energy.
+    """
+    is_energy, wants_energy = (each in EnergyConverter.VALID_UNITS for each in (unit, sensor.unit))
+    known = EnergyConverter.VALID_UNITS | PowerConverter.VALID_UNITS
+    if not sensor.resolution or not (is_energy or wants_energy) or not {unit, sensor.unit} <= known:
+        return values, unit
+    if is_energy and wants_energy and step == sensor.resolution:
+        return values, unit
+    to_kw = EnergyConverter.converter_factory(unit, "kWh") if is_energy else None
+    to_kw = to_kw or PowerConverter.converter_factory(unit, "kW")
+    factor = (HOUR / step if is_energy else 1) * (sensor.resolution / HOUR if wants_energy else 1)
+    scaled = [None if value is None else to_kw(value) * factor for value in values]
+    return scaled, "kWh" if wants_energy else "kW"
+
+
+@pyscript_compile
+async def read(link, sensor_id, start, duration, unit=None, resolution=None, source=None):
+    """Return what the server holds: `values` (None for a gap), `start`, `duration`, `resolution`, `unit`.
+
+    `start` is shifted down to the resolution's clock, without which the server finds nothing; the end
+    stays within. An instantaneous sensor is read each 5 minutes unless `resolution` says otherwise.
+    Raise an OptimiserError.
+    """
+    sensor = await connection.sensor(link, sensor_id)
+    step = resolution or sensor.resolution or RESOLUTION_OF_INSTANTS
+    first = schedules.shift_down(start, step, sensor.timezone)
+    count = -((first - start - duration) // step)
+    reply = await connection.ask(
+        link,
+        link.client.get_sensor_data(
+            sensor_id,
+            start=first,
+            duration=count * step,
+            unit=unit or sensor.unit,
+            resolution=step,
+            **({} if source is None else {"source": source}),
+        ),
+    )
+    return {
+        "values": reply["values"],
+        "start": first,
+        "duration": count * step,
+        "resolution": step,
+        "unit": reply["unit"],
+    }

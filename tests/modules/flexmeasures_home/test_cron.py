@@ -1,0 +1,66 @@
+"""Cron times are those of Home Assistant's clock on the wall, over clock changes too."""
+
+from datetime import UTC, datetime, timedelta
+
+import homeassistant.util.dt as dt_util
+import pytest
+
+BEFORE_SPRING = datetime(2027, 3, 28, 0, 20, tzinfo=UTC)
+BEFORE_AUTUMN = datetime(2026, 10, 24, 23, 50, tzinfo=UTC)
+
+
+@pytest.fixture
+def cron(load):
+    """Return the module."""
+    return load("flexmeasures_home.cron")
+
+
+@pytest.fixture(autouse=True)
+def amsterdam():
+    """Set Home Assistant's time zone, which differs from the process's."""
+    before = dt_util.get_default_time_zone()
+    dt_util.set_default_time_zone(dt_util.get_time_zone("Europe/Amsterdam"))
+    yield
+    dt_util.set_default_time_zone(before)
+
+
+def times(cron, expression, moment, count):
+    """Return the next times in UTC."""
+    found = []
+    for _ in range(count):
+        moment = cron.following(expression, moment)
+        found.append(f"{moment:%d %H:%M}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("expression", "start", "expected"),
+    [
+        ("*/15 * * * *", BEFORE_SPRING, ["28 00:30", "28 00:45", "28 01:00", "28 01:15"]),
+        ("*/15 * * * *", BEFORE_AUTUMN, ["25 00:00", "25 00:15", "25 00:30", "25 00:45", "25 01:00"]),
+        ("30 * * * *", BEFORE_AUTUMN, ["25 00:30", "25 01:30", "25 02:30"]),
+        ("0 0 * * *", BEFORE_SPRING - timedelta(hours=3), ["27 23:00", "28 22:00", "29 22:00"]),
+        ("0 0 * * *", BEFORE_AUTUMN - timedelta(hours=3), ["24 22:00", "25 23:00", "26 23:00"]),
+        ("0 13 * * *", BEFORE_SPRING, ["28 11:00", "29 11:00"]),
+        ("0 13 * * *", BEFORE_AUTUMN, ["25 12:00", "26 12:00"]),
+        ("30 2 * * *", BEFORE_AUTUMN, ["25 00:30", "26 01:30"]),
+    ],
+)
+def test_the_times_over_a_clock_change(cron, expression, start, expected):
+    assert times(cron, expression, start, len(expected)) == expected
+
+
+def test_a_time_lost_in_spring_comes_with_the_change(cron):
+    assert times(cron, "30 2 * * *", BEFORE_SPRING, 2) == ["28 01:00", "29 00:30"]
+
+
+def test_the_time_before_a_moment(cron):
+    quarter = datetime(2026, 1, 15, 12, 15, tzinfo=UTC)
+    assert cron.preceding("*/15 * * * *", quarter) == quarter
+    assert cron.preceding("*/15 * * * *", quarter - timedelta(seconds=1)) == quarter - timedelta(minutes=15)
+
+
+@pytest.mark.parametrize("expression", ["", "often", "* * * *", "61 * * * *", "0 0 30 2 *", "* * * * * *"])
+def test_what_means_no_time_is_refused(cron, expression):
+    with pytest.raises(ValueError):
+        cron.following(expression, BEFORE_SPRING)

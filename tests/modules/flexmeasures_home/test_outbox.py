@@ -1,0 +1,104 @@
+"""Runs are kept in order, merged where they continue one another, and bounded."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from homeassistant.helpers.json import json_bytes
+from homeassistant.util.json import json_loads
+
+NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+QUARTER = timedelta(minutes=15)
+
+
+@pytest.fixture
+def outbox(load):
+    """Return the module."""
+    return load("flexmeasures_home.outbox")
+
+
+@pytest.fixture
+def run(load):
+    """Return a function that makes a run of a sensor from a quarter on."""
+    kind = load("flexmeasures_optimiser.sensor_data").Run
+
+    def make(sensor, quarter, values, **fields):
+        start = NOON + quarter * QUARTER
+        return kind(sensor, start, list(values), **{"unit": "kW", "step": QUARTER} | fields)
+
+    return make
+
+
+@pytest.fixture
+def box(outbox, load, hass):
+    """Return an empty outbox."""
+    status = load("flexmeasures_home.status").Status(hass)
+    return outbox.Outbox(hass, SimpleNamespace(host="http://x"), status, None, "me")
+
+
+def held(box):
+    """Return what waits: sensor, quarter, values."""
+    return [
+        (parcel.run.sensor, (parcel.run.start - NOON) / QUARTER, parcel.run.values) for parcel in box.parcels
+    ]
+
+
+def test_what_continues_is_one_run_and_a_gap_is_a_gap(outbox, box, run):
+    for sensor, quarter, values in [(1, 0, [1.0]), (2, 0, [5.0]), (1, 1, [2.0]), (1, 4, [3.0, 4.0])]:
+        outbox.add(box, run(sensor, quarter, values))
+    assert held(box) == [(1, 0, [1.0, 2.0, None, None, 3.0, 4.0]), (2, 0, [5.0])]
+    assert box.hass.states.get("sensor.flexmeasures_status").attributes["outbox"] == 5
+
+
+@pytest.mark.parametrize(
+    ("quarter", "fields"),
+    [
+        (0, {}),
+        (-1, {}),
+        (1.5, {}),
+        (2, {"unit": "W"}),
+        (2, {"step": 2 * QUARTER}),
+        (2, {"step": None}),
+        (2, {"prior": NOON}),
+        (2000, {}),
+    ],
+)
+def test_what_does_not_continue_is_a_run_of_its_own(outbox, box, run, quarter, fields):
+    outbox.add(box, run(1, 0, [1.0, 2.0]))
+    outbox.add(box, run(1, quarter, [3.0], **fields))
+    assert [values for _, _, values in held(box)] == [[1.0, 2.0], [3.0]]
+
+
+def test_a_run_under_way_is_not_added_to(outbox, box, run):
+    outbox.add(box, run(1, 0, [1.0])).sending = True
+    outbox.add(box, run(1, 1, [2.0]))
+    assert held(box) == [(1, 0, [1.0]), (1, 1, [2.0])]
+
+
+def test_the_oldest_is_dropped_first_and_counted(outbox, box, run, monkeypatch):
+    names = outbox.drop_oldest.__globals__
+    monkeypatch.setitem(names, "MOST_VALUES", 5)
+    outbox.add(box, run(1, 0, [1.0, 2.0, 3.0]))
+    outbox.add(box, run(2, 0, [4.0, 5.0]))
+    outbox.add(box, run(3, 0, [6.0]))
+    assert held(box) == [(1, 1, [2.0, 3.0]), (2, 0, [4.0, 5.0]), (3, 0, [6.0])]
+    outbox.add(box, run(3, 1, [7.0, 8.0, 9.0]))
+    assert held(box) == [(2, 1, [5.0]), (3, 0, [6.0, 7.0, 8.0, 9.0])]
+    attributes = box.hass.states.get("sensor.flexmeasures_status").attributes
+    assert (attributes["outbox"], attributes["outbox_dropped"]) == (5, 4)
+    assert attributes["last_error"].startswith("The outbox is full")
+
+
+def test_a_run_under_way_is_not_dropped(outbox, box, run, monkeypatch):
+    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_VALUES", 2)
+    outbox.add(box, run(1, 0, [1.0])).sending = True
+    outbox.add(box, run(2, 0, [2.0, 3.0]))
+    assert held(box) == [(1, 0, [1.0]), (2, 1, [3.0])]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"step": None}, {"step": timedelta(0)}, {"unit": None, "prior": NOON}]
+)
+def test_a_run_is_the_same_after_a_restart(outbox, run, fields):
+    before = run(1, 3, [1.5, None, -2.0], **fields)
+    assert outbox.recalled(json_loads(json_bytes(outbox.as_json(before)))) == before
