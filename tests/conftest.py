@@ -4,6 +4,7 @@ import asyncio
 import builtins
 import importlib
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +61,8 @@ def loaded_by_pyscript(source, tmp_path_factory) -> dict:
         async with async_test_home_assistant() as hass, in_process.pyscript(hass, config, {}):
             return {name: in_process.module_namespace(name) for name in names}
 
-    return asyncio.run(collect())
+    with ThreadPoolExecutor(1) as own_thread:
+        return own_thread.submit(asyncio.run, collect()).result()
 
 
 def modules(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ def record():
         failures: int = 0
         forget_timer: Any = None
         task: Any = None
+        stopped: bool = False
 
     return Cron
 
@@ -70,9 +71,8 @@ def start(cron, last_planned):
 @pyscript_compile
 def stop(cron):
     """Plan no more."""
+    cron.stopped = True
     cron.forget_timer()
-    if cron.task:
-        cron.task.cancel()
 
 
 @pyscript_compile
@@ -115,8 +115,9 @@ async def attempt(cron):
     try:
         await cron.plan()
     except HomeAssistantError as error:
-        cron.failures += 1
-        try_again(cron, error.__cause__ or error)
+        if not cron.stopped:
+            cron.failures += 1
+            try_again(cron, error.__cause__ or error)
 
 
 @pyscript_compile

@@ -19,6 +19,8 @@ import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.sensor_data as sensor_data
 
 UNTIL_THE_SENSOR_IS_KNOWN = timedelta(minutes=5)
+LEAST_KNOWN = 0.1
+"""The part of an interval in which a value must be known, for its mean to stand for the interval."""
 JUMP_SECONDS = 5
 """By how much the clock and the time that passed may differ before the clock counts as set anew."""
 
@@ -58,8 +60,8 @@ def records():
 
         `read` returns (value or None, unit) of the entity as it is now. `as_it_is` posts the value at
         each tick, else it is the mean over each interval, weighted by the time in which it was known.
-        `pace` is the sensor whose resolution holds where this one has none. `ran` is the monotonic
-        clock at the interval's `at`.
+        `pace` is the sensor whose resolution holds where this one has none. `seen` and `ran` are the
+        clock and the monotonic clock when it was looked at last.
         """
 
         hass: Any
@@ -73,6 +75,7 @@ def records():
         as_it_is: bool = False
         interval: Any = None
         value: float | None = None
+        seen: datetime | None = None
         ran: float = 0.0
         forget_timer: Any = None
         forget_changes: Any = None
@@ -149,14 +152,12 @@ def start(meter, kept=None):
     """Measure from now on; an interval that was kept over a reload goes on."""
     now = dt_util.utcnow()
     meter.interval = recalled(kept) if kept else Interval(tick(meter, now), step(meter), now)
-    meter.ran = time.monotonic()
+    meter.seen, meter.ran = now, time.monotonic()
     look(meter)
 
     @callback
-    def changed(event):
-        state = event.data["new_state"]
-        reckon(meter, state.last_updated if state else dt_util.utcnow())
-        take(meter)
+    def changed(_event):
+        keep_up(meter)
 
     entity_id, _attribute = entities.split(meter.entity)
     meter.forget_changes = async_track_state_change_event(meter.hass, entity_id, changed)
@@ -167,17 +168,16 @@ def stop(meter):
     """Measure no more, and return the interval under way as JSON's types."""
     meter.forget_changes()
     meter.forget_timer()
-    reckon(meter, dt_util.utcnow())
+    keep_up(meter)
     return as_json(meter.interval)
 
 
 @pyscript_compile
 def look(meter):
-    """Reckon until now, take the value as it is, and come back at the next tick."""
+    """Keep up, and come back at the next tick."""
     if meter.forget_timer:
         meter.forget_timer()
-    reckon(meter, dt_util.utcnow())
-    take(meter)
+    keep_up(meter)
 
     @callback
     def at_tick(_now):
@@ -226,42 +226,55 @@ def take(meter):
 
 
 @pyscript_compile
-def reckon(meter, now):
-    """Sum up until now with the value so far, and post each interval that has ended.
+def keep_up(meter):
+    """Reckon until now, and take the value as it is now.
 
     Where the clock was set anew, or the machine slept, nothing is known of the time in between.
     """
-    interval, ran = meter.interval, time.monotonic()
-    passed = (now - interval.at).total_seconds()
+    now, ran = dt_util.utcnow(), time.monotonic()
+    passed = (now - meter.seen).total_seconds()
     jumped = abs(passed - (ran - meter.ran)) > JUMP_SECONDS
-    meter.ran = ran
-    if step(meter) != interval.step or (jumped and now < interval.start):
-        meter.interval = Interval(tick(meter, now), step(meter), now, unit=interval.unit)
-        return
-    value = None if jumped else meter.value
+    if jumped:
+        meter.value = None
+    meter.seen, meter.ran = now, ran
+    if step(meter) != meter.interval.step or passed < -JUMP_SECONDS:
+        meter.interval = Interval(tick(meter, now), step(meter), now)
+    state = meter.hass.states.get(entities.split(meter.entity)[0])
+    if state and not jumped and meter.interval.at < state.last_updated < now:
+        reckon(meter, state.last_updated)
+        take(meter)
+    reckon(meter, now)
+    take(meter)
+
+
+@pyscript_compile
+def reckon(meter, moment):
+    """Sum up until a moment with the value so far, and post each interval that has ended."""
+    interval = meter.interval
     while True:
         end = interval.start + interval.step
-        until = max(interval.at, min(now, end))
-        if value is not None:
+        until = max(interval.at, min(moment, end))
+        if meter.value is not None:
             seconds = (until - interval.at).total_seconds()
-            interval.total += value * seconds
+            interval.total += meter.value * seconds
             interval.known += seconds
         interval.at = until
-        if now < end:
+        if moment < end:
             return
-        close(meter, interval, now)
-        start = end if value is not None else max(end, tick(meter, now))
+        close(meter, interval, moment)
+        start = end if meter.value is not None else max(end, tick(meter, moment))
         interval = Interval(start, interval.step, max(until, start), unit=interval.unit)
         meter.interval = interval
 
 
 @pyscript_compile
-def close(meter, interval, now):
-    """Post what an interval came to; an interval without a value is a gap."""
+def close(meter, interval, moment):
+    """Post what an interval came to; one in which hardly anything was known is a gap."""
     end = interval.start + interval.step
     if not posts_as_it_is(meter):
-        value, start = interval.total / interval.known if interval.known else None, interval.start
-    elif now - end < interval.step:
+        enough = interval.known >= LEAST_KNOWN * interval.step.total_seconds()
+        value, start = interval.total / interval.known if enough else None, interval.start
+    elif moment - end < interval.step:
         (value, interval.unit), start = meter.read(), end
     else:
         return

@@ -46,7 +46,8 @@ def records():
     class Outbox:
         """The parcels for one user of one server, oldest first, and all other users' as the file has them.
 
-        `dropped` counts the values that were ever given up because there were too many.
+        `dropped` counts the values that were ever given up because there were too many. `left_alone`
+        tells that the server asked to be, by its Retry-After.
         """
 
         hass: Any
@@ -60,6 +61,7 @@ def records():
         changed: Any = field(default_factory=asyncio.Event)
         urged: Any = field(default_factory=asyncio.Event)
         server_away: bool = False
+        left_alone: bool = False
         task: Any = None
 
     return Parcel, Outbox
@@ -177,8 +179,10 @@ def drop_oldest(outbox):
 async def delivered(outbox, parcel):
     """Return True once a parcel is stored, False if it has to wait; raise the error that it met.
 
-    It waits when the server is away, and when storing takes longer than 20 s.
+    It waits when the server is away or asked to be left alone, and when storing takes longer than 20 s.
     """
+    if outbox.left_alone:
+        return False
     outcome = outbox.hass.loop.create_future()
     parcel.waiting.append(outcome)
     urge(outbox)
@@ -223,7 +227,9 @@ async def keep_delivering(outbox):
         for parcel in outbox.parcels:
             answer(parcel, False)
         if failure.retry_after is not None:
+            outbox.left_alone = True
             await asyncio.sleep(failure.retry_after)
+            outbox.left_alone = False
         else:
             if isinstance(failure, errors.Unauthorized):
                 pause = LONGEST_PAUSE_SECONDS

@@ -1,0 +1,311 @@
+"""What runs without being asked: measurements and plans, in Home Assistant with the real server."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import homeassistant.util.dt as dt_util
+import pytest
+from aiohttp import web
+from homeassistant.core import callback
+
+from tests.apps.flexmeasures.conftest import STATUS
+from tests.parts import in_process
+from tests.parts.home_assistant import free_port
+
+QUARTER, MINUTE, SECOND = timedelta(minutes=15), timedelta(minutes=1), timedelta(seconds=1)
+KWH = {"unit_of_measurement": "kWh"}
+
+
+def next_quarter(moment: datetime) -> datetime:
+    """Return the first quarter after a moment."""
+    return datetime.fromtimestamp((moment.timestamp() // 900 + 1) * 900, UTC)
+
+
+def next_plan(home) -> datetime:
+    """Return when the status says that it will be planned next."""
+    return datetime.fromisoformat(home.status().attributes["next_plan"])
+
+
+def waiting(home) -> int:
+    """Return how many values wait."""
+    return home.status().attributes["outbox"]
+
+
+@pytest.fixture
+def states(hass):
+    """Return a function that sets the battery's state of charge and the grid's power."""
+
+    def say(soc, grid=None):
+        hass.states.async_set("sensor.battery", soc, KWH)
+        if grid is not None:
+            hass.states.async_set("sensor.grid", grid, {"unit_of_measurement": "W"})
+
+    return say
+
+
+async def test_powers_and_the_soc_reach_the_server_also_after_it_was_away(
+    start, app_config, flexmeasures_server, clock, states
+):
+    grid = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    soc = await asyncio.to_thread(flexmeasures_server.add_sensor, "kWh", 0)
+    first = next_quarter(datetime.now(UTC) + timedelta(days=3))
+    clock.move_to(first - MINUTE)
+    states("4", "0")
+    measurements = [{"entity": "sensor.grid", "sensor": grid}]
+    home = await start(
+        app_config | {"soc_entity": "sensor.battery", "soc_sensor": soc, "measurements": measurements}
+    )
+    await home.checked()
+    await home.tick_to(clock, first + SECOND)
+    await home.until(lambda: waiting(home) == 0)
+    states("5", "2000")
+    await home.tick_to(clock, first + QUARTER + SECOND)
+    await home.until(lambda: waiting(home) == 0)
+    flexmeasures_server.stop_web()
+    try:
+        for number in range(2, 6):
+            states(str(4 + number), "unavailable" if number == 3 else str(1000 * number))
+            await home.tick_to(clock, first + number * QUARTER + SECOND)
+        await home.until(lambda: home.status().state == "unreachable")
+        assert waiting(home) == 7
+        states("3", "0")
+        await in_process.reload(home.hass, global_ctx="*")
+        assert waiting(home) == 7
+        await home.tick_to(clock, first + 6 * QUARTER + SECOND)
+    finally:
+        flexmeasures_server.start_web()
+    await home.tick_to(clock, first + 6 * QUARTER + 30 * SECOND)
+    await home.until(lambda: waiting(home) == 0)
+    stored = dict(await asyncio.to_thread(flexmeasures_server.beliefs, grid))
+    assert len(await asyncio.to_thread(flexmeasures_server.beliefs, grid)) == len(stored)
+    assert [(start - first) / QUARTER for start in stored] == [0, 1, 3, 4, 5]
+    assert list(stored.values()) == pytest.approx([2, 2, 4, 5, 0], abs=0.02)
+    levels = await asyncio.to_thread(flexmeasures_server.beliefs, soc)
+    assert levels == [(first + n * QUARTER, level) for n, level in enumerate([4, 5, 6, 7, 8, 9, 3])]
+    assert home.status().state == "ok"
+
+
+async def test_a_wrong_sensor_of_a_measurement_shows_at_once(start, app_config):
+    home = await start(app_config | {"measurements": [{"entity": "sensor.grid", "sensor": 99999}]})
+    await home.checked()
+    assert "sensor 99999" in home.status().attributes["last_error"]
+    assert home.status().state == "error"
+
+
+async def test_a_resolution_that_does_not_fit_shows_at_once(start, app_config, flexmeasures_server):
+    sensor = flexmeasures_server.ids.power_sensor
+    item = {"entity": "sensor.grid", "sensor": sensor, "resolution": "PT10M"}
+    home = await start(app_config | {"measurements": [item]})
+    await home.checked()
+    assert (
+        "duration or resolution: each value would stand for 0:10:00" in home.status().attributes["last_error"]
+    )
+
+
+@pytest.fixture
+def cron_config(app_config):
+    """Return a configuration that plans each quarter."""
+    return app_config | {"cron": "*/15 * * * *", "soc_entity": "sensor.battery", "schedule_duration": "PT4H"}
+
+
+async def planned(home, times):
+    """Wait until it was planned so many times, and all has come to rest."""
+    await home.until(lambda: len(home.updates) == times and home.status().state != "planning", 60)
+
+
+async def test_it_plans_at_once_and_then_at_each_time(start, cron_config, clock, states):
+    states("4")
+    home = await start(cron_config)
+    await planned(home, 1)
+    for number, soc in enumerate(["5", "6"], start=2):
+        due = next_plan(home)
+        assert due == next_quarter(datetime.now(UTC))
+        assert home.status().attributes["next_plan"] == dt_util.as_local(due).isoformat()
+        states(soc)
+        await home.tick_to(clock, due + SECOND)
+        await planned(home, number)
+        assert home.schedule().attributes["soc"][0] == float(soc)
+    assert home.status().state == "ok"
+
+
+async def test_a_reload_plans_only_if_a_time_was_missed(start, cron_config, clock, states):
+    states("4")
+    home = await start(cron_config)
+    await planned(home, 1)
+    clock.move_to(next_plan(home) - MINUTE)
+    await in_process.reload(home.hass, global_ctx="*")
+    await home.checked()
+    await asyncio.sleep(0.2)
+    assert len(home.updates) == 1
+    clock.move_to(next_plan(home) + 20 * MINUTE)
+    await in_process.reload(home.hass, global_ctx="*")
+    await planned(home, 2)
+
+
+async def test_a_failed_plan_is_tried_again_with_back_off(
+    start, cron_config, clock, states, flexmeasures_server
+):
+    states("unavailable")
+    clock.move_to(next_quarter(datetime.now(UTC)) + SECOND)
+    home = await start(cron_config)
+    pauses = []
+    for _ in range(3):
+        await home.until(lambda: home.status().state == "error")
+        assert "soc_entity: sensor.battery is 'unavailable'" in home.status().attributes["last_error"]
+        assert home.notifications() == {}
+        pauses.append(next_plan(home) - datetime.now(UTC))
+        await home.tick_to(clock, next_plan(home) - SECOND)
+        await home.tick_to(clock, next_plan(home) + SECOND)
+        await asyncio.sleep(0.2)
+    assert [round(pause / timedelta(seconds=30)) for pause in pauses] == [1, 2, 4]
+    states("4")
+    await home.tick_to(clock, next_plan(home) + SECOND)
+    await planned(home, 1)
+    assert next_plan(home) == next_quarter(datetime.now(UTC))
+    assert home.status().state == "ok"
+
+
+async def test_what_is_refused_for_good_is_not_asked_again_before_its_time(start, cron_config, states):
+    states("4")
+    home = await start(cron_config | {"flex_model": {"soc-mox": "5 kWh"}})
+    await home.until(lambda: "flexmeasures_invalid_problem" in home.notifications())
+    assert next_plan(home) == next_quarter(datetime.now(UTC))
+
+
+async def test_the_servers_retry_after_is_honoured(start, cron_config, flexmeasures_server, states):
+    limited = flexmeasures_server.limited
+    states("4")
+    home = await start(
+        cron_config
+        | {
+            "username": limited.username,
+            "password": limited.password,
+            "power_sensor": limited.power_sensor_60min,
+            "soc_sensor": limited.soc_sensor,
+            "consumption_price_sensor": limited.empty_price_sensor,
+        }
+    )
+    await home.until(lambda: "prices" in (home.status().attributes["last_error"] or ""))
+    for _ in range(3):
+        with pytest.raises(Exception, match=r"prices|429"):
+            await home.plan(soc_at_start=4)
+    home.device.cron.failures = 0
+    in_process.module_globals("flexmeasures_home.cron")["plan_now"](home.device.cron)
+    await home.until(lambda: home.device.cron.failures == 1)
+    assert "try again in" in home.status().attributes["last_error"]
+    assert timedelta(minutes=50) < next_plan(home) - datetime.now(UTC) <= timedelta(minutes=60)
+    assert home.notifications() == {}
+
+
+async def test_a_busy_server_is_left_alone_as_long_as_it_asks(start, app_config, aiohttp_server, clock):
+    seen = []
+
+    async def busy(request):
+        seen.append(request.path)
+        return web.json_response({"message": "busy"}, status=503, headers={"Retry-After": "120"})
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", busy)
+    server = await aiohttp_server(application)
+    home = await start(app_config | {"host": f"http://127.0.0.1:{server.port}"})
+    answer = await home.call("post_measurements", sensor_id=1, values=1)
+    assert answer == {"delivered": False, "values": 1, "outbox": 1}
+    assert "try again in 120 s" in home.status().attributes["last_error"]
+    assert home.status().state == "unreachable"
+    tried = len(seen)
+    await home.call("post_measurements", sensor_id=1, values=2)
+    assert len(seen) == tried
+    assert waiting(home) == 2
+
+
+async def test_two_plans_never_run_at_once(start, cron_config, states):
+    states("4")
+    home = await start(cron_config)
+    running, most = 0, 0
+    original = home.device.link.client.request
+
+    async def request(*given, **named):
+        nonlocal running, most
+        if "trigger" in named.get("uri", ""):
+            running += 1
+            most = max(most, running)
+        return await original(*given, **named)
+
+    home.device.link.client.request = request
+    home.hass.bus.async_listen("flexmeasures_schedule_updated", callback(lambda _event: finish()))
+
+    def finish():
+        nonlocal running
+        running -= 1
+
+    plan_now = in_process.module_globals("flexmeasures_home.cron")["plan_now"]
+    calls = [asyncio.create_task(home.plan(soc_at_start=4, duration="PT2H")) for _ in range(3)]
+    for _ in range(5):
+        plan_now(home.device.cron)
+    await asyncio.gather(*calls)
+    await home.until(lambda: home.status().state == "ok")
+    assert most == 1
+    assert len(home.updates) <= 5
+
+
+async def test_the_status_and_one_notification_over_a_whole_outage(start, cron_config, clock, states, caplog):
+    states("4")
+    home = await start(cron_config | {"host": f"http://127.0.0.1:{free_port()}"})
+    await home.checked()
+    assert home.status().state == "unreachable"
+    assert home.notifications() == {}
+    for _ in range(20):
+        await home.tick_to(clock, datetime.now(UTC) + MINUTE)
+        await asyncio.sleep(0.05)
+    await home.until(lambda: list(home.notifications()) == ["flexmeasures_unreachable"])
+    ours = [r.getMessage() for r in caplog.records if r.name == "custom_components.pyscript.flexmeasures"]
+    assert len([text for text in ours if "cannot be reached" in text]) == 1
+    assert set(home.status().attributes) >= {"last_success", "last_error", "next_plan", "outbox"}
+
+
+async def test_the_server_is_found_again_without_a_plan(home, flexmeasures_server, clock, caplog):
+    flexmeasures_server.stop_web()
+    try:
+        with pytest.raises(Exception, match="cannot be reached"):
+            await home.plan(soc_at_start=4)
+        assert home.status().state == "unreachable"
+    finally:
+        flexmeasures_server.start_web()
+    await home.tick_to(clock, datetime.now(UTC) + 11 * SECOND)
+    await home.until(lambda: home.status().state == "ok")
+    ours = [r.getMessage() for r in caplog.records if r.name == "custom_components.pyscript.flexmeasures"]
+    assert len([text for text in ours if text.startswith("Over since now:")]) == 1
+    assert home.status().attributes["last_error"] is None
+
+
+async def test_twenty_reloads_leave_one_of_everything(start, cron_config, states, flexmeasures_server):
+    grid = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    states("4", "1000")
+    home = await start(cron_config | {"measurements": [{"entity": "sensor.grid", "sensor": grid}]})
+    await planned(home, 1)
+    shown = home.schedule()
+    seen = []
+    home.hass.bus.async_listen(
+        "state_changed",
+        callback(
+            lambda event: event.data["entity_id"] == STATUS and seen.append(event.data["new_state"].state)
+        ),
+    )
+    await in_process.reload(home.hass, global_ctx="*")
+    before = leftovers(home.hass)
+    for _ in range(20):
+        await in_process.reload(home.hass, global_ctx="*")
+        assert home.schedule().state == shown.state
+        assert home.schedule().attributes == shown.attributes
+    await home.until(lambda: leftovers(home.hass) <= before)
+    assert len(home.updates) == 1
+    assert set(seen) <= {"ok"}
+    meters = home.device.measurements.meters
+    assert [meter.entity for meter in meters] == ["sensor.battery", "sensor.grid"]
+    assert meters[1].interval.known > 0
+
+
+def leftovers(hass) -> tuple[int, int]:
+    """Return how many tasks of ours run, and how many listeners there are for changes of states."""
+    tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("flexmeasures")]
+    return len(tasks), sum(hass.bus.async_listeners().values())
