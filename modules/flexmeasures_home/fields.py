@@ -101,6 +101,14 @@ def duration(value):
 
 
 @pyscript_compile
+def resolution(value):
+    """Return a duration of whole minutes: FlexMeasures knows no finer one."""
+    if (period := duration(value)) % timedelta(minutes=1):
+        raise ValueError
+    return period
+
+
+@pyscript_compile
 def schedule_duration(value):
     """Return a duration that a server can plan: a longer one would keep its worker busy for hours."""
     if (period := duration(value)) > LONGEST_SCHEDULE:
@@ -251,6 +259,7 @@ SENSOR = expects(whole_number, "the number of a FlexMeasures sensor, such as 12"
 ASSET = expects(whole_number, "the number of a FlexMeasures asset, such as 3")
 SOURCE = expects(whole_number, "the number of a FlexMeasures data source, such as 7")
 DURATION = expects(duration, "an ISO 8601 duration above zero, such as PT24H")
+RESOLUTION = expects(resolution, "an ISO 8601 duration of whole minutes, such as PT15M")
 SCHEDULE_DURATION = expects(
     schedule_duration, "an ISO 8601 duration above zero and at most P31D, such as PT24H"
 )

@@ -26,6 +26,8 @@ async def post_measurements(device, call):
         delivered = await outboxes.delivered(device.outbox, parcel)
     except errors.OptimiserError as error:
         raise HomeAssistantError(str(error)) from error
+    if not delivered:
+        await outboxes.save(device.outbox)
     return {"delivered": delivered, "values": len(run.values), "outbox": outboxes.waiting(device.outbox)}
 
 

@@ -62,7 +62,7 @@ def records():
         urged: Any = field(default_factory=asyncio.Event)
         server_away: bool = False
         left_alone: bool = False
-        task: Any = None
+        tasks: list = field(default_factory=list)
 
     return Parcel, Outbox
 
@@ -80,15 +80,19 @@ async def start(hass, link, status, user):
     outbox.parcels = [Parcel(recalled(each)) for each in kept.get("runs", [])]
     outbox.dropped = kept.get("dropped", 0)
     show(outbox)
-    outbox.task = hass.async_create_background_task(keep_delivering(outbox), "flexmeasures outbox")
+    outbox.tasks = [
+        hass.async_create_background_task(each(outbox), "flexmeasures outbox")
+        for each in (keep_saving, keep_delivering)
+    ]
     return outbox
 
 
 @pyscript_compile
 async def stop(outbox):
     """End the delivery and write the file; who waits is told that it is kept."""
-    outbox.task.cancel()
-    await asyncio.gather(outbox.task, return_exceptions=True)
+    for task in outbox.tasks:
+        task.cancel()
+    await asyncio.gather(*outbox.tasks, return_exceptions=True)
     for parcel in outbox.parcels:
         answer(parcel, False)
     await save(outbox)
@@ -130,7 +134,6 @@ def add(outbox, run):
         parcel = Parcel(run)
         outbox.parcels.append(parcel)
     drop_oldest(outbox)
-    show(outbox)
     outbox.changed.set()
     if not outbox.server_away:
         urge(outbox)
@@ -205,15 +208,23 @@ def answer(parcel, outcome):
 
 
 @pyscript_compile
+async def keep_saving(outbox):
+    """Write the file after each change, and show then what waits."""
+    while True:
+        await outbox.changed.wait()
+        outbox.changed.clear()
+        await save(outbox)
+        show(outbox)
+
+
+@pyscript_compile
 async def keep_delivering(outbox):
     """Deliver what is there and what comes; after a failure with pauses, as long as the server asks."""
     pause = FIRST_PAUSE_SECONDS
     while True:
         if not outbox.parcels:
-            await outbox.changed.wait()
-        outbox.changed.clear()
+            await outbox.urged.wait()
         try:
-            await save(outbox)
             failure = await deliver_all(outbox)
         except Exception as error:
             LOGGER.exception("Delivering measurements failed unexpectedly")
@@ -278,10 +289,9 @@ async def deliver_all(outbox):
             answer(parcel, True)
         finally:
             parcel.sending = False
+        outbox.changed.set()
         if not outbox.parcels:
             statuses.settle(outbox.status, "outbox")
-        show(outbox)
-        await save(outbox)
     return failure
 
 

@@ -63,7 +63,7 @@ def get_measurements(_configuration):
             vol.Required("start"): fields.MOMENT,
             vol.Optional("duration", default="PT24H"): fields.SCHEDULE_DURATION,
             vol.Optional("unit"): fields.TEXT,
-            vol.Optional("resolution"): fields.DURATION,
+            vol.Optional("resolution"): fields.RESOLUTION,
             vol.Optional("source"): fields.SOURCE,
         }
     )

@@ -95,20 +95,40 @@ def fail(status, matter, text, state="error", cause="wrong_call", temporary=Fals
 
     It is logged when it starts, however often it is met again.
     """
-    now = dt_util.utcnow()
-    same = [problem for problem in status.problems.values() if problem.cause == cause]
-    if not same or not (temporary or text in [problem.text for problem in same]):
-        LOGGER.warning("%s", text)
-    since = min([problem.since for problem in same], default=now)
     before = status.problems.pop(matter, None)
+    same = of_cause(status, cause) + ([before] if before and before.cause == cause else [])
+    if not same or not (temporary or before in same):
+        LOGGER.warning("%s", text)
+    since = min([problem.since for problem in same], default=dt_util.utcnow())
     status.problems[matter] = Problem(text, state, cause, temporary, since)
     if before:
-        dismiss_if_over(status, before.cause)
+        notify(status, before.cause)
+    notify(status, cause)
     show(status)
-    if not temporary or now - since >= LONG:
-        notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
     if state == errors.Unreachable.status and status.when_unreachable:
         status.when_unreachable()
+
+
+@pyscript_compile
+def of_cause(status, cause):
+    """Return the problems of a cause."""
+    return [problem for problem in status.problems.values() if problem.cause == cause]
+
+
+@pyscript_compile
+def notify(status, cause):
+    """Keep one notification of all problems of a cause; without any, or none that lasts, there is none."""
+    now = dt_util.utcnow()
+    texts = [
+        problem.text
+        for problem in of_cause(status, cause)
+        if not problem.temporary or now - problem.since >= LONG
+    ]
+    if texts:
+        text = "\n\n".join(dict.fromkeys(texts))
+        notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
+    else:
+        dismiss(status.hass, [cause])
 
 
 @pyscript_compile
@@ -139,17 +159,10 @@ def settle(status, matter):
 def end(status, matter):
     """Forget a problem; its notification goes away with the last one of its cause."""
     problem = status.problems.pop(matter, None)
-    if problem and dismiss_if_over(status, problem.cause):
-        LOGGER.info("Over since now: %s", problem.text)
-
-
-@pyscript_compile
-def dismiss_if_over(status, cause):
-    """Take a cause's notification away once no matter has that cause any more; tell whether it was so."""
-    over = cause not in [problem.cause for problem in status.problems.values()]
-    if over:
-        dismiss(status.hass, [cause])
-    return over
+    if problem:
+        notify(status, problem.cause)
+        if not of_cause(status, problem.cause):
+            LOGGER.info("Over since now: %s", problem.text)
 
 
 @pyscript_compile

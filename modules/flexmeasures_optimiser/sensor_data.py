@@ -9,7 +9,7 @@ import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.schedule as schedules
 
-HOUR = timedelta(hours=1)
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 FIRST_POLL_SECONDS = 0.1
 SLOWEST_POLL_SECONDS = 4
 STORING_SECONDS = 120
@@ -87,6 +87,10 @@ def fitting_step(run, sensor):
     else:
         step = run.step
         check_step(step, sensor)
+    if step * len(run.values) % MINUTE:
+        raise errors.InvalidData(
+            f"duration: FlexMeasures takes whole minutes, not {step * len(run.values)} (sensor {sensor.id})"
+        )
     if not step and len(run.values) > 1:
         raise errors.InvalidData(
             f"duration: sensor {sensor.id} is instantaneous: give one value, or a duration over which "

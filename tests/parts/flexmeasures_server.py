@@ -197,7 +197,7 @@ class FlexMeasuresServer:
             raise RuntimeError(f"The prices were refused: {status} {reply}")
 
     def add_sensor(self, unit: str, minutes: int) -> int:
-        """Add a sensor to the main account's battery, and return its id."""
+        """Add a sensor of a resolution to the main account's battery, and return its id."""
         sensor = {
             "name": f"{unit} {time.time_ns()}",
             "unit": unit,

@@ -192,6 +192,13 @@ class HomeAssistant:
         """Return an entity's state with its attributes."""
         return _find(await self._ask("get_states"), entity_id)
 
+    async def set_state(self, entity_id: str, state: str, **attributes) -> None:
+        """Set a state, as a device's integration does."""
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
+            body = {"state": state, "attributes": attributes}
+            answer = await session.post(f"{self.url}/api/states/{entity_id}", json=body)
+            answer.raise_for_status()
+
     async def wait_for_state(
         self, entity_id: str, predicate: Callable[[dict], bool], within: float | None = 30
     ) -> dict:

@@ -102,7 +102,7 @@ STATE_OF_CHARGE = fields.expects(quantities.parse, "a number in soc_unit")
 MEASUREMENT = {
     vol.Required("entity"): fields.ENTITY,
     vol.Required("sensor"): fields.SENSOR,
-    vol.Optional("resolution"): fields.DURATION,
+    vol.Optional("resolution"): fields.RESOLUTION,
     vol.Optional("unit"): fields.TEXT,
 }
 SCHEMA = vol.Schema(

@@ -47,6 +47,7 @@ def test_what_continues_is_one_run_and_a_gap_is_a_gap(outbox, box, run):
     for sensor, quarter, values in [(1, 0, [1.0]), (2, 0, [5.0]), (1, 1, [2.0]), (1, 4, [3.0, 4.0])]:
         outbox.add(box, run(sensor, quarter, values))
     assert held(box) == [(1, 0, [1.0, 2.0, None, None, 3.0, 4.0]), (2, 0, [5.0])]
+    outbox.show(box)
     assert box.hass.states.get("sensor.flexmeasures_status").attributes["outbox"] == 5
 
 
@@ -84,6 +85,7 @@ def test_the_oldest_is_dropped_first_and_counted(outbox, box, run, monkeypatch):
     assert held(box) == [(1, 1, [2.0, 3.0]), (2, 0, [4.0, 5.0]), (3, 0, [6.0])]
     outbox.add(box, run(3, 1, [7.0, 8.0, 9.0]))
     assert held(box) == [(2, 1, [5.0]), (3, 0, [6.0, 7.0, 8.0, 9.0])]
+    outbox.show(box)
     attributes = box.hass.states.get("sensor.flexmeasures_status").attributes
     assert (attributes["outbox"], attributes["outbox_dropped"]) == (5, 4)
     assert attributes["last_error"].startswith("The outbox is full")

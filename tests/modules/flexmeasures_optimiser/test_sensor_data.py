@@ -72,6 +72,7 @@ def test_a_value_stands_for_the_sensors_resolution_unless_told(
         (10 * MINUTE, 3, QUARTER, "neither a multiple nor a part of the 0:15:00 of sensor 12"),
         (None, 3, ZERO, "duration: sensor 12 is instantaneous"),
         (ZERO, 3, ZERO, "duration: sensor 12 is instantaneous"),
+        (MINUTE / 3, 4, ZERO, "duration: FlexMeasures takes whole minutes, not 0:01:20"),
     ],
 )
 def test_a_duration_that_does_not_fit_is_named(sensor_data, sensor, load, step, count, resolution, says):

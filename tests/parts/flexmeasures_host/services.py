@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 NOT_ROOT = "nobody"
@@ -144,6 +145,7 @@ def create_app(run: Path, database: str, redis_port: int, redis_password: str):
         "FLEXMEASURES_TIMEZONE": "Europe/Amsterdam",
         "FLEXMEASURES_API_DEFAULT_RATE_LIMIT": "1000000 per minute",
         "FLEXMEASURES_API_TRIGGER_RATE_LIMIT": "1000000 per minute",
+        "FLEXMEASURES_PLANNING_HORIZON": timedelta(days=8),
         "FLEXMEASURES_CREATE_TEMPLATE_ASSETS_ON_STARTUP": False,
         "MAIL_SUPPRESS_SEND": True,
         "TRUSTED_HOSTS": ["127.0.0.1", "localhost"],
@@ -151,7 +153,8 @@ def create_app(run: Path, database: str, redis_port: int, redis_password: str):
     }
     path = run / "flexmeasures.cfg"
     path.touch(mode=0o600)
-    path.write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()))
+    lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
+    path.write_text("".join(["import datetime\n", *lines]))
     from flexmeasures.app import create
 
     return create(env="production", path_to_config=str(path))
