@@ -122,7 +122,11 @@ async def start(hass, app):
     else:
         started = [devices.new(hass, app.configuration, status)]
         for device in started:
-            await devices.start(device)
+            try:
+                await devices.start(device)
+            except BaseException:
+                await devices.stop(device)
+                raise
         app.devices = started
     services.register(hass, app)
 

@@ -12,6 +12,7 @@ from homeassistant.helpers.storage import Store
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
 import flexmeasures_home.entities as entities
+import flexmeasures_home.kept as kept
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.connection as connection
@@ -90,14 +91,11 @@ Interval, Measurements, Meter = records()
 async def load(hass, outbox):
     """Return the measurements without a meter yet, with what the file holds of those before."""
     store = Store(hass, 1, "flexmeasures_for_pyscript.measurements", atomic_writes=True)
-    kept = await store.async_load() or {}
-    if kept.get("user") != outbox.user:
+    found = await store.async_load() or {}
+    if found.get("user") != outbox.user:
         return Measurements(hass, outbox, store, {}, {})
-    sensors = [
-        connection.Sensor(**each | {"resolution": timedelta(seconds=each["resolution"])})
-        for each in kept["sensors"]
-    ]
-    return Measurements(hass, outbox, store, {each.id: each for each in sensors}, kept["intervals"])
+    sensors = [each for each in [kept.read(recalled_sensor, each) for each in found["sensors"]] if each]
+    return Measurements(hass, outbox, store, {each.id: each for each in sensors}, found["intervals"])
 
 
 @pyscript_compile
@@ -148,10 +146,11 @@ async def stop_all(measurements):
 
 
 @pyscript_compile
-def start(meter, kept=None):
+def start(meter, found=None):
     """Measure from now on; an interval that was kept over a reload goes on."""
     now = dt_util.utcnow()
-    meter.interval = recalled(kept) if kept else Interval(tick(meter, now), step(meter), now)
+    interval = kept.read(recalled, found) if found else None
+    meter.interval = interval or Interval(tick(meter, now), step(meter), now)
     meter.seen, meter.ran = now, time.monotonic()
     look(meter)
 
@@ -327,13 +326,19 @@ def as_json(interval):
 
 
 @pyscript_compile
-def recalled(kept):
+def recalled(found):
     """Return the interval that `as_json` wrote."""
     return Interval(
-        **kept
+        **found
         | {
-            "start": datetime.fromisoformat(kept["start"]),
-            "step": timedelta(seconds=kept["step"]),
-            "at": datetime.fromisoformat(kept["at"]),
+            "start": datetime.fromisoformat(found["start"]),
+            "step": timedelta(seconds=found["step"]),
+            "at": datetime.fromisoformat(found["at"]),
         }
     )
+
+
+@pyscript_compile
+def recalled_sensor(found):
+    """Return the sensor that `save` wrote."""
+    return connection.Sensor(**found | {"resolution": timedelta(seconds=found["resolution"])})

@@ -14,6 +14,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.helpers.storage import Store
 
+import flexmeasures_home.kept as kept
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.sensor_data as sensor_data
@@ -76,9 +77,10 @@ async def start(hass, link, status, user):
     store = Store(hass, 1, "flexmeasures_for_pyscript.outbox", atomic_writes=True)
     outbox = Outbox(hass, link, status, store, user)
     outbox.file = await store.async_load() or {}
-    kept = outbox.file.get(user, {})
-    outbox.parcels = [Parcel(recalled(each)) for each in kept.get("runs", [])]
-    outbox.dropped = kept.get("dropped", 0)
+    own = outbox.file.get(user, {})
+    runs = [kept.read(recalled, each) for each in own.get("runs", [])]
+    outbox.parcels = [Parcel(run) for run in runs if run]
+    outbox.dropped = own.get("dropped", 0)
     show(outbox)
     outbox.tasks = [
         hass.async_create_background_task(each(outbox), "flexmeasures outbox")
@@ -356,13 +358,13 @@ def as_json(run):
 
 
 @pyscript_compile
-def recalled(kept):
+def recalled(found):
     """Return the run that `as_json` wrote."""
     return sensor_data.Run(
-        **kept
+        **found
         | {
-            "start": datetime.fromisoformat(kept["start"]),
-            "step": None if kept["step"] is None else timedelta(seconds=kept["step"]),
-            "prior": kept["prior"] and datetime.fromisoformat(kept["prior"]),
+            "start": datetime.fromisoformat(found["start"]),
+            "step": None if found["step"] is None else timedelta(seconds=found["step"]),
+            "prior": found["prior"] and datetime.fromisoformat(found["prior"]),
         }
     )

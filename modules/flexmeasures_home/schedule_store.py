@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from homeassistant.helpers.storage import Store
 
+import flexmeasures_home.kept as kept
 import flexmeasures_optimiser.schedule as schedules
 
 
@@ -17,10 +18,10 @@ def new(hass):
 @pyscript_compile
 async def load(store, power_sensor):
     """Return the schedule in force and the one before it, if they are for this power sensor."""
-    kept = await store.async_load() or {}
-    if kept.get("power_sensor") != power_sensor:
+    found = await store.async_load() or {}
+    if found.get("power_sensor") != power_sensor:
         return None, None
-    return recalled(kept["schedule"]), recalled(kept["previous"])
+    return kept.read(recalled, found.get("schedule")), kept.read(recalled, found.get("previous"))
 
 
 @pyscript_compile
@@ -51,19 +52,19 @@ def as_json(schedule):
 
 
 @pyscript_compile
-def recalled(kept):
+def recalled(found):
     """Return the schedule that `as_json` wrote."""
-    if kept is None:
+    if found is None:
         return None
     return schedules.Schedule(
-        **kept
+        **found
         | {
-            "start": datetime.fromisoformat(kept["start"]),
-            "updated_at": datetime.fromisoformat(kept["updated_at"]),
-            "resolution": timedelta(seconds=kept["resolution"]),
+            "start": datetime.fromisoformat(found["start"]),
+            "updated_at": datetime.fromisoformat(found["updated_at"]),
+            "resolution": timedelta(seconds=found["resolution"]),
             "missed_targets": [
                 miss | {"datetime": datetime.fromisoformat(miss["datetime"])}
-                for miss in kept["missed_targets"]
+                for miss in found["missed_targets"]
             ],
         }
     )

@@ -4,6 +4,7 @@ import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytest_socket
@@ -17,7 +18,12 @@ pytestmark = pytest.mark.usefixtures("socket_enabled")
 BATTERY = {
     "input_number": {"setpoint": {"min": -10, "max": 10, "step": 0.001, "initial": 9}},
     "template": [
-        {"sensor": [{"name": "battery_energy", "state": "4", "unit_of_measurement": "kWh"}]},
+        {
+            "sensor": [
+                {"name": "battery_energy", "state": "4", "unit_of_measurement": "kWh"},
+                {"name": "battery_power", "state": "1500", "unit_of_measurement": "W"},
+            ]
+        },
         {
             "number": [
                 {
@@ -63,30 +69,104 @@ def home_assistant(flexmeasures_server, source, tmp_path_factory):
     pytest_socket.enable_socket()
     config = tmp_path_factory.mktemp("home-assistant")
     install(config, source)
-    automations = next(block for block in blocks() if "automation" in block)
-    home_assistant = HomeAssistant(config, battery(flexmeasures_server), sections=BATTERY | automations)
+    found = blocks()
+    automations = {"automation": [each for block in found for each in block.get("automation", [])]}
+    logger = next(block for block in found if "logger" in block)
+    sections = BATTERY | automations | logger
+    home_assistant = HomeAssistant(config, battery(flexmeasures_server), sections=sections)
     asyncio.run(home_assistant.start())
     yield home_assistant
     pytest_socket.enable_socket()
     asyncio.run(home_assistant.stop())
 
 
-def test_the_configuration_is_a_right_one(load):
-    section = next(block["pyscript"] for block in blocks() if "pyscript" in block)
-    assert section["allow_all_imports"] is True
-    _configuration, mistakes = load("flexmeasures.configuration").read(section["apps"]["flexmeasures"])
+def sections() -> list[dict]:
+    """Return the README's configurations of the app."""
+    found = [block["pyscript"] for block in blocks() if "pyscript" in block]
+    assert all(section["allow_all_imports"] is True for section in found)
+    return [section["apps"]["flexmeasures"] for section in found]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_configurations_are_right_ones(load, number):
+    assert len(sections()) == 2
+    _configuration, mistakes = load("flexmeasures.configuration").read(sections()[number])
     assert mistakes == []
 
 
-async def test_the_calls_are_right_ones(home_assistant):
+def test_every_key_field_and_attribute_is_in_the_reference(load):
+    text = (ROOT / "README.md").read_text()
+    configuration = load("flexmeasures.configuration")
+    services = load("flexmeasures_home.services")
+    keys = [*configuration.SCHEMA.schema, *configuration.MEASUREMENT]
+    for schema_of, _act in services.SERVICES.values():
+        given = SimpleNamespace(soc_unit="kWh", soc_max=1, soc_entity=None)
+        keys += list(schema_of(given).schema)
+    assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+async def test_the_calls_are_right_ones(home_assistant, flexmeasures_server):
     calls = [block for block in blocks() if "action" in block]
-    assert len(calls) == 2
+    names = [call["action"].removeprefix("flexmeasures.") for call in calls]
+    assert set(names) == {"trigger_and_get_schedule", "post_measurements", "get_measurements"}
     later = (datetime.now(UTC) + timedelta(hours=10)).isoformat()
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    answers = []
     for call in calls:
-        for target in call["data"].get("soc_targets", []):
+        data = call["data"] | ({"sensor_id": sensor} if "sensor_id" in call["data"] else {})
+        for target in data.get("soc_targets", []):
             target["datetime"] = later
-        response = await home_assistant.call(*call["action"].split("."), call["data"], return_response=True)
-        assert response["soc"][0] == 4
+        answers.append(await home_assistant.call(*call["action"].split("."), data, return_response=True))
+    for name, answer in zip(names, answers, strict=True):
+        match name:
+            case "trigger_and_get_schedule":
+                assert answer["soc"][0] == 4
+            case "post_measurements":
+                assert answer["delivered"] is True
+            case "get_measurements":
+                assert answer["values"] == [1.5, 1.2, None, 0.8]
+    assert (await asyncio.to_thread(flexmeasures_server.beliefs, sensor))[-1][1] == 1.5
+
+
+async def test_missed_targets_are_told_by_the_automation(home_assistant):
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    call = {"soc_at_start": 1, "soc_targets": [{"value": 10, "datetime": soon}]}
+    await home_assistant.call("flexmeasures", "trigger_and_get_schedule", call)
+    for _ in range(100):
+        told = {each["notification_id"]: each["message"] for each in await home_assistant.notifications()}
+        if "missed_targets" in told:
+            break
+        await asyncio.sleep(0.1)
+    assert told["missed_targets"].startswith("10.0 is asked, and")
+
+
+async def test_the_second_configuration_plans_and_measures_by_itself(home_assistant, flexmeasures_server):
+    ids = flexmeasures_server.ids
+    power = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 1)
+    numbers = {2: ids.power_sensor, 3: ids.soc_sensor, 4: ids.price_sensor, 5: power}
+    section = sections()[1]
+    section |= {name: numbers[section[name]] for name in section if name.endswith("_sensor")}
+    section["measurements"] = [item | {"sensor": numbers[item["sensor"]]} for item in section["measurements"]]
+    server = {"host": flexmeasures_server.url, "username": ids.username, "password": ids.password}
+    before = home_assistant.app_config
+    home_assistant.app_config = section | server
+    (home_assistant.config / ".storage" / "flexmeasures_for_pyscript.schedule").unlink()
+    await home_assistant.restart()
+    try:
+        await home_assistant.wait_for_state(
+            "sensor.flexmeasures_schedule", lambda state: len(state["attributes"].get("soc") or []) == 97, 60
+        )
+        status = await home_assistant.state("sensor.flexmeasures_status")
+        due = datetime.fromisoformat(status["attributes"]["next_plan"])
+        assert timedelta(0) < due - datetime.now(UTC) <= timedelta(minutes=15)
+        stored = []
+        while not stored:
+            await asyncio.sleep(1)
+            stored = await asyncio.to_thread(flexmeasures_server.beliefs, power)
+        assert stored[0][1] == 1.5
+    finally:
+        home_assistant.app_config = before
+        await home_assistant.restart()
 
 
 async def test_the_automations_plan_and_follow(home_assistant):
