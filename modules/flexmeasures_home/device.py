@@ -176,6 +176,7 @@ async def stop(device):
             device.forget_boundary()
             device.forget_boundary = None
     if device.measurements:
+        device.measurements.sensors |= device.link.sensors
         await measurements.stop_all(device.measurements)
     if device.outbox:
         await outboxes.stop(device.outbox)

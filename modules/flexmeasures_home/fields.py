@@ -232,9 +232,11 @@ def energy(unit, full):
 
 @pyscript_compile
 def mistakes(invalid, given, known, noun):
-    """Return a sentence for each mistake found: the field, what is expected, what was given."""
+    """Return a sentence for each mistake found, by the order of the fields: what is expected and given."""
     errors = invalid.errors if isinstance(invalid, vol.MultipleInvalid) else [invalid]
-    return [mistake(error, given, known, noun) for error in errors]
+    places = {name: place for place, name in enumerate(known)}
+    in_order = sorted(errors, key=lambda error: places.get(str(error.path[0]), len(known)))
+    return [mistake(error, given, known, noun) for error in in_order]
 
 
 @pyscript_compile

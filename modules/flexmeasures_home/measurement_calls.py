@@ -21,6 +21,9 @@ async def post_measurements(device, call):
     """
     devices.refuse_if_stopped(device)
     run = run_of(device, call)
+    sensor = device.link.sensors.get(run.sensor) or device.measurements.sensors.get(run.sensor)
+    if sensor:
+        run = sensor_data.on_the_clock(run, sensor)
     parcel = outboxes.add(device.outbox, run)
     try:
         delivered = await outboxes.delivered(device.outbox, parcel)

@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 20
 
 @pyscript_compile
 def records():
-    """Define the records: natively, so that compiled code can make them."""
+    """Define the records and an error: natively, so that compiled code can make them."""
 
     @dataclass
     class Parcel:
@@ -64,11 +64,16 @@ def records():
         server_away: bool = False
         left_alone: bool = False
         tasks: list = field(default_factory=list)
+        stopped: bool = False
 
-    return Parcel, Outbox
+    class Unexpected(errors.OptimiserError):
+        """A fault of ours."""
+
+    return Parcel, Outbox, Unexpected
 
 
-Parcel, Outbox = records()
+Parcel, Outbox, Unexpected = records()
+MAY_LIE_IN_THE_VALUES = (errors.ServerFault, errors.JobFailed, errors.JobTimedOut, Unexpected)
 
 
 @pyscript_compile
@@ -98,6 +103,7 @@ async def stop(outbox):
     for parcel in outbox.parcels:
         answer(parcel, False)
     await save(outbox)
+    outbox.stopped = True
 
 
 @pyscript_compile
@@ -226,11 +232,7 @@ async def keep_delivering(outbox):
     while True:
         if not outbox.parcels:
             await outbox.urged.wait()
-        try:
-            failure = await deliver_all(outbox)
-        except Exception as error:
-            LOGGER.exception("Delivering measurements failed unexpectedly")
-            failure = errors.OptimiserError(f"Delivering measurements failed unexpectedly ({error!r})")
+        failure = await deliver_all(outbox)
         outbox.urged.clear()
         if failure is None:
             pause = FIRST_PAUSE_SECONDS
@@ -274,11 +276,11 @@ async def deliver_all(outbox):
         try:
             await deliver(outbox, parcel)
         except errors.OptimiserError as error:
-            if isinstance(error, errors.JobFailed):
+            if isinstance(error, (errors.JobFailed, Unexpected)):
                 parcel.failures += 1
             if error.final or parcel.failures >= MOST_FAILURES:
                 refused(outbox, parcel, error)
-            elif isinstance(error, (errors.ServerFault, errors.JobFailed, errors.JobTimedOut)):
+            elif isinstance(error, MAY_LIE_IN_THE_VALUES):
                 failure = error
                 held_up.add(parcel.run.sensor)
             else:
@@ -299,15 +301,20 @@ async def deliver_all(outbox):
 
 @pyscript_compile
 async def deliver(outbox, parcel):
-    """Post a parcel, unless that is done, and wait until it is stored."""
-    if parcel.job is None:
-        parcel.job = await sensor_data.post(outbox.link, parcel.run)
-    if parcel.job is not None:
-        try:
+    """Post a parcel, unless that is done, and wait until it is stored; raise an OptimiserError."""
+    try:
+        if parcel.job is None:
+            parcel.job = await sensor_data.post(outbox.link, parcel.run)
+        if parcel.job is not None:
             await sensor_data.stored(outbox.link, parcel.job)
-        except errors.JobFailed:
-            parcel.job = None
-            raise
+    except errors.JobFailed:
+        parcel.job = None
+        raise
+    except errors.OptimiserError:
+        raise
+    except Exception as error:
+        LOGGER.exception("Delivering failed unexpectedly: %s", parcel.run)
+        raise Unexpected(f"Delivering failed unexpectedly ({error!r}): please report the log") from error
 
 
 @pyscript_compile
@@ -332,7 +339,9 @@ def refusals_of(run):
 
 @pyscript_compile
 async def save(outbox):
-    """Write the file."""
+    """Write the file; after the stop it is the successor's."""
+    if outbox.stopped:
+        return
     await outbox.store.async_save(
         outbox.file
         | {

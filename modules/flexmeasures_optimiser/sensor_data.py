@@ -1,6 +1,6 @@
 """Sensor data: measurements and forecasts that are posted, and what the server holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
@@ -40,6 +40,23 @@ def record():
 
 
 Run = record()
+
+
+@pyscript_compile
+def on_the_clock(run, sensor):
+    """Return a run with its step told, so that others can continue it, as the server understands it.
+
+    It floors starts to the sensor's clock. A single value of an instantaneous sensor counts as one of
+    a minute.
+    """
+    if run.step:
+        return run
+    if sensor.resolution:
+        start = schedules.shift_down(run.start, sensor.resolution, sensor.timezone)
+        return run if run.step is not None else replace(run, start=start, step=sensor.resolution)
+    if len(run.values) > 1 or run.start.second or run.start.microsecond:
+        return run
+    return replace(run, step=MINUTE)
 
 
 @pyscript_compile

@@ -81,6 +81,24 @@ def test_a_duration_that_does_not_fit_is_named(sensor_data, sensor, load, step, 
         sensor_data.fitting_step(run, sensor(resolution=resolution))
 
 
+@pytest.mark.parametrize(
+    ("start", "step", "count", "resolution", "expected"),
+    [
+        (NOON + 7 * MINUTE, None, 2, QUARTER, (NOON, QUARTER)),
+        (NOON + 7 * MINUTE, HOUR, 2, QUARTER, (NOON + 7 * MINUTE, HOUR)),
+        (NOON, ZERO, 1, QUARTER, (NOON, ZERO)),
+        (NOON + 7 * MINUTE, None, 1, ZERO, (NOON + 7 * MINUTE, MINUTE)),
+        (NOON + 7 * MINUTE, ZERO, 1, ZERO, (NOON + 7 * MINUTE, MINUTE)),
+        (NOON + MINUTE / 2, None, 1, ZERO, (NOON + MINUTE / 2, None)),
+        (NOON, None, 2, ZERO, (NOON, None)),
+    ],
+)
+def test_a_run_gets_the_sensors_clock(sensor_data, sensor, start, step, count, resolution, expected):
+    run = sensor_data.Run(12, start, [1.0] * count, step=step)
+    found = sensor_data.on_the_clock(run, sensor(resolution=resolution))
+    assert (found.start, found.step) == expected
+
+
 class Client:
     """Answers as flexmeasures-client does, and remembers what it was asked."""
 
