@@ -99,10 +99,9 @@ async def swap_out(app):
 
 @pyscript_compile
 def withdraw(hass, entity_id):
-    """Make a state unavailable, since nobody renews it any more."""
+    """Make a state unavailable, since nobody renews it."""
     state = hass.states.get(entity_id)
-    if state is not None:
-        hass.states.async_set(entity_id, STATE_UNAVAILABLE, state.attributes)
+    hass.states.async_set(entity_id, STATE_UNAVAILABLE, state.attributes if state else None)
 
 
 @pyscript_compile

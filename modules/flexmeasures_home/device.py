@@ -10,6 +10,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.exceptions import HomeAssistantError
+from homeassistant.helpers.aiohttp_client import async_create_clientsession
 from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_time_interval
 
 import flexmeasures_home.cron as crons
@@ -78,7 +79,10 @@ def new(hass, configuration, status):
 async def start(device):
     """Connect, go on where the one before stopped, and check the server in the background."""
     hass, given, status = device.hass, device.configuration, device.status
-    device.link = connection.connect(given.host, given.username, given.password, CLIENT_LOGGER)
+    session = async_create_clientsession(
+        hass, auto_cleanup=False, raise_for_status=connection.raise_by_meaning
+    )
+    device.link = connection.connect(given.host, given.username, given.password, session, CLIENT_LOGGER)
     device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     statuses.dismiss(hass)
     statuses.show(status, last_success=last_success(device))
@@ -181,7 +185,7 @@ async def stop(device):
     if device.outbox:
         await outboxes.stop(device.outbox)
     if device.link:
-        await connection.close(device.link)
+        connection.close(device.link)
 
 
 @pyscript_compile
@@ -198,7 +202,8 @@ async def check(device, pause):
     A server that is away is asked again until it answers.
     """
     given, link = device.configuration, device.link
-    wanted = {given.soc_sensor, *[item["sensor"] for item in given.measurements]} - {None}
+    prices = {given.consumption_price_sensor, given.production_price_sensor}
+    wanted = prices | {given.soc_sensor, *[item["sensor"] for item in given.measurements]} - {None}
     while True:
         await asyncio.sleep(pause)
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
@@ -207,6 +212,8 @@ async def check(device, pause):
             await planning.power_sensor(link, given.power_sensor)
             for sensor in sorted(wanted):
                 await connection.sensor(link, sensor)
+            if given.site:
+                await connection.asset(link, given.site)
             for item in given.measurements:
                 sensor_data.check_step(item.get("resolution"), link.sensors[item["sensor"]])
         except errors.OptimiserError as error:

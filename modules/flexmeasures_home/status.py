@@ -13,6 +13,7 @@ import flexmeasures_optimiser.errors as errors
 ENTITY_ID = "sensor.flexmeasures_status"
 LONG = timedelta(minutes=15)
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
+STATES = ["ok", "planning", "stale", "error", "unauthorized", "unreachable", "misconfigured"]
 KINDS = [errors.OptimiserError, *errors.OptimiserError.__subclasses__()]
 OURS = [
     "misconfigured",
@@ -83,6 +84,8 @@ def show(status, **attributes):
         state_of(status),
         {
             "friendly_name": "FlexMeasures Status",
+            "device_class": "enum",
+            "options": STATES,
             "last_error": newest.text if newest else None,
             **status.attributes,
         },

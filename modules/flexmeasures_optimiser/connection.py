@@ -1,4 +1,4 @@
-"""One session and one flexmeasures-client for the life of an app, its errors told by meaning."""
+"""One flexmeasures-client for the life of an app, its errors told by meaning."""
 
 import logging
 import math
@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import isodate
-from aiohttp import ClientSession
 from aiohttp.client_exceptions import ClientError
 from flexmeasures_client import FlexMeasuresClient
 from flexmeasures_client.exceptions import ContentTypeError, JobFailedError, JobTimeoutError
@@ -85,8 +84,8 @@ def address(host):
 
 
 @pyscript_compile
-def connect(host, username, password, logger_name):
-    """Open a session (inside a running event loop). Nothing is sent yet."""
+def connect(host, username, password, session, logger_name):
+    """Return a connection over an aiohttp session that calls `raise_by_meaning`. Nothing is sent yet."""
     scheme, name, port = address(host)
     logger = logging.getLogger(logger_name)
     secrets_filter = without_secrets(password)
@@ -97,7 +96,7 @@ def connect(host, username, password, logger_name):
         host=name,
         port=port,
         ssl=scheme == "https",
-        session=ClientSession(raise_for_status=raise_by_meaning),
+        session=session,
         logger=logger,
         request_timeout=REQUEST_SECONDS,
         request_retry_timeout=PATIENCE_SECONDS,
@@ -107,10 +106,10 @@ def connect(host, username, password, logger_name):
 
 
 @pyscript_compile
-async def close(connection):
-    """Close the session."""
+def close(connection):
+    """Let go of the session, whose connections are Home Assistant's."""
     connection.logger.removeFilter(connection.filter)
-    await connection.client.close()
+    connection.client.session.detach()
 
 
 @pyscript_compile

@@ -16,7 +16,12 @@ from tests.parts.home_assistant import HomeAssistant, install
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 BATTERY = {
-    "input_number": {"setpoint": {"min": -10, "max": 10, "step": 0.001, "initial": 9}},
+    "input_number": {
+        "setpoint": {"min": -10, "max": 10, "step": 0.001, "initial": 9},
+        "watts": {"min": -10000, "max": 10000, "step": 0.001, "initial": 9},
+        "car": {"min": 0, "max": 100, "initial": 20, "unit_of_measurement": "%"},
+    },
+    "input_boolean": {"plugged_in": {"initial": False}},
     "template": [
         {
             "sensor": [
@@ -46,6 +51,24 @@ BATTERY = {
 }
 
 
+BLUEPRINTS = [
+    {
+        "alias": "Follow by blueprint",
+        "use_blueprint": {
+            "path": "flexmeasures/follow_schedule.yaml",
+            "input": {"setpoint": "input_number.watts", "factor": 1000},
+        },
+    },
+    {
+        "alias": "Car by blueprint",
+        "use_blueprint": {
+            "path": "flexmeasures/plan_for_departure.yaml",
+            "input": {"state_of_charge": "input_number.car", "plugged_in": "input_boolean.plugged_in"},
+        },
+    },
+]
+
+
 class SecretsAsText(yaml.SafeLoader):
     """Reads `!secret name` as text."""
 
@@ -70,7 +93,8 @@ def home_assistant(flexmeasures_server, source, tmp_path_factory):
     config = tmp_path_factory.mktemp("home-assistant")
     install(config, source)
     found = blocks()
-    automations = {"automation": [each for block in found for each in block.get("automation", [])]}
+    written = [each for block in found for each in block.get("automation", [])]
+    automations = {"automation": written + BLUEPRINTS}
     logger = next(block for block in found if "logger" in block)
     sections = BATTERY | automations | logger
     home_assistant = HomeAssistant(config, battery(flexmeasures_server), sections=sections)
@@ -189,6 +213,23 @@ async def test_the_automations_plan_and_follow(home_assistant):
         "number.battery_setpoint", lambda state: float(state["state"]) == pytest.approx(float(due), abs=0.001)
     )
     assert setpoint["state"] != "9.0"
+
+
+async def test_the_blueprints_plan_a_car_and_follow(home_assistant):
+    async with home_assistant.events("flexmeasures_schedule_updated") as events:
+        await home_assistant.call("input_boolean", "turn_on", {"entity_id": "input_boolean.plugged_in"})
+        await asyncio.wait_for(anext(events), 60)
+    await home_assistant.call("input_boolean", "turn_off", {"entity_id": "input_boolean.plugged_in"})
+    planned = (await home_assistant.state("sensor.flexmeasures_schedule"))["attributes"]
+    assert planned["soc"][0] == 2
+    assert max(planned["soc"]) >= 8 - 0.01 or planned["missed_targets"]
+    running = (datetime.now(UTC) - timedelta(minutes=16)).isoformat()
+    call = {"soc_at_start": 4, "start": running}
+    await home_assistant.call("flexmeasures", "trigger_and_get_schedule", call)
+    due = float((await home_assistant.state("sensor.flexmeasures_schedule"))["state"])
+    await home_assistant.wait_for_state(
+        "input_number.watts", lambda state: float(state["state"]) == pytest.approx(1000 * due, abs=1)
+    )
 
 
 async def test_the_dashboard_shows_what_comes_next(home_assistant):

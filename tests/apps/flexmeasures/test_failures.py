@@ -24,8 +24,8 @@ async def fails(home, kind, says, state, cause, **data):
     assert home.status().attributes["last_error"] == text
     assert home.schedule().state == before.state
     assert home.schedule().attributes == before.attributes
-    expected = {} if cause is None else {f"flexmeasures_{cause}": text}
-    assert home.notifications() == expected
+    assert list(home.notifications()) == ([] if cause is None else [f"flexmeasures_{cause}"])
+    assert all(text in notification.split("\n\n") for notification in home.notifications().values())
     assert home.updates == []
     return text
 
@@ -44,6 +44,7 @@ async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog)
     ):
         assert f"- {mistake}" in message
         assert f"Configuration: {mistake}" in errors
+    assert home.schedule().state == "unavailable"
     with pytest.raises(HomeAssistantError, match=r"misconfigured: .*soc_max is missing"):
         await home.plan(soc_at_start=3)
 
@@ -125,6 +126,20 @@ async def test_a_price_sensor_of_another_account(start, app_config, flexmeasures
     home = await start(app_config | {"consumption_price_sensor": flexmeasures_server.foreign.price_sensor})
     says = "may not use the sensor given as consumption-price"
     await fails(home, HomeAssistantError, says, "error", "no_access", soc_at_start=4)
+
+
+@pytest.mark.parametrize("key", ["consumption_price_sensor", "production_price_sensor", "soc_sensor"])
+async def test_a_wrong_number_shows_before_any_call(start, app_config, key):
+    home = await start(app_config | {key: 99999})
+    await home.checked()
+    assert "sensor 99999" in home.status().attributes["last_error"]
+    assert home.status().state == "error"
+
+
+async def test_a_wrong_site_shows_before_any_call(start, app_config):
+    home = await start(app_config | {"site": 99999})
+    await home.checked()
+    assert "asset 99999" in home.status().attributes["last_error"]
 
 
 async def test_missing_prices_name_the_sensor(start, app_config, flexmeasures_server):
