@@ -25,10 +25,11 @@ def records():
 
     @dataclass
     class App:
-        """The devices of a right configuration, or the mistakes of a wrong one."""
+        """The devices of a right configuration, or the mistakes of a wrong one, or why it did not start."""
 
         configuration: object
         mistakes: list
+        failure: str | None = None
         devices: list = field(default_factory=list)
 
     @dataclass
@@ -119,14 +120,16 @@ async def start(hass, app):
         statuses.show(status, last_error="; ".join(app.mistakes))
         notification.async_create(hass, text, "FlexMeasures", statuses.notification_id("misconfigured"))
     else:
-        started = [devices.new(hass, app.configuration, status)]
-        for device in started:
+        for device in [devices.new(hass, app.configuration, status)]:
             try:
                 await devices.start(device)
-            except BaseException:
+            except Exception as error:
+                LOGGER.exception("The app could not start")
                 await devices.stop(device)
-                raise
-        app.devices = started
+                app.failure = f"FlexMeasures could not start ({error!r}): please report the log"
+                statuses.fail(status, "start", app.failure, cause="failed")
+            else:
+                app.devices.append(device)
     services.register(hass, app)
 
 

@@ -1,5 +1,7 @@
 """Planning without being asked: at the times of a cron expression, and again after a failure."""
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +16,7 @@ import flexmeasures_home.status as statuses
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=10)
+TOLERANCE = timedelta(seconds=5)
 
 
 @pyscript_compile
@@ -22,7 +25,11 @@ def record():
 
     @dataclass
     class Cron:
-        """When `plan` is called next; `failures` counts those since the last success."""
+        """When `plan` is called next; `failures` counts those since the last success.
+
+        After one, `pause_ends` is when it may be tried again, by the monotonic clock, and `asked_to_wait`
+        tells that the server said so.
+        """
 
         hass: Any
         status: statuses.Status
@@ -30,6 +37,8 @@ def record():
         plan: Any
         next: datetime | None = None
         failures: int = 0
+        pause_ends: float = 0.0
+        asked_to_wait: bool = False
         forget_timer: Any = None
         task: Any = None
         stopped: bool = False
@@ -44,11 +53,13 @@ Cron = record()
 def following(expression, moment):
     """Return the first time after a moment, by Home Assistant's clock on the wall.
 
-    Cronsim, which Home Assistant brings, is right over both clock changes, where croniter skips an hour.
-    Raise ValueError for an expression that means no time.
+    Cronsim, which Home Assistant brings, is right over both clock changes, where croniter skips an hour;
+    but in the hour that comes twice it begins with times of the first. Raise ValueError for an
+    expression that means no time.
     """
     try:
-        return next(CronSim(expression, dt_util.as_local(moment))).astimezone(UTC)
+        times = CronSim(expression, dt_util.as_local(moment))
+        return next(found for each in times if (found := each.astimezone(UTC)) > moment)
     except (CronSimError, StopIteration) as error:
         raise ValueError("expected a cron expression such as */15 * * * *") from error
 
@@ -56,8 +67,9 @@ def following(expression, moment):
 @pyscript_compile
 def preceding(expression, moment):
     """Return the last time that is not after a moment."""
-    after = dt_util.as_local(moment) + timedelta(minutes=1)
-    return next(CronSim(expression, after, reverse=True)).astimezone(UTC)
+    after = dt_util.as_local(moment + timedelta(hours=1))
+    times = CronSim(expression, after, reverse=True)
+    return next(found for each in times if (found := each.astimezone(UTC)) <= moment)
 
 
 @pyscript_compile
@@ -92,13 +104,26 @@ def arm(cron, moment):
 
 
 @pyscript_compile
+def due(cron, now):
+    """Return when to plan next: at the next regular time, or after a failure once the pause is over.
+
+    A pause that the server asked for also puts off the regular times.
+    """
+    regular = following(cron.expression, now)
+    if not cron.failures:
+        return regular
+    over = now + timedelta(seconds=max(0.0, cron.pause_ends - time.monotonic()))
+    return over if cron.asked_to_wait else min(over, regular)
+
+
+@pyscript_compile
 def look(cron):
     """Put right what a clock that was set has put wrong."""
     now = dt_util.utcnow()
     if now >= cron.next:
         plan_now(cron)
-    elif not cron.failures and cron.next != following(cron.expression, now):
-        arm(cron, following(cron.expression, now))
+    elif abs(due(cron, now) - cron.next) > TOLERANCE:
+        arm(cron, due(cron, now))
 
 
 @pyscript_compile
@@ -111,32 +136,30 @@ def plan_now(cron):
 
 @pyscript_compile
 async def attempt(cron):
-    """Plan, and after a failure set the time of the next try."""
-    try:
+    """Plan; a failure is told by `failed`."""
+    with suppress(HomeAssistantError):
         await cron.plan()
-    except HomeAssistantError as error:
-        if not cron.stopped:
-            cron.failures += 1
-            try_again(cron, error.__cause__ or error)
 
 
 @pyscript_compile
-def try_again(cron, error):
-    """Set the time of the next try: not before the server wants, and not at all where that is no use."""
-    if getattr(error, "final", False) or getattr(error, "status", "") == "unauthorized":
+def failed(cron, error):
+    """Set the time of the next try after a failed plan, whoever asked for it.
+
+    It is not before the server wants, and not before the regular time where another try is no use.
+    """
+    asked, no_use = getattr(error, "retry_after", None), getattr(error, "no_use_to_retry", False)
+    if cron.stopped or no_use:
         return
-    pause = min(FIRST_PAUSE * 2 ** min(cron.failures - 1, 10), LONGEST_PAUSE)
-    asked = getattr(error, "retry_after", None)
-    now = dt_util.utcnow()
-    if asked is not None:
-        arm(cron, now + max(pause, timedelta(seconds=asked)))
-    elif now + pause < cron.next:
-        arm(cron, now + pause)
+    cron.failures += 1
+    pause = min(FIRST_PAUSE * 2 ** min(cron.failures - 1, 10), LONGEST_PAUSE).total_seconds()
+    cron.pause_ends = time.monotonic() + max(pause, asked or 0)
+    cron.asked_to_wait = asked is not None
+    arm(cron, due(cron, dt_util.utcnow()))
 
 
 @pyscript_compile
 def planned(cron):
     """Go on with the regular times after a success."""
     if cron.failures:
-        cron.failures = 0
-        arm(cron, following(cron.expression, dt_util.utcnow()))
+        cron.failures, cron.asked_to_wait = 0, False
+        arm(cron, due(cron, dt_util.utcnow()))

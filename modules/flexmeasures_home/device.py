@@ -9,7 +9,7 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
-from homeassistant.exceptions import HomeAssistantError
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.aiohttp_client import async_create_clientsession
 from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_time_interval
 
@@ -34,7 +34,7 @@ UPDATED = "flexmeasures_schedule_updated"
 FIRST_PAUSE_SECONDS = 10
 LONGEST_PAUSE_SECONDS = 300
 HEARTBEAT = timedelta(minutes=1)
-PLAN, SERVER = "plan", "server"
+PLAN = "plan"
 
 
 @pyscript_compile
@@ -58,6 +58,7 @@ def record():
         forget_boundary: Any = None
         forget_heartbeat: Any = None
         check: Any = None
+        check_pause: float = FIRST_PAUSE_SECONDS
         asking: Any = None
         attributes: dict | None = None
         stopped: bool = False
@@ -90,9 +91,10 @@ async def start(device):
     device.outbox = await outboxes.start(hass, device.link, status, f"{given.username} {device.link.host}")
     device.measurements = await measurements.load(hass, device.outbox)
     measure(device)
+    await measurements.save(device.measurements)
     status.when_answered = lambda: outboxes.urge(device.outbox)
-    status.when_unreachable = lambda: look_for_server(device, FIRST_PAUSE_SECONDS)
-    look_for_server(device)
+    status.when_unreachable = lambda: look_for_server(device, device.check_pause)
+    look_for_server(device, 0)
     if given.cron:
         device.cron = crons.Cron(hass, status, given.cron, lambda: plan(device, {}))
         crons.start(device.cron, device.schedule and device.schedule.updated_at)
@@ -100,6 +102,7 @@ async def start(device):
     @callback
     def beat(_now):
         show(device)
+        statuses.forget_notices(status)
         measurements.look_at_all(device.measurements)
         if device.cron:
             crons.look(device.cron)
@@ -189,7 +192,7 @@ async def stop(device):
 
 
 @pyscript_compile
-def look_for_server(device, pause=0):
+def look_for_server(device, pause):
     """Check the server in the background, after a pause (s), unless that is under way."""
     if not device.stopped and (device.check is None or device.check.done()):
         device.check = device.hass.async_create_background_task(check(device, pause), "flexmeasures check")
@@ -197,34 +200,63 @@ def look_for_server(device, pause=0):
 
 @pyscript_compile
 async def check(device, pause):
-    """Ask the server for the sensors, so that a wrong host, login or number shows at once.
+    """Ask the server for all that is configured, so that a wrong host, login or number shows at once.
 
-    A server that is away is asked again until it answers.
+    It is asked again, with growing pauses, until all is right. A server that answers here, but fails
+    over what follows, is not checked at once again.
     """
-    given, link = device.configuration, device.link
-    prices = {given.consumption_price_sensor, given.production_price_sensor}
-    wanted = prices | {given.soc_sensor, *[item["sensor"] for item in given.measurements]} - {None}
     while True:
         await asyncio.sleep(pause)
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        error = await look_up(device)
+        await measurements.learn(device.measurements, device.link.sensors)
+        if error is None:
+            break
+        statuses.fail_with(device.status, statuses.SERVER, error)
+        pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
+    device.check_pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+    plan_problem = device.status.problems.get(PLAN)
+    if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER and not device.cron:
+        statuses.end(device.status, PLAN)
+    statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
+
+
+@pyscript_compile
+async def look_up(device):
+    """Ask for each sensor, and the site; return the first error, or None. All that is right is learnt."""
+    given, link = device.configuration, device.link
+    link.sensors.clear()
+    prices = {given.consumption_price_sensor, given.production_price_sensor}
+    steps = {item["sensor"]: item.get("resolution") for item in given.measurements}
+    first = None
+    for sensor in [given.power_sensor, *sorted({given.soc_sensor, *prices, *steps} - {None})]:
         try:
-            link.sensors.pop(given.power_sensor, None)
-            await planning.power_sensor(link, given.power_sensor)
-            for sensor in sorted(wanted):
-                await connection.sensor(link, sensor)
-            if given.site:
-                await connection.asset(link, given.site)
-            for item in given.measurements:
-                sensor_data.check_step(item.get("resolution"), link.sensors[item["sensor"]])
+            await fitting(link, sensor, steps.get(sensor))
+        except outboxes.OF_THE_SERVER as error:
+            return error
         except errors.OptimiserError as error:
-            statuses.fail_with(device.status, SERVER, error)
-            if not error.temporary:
-                return
-            pause = max(pause, error.retry_after or 0)
-        else:
-            await measurements.learn(device.measurements, link.sensors)
-            statuses.succeed(device.status, SERVER, server_version=server_version(device))
-            return
+            first = first or error
+    try:
+        await planning.power_sensor(link, given.power_sensor)
+        if given.site:
+            await connection.asset(link, given.site)
+    except errors.OptimiserError as error:
+        first = first or error
+    return first
+
+
+@pyscript_compile
+async def fitting(link, sensor, step):
+    """Return a sensor; refuse a resolution that does not fit it, or is finer."""
+    found = await connection.sensor(link, sensor)
+    if step is not None:
+        sensor_data.check_step(step, found)
+        if step < found.resolution:
+            raise errors.InvalidData(
+                f"measurements: a resolution of {step} is finer than the {found.resolution} of sensor "
+                f"{sensor}: leave it out for the sensor's own"
+            )
+    return found
 
 
 @pyscript_compile
@@ -277,14 +309,16 @@ def told(device):
     except BaseException as error:
         refuse_if_stopped(device)
         status.planning = False
+        if isinstance(error, ServiceValidationError) or not isinstance(error, Exception):
+            statuses.show(status)
+            raise
+        if device.cron:
+            crons.failed(device.cron, error)
         if isinstance(error, errors.OptimiserError):
             statuses.fail_with(status, PLAN, error)
             raise HomeAssistantError(str(error)) from error
         if isinstance(error, question.NoStateOfCharge):
             statuses.fail(status, PLAN, str(error), cause="no_soc", temporary=True)
-            raise
-        if isinstance(error, HomeAssistantError) or not isinstance(error, Exception):
-            statuses.show(status)
             raise
         LOGGER.exception("Planning failed unexpectedly")
         text = f"Planning failed unexpectedly ({type(error).__name__}: {error}): please report the log"
@@ -302,6 +336,7 @@ def accept(device, schedule):
         device.previous = None
     device.schedule, device.attributes = schedule, None
     device.status.planning = False
+    device.check_pause = FIRST_PAUSE_SECONDS
     show(device)
     statuses.succeed(
         device.status,

@@ -13,6 +13,10 @@ import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.storage as storages
 
 LONGEST_SCHEDULE = timedelta(days=31)
+LONGEST_DATA = timedelta(days=366)
+LONGEST_RESOLUTION = timedelta(days=1)
+EARLIEST_YEAR, LATEST_YEAR = 1970, 2200
+ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:00")
 MOST_VALUES = 10_000
 SECRETS = ("password", "token")
 
@@ -102,8 +106,8 @@ def duration(value):
 
 @pyscript_compile
 def resolution(value):
-    """Return a duration of whole minutes: FlexMeasures knows no finer one."""
-    if (period := duration(value)) % timedelta(minutes=1):
+    """Return a duration of whole minutes, the finest that FlexMeasures knows, up to a day."""
+    if (period := duration(value)) % timedelta(minutes=1) or period > LONGEST_RESOLUTION:
         raise ValueError
     return period
 
@@ -117,11 +121,13 @@ def schedule_duration(value):
 
 
 @pyscript_compile
-def duration_or_zero(value):
-    """Return a timedelta that is not negative; zero is for a value at a moment."""
-    if isinstance(value, str) and (period := isodate.parse_duration(value.strip().upper())) == timedelta(0):
-        return period
-    return duration(value)
+def data_duration(value):
+    """Return a timedelta of at most a year; zero, however written, is for a value at a moment."""
+    if str(value).strip().upper() in ZEROS:
+        return timedelta(0)
+    if (period := duration(value)) > LONGEST_DATA:
+        raise ValueError
+    return period
 
 
 @pyscript_compile
@@ -129,6 +135,8 @@ def moment(value):
     """Return a moment in UTC; without an offset it is in Home Assistant's time zone."""
     found = value if isinstance(value, datetime) else dt_util.parse_datetime(str(value))
     if found is None:
+        raise ValueError
+    if not EARLIEST_YEAR <= found.year <= LATEST_YEAR:
         raise ValueError
     if found.tzinfo is None:
         found = found.replace(tzinfo=dt_util.get_default_time_zone())
@@ -247,7 +255,7 @@ def mistake(error, given, known, noun):
     if isinstance(error, vol.RequiredFieldInvalid):
         return f"{name} is missing"
     if error.error_message == "extra keys not allowed":
-        near = difflib.get_close_matches(str(error.path[-1]), known, 1)
+        near = difflib.get_close_matches(str(error.path[-1]), known if len(error.path) == 1 else [], 1)
         return f"{name} is no {noun}" + (f": did you mean {near[0]}?" if near else "")
     value = given
     for part in error.path:
@@ -261,14 +269,16 @@ SENSOR = expects(whole_number, "the number of a FlexMeasures sensor, such as 12"
 ASSET = expects(whole_number, "the number of a FlexMeasures asset, such as 3")
 SOURCE = expects(whole_number, "the number of a FlexMeasures data source, such as 7")
 DURATION = expects(duration, "an ISO 8601 duration above zero, such as PT24H")
-RESOLUTION = expects(resolution, "an ISO 8601 duration of whole minutes, such as PT15M")
+RESOLUTION = expects(resolution, "an ISO 8601 duration of whole minutes up to a day, such as PT15M")
 SCHEDULE_DURATION = expects(
     schedule_duration, "an ISO 8601 duration above zero and at most P31D, such as PT24H"
 )
 MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
 POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")
 RAW_FIELDS = expects(raw_fields, "FlexMeasures' own fields as keys and values")
-ZERO_DURATION = expects(duration_or_zero, "an ISO 8601 duration, such as PT1H, or PT0M for a moment")
+DATA_DURATION = expects(
+    data_duration, "an ISO 8601 duration up to a year, such as PT1H, or PT0M for a moment"
+)
 NUMBER = expects(number, "a number")
 NUMBER_OR_GAP = expects(number_or_gap, "a number, or null for a gap")
 TEXT = expects(text, "a text that is not empty")

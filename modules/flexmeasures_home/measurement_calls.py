@@ -1,5 +1,7 @@
 """What `flexmeasures.post_measurements` and `flexmeasures.get_measurements` do."""
 
+from contextlib import contextmanager
+
 import homeassistant.util.dt as dt_util
 import isodate
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
@@ -17,7 +19,7 @@ async def post_measurements(device, call):
     """Post values to a FlexMeasures sensor; return whether they are `delivered`, or wait in the outbox.
 
     `call` holds the service's fields, checked: `values`, or the `entity_id` whose state they are now.
-    Raise HomeAssistantError for what the server refuses.
+    Raise ServiceValidationError for what the server refuses.
     """
     devices.refuse_if_stopped(device)
     run = run_of(device, call)
@@ -25,13 +27,22 @@ async def post_measurements(device, call):
     if sensor:
         run = sensor_data.on_the_clock(run, sensor)
     parcel = outboxes.add(device.outbox, run)
-    try:
+    with raised():
         delivered = await outboxes.delivered(device.outbox, parcel)
-    except errors.OptimiserError as error:
-        raise HomeAssistantError(str(error)) from error
     if not delivered:
         await outboxes.save(device.outbox)
     return {"delivered": delivered, "values": len(run.values), "outbox": outboxes.waiting(device.outbox)}
+
+
+@pyscript_compile
+@contextmanager
+def raised():
+    """Raise an optimiser's error as Home Assistant's own: what is refused for good lies in the call."""
+    try:
+        yield
+    except errors.OptimiserError as error:
+        kind = ServiceValidationError if error.final else HomeAssistantError
+        raise kind(str(error)) from error
 
 
 @pyscript_compile
@@ -76,14 +87,11 @@ def state_now(hass, entity):
 
 @pyscript_compile
 async def get_measurements(device, call):
-    """Return what FlexMeasures holds of a sensor; raise HomeAssistantError."""
+    """Return what FlexMeasures holds of a sensor; raise HomeAssistantError or ServiceValidationError."""
     devices.refuse_if_stopped(device)
-    try:
+    with raised():
         found = await sensor_data.read(device.link, **call)
-    except errors.OptimiserError as error:
-        statuses.fail_with(device.status, "get_measurements", error)
-        raise HomeAssistantError(str(error)) from error
-    statuses.succeed(device.status, "get_measurements")
+    statuses.succeed(device.status, statuses.CALL)
     zone = dt_util.get_default_time_zone()
     return found | {
         "sensor_id": call["sensor_id"],

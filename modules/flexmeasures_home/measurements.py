@@ -1,5 +1,6 @@
 """Measurements that are posted without being asked for: means of entities, and states of charge."""
 
+import asyncio
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +23,8 @@ import flexmeasures_optimiser.sensor_data as sensor_data
 UNTIL_THE_SENSOR_IS_KNOWN = timedelta(minutes=5)
 LEAST_KNOWN = 0.1
 """The part of an interval in which a value must be known, for its mean to stand for the interval."""
+LATEST = 0.1
+"""By which part of an interval a value may be late for its tick."""
 JUMP_SECONDS = 5
 """By how much the clock and the time that passed may differ before the clock counts as set anew."""
 
@@ -94,8 +97,9 @@ async def load(hass, outbox):
     found = await store.async_load() or {}
     if found.get("user") != outbox.user:
         return Measurements(hass, outbox, store, {}, {})
-    sensors = [each for each in [kept.read(recalled_sensor, each) for each in found["sensors"]] if each]
-    return Measurements(hass, outbox, store, {each.id: each for each in sensors}, found["intervals"])
+    sensors = [kept.read(recalled_sensor, each) for each in found.get("sensors", [])]
+    known = {each.id: each for each in sensors if each}
+    return Measurements(hass, outbox, store, known, found.get("intervals", {}))
 
 
 @pyscript_compile
@@ -109,17 +113,16 @@ async def learn(measurements, sensors):
 
 @pyscript_compile
 async def save(measurements):
-    """Write the file."""
-    await measurements.store.async_save(
-        {
-            "user": measurements.outbox.user,
-            "sensors": [
-                asdict(each) | {"resolution": each.resolution.total_seconds()}
-                for each in measurements.sensors.values()
-            ],
-            "intervals": measurements.intervals,
-        }
-    )
+    """Write the file: an interval is in it only while nobody goes on with it."""
+    content = {
+        "user": measurements.outbox.user,
+        "sensors": [
+            asdict(each) | {"resolution": each.resolution.total_seconds()}
+            for each in measurements.sensors.values()
+        ],
+        "intervals": measurements.intervals,
+    }
+    await asyncio.shield(measurements.store.async_save(content))
 
 
 @pyscript_compile
@@ -128,7 +131,7 @@ def measure(measurements, entity, sensor, read, pace, step=None, as_it_is=False)
     hass, outbox, sensors = measurements.hass, measurements.outbox, measurements.sensors
     meter = Meter(hass, outbox, sensors, entity, sensor, read, pace, step, as_it_is)
     measurements.meters.append(meter)
-    start(meter, measurements.intervals.get(matter(meter)))
+    start(meter, measurements.intervals.pop(matter(meter), None))
 
 
 @pyscript_compile
@@ -150,7 +153,9 @@ def start(meter, found=None):
     """Measure from now on; an interval that was kept over a reload goes on."""
     now = dt_util.utcnow()
     interval = kept.read(recalled, found) if found else None
-    meter.interval = interval or Interval(tick(meter, now), step(meter), now)
+    if interval is None or interval.at > now:
+        interval = Interval(tick(meter, now), step(meter), now)
+    meter.interval = interval
     meter.seen, meter.ran = now, time.monotonic()
     look(meter)
 
@@ -190,9 +195,9 @@ def look(meter):
 @pyscript_compile
 def step(meter):
     """Return the time between values: as configured, else the sensor's own, else its pacemaker's."""
-    known = [meter.sensors[each] for each in (meter.sensor, meter.pace) if each in meter.sensors]
-    steps = [meter.step, *[sensor.resolution for sensor in known], UNTIL_THE_SENSOR_IS_KNOWN]
-    return next(each for each in steps if each)
+    known = [meter.sensors[each].resolution for each in (meter.sensor, meter.pace) if each in meter.sensors]
+    fits = meter.step and (meter.sensor not in meter.sensors or meter.step >= known[0])
+    return next(each for each in [meter.step if fits else None, *known, UNTIL_THE_SENSOR_IS_KNOWN] if each)
 
 
 @pyscript_compile
@@ -273,7 +278,7 @@ def close(meter, interval, moment):
     if not posts_as_it_is(meter):
         enough = interval.known >= LEAST_KNOWN * interval.step.total_seconds()
         value, start = interval.total / interval.known if enough else None, interval.start
-    elif moment - end < interval.step:
+    elif moment - end < LATEST * interval.step:
         (value, interval.unit), start = meter.read(), end
     else:
         return

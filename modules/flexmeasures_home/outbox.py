@@ -7,7 +7,7 @@ Assistant ended is posted again.
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,10 +20,12 @@ import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.sensor_data as sensor_data
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
-MATTER = "measurements"
-MOST_VALUES = 100_000
-MOST_VALUES_OF_A_RUN = 1_000
-MOST_FAILURES = 5
+MATTER, FULL = "measurements", "outbox"
+MOST_WAITING = 100_000
+MOST_OF_A_RUN = 1_000
+PART_TO_DROP = 100
+PATIENCE_WITH_A_RUN = timedelta(days=1)
+PAUSE_BEFORE_A_CORRECTION = 2
 FIRST_PAUSE_SECONDS = 5
 LONGEST_PAUSE_SECONDS = 300
 PATIENCE_SECONDS = 20
@@ -31,14 +33,14 @@ PATIENCE_SECONDS = 20
 
 @pyscript_compile
 def records():
-    """Define the records and an error: natively, so that compiled code can make them."""
+    """Define the records: natively, so that compiled code can make them."""
 
     @dataclass
     class Parcel:
-        """A run on its way: how often its job failed, the job that stores it, and who waits for it."""
+        """A run on its way: since when it fails, the job that stores it, and who waits for it."""
 
         run: sensor_data.Run
-        failures: int = 0
+        failing_since: datetime | None = None
         job: str | None = None
         sending: bool = False
         waiting: list = field(default_factory=list)
@@ -47,8 +49,9 @@ def records():
     class Outbox:
         """The parcels for one user of one server, oldest first, and all other users' as the file has them.
 
-        `dropped` counts the values that were ever given up because there were too many. `left_alone`
-        tells that the server asked to be, by its Retry-After.
+        `dropped` counts the values that were ever given up because there were too many. `held_up` has
+        the sensors whose values failed: the next try, by the loop's clock, and the pause before it (s).
+        `left_alone` tells that the server asked to be, by its Retry-After.
         """
 
         hass: Any
@@ -61,19 +64,17 @@ def records():
         file: dict = field(default_factory=dict)
         changed: Any = field(default_factory=asyncio.Event)
         urged: Any = field(default_factory=asyncio.Event)
+        held_up: dict = field(default_factory=dict)
         server_away: bool = False
         left_alone: bool = False
         tasks: list = field(default_factory=list)
         stopped: bool = False
 
-    class Unexpected(errors.OptimiserError):
-        """A fault of ours."""
-
-    return Parcel, Outbox, Unexpected
+    return Parcel, Outbox
 
 
-Parcel, Outbox, Unexpected = records()
-MAY_LIE_IN_THE_VALUES = (errors.ServerFault, errors.JobFailed, errors.JobTimedOut, Unexpected)
+Parcel, Outbox = records()
+OF_THE_SERVER = (errors.Unreachable, errors.RateLimited, errors.Unauthorized)
 
 
 @pyscript_compile
@@ -139,7 +140,7 @@ def add(outbox, run):
         last.run.values += [None] * gap + run.values
         parcel = last
     else:
-        parcel = Parcel(run)
+        parcel = Parcel(replace(run, values=run.values[:]))
         outbox.parcels.append(parcel)
     drop_oldest(outbox)
     outbox.changed.set()
@@ -155,7 +156,7 @@ def gap_between(before, run):
         return None
     steps, rest = divmod(run.start - before.start, run.step)
     gap = steps - len(before.values)
-    if rest or gap < 0 or steps + len(run.values) > MOST_VALUES_OF_A_RUN:
+    if rest or gap < 0 or steps + len(run.values) > MOST_OF_A_RUN:
         return None
     return gap
 
@@ -163,27 +164,26 @@ def gap_between(before, run):
 @pyscript_compile
 def drop_oldest(outbox):
     """Give up the oldest values while there are too many; count them, and tell."""
-    excess = sum(len(parcel.run.values) for parcel in outbox.parcels) - MOST_VALUES
+    excess = sum(len(parcel.run.values) for parcel in outbox.parcels) - MOST_WAITING
     if excess <= 0:
         return
-    for parcel in [each for each in outbox.parcels if not each.sending]:
-        count = len(parcel.run.values)
-        part = min(count, excess) if parcel.run.step else count
-        outbox.dropped += numbers(parcel.run.values[:part])
+    while excess > 0 and (idle := [each for each in outbox.parcels if not each.sending]):
+        oldest = min(idle, key=lambda parcel: parcel.run.start)
+        run, count = oldest.run, len(oldest.run.values)
+        part = min(count, excess, PART_TO_DROP) if run.step else count
+        outbox.dropped += numbers(run.values[:part])
         if part < count:
-            del parcel.run.values[:part]
-            parcel.run.start += part * parcel.run.step
+            del run.values[:part]
+            run.start += part * run.step
         else:
-            outbox.parcels.remove(parcel)
-            answer(parcel, errors.InvalidData("The values were dropped, since too many others wait"))
+            outbox.parcels.remove(oldest)
+            answer(oldest, errors.InvalidData("The values were dropped, since too many others wait"))
         excess -= part
-        if excess <= 0:
-            break
     text = (
-        f"The outbox is full with {MOST_VALUES} values that wait for FlexMeasures at {outbox.link.host}: the "
-        f"oldest are dropped. The status's attribute outbox_dropped counts them"
+        f"The outbox is full with {MOST_WAITING} values that wait for FlexMeasures at {outbox.link.host}: "
+        f"the oldest are dropped. The status's attribute outbox_dropped counts them"
     )
-    statuses.fail(outbox.status, "outbox", text, cause="outbox_full")
+    statuses.fail(outbox.status, FULL, text, cause="outbox_full")
 
 
 @pyscript_compile
@@ -230,14 +230,14 @@ async def keep_delivering(outbox):
     """Deliver what is there and what comes; after a failure with pauses, as long as the server asks."""
     pause = FIRST_PAUSE_SECONDS
     while True:
-        if not outbox.parcels:
-            await outbox.urged.wait()
         failure = await deliver_all(outbox)
         outbox.urged.clear()
         if failure is None:
             pause = FIRST_PAUSE_SECONDS
             statuses.settle(outbox.status, MATTER)
+            await urged_within(outbox, until_next_try(outbox))
             continue
+        outbox.server_away = True
         statuses.fail_with(outbox.status, MATTER, failure)
         for parcel in outbox.parcels:
             answer(parcel, False)
@@ -250,6 +250,15 @@ async def keep_delivering(outbox):
                 pause = LONGEST_PAUSE_SECONDS
             if not await urged_within(outbox, pause):
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        outbox.server_away = False
+
+
+@pyscript_compile
+def until_next_try(outbox):
+    """Return after how many seconds a sensor that is held up is due, or None where none is."""
+    sensors = {parcel.run.sensor for parcel in outbox.parcels}
+    times = [moment for sensor, (moment, _pause) in outbox.held_up.items() if sensor in sensors]
+    return max(0.0, min(times) - outbox.hass.loop.time()) if times else None
 
 
 @pyscript_compile
@@ -263,40 +272,39 @@ async def urged_within(outbox, seconds):
 
 
 @pyscript_compile
+def next_parcel(outbox):
+    """Return the oldest parcel whose sensor is not held up, or None."""
+    now = outbox.hass.loop.time()
+    held_up = {sensor for sensor, (moment, _pause) in outbox.held_up.items() if moment > now}
+    return next((parcel for parcel in outbox.parcels if parcel.run.sensor not in held_up), None)
+
+
+@pyscript_compile
 async def deliver_all(outbox):
-    """Deliver each sensor's parcels in order; return what kept a part of them from it, or None.
+    """Deliver each sensor's parcels in order; return the error for which the server takes none, or None.
 
     What the server refuses for good is dropped, with a notice. A fault that may lie in the values
     holds up their sensor alone.
     """
-    failure, held_up = None, set()
-    outbox.server_away = False
-    while parcel := next((each for each in outbox.parcels if each.run.sensor not in held_up), None):
+    while parcel := next_parcel(outbox):
         parcel.sending = True
         try:
             await deliver(outbox, parcel)
+        except OF_THE_SERVER as error:
+            return error
         except errors.OptimiserError as error:
-            if isinstance(error, (errors.JobFailed, Unexpected)):
-                parcel.failures += 1
-            if error.final or parcel.failures >= MOST_FAILURES:
-                refused(outbox, parcel, error)
-            elif isinstance(error, MAY_LIE_IN_THE_VALUES):
-                failure = error
-                held_up.add(parcel.run.sensor)
-            else:
-                outbox.server_away = True
-                return error
+            hold_up_or_drop(outbox, parcel, error)
         else:
             outbox.parcels.remove(parcel)
-            statuses.succeed(outbox.status, None)
-            statuses.settle(outbox.status, refusals_of(parcel.run))
+            outbox.held_up.pop(parcel.run.sensor, None)
+            statuses.succeed(outbox.status, refusals_of(parcel.run))
             answer(parcel, True)
         finally:
             parcel.sending = False
         outbox.changed.set()
         if not outbox.parcels:
-            statuses.settle(outbox.status, "outbox")
-    return failure
+            statuses.settle(outbox.status, FULL)
+    return None
 
 
 @pyscript_compile
@@ -307,33 +315,56 @@ async def deliver(outbox, parcel):
             parcel.job = await sensor_data.post(outbox.link, parcel.run)
         if parcel.job is not None:
             await sensor_data.stored(outbox.link, parcel.job)
-    except errors.JobFailed:
-        parcel.job = None
+    except (*OF_THE_SERVER, errors.JobTimedOut):
         raise
     except errors.OptimiserError:
+        parcel.job = None
         raise
     except Exception as error:
         LOGGER.exception("Delivering failed unexpectedly: %s", parcel.run)
-        raise Unexpected(f"Delivering failed unexpectedly ({error!r}): please report the log") from error
+        text = f"Delivering failed unexpectedly ({error!r}): please report the log"
+        raise errors.OptimiserError(text) from error
 
 
 @pyscript_compile
-def refused(outbox, parcel, error):
-    """Drop a parcel, and tell."""
+def hold_up_or_drop(outbox, parcel, error):
+    """Try a parcel that failed again later; drop what is refused for good, or fails for a day.
+
+    A correction that comes in the same second as what it corrects is refused, but not a moment later.
+    """
+    now = dt_util.utcnow()
+    parcel.failing_since = parcel.failing_since or now
+    corrects = isinstance(error, errors.AlreadyKnown) and parcel.run.prior is None
+    if (error.final and not corrects) or now - parcel.failing_since > PATIENCE_WITH_A_RUN:
+        drop(outbox, parcel, error)
+        return
+    _moment, pause = outbox.held_up.get(parcel.run.sensor, (0, FIRST_PAUSE_SECONDS / 2))
+    pause = PAUSE_BEFORE_A_CORRECTION if corrects else min(2 * pause, LONGEST_PAUSE_SECONDS)
+    outbox.held_up[parcel.run.sensor] = (outbox.hass.loop.time() + pause, pause)
+    if not corrects:
+        statuses.fail_with(outbox.status, refusals_of(parcel.run), error)
+        answer(parcel, False)
+
+
+@pyscript_compile
+def drop(outbox, parcel, error):
+    """Drop a parcel: tell who waits for it, else give notice."""
     outbox.parcels.remove(parcel)
+    outbox.held_up.pop(parcel.run.sensor, None)
     if parcel.waiting:
         answer(parcel, error)
+        return
     first = dt_util.as_local(parcel.run.start).isoformat()
     text = (
-        f"FlexMeasures refuses {len(parcel.run.values)} values for sensor {parcel.run.sensor} from {first} "
-        f"on; they were dropped. {error}"
+        f"FlexMeasures refuses {numbers(parcel.run.values)} values for sensor {parcel.run.sensor} from "
+        f"{first} on; they were dropped. {error}"
     )
-    statuses.fail(outbox.status, refusals_of(parcel.run), text, error.status, "measurements_dropped")
+    statuses.fail(outbox.status, refusals_of(parcel.run), text, error.status, statuses.DROPPED)
 
 
 @pyscript_compile
 def refusals_of(run):
-    """Return the matter of what is refused for a sensor."""
+    """Return the matter of what the server does not take for a sensor."""
     return f"{MATTER} of sensor {run.sensor}"
 
 
@@ -342,15 +373,9 @@ async def save(outbox):
     """Write the file; after the stop it is the successor's."""
     if outbox.stopped:
         return
-    await outbox.store.async_save(
-        outbox.file
-        | {
-            outbox.user: {
-                "runs": [as_json(parcel.run) for parcel in outbox.parcels],
-                "dropped": outbox.dropped,
-            }
-        }
-    )
+    runs = [as_json(parcel.run) for parcel in outbox.parcels]
+    content = outbox.file | {outbox.user: {"runs": runs, "dropped": outbox.dropped}}
+    await asyncio.shield(outbox.store.async_save(content))
 
 
 @pyscript_compile

@@ -12,6 +12,7 @@ import flexmeasures_home.device as devices
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurement_calls as measurement_calls
 import flexmeasures_home.status as statuses
+import flexmeasures_optimiser.errors as errors
 
 DOMAIN = "flexmeasures"
 PYSCRIPTS_OWN = ("trigger_type", "context")
@@ -47,7 +48,7 @@ def post_measurements(_configuration):
             vol.Optional("values"): fields.values,
             vol.Optional("entity_id"): fields.ENTITY,
             vol.Optional("start"): fields.MOMENT,
-            vol.Optional("duration"): fields.ZERO_DURATION,
+            vol.Optional("duration"): fields.DATA_DURATION,
             vol.Optional("unit"): fields.TEXT,
             vol.Optional("prior"): fields.MOMENT,
         }
@@ -100,6 +101,8 @@ async def run(app, name, data):
     """Check a call's fields and do what it asks; raise ServiceValidationError or HomeAssistantError."""
     if app.mistakes:
         raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(app.mistakes))
+    if app.failure:
+        raise HomeAssistantError(app.failure)
     if not app.devices:
         raise HomeAssistantError("FlexMeasures is still starting: call again in a minute")
     schema_for, act = SERVICES[name]
@@ -109,6 +112,10 @@ async def run(app, name, data):
         return await act(device, checked(schema_for(device.configuration), given))
     except ServiceValidationError as error:
         statuses.fail(device.status, statuses.CALL, str(error))
+        raise
+    except HomeAssistantError as error:
+        if act is not devices.plan and isinstance(error.__cause__, errors.OptimiserError):
+            statuses.fail_with(device.status, statuses.CALL, error.__cause__)
         raise
 
 

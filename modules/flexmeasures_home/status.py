@@ -12,21 +12,26 @@ import flexmeasures_optimiser.errors as errors
 
 ENTITY_ID = "sensor.flexmeasures_status"
 LONG = timedelta(minutes=15)
+NOTICE_STAYS = timedelta(days=1)
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 STATES = ["ok", "planning", "stale", "error", "unauthorized", "unreachable", "misconfigured"]
 KINDS = [errors.OptimiserError, *errors.OptimiserError.__subclasses__()]
+CALL = "call"
+"""The matter of a call that was wrong: it is over with whatever goes well next."""
+SERVER = "server"
+"""The matter of the server as such: it is over with whatever it does for us next."""
+DROPPED = "measurements_dropped"
+OF_THE_SERVER = [errors.Unreachable.cause, errors.Unauthorized.cause]
+"""Causes that several matters have at once, and that are logged but once."""
 OURS = [
     "misconfigured",
     "wrong_call",
     "no_soc",
     "no_measurements",
-    "measurements_dropped",
+    DROPPED,
     "outbox_full",
 ]
 CAUSES = [*OURS, *[kind.cause for kind in KINDS]]
-CALL = "call"
-"""The matter of a call that was wrong: it is over with whatever goes well next."""
-OVER_ONCE_THE_SERVER_ANSWERS = [errors.Unreachable.cause, errors.Unauthorized.cause]
 
 
 @pyscript_compile
@@ -100,7 +105,7 @@ def fail(status, matter, text, state="error", cause="wrong_call", temporary=Fals
     """
     before = status.problems.pop(matter, None)
     same = of_cause(status, cause) + ([before] if before and before.cause == cause else [])
-    if not same or not (temporary or before in same):
+    if not (same if cause in OF_THE_SERVER else before in same):
         LOGGER.warning("%s", text)
     since = min([problem.since for problem in same], default=dt_util.utcnow())
     status.problems[matter] = Problem(text, state, cause, temporary, since)
@@ -142,10 +147,11 @@ def fail_with(status, matter, error):
 
 @pyscript_compile
 def succeed(status, matter, **attributes):
-    """Show that the server has answered, and that a matter (None: no more than that) is well again."""
-    for each, problem in list(status.problems.items()):
-        if each in (matter, CALL) or problem.cause in OVER_ONCE_THE_SERVER_ANSWERS:
-            end(status, each)
+    """Show that the server did what a matter needed: that is well again, and so is the server."""
+    for each in (matter, CALL):
+        end(status, each)
+    if SERVER in status.problems and status.problems[SERVER].cause in OF_THE_SERVER:
+        end(status, SERVER)
     show(status, **attributes)
     if status.when_answered:
         status.when_answered()
@@ -153,7 +159,7 @@ def succeed(status, matter, **attributes):
 
 @pyscript_compile
 def settle(status, matter):
-    """Show that a matter is well again that was none of the server's."""
+    """Show that a matter is well again, without anything new from the server."""
     end(status, matter)
     show(status)
 
@@ -164,8 +170,16 @@ def end(status, matter):
     problem = status.problems.pop(matter, None)
     if problem:
         notify(status, problem.cause)
-        if not of_cause(status, problem.cause):
+        if problem.cause not in OF_THE_SERVER or not of_cause(status, problem.cause):
             LOGGER.info("Over since now: %s", problem.text)
+
+
+@pyscript_compile
+def forget_notices(status):
+    """End what tells of values that were dropped a day ago: nothing will make that good."""
+    for matter, problem in list(status.problems.items()):
+        if problem.cause == DROPPED and dt_util.utcnow() - problem.since > NOTICE_STAYS:
+            settle(status, matter)
 
 
 @pyscript_compile

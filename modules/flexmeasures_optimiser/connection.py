@@ -27,6 +27,7 @@ SECRET = re.compile(
     r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
     r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 )
+ALREADY_KNOWN = "prior: FlexMeasures holds another value that was known at that time: leave prior out, or give a later one"
 PRICES_MISSING = re.compile(r"[Pp]rices unknown for planning window.*?sensor (\d+)")
 UNIT_REFUSED = re.compile(r"Required unit for this sensor is (.+), got incompatible unit: (.+)")
 SENSOR_IN_PATH = re.compile(r"/(sensor|asset)s/(\d+)")
@@ -155,6 +156,8 @@ async def raise_by_meaning(response):
     when = "later" if seconds is None else f"in {seconds} s"
     if status == 429:
         raise errors.RateLimited(f"FlexMeasures asks to wait (429): try again {when}", seconds)
+    if status == 403 and "INVALID_REPLACEMENT" in await response.text():
+        raise errors.AlreadyKnown(ALREADY_KNOWN)
     if status == 403:
         raise errors.NoAccess(
             f"This user may not use {what} on FlexMeasures: give a sensor of the user's own account, "
@@ -270,10 +273,7 @@ def failed_job(text):
             f"site_power_capacity and the raw flex_model ({reason})"
         )
     if "UniqueViolation" in text:
-        return errors.InvalidData(
-            "prior: FlexMeasures holds another value that was known at the same time: leave prior out, "
-            "or give a later one"
-        )
+        return errors.AlreadyKnown(ALREADY_KNOWN)
     return errors.JobFailed(f"The job failed on the server: {reason}")
 
 

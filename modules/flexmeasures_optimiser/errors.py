@@ -24,6 +24,11 @@ def kinds():
             super().__init__(text)
             self.retry_after = retry_after
 
+        @property
+        def no_use_to_retry(self):
+            """Tell whether somebody has to put something right first."""
+            return self.final or self.cause == "unauthorized"
+
     class Unauthorized(OptimiserError):
         """The server refuses the username or password."""
 
@@ -73,6 +78,9 @@ def kinds():
         cause = "invalid_data"
         final = True
 
+    class AlreadyKnown(InvalidData):
+        """Another value of the same moment is known at the same time, to the second."""
+
     class PricesMissing(OptimiserError):
         """A price sensor has no data in the planning window."""
 
@@ -106,6 +114,7 @@ def kinds():
         RateLimited,
         InvalidProblem,
         InvalidData,
+        AlreadyKnown,
         PricesMissing,
         Infeasible,
         JobFailed,
@@ -124,6 +133,7 @@ def kinds():
     RateLimited,
     InvalidProblem,
     InvalidData,
+    AlreadyKnown,
     PricesMissing,
     Infeasible,
     JobFailed,

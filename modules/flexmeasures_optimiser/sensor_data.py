@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from statistics import fmean
 
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
@@ -68,11 +69,15 @@ async def post(link, run):
     sensor = await connection.sensor(link, run.sensor)
     step = fitting_step(run, sensor)
     values, unit = converted(run.values, run.unit or sensor.unit, step, sensor)
+    start = run.start
+    if step and step < sensor.resolution:
+        start, values = averaged(start, values, step, sensor)
+        step = sensor.resolution
     answer, status = await connection.ask(
         link,
         link.client.post_sensor_data(
             sensor.id,
-            start=run.start,
+            start=start,
             duration=step * len(values),
             values=values,
             unit=unit,
@@ -146,6 +151,20 @@ def converted(values, unit, step, sensor):
     factor = (HOUR / step if is_energy else 1) * (sensor.resolution / HOUR if wants_energy else 1)
     scaled = [None if value is None else to_kw(value) * factor for value in values]
     return scaled, "kWh" if wants_energy else "kW"
+
+
+@pyscript_compile
+def averaged(start, values, step, sensor):
+    """Return the start and the means of values over the sensor's intervals, to which they are finer.
+
+    The server would shift them as a whole to the beginning of the first interval.
+    """
+    parts = {}
+    for number, value in enumerate(values):
+        interval = schedules.shift_down(start + number * step, sensor.resolution, sensor.timezone)
+        parts.setdefault(interval, []).append(value)
+    known = [[value for value in part if value is not None] for part in parts.values()]
+    return next(iter(parts)), [fmean(part) if part else None for part in known]
 
 
 @pyscript_compile

@@ -32,6 +32,7 @@ def waiting(home):
         ("kWh", 15, {"values": [1], "unit": "kWh", "duration": "PT1H"}, events(0.25, 0.25, 0.25, 0.25)),
         ("kWh", 15, {"values": 4, "unit": "kW"}, events(1)),
         ("kW", 15, {"values": [1, 2, 3], "duration": "PT15M"}, events(2)),
+        ("kW", 15, {"values": [1, 5], "duration": "00:15:00"}, events(3)),
         ("kWh", 0, {"values": 4.2}, events(4.2)),
         ("kWh", 0, {"values": [4200], "unit": "Wh", "duration": "PT0M"}, events(4.2)),
         ("kWh", 0, {"values": [1, 2], "duration": "PT30M"}, events(1, 2)),
@@ -148,24 +149,73 @@ async def test_what_the_server_refuses_is_told_and_dropped(home, flexmeasures_se
     call = {"sensor_id": sensors.get(sensor, sensor), "start": START.isoformat()} | data
     if "prior" in data:
         await home.call("post_measurements", **call | {"values": 1})
-    with pytest.raises(HomeAssistantError) as caught:
+    with pytest.raises(ServiceValidationError) as caught:
         await home.call("post_measurements", **call)
     assert says in str(caught.value)
-    assert waiting(home) == 0
-    notification = home.notifications()["flexmeasures_measurements_dropped"]
-    assert "they were dropped" in notification
-    assert says in notification
-
-
-async def test_a_notice_of_refusal_goes_away_when_the_sensor_takes_a_value(home, flexmeasures_server):
-    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
-    with pytest.raises(HomeAssistantError):
-        await home.call("post_measurements", sensor_id=sensor, values=1, unit="°C")
-    assert home.status().state == "error"
-    await home.call("post_measurements", sensor_id=flexmeasures_server.ids.power_sensor, values=1)
-    assert "flexmeasures_measurements_dropped" in home.notifications()
-    await home.call("post_measurements", sensor_id=sensor, values=1)
+    await home.until(lambda: waiting(home) == 0)
+    assert home.status().attributes["last_error"] == str(caught.value)
+    await home.call("post_measurements", sensor_id=ids.power_sensor, values=1)
+    assert home.status().state == "ok"
     assert home.notifications() == {}
+
+
+async def test_a_notice_of_refusal_goes_away_when_the_sensor_takes_a_value(home, flexmeasures_server, clock):
+    sensors = [await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15) for _ in range(2)]
+    flexmeasures_server.stop_web()
+    try:
+        for sensor in sensors:
+            await home.call("post_measurements", sensor_id=sensor, values=1, unit="°C")
+    finally:
+        flexmeasures_server.start_web()
+    await home.call("post_measurements", sensor_id=flexmeasures_server.ids.power_sensor, values=1)
+    notification = home.notifications()["flexmeasures_measurements_dropped"]
+    assert all(
+        f"FlexMeasures refuses 1 values for sensor {sensor} from" in notification for sensor in sensors
+    )
+    assert "they were dropped. unit: sensor" in notification
+    assert home.status().state == "error"
+    await home.call("post_measurements", sensor_id=sensors[0], values=1)
+    notification = home.notifications()["flexmeasures_measurements_dropped"]
+    assert f"sensor {sensors[0]} from" not in notification
+    assert f"sensor {sensors[1]} from" in notification
+    await home.tick_to(clock, datetime.now(UTC) + timedelta(days=1, minutes=2))
+    await home.tick_to(clock, datetime.now(UTC) + timedelta(minutes=1))
+    assert home.notifications() == {}
+    assert home.status().state == "ok"
+
+
+async def test_a_correction_that_waits_behind_its_original_arrives_too(home, flexmeasures_server):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    flexmeasures_server.stop_web()
+    try:
+        for value in (1, 2):
+            await home.call("post_measurements", sensor_id=sensor, values=value, start=START.isoformat())
+    finally:
+        flexmeasures_server.start_web()
+    await home.until(lambda: waiting(home) == 0, 60)
+    assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == events(1, 2, step=timedelta(0))
+    assert home.notifications() == {}
+
+
+async def test_a_sensor_that_the_server_fails_over_holds_up_nobody_else(home, flexmeasures_server):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    original = home.device.link.client.post_sensor_data
+
+    async def post(sensor_id, **named):
+        if sensor_id == flexmeasures_server.ids.power_sensor:
+            raise ValueError("a fault of the server")
+        return await original(sensor_id, **named)
+
+    home.device.link.client.post_sensor_data = post
+    answer = await home.call(
+        "post_measurements", sensor_id=flexmeasures_server.ids.power_sensor, values=1, start=START.isoformat()
+    )
+    assert answer == {"delivered": False, "values": 1, "outbox": 1}
+    assert "a fault of the server" in home.status().attributes["last_error"]
+    answer = await home.call("post_measurements", sensor_id=sensor, values=1)
+    assert answer == {"delivered": True, "values": 1, "outbox": 1}
+    home.device.link.client.post_sensor_data = original
+    await home.until(lambda: waiting(home) == 0)
     assert home.status().state == "ok"
 
 
@@ -296,8 +346,9 @@ async def test_an_instantaneous_sensor_is_read_each_five_minutes(home, flexmeasu
             ServiceValidationError,
             "source: expected the number",
         ),
-        ({"sensor_id": 99999, "start": START}, HomeAssistantError, "knows no sensor 99999"),
-        ({"sensor_id": 1, "start": START, "unit": "°C"}, HomeAssistantError, "unit: sensor 1 is in kW"),
+        ({"sensor_id": 1, "start": "0001-01-01"}, ServiceValidationError, "start: expected a date and time"),
+        ({"sensor_id": 99999, "start": START}, ServiceValidationError, "knows no sensor 99999"),
+        ({"sensor_id": 1, "start": START, "unit": "°C"}, ServiceValidationError, "unit: sensor 1 is in kW"),
         (
             {"sensor_id": 1, "start": START, "source": 99999},
             HomeAssistantError,

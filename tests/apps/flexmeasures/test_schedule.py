@@ -185,7 +185,7 @@ async def test_raw_fields_of_the_call_reach_the_server(home):
 async def test_the_state_is_renewed_at_each_boundary_without_the_server(home, clock):
     response = await home.plan(soc_at_start=4, duration="PT2H")
     asked = home.updates[:]
-    await home.device.link.client.close()
+    home.device.link.client.session.detach()
     first = starts(response)[0]
     for start, value in zip(starts(response), values(response), strict=True):
         clock.move_to(start + timedelta(seconds=1))

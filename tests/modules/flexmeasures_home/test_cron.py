@@ -54,6 +54,14 @@ def test_a_time_lost_in_spring_comes_with_the_change(cron):
     assert times(cron, "30 2 * * *", BEFORE_SPRING, 2) == ["28 01:00", "29 00:30"]
 
 
+@pytest.mark.parametrize("night", [BEFORE_SPRING, BEFORE_AUTUMN])
+@pytest.mark.parametrize("expression", ["30 2 * * *", "15 0-6 * * *", "0,30 0-23 * * *", "*/15 * * * *"])
+def test_no_minute_of_a_change_has_its_next_time_behind_it(cron, expression, night):
+    for minute in range(240):
+        moment = night + timedelta(minutes=minute, seconds=7)
+        assert cron.preceding(expression, moment) <= moment < cron.following(expression, moment)
+
+
 def test_the_time_before_a_moment(cron):
     quarter = datetime(2026, 1, 15, 12, 15, tzinfo=UTC)
     assert cron.preceding("*/15 * * * *", quarter) == quarter

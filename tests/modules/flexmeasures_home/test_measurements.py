@@ -138,12 +138,42 @@ async def test_measuring_begins_in_the_middle_of_an_interval(house):
     assert house.posted == [(0, 3)]
 
 
-async def test_a_configured_resolution_and_unit_prevail(house):
+async def test_a_coarser_resolution_and_a_unit_can_be_configured(house):
     house.say("3", {})
-    house.measure(step=5 * MINUTE, unit="W")
-    await house.at(5)
-    await house.at(10)
-    assert house.posted == [(0, 0.003), (5, 0.003)]
+    house.measure(step=2 * QUARTER, unit="W")
+    await house.at(30)
+    await house.at(60)
+    assert house.posted == [(0, 0.003), (30, 0.003)]
+
+
+async def test_a_resolution_finer_than_the_sensors_is_the_sensors(house):
+    house.say("3")
+    house.measure(step=5 * MINUTE)
+    await house.at(15)
+    assert house.posted == [(0, 3)]
+
+
+async def test_a_kept_interval_of_a_clock_that_was_ahead_is_let_go(house):
+    house.say("3")
+    meter = house.measure()
+    kept = json_loads(json_bytes(house.measurements.stop(meter)))
+    house.all.meters.clear()
+    house.all.intervals = {house.measurements.matter(meter): kept}
+    house.freezer.move_to(NOON - 60 * MINUTE)
+    house.measure()
+    await house.at(-45)
+    assert house.posted == [(-60, 3)]
+    assert house.all.intervals == {}
+
+
+async def test_a_state_is_not_posted_for_a_tick_long_gone(house):
+    house.know(4, "kWh", timedelta(0))
+    house.say("3")
+    house.measure(4)
+    await house.at(20)
+    assert house.posted == []
+    await house.at(31)
+    assert house.posted == [(30, 3)]
 
 
 async def test_an_instantaneous_sensor_gets_the_state_as_it_is_at_each_tick(house):

@@ -78,13 +78,13 @@ def test_a_run_under_way_is_not_added_to(outbox, box, run):
 
 def test_the_oldest_is_dropped_first_and_counted(outbox, box, run, monkeypatch):
     names = outbox.drop_oldest.__globals__
-    monkeypatch.setitem(names, "MOST_VALUES", 5)
+    monkeypatch.setitem(names, "MOST_WAITING", 5)
     outbox.add(box, run(1, 0, [1.0, 2.0, 3.0]))
     outbox.add(box, run(2, 0, [4.0, 5.0]))
     outbox.add(box, run(3, 0, [6.0]))
     assert held(box) == [(1, 1, [2.0, 3.0]), (2, 0, [4.0, 5.0]), (3, 0, [6.0])]
     outbox.add(box, run(3, 1, [7.0, 8.0, 9.0]))
-    assert held(box) == [(2, 1, [5.0]), (3, 0, [6.0, 7.0, 8.0, 9.0])]
+    assert held(box) == [(1, 1, [2.0, 3.0]), (3, 1, [7.0, 8.0, 9.0])]
     outbox.show(box)
     attributes = box.hass.states.get("sensor.flexmeasures_status").attributes
     assert (attributes["outbox"], attributes["outbox_dropped"]) == (5, 4)
@@ -92,7 +92,7 @@ def test_the_oldest_is_dropped_first_and_counted(outbox, box, run, monkeypatch):
 
 
 def test_a_run_under_way_is_not_dropped(outbox, box, run, monkeypatch):
-    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_VALUES", 2)
+    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 2)
     outbox.add(box, run(1, 0, [1.0])).sending = True
     outbox.add(box, run(2, 0, [2.0, 3.0]))
     assert held(box) == [(1, 0, [1.0]), (2, 1, [3.0])]

@@ -99,6 +99,14 @@ def test_a_run_gets_the_sensors_clock(sensor_data, sensor, start, step, count, r
     assert (found.start, found.step) == expected
 
 
+def test_what_is_finer_than_the_sensor_is_averaged_on_its_clock(sensor_data, sensor):
+    start, values = sensor_data.averaged(
+        NOON + 10 * MINUTE, [1.0, 2.0, None, 6.0, None, None, None], 5 * MINUTE, sensor()
+    )
+    assert start == NOON
+    assert values == [1.0, 4.0, None]
+
+
 class Client:
     """Answers as flexmeasures-client does, and remembers what it was asked."""
 
