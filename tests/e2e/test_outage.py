@@ -43,10 +43,11 @@ def home_assistant(flexmeasures_server, sensors, source, tmp_path_factory):
     asyncio.run(home_assistant.stop())
 
 
-async def devices_speak(home_assistant, power="1500"):
-    """Set what the user's devices say."""
+async def devices_speak(home_assistant):
+    """Set what the user's devices say: a power that is another each time, so that no mean comes twice."""
+    power = 1000 + datetime.now(UTC).timestamp() % 3600
     await home_assistant.set_state("sensor.battery", "4", unit_of_measurement="kWh")
-    await home_assistant.set_state("sensor.grid", power, unit_of_measurement="W")
+    await home_assistant.set_state("sensor.grid", str(power), unit_of_measurement="W")
 
 
 async def post(home_assistant, sensor, number):
@@ -73,6 +74,7 @@ async def test_nothing_is_lost_and_nothing_twice(home_assistant, flexmeasures_se
     await asyncio.to_thread(flexmeasures_server.stop)
     for number in (1, 2, 3):
         assert (await post(home_assistant, posted, number))["delivered"] is False
+        await devices_speak(home_assistant)
     waiting = await home_assistant.wait_for_state(
         STATUS, lambda state: state["attributes"]["outbox"] >= 4, 90
     )
@@ -94,7 +96,7 @@ async def test_nothing_is_lost_and_nothing_twice(home_assistant, flexmeasures_se
     means = await asyncio.to_thread(flexmeasures_server.beliefs, measured)
     starts = [start for start, _value in means]
     assert len(set(starts)) == len(starts) >= 1
-    assert [value for _start, value in means] == pytest.approx([1.5] * len(means))
+    assert all(1 <= value <= 4.6 for _start, value in means)
 
 
 async def test_twenty_reloads_lose_nothing(home_assistant, flexmeasures_server, sensors):
