@@ -27,7 +27,7 @@ SECRET = re.compile(
     r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
     r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 )
-ALREADY_KNOWN = "prior: FlexMeasures holds another value that was known at that time: leave prior out, or give a later one"
+ALREADY_KNOWN = "prior: FlexMeasures holds another value known at that time: leave prior out, or give a later"
 PRICES_MISSING = re.compile(r"[Pp]rices unknown for planning window.*?sensor (\d+)")
 UNIT_REFUSED = re.compile(r"Required unit for this sensor is (.+), got incompatible unit: (.+)")
 SENSOR_IN_PATH = re.compile(r"/(sensor|asset)s/(\d+)")
