@@ -115,6 +115,7 @@ async def start(hass, app):
         text = "Please correct `apps: flexmeasures:` in the pyscript configuration:\n\n" + "\n".join(
             f"- {mistake}" for mistake in app.mistakes
         )
+        statuses.dismiss(hass)
         withdraw(hass, schedule_state.ENTITY_ID)
         status.resting = "misconfigured"
         statuses.show(status, last_error="; ".join(app.mistakes))

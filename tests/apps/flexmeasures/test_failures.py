@@ -3,6 +3,9 @@
 import asyncio
 import logging
 import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -47,6 +50,55 @@ async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog)
     assert home.schedule().state == "unavailable"
     with pytest.raises(HomeAssistantError, match=r"misconfigured: .*soc_max is missing"):
         await home.plan(soc_at_start=3)
+
+
+async def test_without_its_scripts_the_sensors_are_unavailable(home, clock):
+    shutil.rmtree(Path(home.hass.config.path("pyscript", "apps", "flexmeasures")))
+    await in_process.reload(home.hass, global_ctx="*")
+    await home.tick_to(clock, datetime.now(UTC) + timedelta(seconds=31))
+    assert home.schedule().state == home.status().state == "unavailable"
+    assert not home.hass.services.has_service("flexmeasures", "trigger_and_get_schedule")
+
+
+@pytest.mark.parametrize("name", ["schedule", "outbox", "measurements"])
+async def test_a_kept_file_that_cannot_be_read_stops_nothing(start, app_config, hass_storage, name, caplog):
+    data = {
+        "schedule": {"power_sensor": app_config["power_sensor"], "schedule": {"start": "soon"}},
+        "outbox": {f"{app_config['username']} {app_config['host']}": {"runs": [{"sensor": 1}, 7]}},
+        "measurements": {
+            "user": f"{app_config['username']} {app_config['host']}",
+            "sensors": [{"id": 1}],
+            "intervals": {"x": 1},
+        },
+    }
+    key = f"flexmeasures_for_pyscript.{name}"
+    hass_storage[key] = {"version": 1, "minor_version": 1, "key": key, "data": data[name]}
+    home = await start(app_config)
+    await home.checked()
+    assert home.status().state == "ok"
+    assert "cannot be read" in caplog.text
+    assert len((await home.plan(soc_at_start=4, duration="PT2H"))["schedule"]) == 8
+
+
+async def test_a_start_that_fails_is_told_and_leaves_nothing_behind(start, app_config, monkeypatch):
+    home = await start(app_config)
+    await home.checked()
+    names = in_process.module_globals("flexmeasures_home.device")
+    before = home.device
+
+    def fails(_device):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setitem(names, "measure", fails)
+    app = home.hass.data["flexmeasures_for_pyscript"].running
+    app.devices.clear()
+    await in_process.module_globals("flexmeasures_home.device")["stop"](before)
+    await in_process.module_globals("flexmeasures_home.app")["start"](home.hass, app)
+    assert "a fault of ours" in home.status().attributes["last_error"]
+    assert "flexmeasures_failed" in home.notifications()
+    with pytest.raises(HomeAssistantError, match="could not start"):
+        await home.plan(soc_at_start=4)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "flexmeasures outbox"]
 
 
 async def test_an_empty_configuration_is_told(start):
