@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test coverage demo lint format clean
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 # The first Python >= 3.13 that really runs: one of the PATH's, else one of pyenv's.
@@ -22,6 +22,12 @@ test: setup ## lint, and run all tests
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
 
+coverage: setup ## measure which lines the tests of modules and app run (on the stand-in, which runs files as they are)
+	rm -f .coverage.*
+	COVERAGE_CORE=sysmon PYSCRIPT_REF=stand-in .venv/bin/python -m coverage run -m pytest tests/modules tests/apps
+	.venv/bin/python -m coverage combine -q
+	.venv/bin/python -m coverage report
+
 demo: setup ## plan a battery with a real FlexMeasures server and Home Assistant, until Ctrl-C
 	@.venv/bin/python -m tests.demo
 
@@ -34,5 +40,5 @@ format: setup ## apply style
 	.venv/bin/ruff format .
 
 clean: ## remove what the commands left in the checkout (the environments stay in the user's cache folder)
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -31,6 +31,7 @@ def records():
         mistakes: list
         failure: str | None = None
         devices: list = field(default_factory=list)
+        started: asyncio.Event = field(default_factory=asyncio.Event)
 
     @dataclass
     class Stage:
@@ -49,7 +50,7 @@ App, Stage = records()
 
 @pyscript_compile
 def answer(app):
-    """Answer calls from now on; those that come before the start are told so."""
+    """Answer calls from now on; those that come before the start wait for it."""
     services.register(async_get_hass(), app)
 
 
@@ -131,6 +132,7 @@ async def start(hass, app):
                 statuses.fail(status, "start", app.failure, cause="failed")
             else:
                 app.devices.append(device)
+    app.started.set()
     services.register(hass, app)
 
 

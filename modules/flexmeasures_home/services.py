@@ -4,6 +4,9 @@ Pyscript's decorator describes a service to the user; the handler here is regist
 so that the schema is enforced and an error reaches the caller.
 """
 
+import asyncio
+from contextlib import suppress
+
 import voluptuous as vol
 from homeassistant.core import SupportsResponse
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
@@ -15,6 +18,7 @@ import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
 
 DOMAIN = "flexmeasures"
+STARTING_SECONDS = 30
 PYSCRIPTS_OWN = ("trigger_type", "context")
 """What pyscript adds to the fields of a decorated service."""
 
@@ -101,6 +105,8 @@ async def run(app, name, data):
     """Check a call's fields and do what it asks; raise ServiceValidationError or HomeAssistantError."""
     if app.mistakes:
         raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(app.mistakes))
+    with suppress(TimeoutError):
+        await asyncio.wait_for(app.started.wait(), STARTING_SECONDS)
     if app.failure:
         raise HomeAssistantError(app.failure)
     if not app.devices:

@@ -101,6 +101,19 @@ async def test_a_start_that_fails_is_told_and_leaves_nothing_behind(start, app_c
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "flexmeasures outbox"]
 
 
+async def test_a_call_during_the_start_waits_for_it(home):
+    app = home.hass.data["flexmeasures_for_pyscript"].running
+    devices = app.devices[:]
+    app.devices.clear()
+    app.started.clear()
+    call = asyncio.create_task(home.plan(soc_at_start=4, duration="PT2H"))
+    await asyncio.sleep(0.2)
+    assert not call.done()
+    app.devices += devices
+    app.started.set()
+    assert len((await call)["schedule"]) == 8
+
+
 async def test_an_empty_configuration_is_told(start):
     home = await start({})
     assert home.status().state == "misconfigured"
