@@ -5,6 +5,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import homeassistant.util.dt as dt_util
@@ -92,7 +93,7 @@ async def start(device):
     device.measurements = await measurements.load(hass, device.outbox)
     measure(device)
     await measurements.save(device.measurements)
-    status.when_answered = lambda: outboxes.urge(device.outbox)
+    status.when_answered = lambda: answered(device)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
     look_for_server(device, 0)
     if given.cron:
@@ -192,6 +193,13 @@ async def stop(device):
 
 
 @pyscript_compile
+def answered(device):
+    """Deliver what waits, since the server has answered."""
+    device.check_pause = FIRST_PAUSE_SECONDS
+    outboxes.urge(device.outbox)
+
+
+@pyscript_compile
 def look_for_server(device, pause):
     """Check the server in the background, after a pause (s), unless that is under way."""
     if not device.stopped and (device.check is None or device.check.done()):
@@ -202,9 +210,10 @@ def look_for_server(device, pause):
 async def check(device, pause):
     """Ask the server for all that is configured, so that a wrong host, login or number shows at once.
 
-    It is asked again, with growing pauses, until all is right. A server that answers here, but fails
-    over what follows, is not checked at once again.
+    It is asked again, with growing pauses, until all is right. Of a server that answers here, but fails
+    over all that follows, the next check comes later each time.
     """
+    next_check_pause = min(2 * pause, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
     while True:
         await asyncio.sleep(pause)
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
@@ -214,11 +223,11 @@ async def check(device, pause):
             break
         statuses.fail_with(device.status, statuses.SERVER, error)
         pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
-    device.check_pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
     plan_problem = device.status.problems.get(PLAN)
     if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER and not device.cron:
         statuses.end(device.status, PLAN)
     statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
+    device.check_pause = next_check_pause
 
 
 @pyscript_compile
@@ -229,19 +238,18 @@ async def look_up(device):
     prices = {given.consumption_price_sensor, given.production_price_sensor}
     steps = {item["sensor"]: item.get("resolution") for item in given.measurements}
     first = None
-    for sensor in [given.power_sensor, *sorted({given.soc_sensor, *prices, *steps} - {None})]:
+    questions = [partial(planning.power_sensor, link, given.power_sensor)]
+    for sensor in sorted({given.soc_sensor, *prices, *steps} - {None}):
+        questions.append(partial(fitting, link, sensor, steps.get(sensor)))
+    if given.site:
+        questions.append(partial(connection.asset, link, given.site))
+    for ask in questions:
         try:
-            await fitting(link, sensor, steps.get(sensor))
+            await ask()
         except outboxes.OF_THE_SERVER as error:
             return error
         except errors.OptimiserError as error:
             first = first or error
-    try:
-        await planning.power_sensor(link, given.power_sensor)
-        if given.site:
-            await connection.asset(link, given.site)
-    except errors.OptimiserError as error:
-        first = first or error
     return first
 
 
@@ -336,7 +344,6 @@ def accept(device, schedule):
         device.previous = None
     device.schedule, device.attributes = schedule, None
     device.status.planning = False
-    device.check_pause = FIRST_PAUSE_SECONDS
     show(device)
     statuses.succeed(
         device.status,

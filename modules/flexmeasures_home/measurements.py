@@ -130,8 +130,8 @@ def measure(measurements, entity, sensor, read, pace, step=None, as_it_is=False)
     """Measure an entity for a sensor from now on; a `step` of None is the sensor's own resolution."""
     hass, outbox, sensors = measurements.hass, measurements.outbox, measurements.sensors
     meter = Meter(hass, outbox, sensors, entity, sensor, read, pace, step, as_it_is)
-    measurements.meters.append(meter)
     start(meter, measurements.intervals.pop(matter(meter), None))
+    measurements.meters.append(meter)
 
 
 @pyscript_compile

@@ -282,6 +282,25 @@ async def test_the_server_is_found_again_without_a_plan(home, flexmeasures_serve
     assert home.status().attributes["last_error"] is None
 
 
+async def test_a_server_that_answers_but_takes_nothing_is_asked_ever_less_often(home, clock, caplog):
+    async def refuse(*_given, **_named):
+        raise ConnectionError("no way through")
+
+    home.device.link.client.post_sensor_data = refuse
+    await home.call("post_measurements", sensor_id=1, values=1)
+    pauses = []
+    for _ in range(3):
+        await home.until(lambda: home.device.check.done() is False)
+        before = home.device.check_pause
+        await home.tick_to(clock, datetime.now(UTC) + timedelta(seconds=before + 1))
+        await home.until(lambda before=before: home.device.check_pause != before)
+        pauses.append(home.device.check_pause)
+        assert home.status().state == "unreachable"
+    assert pauses == [20, 40, 80]
+    ours = [r.getMessage() for r in caplog.records if r.name == "custom_components.pyscript.flexmeasures"]
+    assert len([text for text in ours if "cannot be reached" in text]) == 1
+
+
 async def test_twenty_reloads_leave_one_of_everything(start, cron_config, states, flexmeasures_server):
     grid = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
     states("4", "1000")
