@@ -120,6 +120,7 @@ async def test_an_edit_of_the_scripts_is_live(home_assistant):
     await home_assistant.wait_for_state(
         SCHEDULE, lambda state: state["attributes"]["friendly_name"] == "FlexMeasures Schedule"
     )
+    await asyncio.sleep(4)  # pyscript's own watcher has seen the edit too, and reloads after a while
 
 
 async def test_a_server_that_goes_away_costs_no_schedule(home_assistant, flexmeasures_server):
