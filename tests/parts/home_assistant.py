@@ -196,8 +196,8 @@ class HomeAssistant:
         """Set a state, as a device's integration does."""
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
             body = {"state": state, "attributes": attributes}
-            answer = await session.post(f"{self.url}/api/states/{entity_id}", json=body)
-            answer.raise_for_status()
+            async with session.post(f"{self.url}/api/states/{entity_id}", json=body) as answer:
+                answer.raise_for_status()
 
     async def wait_for_state(
         self, entity_id: str, predicate: Callable[[dict], bool], within: float | None = 30
@@ -234,8 +234,8 @@ class HomeAssistant:
     async def render(self, template: str) -> str:
         """Return a template as Home Assistant renders it now."""
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
-            answer = await session.post(f"{self.url}/api/template", json={"template": template})
-            return await answer.text()
+            async with session.post(f"{self.url}/api/template", json={"template": template}) as answer:
+                return await answer.text()
 
     def _configure(self) -> None:
         """Write the configuration; a fresh one asks in the browser for nothing but a log-in."""
