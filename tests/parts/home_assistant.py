@@ -233,9 +233,11 @@ class HomeAssistant:
 
     async def render(self, template: str) -> str:
         """Return a template as Home Assistant renders it now."""
-        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
-            async with session.post(f"{self.url}/api/template", json={"template": template}) as answer:
-                return await answer.text()
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session,
+            session.post(f"{self.url}/api/template", json={"template": template}) as answer,
+        ):
+            return await answer.text()
 
     def _configure(self) -> None:
         """Write the configuration; a fresh one asks in the browser for nothing but a log-in."""
