@@ -25,7 +25,7 @@ def record():
 
     @dataclass
     class Cron:
-        """When `plan` is called next; `failures` counts those since the last success.
+        """When `plan` is called next, with the time for which it is; `failures` counts those since a success.
 
         After one, `pause_ends` is when it may be tried again, by the monotonic clock, and `asked_to_wait`
         tells that the server said so.
@@ -128,17 +128,21 @@ def look(cron):
 
 @pyscript_compile
 def plan_now(cron):
-    """Plan, unless the plan before is still under way."""
-    arm(cron, following(cron.expression, dt_util.utcnow()))
+    """Plan, unless the plan before is still under way; for the time that was due, if that is just now."""
+    now, planned_for = dt_util.utcnow(), cron.next
+    if not timedelta(0) <= now - planned_for < TOLERANCE:
+        planned_for = now
+    arm(cron, following(cron.expression, now))
     if cron.task is None or cron.task.done():
-        cron.task = cron.hass.async_create_background_task(attempt(cron), "flexmeasures cron")
+        work = attempt(cron, planned_for)
+        cron.task = cron.hass.async_create_background_task(work, "flexmeasures cron")
 
 
 @pyscript_compile
-async def attempt(cron):
+async def attempt(cron, planned_for):
     """Plan; a failure is told by `failed`."""
     with suppress(HomeAssistantError):
-        await cron.plan()
+        await cron.plan(planned_for)
 
 
 @pyscript_compile
@@ -155,6 +159,13 @@ def failed(cron, error):
     cron.pause_ends = time.monotonic() + max(pause, asked or 0)
     cron.asked_to_wait = asked is not None
     arm(cron, due(cron, dt_util.utcnow()))
+
+
+@pyscript_compile
+def hurry(cron):
+    """Try again now what failed, unless the server asked to wait."""
+    if cron.failures and not cron.asked_to_wait:
+        plan_now(cron)
 
 
 @pyscript_compile

@@ -13,6 +13,7 @@ from homeassistant.core import HassJob, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.aiohttp_client import async_create_clientsession
 from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_time_interval
+from homeassistant.util.unit_conversion import EnergyConverter
 
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
@@ -93,11 +94,11 @@ async def start(device):
     device.measurements = await measurements.load(hass, device.outbox)
     measure(device)
     await measurements.save(device.measurements)
-    status.when_answered = lambda: answered(device)
+    status.when_recovered = lambda: recovered(device)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
     look_for_server(device, 0)
     if given.cron:
-        device.cron = crons.Cron(hass, status, given.cron, lambda: plan(device, {}))
+        device.cron = crons.Cron(hass, status, given.cron, lambda start: plan(device, {"start": start}))
         crons.start(device.cron, device.schedule and device.schedule.updated_at)
 
     @callback
@@ -193,10 +194,16 @@ async def stop(device):
 
 
 @pyscript_compile
-def answered(device):
-    """Deliver what waits, since the server has answered."""
+def recovered(device):
+    """Do now what has failed, since the server answers again."""
     device.check_pause = FIRST_PAUSE_SECONDS
     outboxes.urge(device.outbox)
+    plan_problem = device.status.problems.get(PLAN)
+    if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
+        if device.cron:
+            crons.hurry(device.cron)
+        else:
+            statuses.settle(device.status, PLAN)
 
 
 @pyscript_compile
@@ -223,10 +230,8 @@ async def check(device, pause):
             break
         statuses.fail_with(device.status, statuses.SERVER, error)
         pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
-    plan_problem = device.status.problems.get(PLAN)
-    if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER and not device.cron:
-        statuses.end(device.status, PLAN)
     statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
+    recovered(device)
     device.check_pause = next_check_pause
 
 
@@ -239,8 +244,10 @@ async def look_up(device):
     steps = {item["sensor"]: item.get("resolution") for item in given.measurements}
     first = None
     questions = [partial(planning.power_sensor, link, given.power_sensor)]
-    for sensor in sorted({given.soc_sensor, *prices, *steps} - {None}):
-        questions.append(partial(fitting, link, sensor, steps.get(sensor)))
+    questions += [partial(priced, link, sensor) for sensor in sorted(prices)]
+    if given.soc_sensor:
+        questions.append(partial(of_energy, link, given.soc_sensor))
+    questions += [partial(fitting, link, sensor, step) for sensor, step in steps.items()]
     if given.site:
         questions.append(partial(connection.asset, link, given.site))
     for ask in questions:
@@ -254,8 +261,30 @@ async def look_up(device):
 
 
 @pyscript_compile
+async def priced(link, sensor):
+    """Refuse a price sensor that is of no price."""
+    found = await connection.sensor(link, sensor)
+    if "/" not in found.unit:
+        raise errors.UnknownSensor(
+            f"consumption_price_sensor, production_price_sensor: sensor {sensor} is in {found.unit}, which "
+            f"is no price such as EUR/kWh: check the number"
+        )
+
+
+@pyscript_compile
+async def of_energy(link, sensor):
+    """Refuse a soc_sensor that is of no state of charge."""
+    found = await connection.sensor(link, sensor)
+    if found.unit != "%" and found.unit not in EnergyConverter.VALID_UNITS:
+        raise errors.UnknownSensor(
+            f"soc_sensor: sensor {sensor} is in {found.unit}, which is no state of charge such as kWh or %: "
+            f"check the number"
+        )
+
+
+@pyscript_compile
 async def fitting(link, sensor, step):
-    """Return a sensor; refuse a resolution that does not fit it, or is finer."""
+    """Refuse a resolution of measurements that does not fit their sensor, or is finer."""
     found = await connection.sensor(link, sensor)
     if step is not None:
         sensor_data.check_step(step, found)
@@ -264,7 +293,6 @@ async def fitting(link, sensor, step):
                 f"measurements: a resolution of {step} is finer than the {found.resolution} of sensor "
                 f"{sensor}: leave it out for the sensor's own"
             )
-    return found
 
 
 @pyscript_compile

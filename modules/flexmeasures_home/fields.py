@@ -115,7 +115,7 @@ def resolution(value):
 @pyscript_compile
 def schedule_duration(value):
     """Return a duration that a server can plan: a longer one would keep its worker busy for hours."""
-    if (period := duration(value)) > LONGEST_SCHEDULE:
+    if (period := duration(value)) > LONGEST_SCHEDULE or period % timedelta(minutes=1):
         raise ValueError
     return period
 
@@ -271,7 +271,7 @@ SOURCE = expects(whole_number, "the number of a FlexMeasures data source, such a
 DURATION = expects(duration, "an ISO 8601 duration above zero, such as PT24H")
 RESOLUTION = expects(resolution, "an ISO 8601 duration of whole minutes up to a day, such as PT15M")
 SCHEDULE_DURATION = expects(
-    schedule_duration, "an ISO 8601 duration above zero and at most P31D, such as PT24H"
+    schedule_duration, "an ISO 8601 duration of whole minutes above zero and at most P31D, such as PT24H"
 )
 MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
 POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import homeassistant.util.dt as dt_util
 import isodate
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+from homeassistant.util.unit_conversion import EnergyConverter
 
 import flexmeasures_home.device as devices
 import flexmeasures_home.entities as entities
@@ -23,8 +24,7 @@ async def post_measurements(device, call):
     """
     devices.refuse_if_stopped(device)
     run = run_of(device, call)
-    sensor = device.link.sensors.get(run.sensor) or device.measurements.sensors.get(run.sensor)
-    if sensor:
+    if sensor := known_sensor(device, run.sensor):
         run = sensor_data.on_the_clock(run, sensor)
     parcel = outboxes.add(device.outbox, run)
     with raised():
@@ -52,7 +52,7 @@ def run_of(device, call):
         raise ServiceValidationError("values, entity_id: expected one of the two")
     values, unit = call.get("values"), call.get("unit")
     if values is None:
-        value, own_unit = state_now(device.hass, call["entity_id"])
+        value, own_unit = state_now(device, call["entity_id"], call["sensor_id"])
         if unit and own_unit and unit != own_unit:
             raise ServiceValidationError(f"unit: {call['entity_id']} is in {own_unit}: leave unit out")
         values, unit = [value], own_unit or unit
@@ -70,10 +70,16 @@ def run_of(device, call):
 
 
 @pyscript_compile
-def state_now(hass, entity):
-    """Return an entity's number now, and its unit or None; raise where it is no number."""
+def known_sensor(device, sensor_id):
+    """Return what the server says, or said once, of a sensor; None where that is not known."""
+    return device.link.sensors.get(sensor_id) or device.measurements.sensors.get(sensor_id)
+
+
+@pyscript_compile
+def state_now(device, entity, sensor_id):
+    """Return an entity's number now, and its unit or None; raise where it is no number, or a counter's."""
     entity_id, attribute = entities.split(entity)
-    state = hass.states.get(entity_id)
+    state = device.hass.states.get(entity_id)
     if state is None:
         raise ServiceValidationError(f"entity_id: {entity} does not exist in Home Assistant")
     value, unit = entities.reading(state, attribute)
@@ -81,6 +87,12 @@ def state_now(hass, entity):
     if number is None:
         raise ServiceValidationError(
             f"entity_id: {entity} is {value!r}, which is no number: nothing was posted"
+        )
+    sensor = known_sensor(device, sensor_id)
+    counts = state.attributes.get("state_class") in ("total", "total_increasing")
+    if counts and unit in EnergyConverter.VALID_UNITS and (sensor is None or sensor.resolution):
+        raise ServiceValidationError(
+            f"entity_id: {entity} counts energy ({unit}): give an entity of power, or post values"
         )
     return number, unit
 

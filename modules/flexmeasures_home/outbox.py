@@ -297,7 +297,9 @@ async def deliver_all(outbox):
         else:
             outbox.parcels.remove(parcel)
             outbox.held_up.pop(parcel.run.sensor, None)
-            statuses.succeed(outbox.status, refusals_of(parcel.run))
+            matter = refusals_of(parcel.run)
+            seen = not statuses.is_fresh_notice(outbox.status, matter)
+            statuses.succeed(outbox.status, matter if seen else None)
             answer(parcel, True)
         finally:
             parcel.sending = False

@@ -72,9 +72,10 @@ def upcoming(call, field_name, start):
     zone = dt_util.get_default_time_zone()
     for number, wish in enumerate(wishes):
         if not start <= wish.end <= start + fields.LONGEST_SCHEDULE:
+            wrong = "before" if wish.end < start else "more than 31 days after"
             raise ServiceValidationError(
-                f"{field_name}[{number}]: {wish.end.astimezone(zone).isoformat()} is not within 31 days "
-                f"from the schedule's start, {start.astimezone(zone).isoformat()}"
+                f"{field_name}[{number}]: {wish.end.astimezone(zone).isoformat()} is {wrong} the schedule's "
+                f"start, {start.astimezone(zone).isoformat()}"
             )
     return wishes
 

@@ -53,7 +53,7 @@ def records():
         """The problems by their matter (`plan`, `measurements`, ...), the newest last, and the rest.
 
         `resting` is the state without any; `planning` tells whether a plan is under way.
-        `when_answered` and `when_unreachable` are called whenever the server has, or has not, answered.
+        `when_recovered` and `when_unreachable` are called when the server answers again, or does not.
         """
 
         hass: Any
@@ -61,7 +61,7 @@ def records():
         planning: bool = False
         problems: dict = field(default_factory=dict)
         attributes: dict = field(default_factory=dict)
-        when_answered: Any = None
+        when_recovered: Any = None
         when_unreachable: Any = None
 
     return Problem, Status
@@ -91,7 +91,12 @@ def show(status, **attributes):
             "friendly_name": "FlexMeasures Status",
             "device_class": "enum",
             "options": STATES,
+            "last_success": None,
             "last_error": newest.text if newest else None,
+            "next_plan": None,
+            "server_version": None,
+            "outbox": 0,
+            "outbox_dropped": 0,
             **status.attributes,
         },
     )
@@ -150,11 +155,12 @@ def succeed(status, matter, **attributes):
     """Show that the server did what a matter needed: that is well again, and so is the server."""
     for each in (matter, CALL):
         end(status, each)
-    if SERVER in status.problems and status.problems[SERVER].cause in OF_THE_SERVER:
+    was_away = SERVER in status.problems and status.problems[SERVER].cause in OF_THE_SERVER
+    if was_away:
         end(status, SERVER)
     show(status, **attributes)
-    if status.when_answered:
-        status.when_answered()
+    if was_away and status.when_recovered:
+        status.when_recovered()
 
 
 @pyscript_compile
@@ -180,6 +186,13 @@ def forget_notices(status):
     for matter, problem in list(status.problems.items()):
         if problem.cause == DROPPED and dt_util.utcnow() - problem.since > NOTICE_STAYS:
             settle(status, matter)
+
+
+@pyscript_compile
+def is_fresh_notice(status, matter):
+    """Tell whether values were dropped so short ago that the user cannot have seen it."""
+    problem = status.problems.get(matter)
+    return bool(problem) and problem.cause == DROPPED and dt_util.utcnow() - problem.since < LONG
 
 
 @pyscript_compile

@@ -132,6 +132,8 @@ async def test_it_plans_at_once_and_then_at_each_time(start, cron_config, clock,
         await home.tick_to(clock, due + SECOND)
         await planned(home, number)
         assert home.schedule().attributes["soc"][0] == float(soc)
+        assert datetime.fromisoformat(home.schedule().attributes["start"]) == due
+        assert home.schedule().state != "unknown"
     assert home.status().state == "ok"
 
 
@@ -170,6 +172,24 @@ async def test_a_failed_plan_is_tried_again_with_back_off(
     await planned(home, 1)
     assert next_plan(home) == next_quarter(datetime.now(UTC))
     assert home.status().state == "ok"
+
+
+async def test_a_plan_is_made_at_once_when_the_server_is_back(
+    start, cron_config, clock, states, flexmeasures_server
+):
+    states("4")
+    flexmeasures_server.stop_web()
+    try:
+        home = await start(cron_config)
+        await home.until(lambda: home.device.cron.failures == 1)
+        await home.tick_to(clock, next_plan(home) + SECOND)
+        await home.until(lambda: home.device.cron.failures == 2)
+    finally:
+        flexmeasures_server.start_web()
+    await home.tick_to(clock, datetime.now(UTC) + timedelta(seconds=21))
+    await planned(home, 1)
+    assert home.status().state == "ok"
+    assert home.notifications() == {}
 
 
 async def test_what_is_refused_for_good_is_not_asked_again_before_its_time(start, cron_config, states):

@@ -201,6 +201,21 @@ async def test_a_wrong_number_shows_before_any_call(start, app_config, key):
     assert home.status().state == "error"
 
 
+@pytest.mark.parametrize(
+    ("key", "other", "says"),
+    [
+        ("soc_sensor", "price_sensor", "is in EUR/kWh, which is no state of charge"),
+        ("consumption_price_sensor", "power_sensor", "is in kW, which is no price"),
+    ],
+)
+async def test_a_sensor_of_another_kind_shows_before_any_call(
+    start, app_config, flexmeasures_server, key, other, says
+):
+    home = await start(app_config | {key: getattr(flexmeasures_server.ids, other)})
+    await home.checked()
+    assert says in home.status().attributes["last_error"]
+
+
 async def test_a_wrong_site_shows_before_any_call(start, app_config):
     home = await start(app_config | {"site": 99999})
     await home.checked()
@@ -269,6 +284,7 @@ async def test_a_job_that_takes_too_long(home):
         ({"soc_at_start": -1}, "soc_at_start: expected a number in kWh"),
         ({"soc_at_start": 4, "duration": "a day"}, "duration: expected an ISO 8601 duration"),
         ({"soc_at_start": 4, "duration": "P400D"}, "at most P31D"),
+        ({"soc_at_start": 4, "duration": "12"}, "an ISO 8601 duration of whole minutes above zero"),
         ({"soc_at_start": 4, "start": "soon"}, "start: expected a date and time"),
         ({"soc_at_start": 4, "soc_targets": [{"value": 9}]}, "soc_targets[0]: expected datetime"),
         ({"soc_at_start": 4, "soc_minima": 9}, "soc_minima: expected items such as"),

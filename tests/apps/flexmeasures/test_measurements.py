@@ -110,10 +110,13 @@ async def test_an_entitys_state_is_posted_in_its_own_unit(
             {"sensor_id": 1, "entity_id": "sensor.grid", "unit": "kW"},
             "unit: sensor.grid is in W: leave unit out",
         ),
+        ({"sensor_id": 1, "entity_id": "sensor.meter"}, "entity_id: sensor.meter counts energy (kWh)"),
         ({"sensor_id": 1, "value": 1}, "value is no field of this service: did you mean values?"),
     ],
 )
 async def test_a_wrong_field_is_named(home, data, says):
+    meter = {"unit_of_measurement": "kWh", "state_class": "total_increasing"}
+    home.hass.states.async_set("sensor.meter", "12", meter)
     home.hass.states.async_set("sensor.off", "unavailable")
     home.hass.states.async_set("sensor.grid", "5", {"unit_of_measurement": "W"})
     with pytest.raises(ServiceValidationError) as caught:
@@ -174,6 +177,9 @@ async def test_a_notice_of_refusal_goes_away_when_the_sensor_takes_a_value(home,
     )
     assert "they were dropped. unit: sensor" in notification
     assert home.status().state == "error"
+    await home.call("post_measurements", sensor_id=sensors[0], values=1)
+    assert home.notifications()["flexmeasures_measurements_dropped"] == notification
+    await home.tick_to(clock, datetime.now(UTC) + timedelta(minutes=16))
     await home.call("post_measurements", sensor_id=sensors[0], values=1)
     notification = home.notifications()["flexmeasures_measurements_dropped"]
     assert f"sensor {sensors[0]} from" not in notification
