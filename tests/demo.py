@@ -73,6 +73,8 @@ async def show(stop: asyncio.Event) -> None:
                 f"(user {NAME}, password {PASSWORD})\n"
                 f"FlexMeasures:   [bold]{server.url}[/] "
                 f"(user {server.username}, password {server.password})\n"
+                f"Sensors there: power {server.ids.power_sensor}, state of charge {server.ids.soc_sensor}, "
+                f"price {server.ids.price_sensor}\n"
                 "Press Ctrl-C to stop.",
                 soft_wrap=True,
             )
@@ -114,8 +116,9 @@ async def plan(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> Non
     cost = sum(power / 4 * price for power, price in zip(powers, prices, strict=True))
     console.print(
         f"From {SOC_AT_START} kWh now to 9 kWh at {morning:%a %H:%M}, as cheap as can be: bought and sold, "
-        f"the day comes to EUR {cost:.2f}\n(minus is earned). "
-        f"Missed targets: {response['missed_targets'] or 'none'}."
+        f"the day comes to\nEUR {cost:.2f} (minus is earned). "
+        f"Missed targets: {response['missed_targets'] or 'none'}.",
+        soft_wrap=True,
     )
     begins = datetime.fromisoformat(schedule["start"])
     console.print(
