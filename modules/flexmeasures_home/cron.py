@@ -120,6 +120,8 @@ def due(cron, now):
 def look(cron):
     """Put right what a clock that was set has put wrong."""
     now = dt_util.utcnow()
+    if cron.task and not cron.task.done():
+        return
     if now >= cron.next:
         plan_now(cron)
     elif abs(due(cron, now) - cron.next) > TOLERANCE:
@@ -151,9 +153,12 @@ def failed(cron, error):
 
     It is not before the server wants, and not before the regular time where another try is no use.
     """
-    asked, no_use = getattr(error, "retry_after", None), getattr(error, "no_use_to_retry", False)
-    if cron.stopped or no_use:
+    if cron.stopped:
         return
+    if getattr(error, "no_use_to_retry", False):
+        planned(cron)
+        return
+    asked = getattr(error, "retry_after", None)
     cron.failures += 1
     pause = min(FIRST_PAUSE * 2 ** min(cron.failures - 1, 10), LONGEST_PAUSE).total_seconds()
     cron.pause_ends = time.monotonic() + max(pause, asked or 0)
@@ -170,7 +175,7 @@ def hurry(cron):
 
 @pyscript_compile
 def planned(cron):
-    """Go on with the regular times after a success."""
+    """Go on with the regular times."""
     if cron.failures:
         cron.failures, cron.asked_to_wait = 0, False
         arm(cron, due(cron, dt_util.utcnow()))

@@ -68,6 +68,37 @@ def test_the_time_before_a_moment(cron):
     assert cron.preceding("*/15 * * * *", quarter - timedelta(seconds=1)) == quarter - timedelta(minutes=15)
 
 
+async def test_the_time_of_the_next_try(cron, load, hass, freezer):
+    now = datetime(2026, 1, 15, 12, 1, tzinfo=UTC)
+    quarter = now + timedelta(minutes=14)
+    freezer.move_to(now)
+    errors = load("flexmeasures_optimiser.errors")
+    status = load("flexmeasures_home.status").Status(hass)
+    made = cron.Cron(hass, status, "*/15 * * * *", None)
+    cron.arm(made, quarter)
+    waits = []
+    for error in [
+        errors.Unreachable("x"),
+        errors.JobFailed("x"),
+        errors.InvalidProblem("x"),
+        errors.Unreachable("x"),
+        errors.RateLimited("x", 3600),
+        errors.Unauthorized("x"),
+    ]:
+        cron.failed(made, error)
+        waits.append((made.next - now).total_seconds())
+        cron.look(made)
+        assert (made.next - now).total_seconds() == waits[-1]
+    assert waits == [30, 60, 840, 30, 3600, 840]
+    freezer.move_to(now + timedelta(minutes=5))
+    cron.look(made)
+    assert made.next == quarter
+    freezer.move_to(now - timedelta(hours=2))
+    cron.look(made)
+    assert made.next == quarter - timedelta(hours=2)
+    cron.stop(made)
+
+
 @pytest.mark.parametrize("expression", ["", "often", "* * * *", "61 * * * *", "0 0 30 2 *", "* * * * * *"])
 def test_what_means_no_time_is_refused(cron, expression):
     with pytest.raises(ValueError):
