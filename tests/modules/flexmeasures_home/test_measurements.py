@@ -41,6 +41,12 @@ class House:
         self.measurements.measure(self.all, entity, sensor, reader, 9, **options)
         return self.all.meters[-1]
 
+    def keep(self, meter):
+        """Stop a meter, and keep its interval as over a reload."""
+        kept = json_loads(json_bytes(self.measurements.stop(meter)))
+        self.all.meters.clear()
+        self.all.intervals = {self.measurements.matter(meter): kept}
+
     def say(self, state, attributes=KW, entity=GRID):
         """Set the entity."""
         self.hass.states.async_set(entity, state, attributes)
@@ -156,9 +162,7 @@ async def test_a_resolution_finer_than_the_sensors_is_the_sensors(house):
 async def test_a_kept_interval_of_a_clock_that_was_ahead_is_let_go(house):
     house.say("3")
     meter = house.measure()
-    kept = json_loads(json_bytes(house.measurements.stop(meter)))
-    house.all.meters.clear()
-    house.all.intervals = {house.measurements.matter(meter): kept}
+    house.keep(meter)
     house.freezer.move_to(NOON - 60 * MINUTE)
     house.measure()
     await house.at(-45)
@@ -244,9 +248,7 @@ async def test_an_interval_goes_on_after_a_reload(house):
     house.say("3")
     meter = house.measure()
     await house.at(5)
-    kept = json_loads(json_bytes(house.measurements.stop(meter)))
-    house.all.meters.clear()
-    house.all.intervals = {house.measurements.matter(meter): kept}
+    house.keep(meter)
     house.freezer.move_to(NOON + 10 * MINUTE)
     house.say("9")
     house.measure()
@@ -258,9 +260,7 @@ async def test_an_interval_that_ended_meanwhile_is_posted(house):
     house.say("3")
     meter = house.measure()
     await house.at(5)
-    kept = json_loads(json_bytes(house.measurements.stop(meter)))
-    house.all.meters.clear()
-    house.all.intervals = {house.measurements.matter(meter): kept}
+    house.keep(meter)
     house.freezer.move_to(NOON + 100 * MINUTE)
     house.measure()
     assert house.posted == [(0, 3)]
