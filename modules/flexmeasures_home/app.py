@@ -10,6 +10,7 @@ from homeassistant.core import HassJob, async_get_hass, callback
 from homeassistant.helpers.event import async_call_later
 
 import flexmeasures_home.device as devices
+import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.services as services
 import flexmeasures_home.status as statuses
@@ -87,6 +88,9 @@ async def swap_out(app):
         if stage.running is None:
             withdraw(hass, statuses.ENTITY_ID)
             withdraw(hass, schedule_state.ENTITY_ID)
+            for entity_id in hass.states.async_entity_ids("sensor"):
+                if entity_id.startswith(resource_state.PREFIX):
+                    withdraw(hass, entity_id)
             statuses.dismiss(hass)
 
     async with stage.lock:

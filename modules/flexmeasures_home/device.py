@@ -13,13 +13,13 @@ from homeassistant.core import HassJob, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.aiohttp_client import async_create_clientsession
 from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_time_interval
-from homeassistant.util.unit_conversion import EnergyConverter
 
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.question as question
+import flexmeasures_home.resources as resources
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.schedule_store as schedule_store
 import flexmeasures_home.status as statuses
@@ -55,6 +55,7 @@ def record():
         outbox: Any = None
         measurements: Any = None
         cron: Any = None
+        resources: Any = None
         schedule: Any = None
         previous: Any = None
         forget_boundary: Any = None
@@ -94,6 +95,8 @@ async def start(device):
     device.measurements = await measurements.load(hass, device.outbox)
     measure(device)
     await measurements.save(device.measurements)
+    if given.s2.enabled:
+        device.resources = await resources.start(hass, given, device.link, device.outbox, status)
     status.when_recovered = lambda: recovered(device)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
     look_for_server(device, 0)
@@ -184,6 +187,8 @@ async def stop(device):
         if device.forget_boundary:
             device.forget_boundary()
             device.forget_boundary = None
+    if device.resources:
+        await resources.stop(device.resources)
     if device.measurements:
         device.measurements.sensors |= device.link.sensors
         await measurements.stop_all(device.measurements)
@@ -198,6 +203,8 @@ def recovered(device):
     """Do now what has failed, since the server answers again."""
     device.check_pause = FIRST_PAUSE_SECONDS
     outboxes.urge(device.outbox)
+    if device.resources:
+        resources.urge(device.resources)
     plan_problem = device.status.problems.get(PLAN)
     if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
         if device.cron:
@@ -246,7 +253,7 @@ async def look_up(device):
     questions = [partial(planning.power_sensor, link, given.power_sensor)]
     questions += [partial(priced, link, sensor) for sensor in sorted(prices)]
     if given.soc_sensor:
-        questions.append(partial(of_energy, link, given.soc_sensor))
+        questions.append(partial(sensor_data.of_state_of_charge, link, given.soc_sensor))
     questions += [partial(fitting, link, sensor, step) for sensor, step in steps.items()]
     if given.site:
         questions.append(partial(connection.asset, link, given.site))
@@ -268,17 +275,6 @@ async def priced(link, sensor):
         raise errors.UnknownSensor(
             f"consumption_price_sensor, production_price_sensor: sensor {sensor} is in {found.unit}, which "
             f"is no price such as EUR/kWh: check the number"
-        )
-
-
-@pyscript_compile
-async def of_energy(link, sensor):
-    """Refuse a soc_sensor that is of no state of charge."""
-    found = await connection.sensor(link, sensor)
-    if found.unit != "%" and found.unit not in EnergyConverter.VALID_UNITS:
-        raise errors.UnknownSensor(
-            f"soc_sensor: sensor {sensor} is in {found.unit}, which is no state of charge such as kWh or %: "
-            f"check the number"
         )
 
 
@@ -324,6 +320,14 @@ async def plan(device, call):
             accept(device, schedule)
             await schedule_store.save(device.store, given.power_sensor, device.schedule, device.previous)
     return schedule_state.response(schedule, dt_util.get_default_time_zone())
+
+
+@pyscript_compile
+async def change_control_type(device, call):
+    """Select a control type of a Resource Manager."""
+    if device.resources is None:
+        raise HomeAssistantError("S2 is switched off: set s2.enabled to true, and reload the scripts")
+    return await resources.change_control_type(device.resources, call)
 
 
 @pyscript_compile

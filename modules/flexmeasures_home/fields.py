@@ -11,6 +11,7 @@ import voluptuous as vol
 
 import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.storage as storages
+import flexmeasures_s2.control_types as control_types
 
 LONGEST_SCHEDULE = timedelta(days=31)
 LONGEST_DATA = timedelta(days=366)
@@ -18,7 +19,9 @@ LONGEST_RESOLUTION = timedelta(days=1)
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2200
 ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:00")
 MOST_VALUES = 10_000
+SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
 SECRETS = ("password", "token")
+HOLD_SECRETS = ("s2",)
 
 
 @pyscript_compile
@@ -28,7 +31,7 @@ def expects(convert, expected):
     def validate(value):
         try:
             return convert(value)
-        except (ValueError, TypeError, OverflowError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise vol.Invalid(f"expected {expected}") from error
 
     return validate
@@ -172,6 +175,51 @@ def values(value):
 
 
 @pyscript_compile
+def boolean(value):
+    """Return true or false, as YAML has them, or as a text."""
+    try:
+        return cv.boolean(value)
+    except vol.Invalid as error:
+        raise ValueError from error
+
+
+@pyscript_compile
+def within(least, most):
+    """Return a conversion to a whole number within bounds; a digit string will do."""
+
+    def convert(value):
+        if not least <= (found := whole_number(value)) <= most:
+            raise ValueError
+        return found
+
+    return convert
+
+
+@pyscript_compile
+def seconds(value):
+    """Return seconds above zero, up to a day, of a number, "30 s", or a duration."""
+    if isinstance(value, str) and value.strip().endswith("s"):
+        value = value.strip().removesuffix("s")
+    try:
+        found = number(value)
+    except ValueError:
+        found = duration(value).total_seconds()
+    if not 0 < found <= LONGEST_RESOLUTION.total_seconds():
+        raise ValueError
+    return found
+
+
+@pyscript_compile
+def size(value):
+    """Return a number of bytes, of a whole number or a text such as "1 MiB"."""
+    found, unit = quantities.parse(value)
+    found *= {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20}[unit]
+    if not found.is_integer() or not SMALLEST_FRAME <= found <= LARGEST_FRAME:
+        raise ValueError
+    return int(found)
+
+
+@pyscript_compile
 def entity(value):
     """Return "sensor.x", or "sensor.x.attribute"."""
     if len(text(value).split(".")) not in (2, 3) or not all(value.split(".")):
@@ -260,7 +308,7 @@ def mistake(error, given, known, noun):
     value = given
     for part in error.path:
         value = value[part]
-    if name in SECRETS or (name == "host" and "@" in str(value)):
+    if str(error.path[-1]) in SECRETS or name in HOLD_SECRETS or (name == "host" and "@" in str(value)):
         return f"{name}: {error.error_message}"
     return f"{name}: {error.error_message}, but got {value!r}"
 
@@ -282,4 +330,10 @@ DATA_DURATION = expects(
 NUMBER = expects(number, "a number")
 NUMBER_OR_GAP = expects(number_or_gap, "a number, or null for a gap")
 TEXT = expects(text, "a text that is not empty")
+BOOLEAN = expects(boolean, "true or false")
+SECONDS = expects(seconds, "seconds above zero, up to a day, such as 30")
+SIZE = expects(size, "a size from 4 KiB to 64 MiB, such as 1 MiB")
+PORT = expects(within(1, 65535), "a port from 1 to 65535")
+COUNT = expects(within(1, 100_000), "a whole number from 1 to 100000")
+CONTROL_TYPE = expects(control_types.named, f"one of {', '.join(control_types.ALL_NAMES)}")
 ENTITY = expects(entity, "an entity such as sensor.battery, or sensor.battery.attribute")

@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import homeassistant.util.dt as dt_util
@@ -14,6 +15,7 @@ from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
 import flexmeasures_home.entities as entities
 import flexmeasures_home.kept as kept
+import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.connection as connection
@@ -21,8 +23,6 @@ import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.sensor_data as sensor_data
 
 UNTIL_THE_SENSOR_IS_KNOWN = timedelta(minutes=5)
-LEAST_KNOWN = 0.1
-"""The part of an interval in which a value must be known, for its mean to stand for the interval."""
 LATEST = 0.1
 """By which part of an interval a value may be late for its tick."""
 JUMP_SECONDS = 5
@@ -32,17 +32,6 @@ JUMP_SECONDS = 5
 @pyscript_compile
 def records():
     """Define the records: natively, so that compiled code can make them."""
-
-    @dataclass
-    class Interval:
-        """The interval under way: value × seconds summed up so far, over the seconds with a value."""
-
-        start: datetime
-        step: timedelta
-        at: datetime
-        total: float = 0.0
-        known: float = 0.0
-        unit: str | None = None
 
     @dataclass
     class Measurements:
@@ -84,10 +73,10 @@ def records():
         forget_timer: Any = None
         forget_changes: Any = None
 
-    return Interval, Measurements, Meter
+    return Measurements, Meter
 
 
-Interval, Measurements, Meter = records()
+Measurements, Meter = records()
 
 
 @pyscript_compile
@@ -152,9 +141,9 @@ async def stop_all(measurements):
 def start(meter, found=None):
     """Measure from now on; an interval that was kept over a reload goes on."""
     now = dt_util.utcnow()
-    interval = kept.read(recalled, found) if found else None
+    interval = kept.read(means.recalled, found) if found else None
     if interval is None or interval.at > now:
-        interval = Interval(tick(meter, now), step(meter), now)
+        interval = means.Interval(tick(meter, now), step(meter), now)
     meter.interval = interval
     meter.seen, meter.ran = now, time.monotonic()
     look(meter)
@@ -173,7 +162,7 @@ def stop(meter):
     meter.forget_changes()
     meter.forget_timer()
     keep_up(meter)
-    return as_json(meter.interval)
+    return means.as_json(meter.interval)
 
 
 @pyscript_compile
@@ -188,8 +177,7 @@ def look(meter):
         look(meter)
 
     job = HassJob(at_tick, cancel_on_shutdown=True)
-    end = meter.interval.start + meter.interval.step
-    meter.forget_timer = async_track_point_in_utc_time(meter.hass, job, end)
+    meter.forget_timer = async_track_point_in_utc_time(meter.hass, job, means.end(meter.interval))
 
 
 @pyscript_compile
@@ -242,7 +230,7 @@ def keep_up(meter):
         meter.value = None
     meter.seen, meter.ran = now, ran
     if step(meter) != meter.interval.step or passed < -JUMP_SECONDS:
-        meter.interval = Interval(tick(meter, now), step(meter), now)
+        meter.interval = means.Interval(tick(meter, now), step(meter), now)
     state = meter.hass.states.get(entities.split(meter.entity)[0])
     if state and not jumped and meter.interval.at < state.last_updated < now:
         reckon(meter, state.last_updated)
@@ -254,41 +242,26 @@ def keep_up(meter):
 @pyscript_compile
 def reckon(meter, moment):
     """Sum up until a moment with the value so far, and post each interval that has ended."""
-    interval = meter.interval
-    while True:
-        end = interval.start + interval.step
-        until = max(interval.at, min(moment, end))
-        if meter.value is not None:
-            seconds = (until - interval.at).total_seconds()
-            interval.total += meter.value * seconds
-            interval.known += seconds
-        interval.at = until
-        if moment < end:
-            return
+    ended, meter.interval = means.elapse(meter.interval, meter.value, moment, partial(tick, meter))
+    for interval in ended:
         close(meter, interval, moment)
-        start = end if meter.value is not None else max(end, tick(meter, moment))
-        interval = Interval(start, interval.step, max(until, start), unit=interval.unit)
-        meter.interval = interval
 
 
 @pyscript_compile
 def close(meter, interval, moment):
     """Post what an interval came to; one in which hardly anything was known is a gap."""
-    end = interval.start + interval.step
+    end, unit = means.end(interval), interval.unit
     if not posts_as_it_is(meter):
-        enough = interval.known >= LEAST_KNOWN * interval.step.total_seconds()
-        value, start = interval.total / interval.known if enough else None, interval.start
+        value, start = means.mean(interval), interval.start
     elif moment - end < LATEST * interval.step:
-        (value, interval.unit), start = meter.read(), end
+        (value, unit), start = meter.read(), end
     else:
         return
     if value is None:
         tell_why(meter)
         return
     statuses.settle(meter.outbox.status, matter(meter))
-    outboxes.add(
-        meter.outbox, sensor_data.Run(meter.sensor, start, [value], interval.unit, step=interval.step)
-    )
+    outboxes.add(meter.outbox, sensor_data.Run(meter.sensor, start, [value], unit, step=interval.step))
 
 
 @pyscript_compile
@@ -315,32 +288,6 @@ def complain(meter, what):
 def matter(meter):
     """Return the matter of this meter in the status."""
     return f"measurements of {meter.entity} for sensor {meter.sensor}"
-
-
-@pyscript_compile
-def as_json(interval):
-    """Return an interval as JSON's types."""
-    return {
-        "start": interval.start.isoformat(),
-        "step": interval.step.total_seconds(),
-        "at": interval.at.isoformat(),
-        "total": interval.total,
-        "known": interval.known,
-        "unit": interval.unit,
-    }
-
-
-@pyscript_compile
-def recalled(found):
-    """Return the interval that `as_json` wrote."""
-    return Interval(
-        **found
-        | {
-            "start": datetime.fromisoformat(found["start"]),
-            "step": timedelta(seconds=found["step"]),
-            "at": datetime.fromisoformat(found["at"]),
-        }
-    )
 
 
 @pyscript_compile

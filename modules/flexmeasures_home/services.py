@@ -74,10 +74,19 @@ def get_measurements(_configuration):
     )
 
 
+@pyscript_compile
+def change_control_type(_configuration):
+    """Return the schema of `flexmeasures.change_control_type`."""
+    return vol.Schema(
+        {vol.Required("control_type"): fields.CONTROL_TYPE, vol.Optional("resource_id"): fields.TEXT}
+    )
+
+
 SERVICES = {
     "trigger_and_get_schedule": (trigger_and_get_schedule, devices.plan),
     "post_measurements": (post_measurements, measurement_calls.post_measurements),
     "get_measurements": (get_measurements, measurement_calls.get_measurements),
+    "change_control_type": (change_control_type, devices.change_control_type),
 }
 
 

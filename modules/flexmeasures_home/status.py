@@ -30,6 +30,7 @@ OURS = [
     "no_measurements",
     DROPPED,
     "outbox_full",
+    "s2_not_listening",
 ]
 CAUSES = [*OURS, *[kind.cause for kind in KINDS]]
 

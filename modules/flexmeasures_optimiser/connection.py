@@ -40,13 +40,14 @@ def records():
 
     @dataclass
     class Sensor:
-        """What we need to know of a FlexMeasures sensor."""
+        """What we need to know of a FlexMeasures sensor; `sign` is that of consumption in its data."""
 
         id: int
         unit: str
         resolution: timedelta
         timezone: str
         asset: int
+        sign: int = -1
 
     @dataclass
     class Connection:
@@ -289,6 +290,7 @@ async def sensor(connection, sensor_id):
                 resolution=isodate.parse_duration(found["event_resolution"]),
                 timezone=found["timezone"],
                 asset=found["generic_asset_id"],
+                sign=1 if (found.get("attributes") or {}).get("consumption_is_positive") else -1,
             )
         except KeyError as error:
             raise errors.Unreachable(

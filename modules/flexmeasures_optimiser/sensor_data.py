@@ -197,3 +197,27 @@ async def read(link, sensor_id, start, duration, unit=None, resolution=None, sou
         "resolution": step,
         "unit": reply["unit"],
     }
+
+
+@pyscript_compile
+async def of_state_of_charge(link, sensor_id):
+    """Return a sensor; refuse one that is of no state of charge."""
+    found = await connection.sensor(link, sensor_id)
+    if found.unit != "%" and found.unit not in EnergyConverter.VALID_UNITS:
+        raise errors.UnknownSensor(
+            f"soc_sensor: sensor {sensor_id} is in {found.unit}, which is no state of charge such as kWh or "
+            f"%: check the number"
+        )
+    return found
+
+
+@pyscript_compile
+async def of_power(link, sensor_id):
+    """Return a sensor; refuse one that takes no means of power."""
+    found = await connection.sensor(link, sensor_id)
+    if found.unit not in PowerConverter.VALID_UNITS or not found.resolution:
+        raise errors.UnknownSensor(
+            f"power_sensor: sensor {sensor_id} is in {found.unit} each {found.resolution}: give one of "
+            f"power, such as kW each 15 minutes"
+        )
+    return found

@@ -202,4 +202,41 @@ async def get_measurements(**data):
     return await services.run(app, "get_measurements", data)
 
 
+@service("flexmeasures.change_control_type", supports_response="optional")
+async def change_control_type(**data):
+    """yaml
+    name: Change control type
+    description: >-
+      Selects how an S2 device (its Resource Manager) is controlled. The choice lasts over reconnects and
+      restarts. NO_SELECTION stops it.
+    fields:
+      control_type:
+        name: Control type
+        description: >-
+          One that the Resource Manager offers: its state lists them as available_control_types. FRBC, OMBC,
+          DDBC, PPBC and PEBC will do for the long names.
+        required: true
+        example: FILL_RATE_BASED_CONTROL
+        selector:
+          select:
+            options:
+              - FILL_RATE_BASED_CONTROL
+              - OPERATION_MODE_BASED_CONTROL
+              - DEMAND_DRIVEN_BASED_CONTROL
+              - POWER_PROFILE_BASED_CONTROL
+              - POWER_ENVELOPE_BASED_CONTROL
+              - NOT_CONTROLABLE
+              - NO_SELECTION
+            custom_value: true
+      resource_id:
+        name: Resource
+        description: >-
+          The resource_id, or the name, of the Resource Manager. Required where more than one is connected.
+        example: 3c1f1dbe-0b0c-4f0f-9d6e-0c3b5f0f5c0e
+        selector:
+          text:
+    """
+    return await services.run(app, "change_control_type", data)
+
+
 home.answer(app)

@@ -1,5 +1,6 @@
 """The configuration under `pyscript: apps: flexmeasures:`, checked once."""
 
+import ipaddress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -11,11 +12,12 @@ import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_s2.listener as listener
 
 
 @pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
+def records():
+    """Define the records: natively, so that compiled code can make them."""
 
     @dataclass
     class Configuration:
@@ -43,11 +45,29 @@ def record():
         site_power_capacity: float | None
         flex_model: Any
         flex_context: Any
+        s2: Any
 
-    return Configuration
+    @dataclass
+    class S2:
+        """Where and for whom the CEM listens; `resources` maps a resource_id or name to its sensors."""
+
+        enabled: bool
+        host: str
+        port: int
+        path: str
+        token: str | None = field(repr=False)
+        allow_anonymous: bool
+        certificate: str | None
+        key: str | None
+        control_type: str | None
+        auto_provision: bool
+        resources: dict
+        limits: Any
+
+    return Configuration, S2
 
 
-Configuration = record()
+Configuration, S2 = records()
 
 
 @pyscript_compile
@@ -93,6 +113,38 @@ def each_once(items):
 
 
 @pyscript_compile
+def path(value):
+    """Return the path of a websocket's address."""
+    if not fields.text(value).startswith("/") or set(value) & set("?#{} "):
+        raise ValueError
+    return value
+
+
+@pyscript_compile
+def energy_per_fill_level(value):
+    """Return what one unit of fill level is worth, in Wh."""
+    if (watt_hours := quantities.energy(value)) <= 0:
+        raise ValueError
+    return watt_hours
+
+
+@pyscript_compile
+def or_nothing(schema):
+    """Return a validator of a section, of which nothing at all means the defaults."""
+
+    def validate(value):
+        return schema({} if value is None else value)
+
+    return validate
+
+
+@pyscript_compile
+def limits(value):
+    """Return the Limits of a section that gives some of them."""
+    return listener.Limits(**LIMITS_SCHEMA(value))
+
+
+@pyscript_compile
 def one_of(units):
     """Return a validator of a unit."""
     return vol.Any(*units, msg=f"expected one of {', '.join(units)}")
@@ -105,6 +157,41 @@ MEASUREMENT = {
     vol.Optional("resolution"): fields.RESOLUTION,
     vol.Optional("unit"): fields.TEXT,
 }
+LIMITS_SCHEMA = vol.Schema(
+    {
+        vol.Optional("connections"): fields.COUNT,
+        vol.Optional("message"): fields.SIZE,
+        vol.Optional("depth"): fields.COUNT,
+        vol.Optional("rate"): fields.COUNT,
+        vol.Optional("heartbeat"): fields.SECONDS,
+        vol.Optional("confirmation"): fields.SECONDS,
+        vol.Optional("handshake"): fields.SECONDS,
+        vol.Optional("reading"): fields.SECONDS,
+    }
+)
+RESOURCE = {
+    vol.Optional("power_sensor"): fields.SENSOR,
+    vol.Optional("soc_sensor"): fields.SENSOR,
+    vol.Optional("energy_per_fill_level"): fields.expects(
+        energy_per_fill_level, "the energy of one unit of fill level, such as '0.1 kWh'"
+    ),
+}
+S2_SCHEMA = vol.Schema(
+    {
+        vol.Optional("enabled", default=True): fields.BOOLEAN,
+        vol.Optional("host", default="127.0.0.1"): fields.TEXT,
+        vol.Optional("port", default=8765): fields.PORT,
+        vol.Optional("path", default="/s2"): fields.expects(path, "a path such as /s2"),
+        vol.Optional("token"): fields.TEXT,
+        vol.Optional("allow_anonymous", default=False): fields.BOOLEAN,
+        vol.Optional("certificate"): fields.TEXT,
+        vol.Optional("key"): fields.TEXT,
+        vol.Optional("control_type"): fields.CONTROL_TYPE,
+        vol.Optional("auto_provision", default=True): fields.BOOLEAN,
+        vol.Optional("resources", default=dict): or_nothing(vol.Schema({fields.TEXT: RESOURCE})),
+        vol.Optional("limits", default=dict): or_nothing(limits),
+    }
+)
 SCHEMA = vol.Schema(
     {
         vol.Required("host"): fields.expects(
@@ -135,6 +222,7 @@ SCHEMA = vol.Schema(
         vol.Optional("site_power_capacity"): fields.POWER,
         vol.Optional("flex_model"): fields.RAW_FIELDS,
         vol.Optional("flex_context"): fields.RAW_FIELDS,
+        vol.Optional("s2", default=dict): or_nothing(S2_SCHEMA),
     }
 )
 
@@ -151,13 +239,14 @@ def read(section):
         given = SCHEMA(section)
     except vol.Invalid as invalid:
         mistakes = fields.mistakes(invalid, section, known, "key of this app")
-    limits, mistake = soc_limits(section)
+    soc, mistake = soc_limits(section)
     mistakes += mistake
     if not mistakes:
         mistakes = contradictions(given)
     if mistakes:
         return None, mistakes
-    given = {"production_price_sensor": given["consumption_price_sensor"]} | given | limits
+    given = {"production_price_sensor": given["consumption_price_sensor"]} | given | soc
+    given["s2"] = S2(**(dict.fromkeys(S2.__dataclass_fields__) | given["s2"]))
     return Configuration(**(dict.fromkeys(Configuration.__dataclass_fields__) | given)), []
 
 
@@ -192,4 +281,27 @@ def contradictions(given):
     sensors = [item["sensor"] for item in given["measurements"]]
     if "soc_entity" in given and given.get("soc_sensor") in sensors:
         found.append("measurements: expected no item for soc_sensor, which gets its values from soc_entity")
+    return found + s2_contradictions(given["s2"])
+
+
+@pyscript_compile
+def s2_contradictions(given):
+    """Return the mistakes that keys under s2 make together."""
+    found = []
+    if not (given.get("token") or given["allow_anonymous"] or is_loopback(given["host"])):
+        found.append(
+            f"s2.token: expected a token, which Resource Managers send as a Bearer, to listen on "
+            f"{given['host']}, beyond this machine (or allow_anonymous: true, to let in anyone)"
+        )
+    if "key" in given and "certificate" not in given:
+        found.append("s2.certificate: expected the certificate that belongs to s2.key")
     return found
+
+
+@pyscript_compile
+def is_loopback(name):
+    """Tell whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name.lower() == "localhost"

@@ -14,6 +14,7 @@ from homeassistant.core import callback
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 from tests.parts import in_process
+from tests.parts.home_assistant import free_port
 
 SCHEDULE = "sensor.flexmeasures_schedule"
 STATUS = "sensor.flexmeasures_status"
@@ -34,6 +35,7 @@ def app_config(flexmeasures_server) -> dict:
         "soc_max": 10,
         "power_capacity": "5 kW",
         "roundtrip_efficiency": 0.9,
+        "s2": {"port": free_port()},
     }
 
 

@@ -1,0 +1,1 @@
+"""The Customer Energy Manager: which Resource Managers there are, and how each is controlled."""

@@ -1,0 +1,194 @@
+"""The Resource Managers that are connected, or were, each by its resource_id; their control types."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import flexmeasures_cem.errors as errors
+import flexmeasures_s2.control_types as control_types
+import flexmeasures_s2.errors as s2_errors
+import flexmeasures_s2.session as sessions
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+REPLACED = "another connection of the same resource replaces this one"
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass(eq=False)
+    class Resource:
+        """A Resource Manager by its resource_id, and its session while it is connected.
+
+        `last_session` stays after it. `choice` is the control type that the user chose, over reconnects
+        and restarts.
+        """
+
+        resource_id: str
+        name: str
+        choice: str | None = None
+        session: Any = None
+        last_session: Any = None
+
+    @dataclass
+    class Cem:
+        """All Resource Managers by their ids, the preferred control type, and who is told what.
+
+        `changed(resource)`: it connected, disconnected, or is under another control type.
+        `received(resource, message)`: it sent a message that is now confirmed and remembered.
+        """
+
+        changed: Any
+        received: Any
+        preferred: str | None = None
+        resources: dict = field(default_factory=dict)
+
+    return Resource, Cem
+
+
+Resource, Cem = records()
+
+
+@pyscript_compile
+def events(cem):
+    """Return what a session tells us."""
+
+    def details(session, message):
+        return take_in(cem, session, message)
+
+    def established(session):
+        resource = of_session(cem, session)
+        if resource:
+            cem.changed(resource)
+            sessions.spawn(session, select_best(cem, resource, session))
+
+    def selected(session):
+        resource = of_session(cem, session)
+        if resource:
+            cem.changed(resource)
+
+    def received(session, message):
+        resource = of_session(cem, session)
+        if resource:
+            cem.received(resource, message)
+
+    return sessions.Events(details, established, selected, received)
+
+
+@pyscript_compile
+def of_session(cem, session):
+    """Return the resource that a session belongs to, unless another one has replaced it."""
+    resource = session.details and cem.resources.get(session.details.resource_id)
+    return resource if resource and resource.session is session else None
+
+
+@pyscript_compile
+def take_in(cem, session, message):
+    """Take a Resource Manager in; return what it is told if that replaces another connection of it."""
+    name = message.name or message.resource_id
+    resource = cem.resources.setdefault(message.resource_id, Resource(message.resource_id, name))
+    resource.name = name
+    before = resource.session
+    resource.session = resource.last_session = session
+    if before is None or before is session:
+        return None
+    LOGGER.warning(
+        "%s (%s) connected from %s and replaces its connection from %s",
+        name,
+        message.resource_id,
+        session.peer,
+        before.peer,
+    )
+    sessions.spawn(session, sessions.bid_farewell(before, REPLACED))
+    return f"This connection replaces the one from {before.peer}"
+
+
+@pyscript_compile
+def ended(cem, session):
+    """Take note that a session is over."""
+    resource = of_session(cem, session)
+    if resource:
+        resource.session = None
+        cem.changed(resource)
+
+
+@pyscript_compile
+def offered(session):
+    """Return the control types that a Resource Manager offers."""
+    return [each.value for each in session.details.available_control_types]
+
+
+@pyscript_compile
+def control_type(resource):
+    """Return the active control type, or None."""
+    return resource.session.control_type if resource.session else None
+
+
+@pyscript_compile
+def best(cem, resource, session):
+    """Return the control type to select: the user's choice, the preferred, or the first that we can plan."""
+    can = [*offered(session), control_types.NO_SELECTION]
+    wanted = [resource.choice, cem.preferred, *control_types.NAMES]
+    return next(each for each in wanted if each in can)
+
+
+@pyscript_compile
+async def select_best(cem, resource, session):
+    """Select a control type for a Resource Manager that just connected, or offers others now."""
+    wanted = best(cem, resource, session)
+    if wanted == session.control_type:
+        return
+    status = await sessions.select(session, wanted)
+    if status.status.value != sessions.OK:
+        LOGGER.warning(
+            "%s offers %s but answered %s to its selection: %s",
+            resource.name,
+            wanted,
+            status.status.value,
+            status.diagnostic_label,
+        )
+
+
+@pyscript_compile
+def connected(cem, resource_id=None):
+    """Return the connected resource of an id or name, or the only one; raise NoSuchResource."""
+    found = [each for each in cem.resources.values() if each.session]
+    there = ", ".join(f"{each.resource_id} ({each.name})" for each in found)
+    if not found:
+        raise errors.NoSuchResource(
+            "No S2 Resource Manager is connected: connect one to this CEM's address first"
+        )
+    if resource_id is None:
+        if len(found) > 1:
+            raise errors.NoSuchResource(f"resource_id: several are connected, give one of {there}")
+        return found[0]
+    exact = [each for each in found if each.resource_id == resource_id]
+    named = [each for each in found if each.name == resource_id]
+    if len(exact or named) != 1:
+        many = "more than one has the name" if named else "there is no"
+        raise errors.NoSuchResource(f"resource_id: {many} {resource_id!r}; connected are {there}")
+    return (exact or named)[0]
+
+
+@pyscript_compile
+async def change_control_type(cem, resource, wanted):
+    """Select a control type, and keep the choice; raise NotOffered or NotConfirmed."""
+    session = resource.session
+    can = offered(session)
+    if wanted not in (*can, control_types.NO_SELECTION):
+        raise errors.NotOffered(
+            f"control_type: {resource.name} does not offer {wanted}, but {', '.join(can)} "
+            f"(and NO_SELECTION stops it)"
+        )
+    if wanted != session.control_type:
+        try:
+            status = await sessions.select(session, wanted)
+        except s2_errors.NoConfirmation as error:
+            raise errors.NotConfirmed(f"control_type: {error}") from error
+        if status.status.value != sessions.OK:
+            raise errors.NotConfirmed(
+                f"control_type: {resource.name} answered {status.status.value} to the selection of {wanted}: "
+                f"{status.diagnostic_label or 'without a reason'}"
+            )
+    resource.choice = wanted

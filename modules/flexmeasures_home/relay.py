@@ -1,0 +1,392 @@
+"""What one Resource Manager says, on its way: its state here, its power and fill level to FlexMeasures.
+
+Power in S2 is W, and consumption is positive; a FlexMeasures sensor without the attribute
+`consumption_is_positive` holds it with the other sign.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import homeassistant.util.dt as dt_util
+from homeassistant.core import HassJob, callback
+from homeassistant.helpers.event import async_call_later
+
+import flexmeasures_home.means as means
+import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.resource_state as resource_state
+import flexmeasures_optimiser.provisioning as provisioning
+import flexmeasures_optimiser.schedule as schedules
+import flexmeasures_optimiser.sensor_data as sensor_data
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+ELECTRIC = "ELECTRIC.POWER."
+ALL_PHASES = "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
+STEP_UNTIL_KNOWN = timedelta(minutes=15)
+GRACE = timedelta(seconds=5)
+"""How much later than its time a measurement may arrive."""
+OLDEST = timedelta(days=1)
+"""How old a measurement may be, before the Resource Manager's clock counts as wrong."""
+LONGEST_FORECAST = timedelta(days=7)
+MOST_WAITING = 10_000
+SECONDS_BETWEEN_STATES = 1
+SECONDS_BETWEEN_SIGNS_OF_LIFE = 60
+SECONDS_BETWEEN_FORECASTS = 2
+SECONDS_BETWEEN_FILL_LEVELS = 60
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Pace:
+        """At most one call in some seconds: the first at once, the last of the others afterwards."""
+
+        seconds: float
+        act: Any
+        forget_timer: Any = None
+        wanted: bool = False
+
+    @dataclass(eq=False)
+    class Relay:
+        """A Resource Manager, its entity, and its sensors on FlexMeasures once those are known.
+
+        `provision` has their numbers, `power_sensor` and `soc_sensor` what the server says of them.
+        `powers` maps each electric commodity quantity to its latest value (W), `power` is their sum, and
+        `measured` when that was; `interval` is the one under way, `waiting` those that ended before the
+        sensor was known. `energy_per_fill_level` is in Wh.
+        """
+
+        hass: Any
+        outbox: Any
+        resource: Any
+        entity_id: str
+        energy_per_fill_level: float | None = None
+        provision: Any = None
+        power_sensor: Any = None
+        soc_sensor: Any = None
+        powers: dict = field(default_factory=dict)
+        power: float | None = None
+        measured: datetime | None = None
+        interval: Any = None
+        waiting: list = field(default_factory=list)
+        forecast: Any = None
+        shown: Any = None
+        clock_was_wrong: bool = False
+        forget_timer: Any = None
+        paces: dict = field(default_factory=dict)
+
+    return Pace, Relay
+
+
+Pace, Relay = records()
+
+
+@pyscript_compile
+def new(hass, outbox, resource, entity_id):
+    """Return a relay of which nothing is known yet."""
+    relay = Relay(hass, outbox, resource, entity_id, provision=provisioning.Provision())
+    relay.paces = {
+        "state": Pace(SECONDS_BETWEEN_STATES, lambda: show(relay)),
+        "sign of life": Pace(SECONDS_BETWEEN_SIGNS_OF_LIFE, lambda: show(relay)),
+        "forecast": Pace(SECONDS_BETWEEN_FORECASTS, lambda: post_forecast(relay)),
+        "fill level": Pace(SECONDS_BETWEEN_FILL_LEVELS, lambda: post_fill_level(relay)),
+    }
+    return relay
+
+
+@pyscript_compile
+def want(relay, name):
+    """Have something done soon, but not too often."""
+    pace = relay.paces[name]
+    if pace.forget_timer:
+        pace.wanted = True
+        return
+
+    @callback
+    def again(_now):
+        pace.forget_timer = None
+        if pace.wanted:
+            pace.wanted = False
+            want(relay, name)
+
+    job = HassJob(again, cancel_on_shutdown=True)
+    pace.forget_timer = async_call_later(relay.hass, pace.seconds, job)
+    pace.act()
+
+
+@pyscript_compile
+def show(relay):
+    """Show the state."""
+    state = resource_state.value(relay.resource)
+    attributes = resource_state.attributes(relay.resource, relay.provision)
+    relay.hass.states.async_set(relay.entity_id, state, attributes)
+
+
+@pyscript_compile
+def changed(relay):
+    """Take note that it connected, disconnected, or is under another control type."""
+    if relay.resource.session is None:
+        look(relay, dt_util.utcnow())
+        relay.powers, relay.power, relay.shown = {}, None, None
+    show(relay)
+
+
+@pyscript_compile
+def received(relay, message):
+    """Pass on what a message says."""
+    kind = message.message_type
+    if kind == "PowerMeasurement":
+        take_power(relay, message)
+    elif kind == "PowerForecast":
+        relay.forecast = message, dt_util.utcnow().replace(microsecond=0)
+        want(relay, "forecast")
+    elif kind == "FRBC.StorageStatus" and message.present_fill_level != relay.shown:
+        relay.shown = message.present_fill_level
+        want(relay, "fill level")
+        want(relay, "state")
+    elif kind == "FRBC.SystemDescription":
+        want(relay, "fill level")
+        want(relay, "state")
+    else:
+        want(relay, "sign of life")
+
+
+@pyscript_compile
+def take_power(relay, message):
+    """Sum up the power until a measurement, and go on with the measured one.
+
+    A value lasts until the next. One that arrives after a later one does not count; a clock that is
+    more than a day slow, or fast, is not believed.
+    """
+    values = {each.commodity_quantity.value: each.value for each in message.values}
+    electric = {quantity: value for quantity, value in values.items() if quantity.startswith(ELECTRIC)}
+    want(relay, "sign of life")
+    if not electric:
+        return
+    now = dt_util.utcnow()
+    moment = believable(relay, message.measurement_timestamp, now)
+    if relay.measured and moment < relay.measured <= now:
+        return
+    relay.measured = moment
+    elapse(relay, moment, now)
+    if ALL_PHASES in electric:
+        relay.powers = {ALL_PHASES: electric[ALL_PHASES]}
+    else:
+        relay.powers.pop(ALL_PHASES, None)
+        relay.powers |= electric
+    relay.power = sum(relay.powers.values())
+    arm(relay, now)
+
+
+@pyscript_compile
+def believable(relay, told, now):
+    """Return when something was measured, in UTC."""
+    if now - OLDEST <= told <= now + GRACE:
+        return min(dt_util.as_utc(told), now)
+    if not relay.clock_was_wrong:
+        relay.clock_was_wrong = True
+        LOGGER.warning(
+            "%s says that it is %s: its clock is wrong, so its measurements count from when they arrive",
+            relay.resource.name,
+            told.isoformat(),
+        )
+    return now
+
+
+@pyscript_compile
+def step(relay):
+    """Return the time between means: the sensor's resolution."""
+    return relay.power_sensor.resolution if relay.power_sensor else STEP_UNTIL_KNOWN
+
+
+@pyscript_compile
+def tick(relay, moment):
+    """Return the last tick of the sensor's clock that is not after a moment."""
+    zone = relay.power_sensor.timezone if relay.power_sensor else "UTC"
+    return schedules.shift_down(moment, step(relay), zone)
+
+
+@pyscript_compile
+def elapse(relay, moment, now):
+    """Sum up the power until a moment, and post the means of the intervals that ended."""
+    interval = relay.interval
+    if interval is None or interval.step != step(relay) or interval.at > now + GRACE:
+        relay.interval = means.Interval(tick(relay, moment), step(relay), moment)
+        return
+    ended, relay.interval = means.elapse(interval, relay.power, moment, partial(tick, relay))
+    for each in ended:
+        mean = means.mean(each)
+        if mean is not None:
+            relay.waiting.append((each.start, each.step, mean))
+    post_power(relay)
+
+
+@pyscript_compile
+def arm(relay, now):
+    """Come back when the interval under way has ended, and the last of its measurements may have arrived."""
+    if relay.forget_timer:
+        relay.forget_timer()
+
+    @callback
+    def at_end(_now):
+        relay.forget_timer = None
+        later = dt_util.utcnow()
+        look(relay, later - GRACE)
+        if relay.power is not None or relay.interval.known:
+            arm(relay, later)
+
+    seconds = max((means.end(relay.interval) - now).total_seconds(), 0) + GRACE.total_seconds()
+    job = HassJob(at_end, cancel_on_shutdown=True)
+    relay.forget_timer = async_call_later(relay.hass, seconds, job)
+
+
+@pyscript_compile
+def look(relay, moment):
+    """Sum up the power until a moment, unless that is done."""
+    if relay.interval is not None and moment > relay.interval.at:
+        elapse(relay, moment, dt_util.utcnow())
+
+
+@pyscript_compile
+def post_power(relay):
+    """Post the means that wait, once the sensor is known."""
+    if relay.power_sensor is None:
+        if excess := len(relay.waiting) - MOST_WAITING:
+            del relay.waiting[: max(excess, 0)]
+        return
+    sensor = relay.power_sensor
+    for start, length, mean in relay.waiting:
+        run = sensor_data.Run(sensor.id, start, [sensor.sign * mean], "W", step=length)
+        outboxes.add(relay.outbox, run)
+    relay.waiting.clear()
+
+
+@pyscript_compile
+def post_forecast(relay):
+    """Post the newest forecast, once the sensor is known, as known at the time when it came."""
+    if relay.power_sensor is None or relay.forecast is None:
+        return
+    (message, prior), relay.forecast = relay.forecast, None
+    start, values = forecast_values(relay, message)
+    if any(value is not None for value in values):
+        sensor = relay.power_sensor
+        run = sensor_data.Run(sensor.id, start, values, "W", step=sensor.resolution, prior=prior)
+        outboxes.add(relay.outbox, run)
+
+
+@pyscript_compile
+def forecast_values(relay, message):
+    """Return the start and the means of a PowerForecast over the sensor's intervals, in its sign."""
+    moment = dt_util.as_utc(message.start_time)
+    last = dt_util.utcnow() + LONGEST_FORECAST
+    interval = means.Interval(tick(relay, moment), step(relay), moment)
+    first, ended = interval.start, []
+    for element in message.elements:
+        length = timedelta(milliseconds=min(element.duration.root, LONGEST_FORECAST.total_seconds() * 1000))
+        moment = min(moment + length, last)
+        if moment <= interval.at:
+            continue
+        done, interval = means.elapse(interval, expected(element), moment, partial(tick, relay))
+        ended += done
+    values = {each.start: means.mean(each) for each in [*ended, interval]}
+    count = (interval.start - first) // interval.step + 1
+    found = [values.get(first + number * interval.step) for number in range(count)]
+    while found and found[-1] is None:
+        found.pop()
+    return first, [None if value is None else relay.power_sensor.sign * value for value in found]
+
+
+@pyscript_compile
+def expected(element):
+    """Return the expected electric power (W) of a forecast's element, or None."""
+    values = {each.commodity_quantity.value: each.value_expected for each in element.power_values}
+    if ALL_PHASES in values:
+        return values[ALL_PHASES]
+    electric = [value for quantity, value in values.items() if quantity.startswith(ELECTRIC)]
+    return sum(electric) if electric else None
+
+
+@pyscript_compile
+def post_fill_level(relay):
+    """Post the present fill level as a state of charge, where it can be told in the sensor's unit."""
+    session = relay.resource.session
+    if relay.soc_sensor is None or session is None:
+        return
+    level = resource_state.fill_level(session)
+    told = None if level is None else state_of_charge(relay, session, level)
+    if told is not None:
+        value, unit = told
+        moment = dt_util.utcnow().replace(microsecond=0)
+        outboxes.add(relay.outbox, sensor_data.Run(relay.soc_sensor.id, moment, [value], unit))
+
+
+@pyscript_compile
+def state_of_charge(relay, session, level):
+    """Return a fill level as (value, unit): of the storage's range (%), or as energy; or None.
+
+    A % sensor gets the part of the storage's fill_level_range, one of energy what the level is worth by
+    `energy_per_fill_level`.
+    """
+    if relay.soc_sensor.unit != "%":
+        return None if relay.energy_per_fill_level is None else (level * relay.energy_per_fill_level, "Wh")
+    description = session.memory.get(("FRBC.SystemDescription",))
+    if description is None:
+        return None
+    limits = description.storage.fill_level_range
+    if limits.end_of_range <= limits.start_of_range:
+        return None
+    return 100 * (level - limits.start_of_range) / (limits.end_of_range - limits.start_of_range), "%"
+
+
+@pyscript_compile
+def sensors_known(relay):
+    """Go on with what waited for the sensors."""
+    post_power(relay)
+    post_forecast(relay)
+    post_fill_level(relay)
+    show(relay)
+
+
+@pyscript_compile
+def stop(relay):
+    """Sum up until now, and end the timers."""
+    look(relay, dt_util.utcnow())
+    relay.power = None
+    for each in [relay, *relay.paces.values()]:
+        if each.forget_timer:
+            each.forget_timer()
+            each.forget_timer = None
+
+
+@pyscript_compile
+def as_json(relay):
+    """Return what is kept of a Resource Manager as JSON's types."""
+    provision = relay.provision
+    return {
+        "name": relay.resource.name,
+        "choice": relay.resource.choice,
+        "entity_id": relay.entity_id,
+        "asset": provision.asset,
+        "power_sensor": provision.power_sensor,
+        "soc_sensor": provision.soc_sensor,
+        "interval": relay.interval and means.as_json(relay.interval),
+        "waiting": [
+            [start.isoformat(), length.total_seconds(), mean] for start, length, mean in relay.waiting
+        ],
+    }
+
+
+@pyscript_compile
+def recall(relay, found):
+    """Go on with what `as_json` wrote."""
+    relay.resource.choice = found["choice"]
+    relay.provision = provisioning.Provision(found["asset"], found["power_sensor"], found["soc_sensor"])
+    relay.interval = found["interval"] and means.recalled(found["interval"])
+    relay.waiting = [
+        (datetime.fromisoformat(start), timedelta(seconds=length), mean)
+        for start, length, mean in found["waiting"]
+    ]

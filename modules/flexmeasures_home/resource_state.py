@@ -1,0 +1,62 @@
+"""A Resource Manager as a state: `sensor.flexmeasures_s2_<slug of its name or id>`."""
+
+import homeassistant.util.dt as dt_util
+from homeassistant.util import slugify
+
+import flexmeasures_s2.control_types as control_types
+
+PREFIX = "sensor.flexmeasures_s2_"
+CONNECTED, DISCONNECTED = "connected", "disconnected"
+STATES = [CONNECTED, DISCONNECTED, *control_types.NAMES]
+FILL_LEVEL = ("FRBC.StorageStatus",)
+
+
+@pyscript_compile
+def new_entity_id(name, resource_id, taken):
+    """Return an entity id of a Resource Manager's name, with its id where another has that name."""
+    plain = PREFIX + slugify(name)
+    return f"{plain}_{slugify(resource_id)}" if plain in taken else plain
+
+
+@pyscript_compile
+def value(resource):
+    """Return the state: the active control type, or whether it is connected."""
+    session = resource.session
+    if session is None:
+        return DISCONNECTED
+    return session.control_type or CONNECTED
+
+
+@pyscript_compile
+def fill_level(session):
+    """Return the present fill level, in the unit of the Resource Manager, or None."""
+    status = session.memory.get(FILL_LEVEL)
+    return None if status is None else status.present_fill_level
+
+
+@pyscript_compile
+def attributes(resource, sensors):
+    """Return the attributes; `sensors` is the Provision on FlexMeasures.
+
+    After the session's end, what the last one was is still told.
+    """
+    session, last = resource.session, resource.last_session
+    details = last and last.details
+    heard = last and last.last_message
+    return {
+        "friendly_name": f"FlexMeasures S2 {resource.name}",
+        "device_class": "enum",
+        "options": STATES,
+        "resource_id": resource.resource_id,
+        "available_control_types": [each.value for each in details.available_control_types]
+        if details
+        else [],
+        "version": last and last.version,
+        "last_message": dt_util.as_local(heard).isoformat() if heard else None,
+        "last_message_type": last and last.last_message_type,
+        "instruction": None,
+        "fill_level": fill_level(session) if session else None,
+        "plan": [],
+        "power_sensor": sensors.power_sensor,
+        "soc_sensor": sensors.soc_sensor,
+    }

@@ -1,0 +1,283 @@
+"""The websocket server that Resource Managers connect to."""
+
+import asyncio
+import hmac
+import logging
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+import flexmeasures_s2.errors as errors
+import flexmeasures_s2.handshake as handshake
+import flexmeasures_s2.session as sessions
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+UNSUPPORTED_DATA, POLICY_VIOLATION, TRY_AGAIN_LATER = 1003, 1008, 1013
+LONGEST_REASON = 123
+"""Bytes that a websocket's close frame has room for."""
+CLOSING_SECONDS = 2
+TURN_SECONDS = 0.002
+"""How long one Resource Manager may keep the event loop to itself."""
+BYTES_OF_A_MESSAGE = 4096
+"""A longer message counts as several against the rate."""
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Limits:
+        """What one Resource Manager, and all together, may ask of us.
+
+        `connections` at a time; `message` in bytes, `depth` of its JSON; `rate` in messages per second,
+        averaged over a minute, above which it is read more slowly; seconds between heartbeats, for a
+        confirmation, to be established by, and for reading what we send.
+        """
+
+        connections: int = 256
+        message: int = 2**20
+        depth: int = 64
+        rate: float = 1000
+        heartbeat: float = 30
+        confirmation: float = 10
+        handshake: float = 30
+        reading: float = 20
+
+    @dataclass
+    class Listener:
+        """Where it listens, whom it lets in, and who is connected, or has yet to ask for that.
+
+        `events` are told of each session, and `ended` of its end.
+        """
+
+        host: str
+        port: int
+        path: str
+        events: Any
+        ended: Any
+        token: str | None = field(default=None, repr=False)
+        certificate: str | None = None
+        key: str | None = None
+        limits: Limits = field(default_factory=Limits)
+        runner: Any = None
+        server: Any = None
+        sessions: set = field(default_factory=set)
+        asking: dict = field(default_factory=dict)
+
+    @dataclass
+    class Bucket:
+        """A minute's worth of messages, that fills up with time."""
+
+        rate: float
+        tokens: float
+        at: float
+
+    return Limits, Listener, Bucket
+
+
+Limits, Listener, Bucket = records()
+
+
+@pyscript_compile
+def tls(certificate, key):
+    """Return the TLS context of a certificate and its key (in the same file if None); it reads files."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+@pyscript_compile
+async def start(listener):
+    """Listen; raise CannotListen, which names the setting."""
+    context = None
+    if listener.certificate:
+        try:
+            context = await asyncio.to_thread(tls, listener.certificate, listener.key)
+        except (OSError, ValueError) as error:
+            raise errors.CannotListen(f"certificate, key: they cannot be used ({error})") from error
+    app = web.Application()
+
+    async def accept_request(request):
+        return await accept(listener, request)
+
+    for path in sorted({listener.path, listener.path.rstrip("/") + "/"}):
+        app.router.add_get(path, accept_request)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSING_SECONDS)
+    await runner.setup()
+    loop = asyncio.get_running_loop()
+
+    def connected():
+        handler = runner.server()
+        full = len(listener.asking) >= listener.limits.connections
+        patience = 0 if full else listener.limits.handshake
+        listener.asking[handler] = loop.call_later(patience, give_up, listener, handler)
+        return handler
+
+    try:
+        listener.server = await loop.create_server(connected, listener.host, listener.port, ssl=context)
+    except OSError as error:
+        await runner.cleanup()
+        where = f"{listener.host}:{listener.port}"
+        raise errors.CannotListen(
+            f"host, port: cannot listen on {where} ({error.strerror or error})"
+        ) from error
+    listener.runner = runner
+
+
+@pyscript_compile
+def give_up(listener, handler):
+    """Close a connection that did not ask for anything in time, or for which there is no room."""
+    listener.asking.pop(handler, None)
+    handler.force_close()
+
+
+@pyscript_compile
+async def stop(listener):
+    """Close all sessions with 1001, and free the port."""
+    if listener.runner is None:
+        return
+    runner, listener.runner = listener.runner, None
+    listener.server.close()
+    why = "Home Assistant stops, or reloads the scripts"
+    farewells = [
+        sessions.bid_farewell(session, why, sessions.GOING_AWAY, reconnect=True)
+        for session in list(listener.sessions)
+    ]
+    await asyncio.gather(*farewells, return_exceptions=True)
+    await runner.cleanup()
+
+
+@pyscript_compile
+def refusal(listener, request):
+    """Return the HTTP answer to who is not let in, or None."""
+    if listener.token:
+        given = request.headers.get("Authorization", "")
+        wanted = f"Bearer {listener.token}"
+        if not hmac.compare_digest(given.encode(errors="replace"), wanted.encode()):
+            LOGGER.warning("%s was refused: its token is missing or wrong", request.remote)
+            return web.Response(
+                status=401, headers={"WWW-Authenticate": "Bearer"}, text="The token is missing or wrong"
+            )
+    elif "Origin" in request.headers:
+        LOGGER.warning("%s was refused: a web page may connect only with a token", request.remote)
+        return web.Response(status=403, text="A web page may connect only with a token")
+    if not web.WebSocketResponse().can_prepare(request):
+        return web.Response(
+            status=426, headers={"Upgrade": "websocket"}, text="Connect with a websocket that speaks S2"
+        )
+    if len(listener.sessions) >= listener.limits.connections:
+        LOGGER.warning("%s was refused: there are %d connections", request.remote, len(listener.sessions))
+        return web.Response(status=503, headers={"Retry-After": "60"}, text="Too many connections")
+    return None
+
+
+@pyscript_compile
+async def accept(listener, request):
+    """Let a Resource Manager in, and serve it until the connection ends."""
+    if timer := listener.asking.pop(request.protocol, None):
+        timer.cancel()
+    refused = refusal(listener, request)
+    if refused is not None:
+        return refused
+    limits = listener.limits
+    websocket = web.WebSocketResponse(
+        timeout=CLOSING_SECONDS, heartbeat=limits.heartbeat, max_msg_size=limits.message, compress=False
+    )
+    session = new_session(listener, request, websocket)
+    listener.sessions.add(session)
+    why = "the connection was lost"
+    try:
+        await websocket.prepare(request)
+        await handshake.enter(session)
+        why = await serve(session, websocket, limits)
+    finally:
+        listener.sessions.discard(session)
+        sessions.end(session, why)
+        LOGGER.info("%s: disconnected: %s", sessions.name_of(session), session.why_ended)
+        sessions.tell(session, listener.ended)
+    return websocket
+
+
+@pyscript_compile
+def new_session(listener, request, websocket):
+    """Return a session over a websocket; who does not establish it in time is sent away."""
+    limits = listener.limits
+
+    async def send_text(text):
+        try:
+            async with asyncio.timeout(limits.reading):
+                await websocket.send_str(text)
+        except TimeoutError:
+            if request.transport:
+                request.transport.abort()
+            raise ConnectionResetError(f"it read nothing for {limits.reading:g} s") from None
+
+    async def close_transport(code, why):
+        reason = why.encode()[:LONGEST_REASON].decode(errors="ignore").encode()
+        await websocket.close(code=code, message=reason)
+
+    async def send_away_unless_established():
+        await asyncio.sleep(limits.handshake)
+        if session.stage in (sessions.HANDSHAKE, sessions.DETAILS):
+            awaited = "Handshake" if session.stage == sessions.HANDSHAKE else "ResourceManagerDetails"
+            why = f"no {awaited} within {limits.handshake:g} s"
+            await sessions.close(session, POLICY_VIOLATION, why)
+
+    session = sessions.Session(
+        peer=peer_of(request),
+        send_text=send_text,
+        close_transport=close_transport,
+        events=listener.events,
+        deepest=limits.depth,
+        confirmation_seconds=limits.confirmation,
+    )
+    sessions.spawn(session, send_away_unless_established())
+    return session
+
+
+@pyscript_compile
+def peer_of(request):
+    """Return the address and port of who connects."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return f"{peer[0]}:{peer[1]}" if peer else "unknown peer"
+
+
+@pyscript_compile
+async def serve(session, websocket, limits):
+    """Deal with each message in turn, until the connection ends; return why it did.
+
+    A burst is read no faster than it can be dealt with, and leaves room for everybody else.
+    """
+    bucket = Bucket(limits.rate, 60 * limits.rate, time.monotonic())
+    turn_began = time.monotonic()
+    async for frame in websocket:
+        if frame.type is WSMsgType.ERROR:
+            break
+        if frame.type is not WSMsgType.TEXT:
+            await sessions.close(session, UNSUPPORTED_DATA, "a binary frame: S2 is text")
+            break
+        await sessions.receive(session, frame.data)
+        pause = pause_after(bucket, len(frame.data))
+        if pause or time.monotonic() - turn_began > TURN_SECONDS:
+            await asyncio.sleep(pause)
+            turn_began = time.monotonic()
+    if session.why_ended:
+        return session.why_ended
+    code = websocket.close_code
+    if websocket.exception() is not None:
+        return f"{websocket.exception()} ({code})"
+    return f"closed by the Resource Manager ({code})" if code else "the connection was lost"
+
+
+@pyscript_compile
+def pause_after(bucket, size):
+    """Return how many seconds to wait after a message of that size, so that the rate is kept."""
+    now = time.monotonic()
+    bucket.tokens = min(60 * bucket.rate, bucket.tokens + (now - bucket.at) * bucket.rate)
+    bucket.at = now
+    bucket.tokens -= 1 + size // BYTES_OF_A_MESSAGE
+    return max(0.0, -bucket.tokens / bucket.rate)

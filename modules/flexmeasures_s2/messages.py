@@ -1,0 +1,256 @@
+"""S2 messages: from text to s2-python's models, and to text; the official JSON schemas decide.
+
+This is the one place that bridges s2-python and the schemas. Its models take what the schemas
+refuse ("12", true and NaN for numbers, null for what is left out, a date as a number), and refuse
+what the schemas take (ids that are no UUIDs, a DDBC.SystemDescription in the official form, power
+on three phases). So the models are filled by validators made from their own core schemas, corrected
+for that; in the models that come of it, ids are text.
+"""
+
+import json
+import re
+import uuid
+from datetime import datetime
+
+import orjson
+from pydantic_core import SchemaValidator, ValidationError
+from s2python.common import Duration
+from s2python.s2_parser import TYPE_TO_MESSAGE_CLASS
+
+import flexmeasures_s2.errors as errors
+
+ID = r"[a-zA-Z0-9\-_:]{2,64}"
+"""As the schemas have it: text that contains this somewhere."""
+IS_ID = re.compile(ID)
+DATE_TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
+OF_ONE_POWER_RANGE = "validate_operation_mode_elements_have_all_supported_commodities"
+"""s2-python's rule of one power range per commodity, which leaves no room for three phases."""
+HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
+"""Its progress is a duration, which s2-python takes for an id."""
+MOST_TOLD = 3
+VALIDATORS = {}
+
+
+@pyscript_compile
+def parse(text, deepest=64):
+    """Return the message that a text is, a model of s2-python; raise a Refused."""
+    data = decoded(text, deepest)
+    subject = message_id_of(data)
+    kind = data.get("message_type")
+    if subject is None and kind != "ReceptionStatus":
+        if "message_id" not in data:
+            raise errors.InvalidData("message_id: missing")
+        raise errors.InvalidMessage(f"message_id: expected an id, got {str(data['message_id'])[:80]!r}")
+    subject = subject or errors.NIL
+    if not isinstance(kind, str) or kind not in TYPE_TO_MESSAGE_CLASS:
+        told = "missing" if kind is None else f"unknown: {str(kind)[:80]!r}"
+        raise errors.InvalidMessage(f"message_type: {told}", subject)
+    try:
+        return validator(kind).validate_python(data)
+    except ValidationError as error:
+        raise refusal(error, subject) from error
+
+
+@pyscript_compile
+def decoded(text, deepest):
+    """Return the JSON object that a text is; raise InvalidData."""
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        data = decoded_leniently(text, error)
+    if not isinstance(data, dict):
+        raise errors.InvalidData("expected a JSON object")
+    if text.count("{") + text.count("[") > deepest and depth(data, deepest) > deepest:
+        raise errors.InvalidData(f"nested deeper than {deepest}", message_id_of(data) or errors.NIL)
+    return data
+
+
+@pyscript_compile
+def decoded_leniently(text, strict_error):
+    """Return what JSON with NaN in it says, so that the validator can name the field.
+
+    A text with half a character in it (a lone surrogate) is refused: nobody could write it back.
+    """
+    try:
+        data = json.loads(text)
+        json.dumps(data, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise errors.InvalidData(f"no JSON: {strict_error}") from strict_error
+    return data
+
+
+@pyscript_compile
+def depth(data, enough):
+    """Return how deep data is nested, counted until it is more than enough."""
+    level, found = [data], 0
+    while level and found <= enough:
+        found += 1
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+    return found
+
+
+@pyscript_compile
+def message_id_of(data):
+    """Return the id that an answer can refer to, or None."""
+    found = data.get("message_id")
+    return found if isinstance(found, str) and IS_ID.search(found) else None
+
+
+@pyscript_compile
+def refusal(error, subject):
+    """Return what pydantic found, by its meaning: the first mistakes, each with its field."""
+    if error.error_count() > 100:
+        return errors.InvalidMessage(f"{error.error_count()} mistakes against the schema", subject)
+    found = error.errors(include_url=False)
+    wrong = [each for each in found if each["type"] != "value_error"]
+    kind = errors.InvalidMessage if wrong else errors.InvalidContent
+    told = [f"{path(each['loc'])}: {said(each)}" for each in (wrong or found)[:MOST_TOLD]]
+    return kind("; ".join(told), subject)
+
+
+@pyscript_compile
+def path(location):
+    """Return where in a message a mistake is, as in `actuators[0].timers[1].id`."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in location]
+    return "".join(steps).removeprefix(".") or "the message"
+
+
+@pyscript_compile
+def said(mistake):
+    """Return the mistake in words; a model's own rule carries the whole model before its words."""
+    if mistake["type"] == "value_error":
+        return str(mistake["ctx"]["error"].args[-1])
+    if isinstance(mistake["input"], (dict, list)):
+        return mistake["msg"]
+    return f"{mistake['msg']}, got {str(mistake['input'])[:80]!r}"
+
+
+@pyscript_compile
+def validator(kind):
+    """Return the validator of a message_type."""
+    if kind not in VALIDATORS:
+        model = TYPE_TO_MESSAGE_CLASS[kind]
+        model.model_rebuild()
+        made = SchemaValidator(as_the_schemas_have_it(model.__pydantic_core_schema__))
+        if kind == "DDBC.SystemDescription":
+            made = BothForms(made)
+        VALIDATORS[kind] = made
+    return VALIDATORS[kind]
+
+
+@pyscript_compile
+def prepare():
+    """Make all validators; it takes a moment, and may be done in a thread."""
+    for kind in TYPE_TO_MESSAGE_CLASS:
+        validator(kind)
+
+
+@pyscript_compile
+def as_the_schemas_have_it(node):
+    """Return a part of a model's core schema, as strict and as liberal as the official schemas."""
+    if isinstance(node, list):
+        return [as_the_schemas_have_it(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    kind = node.get("type")
+    if kind == "uuid":
+        return {"type": "str", "strict": True, "pattern": ID}
+    if kind == "nullable":
+        return as_the_schemas_have_it(node["schema"])
+    if kind == "default" and node.get("default") is not None:
+        return as_the_schemas_have_it(node["schema"])
+    if kind == "function-after" and node["function"]["function"].__name__ == OF_ONE_POWER_RANGE:
+        return as_the_schemas_have_it(node["schema"])
+    made = {key: as_the_schemas_have_it(value) for key, value in node.items() if key != "metadata"}
+    if kind in ("bool", "str", "float"):
+        made["strict"] = True
+    if kind == "float":
+        made["allow_inf_nan"] = False
+    if kind == "list":
+        made["fail_fast"] = True
+    if kind == "int":
+        number = {"type": "float", "strict": True, "allow_inf_nan": False}
+        return {"type": "chain", "steps": [number, made]}
+    if kind == "datetime":
+        text = {"type": "str", "strict": True, "pattern": DATE_TIME}
+        return {"type": "chain", "steps": [text, made]}
+    if kind == "model-fields" and node.get("model_name") == HAS_PROGRESS:
+        optional = {"type": "default", "default": None, "schema": duration()}
+        made["fields"]["progress"] = {"type": "model-field", "schema": optional}
+    for name in ("populate_by_name", "validate_by_name"):
+        if name in made:
+            made[name] = False
+    return made
+
+
+@pyscript_compile
+def duration():
+    """Return the corrected core schema of a duration (ms)."""
+    Duration.model_rebuild()
+    return as_the_schemas_have_it(Duration.__pydantic_core_schema__)
+
+
+@pyscript_compile
+def both_forms():
+    """Define the validator natively, so that compiled code can make it."""
+
+    class BothForms:
+        """Takes the official DDBC.SystemDescription, and the one that s2-python has made of it."""
+
+        def __init__(self, strict):
+            self.strict = strict
+
+        def validate_python(self, data):
+            """Validate it in s2-python's form, with `id` beside `Id`, and supply ranges in a list."""
+            try:
+                actuators = [
+                    actuator
+                    | {"operation_modes": [as_s2_python_has_it(m) for m in actuator["operation_modes"]]}
+                    for actuator in data["actuators"]
+                ]
+            except (KeyError, TypeError):
+                actuators = data.get("actuators")
+            return self.strict.validate_python(data | {"actuators": actuators})
+
+    return BothForms
+
+
+BothForms = both_forms()
+
+
+@pyscript_compile
+def as_s2_python_has_it(mode):
+    """Return a DDBC.OperationMode with both spellings of its id, and its supply range in a list."""
+    spelled = mode.get("id", mode.get("Id"))
+    supply = mode["supply_range"]
+    return (
+        mode
+        | ({} if spelled is None else {"id": spelled, "Id": spelled})
+        | {"supply_range": supply if isinstance(supply, list) else [supply]}
+    )
+
+
+@pyscript_compile
+def new(message_type, **fields):
+    """Return a message to send, with an id of its own; a field that is None is left out."""
+    message = {"message_type": message_type}
+    if message_type != "ReceptionStatus":
+        message["message_id"] = str(uuid.uuid4())
+    message |= {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in fields.items()
+        if value is not None
+    }
+    validator(message_type).validate_python(message)
+    return message
+
+
+@pyscript_compile
+def text(message):
+    """Return a message as it is sent."""
+    return orjson.dumps(message).decode()

@@ -1,0 +1,457 @@
+"""One session with a Resource Manager: what it sends is checked, confirmed, remembered, acted on.
+
+How a session is entered is not decided here: `handshake.enter` does it for a plain websocket. Where
+the two have agreed on everything elsewhere, a session may begin at the stage DETAILS.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import flexmeasures_s2.control_types as control_types
+import flexmeasures_s2.errors as errors
+import flexmeasures_s2.messages as messages
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+HANDSHAKE, DETAILS, ESTABLISHED, ENDED = "handshake", "details", "established", "ended"
+OK = "OK"
+NORMAL, GOING_AWAY, PROTOCOL_ERROR = 1000, 1001, 1002
+MOST_REMEMBERED = 100
+"""How many of one message_type are remembered, where each has an id of its own."""
+PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
+"""Seconds after each TEMPORARY_ERROR."""
+LONGEST_LOGGED = 4000
+LARGE = 65_536
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Events:
+        """What the session's owner is told, each a plain function of the session (and the message).
+
+        `details`: of new ResourceManagerDetails, before they are confirmed; what it returns becomes the
+        confirmation's diagnostic_label, and it may raise InvalidContent. `established`: they are
+        confirmed. `selected`: another control type is active. `message`: a message was confirmed, and
+        done what it says.
+        """
+
+        details: Any
+        established: Any
+        selected: Any
+        message: Any
+
+    @dataclass
+    class Pending:
+        """A message that waits for its confirmation, and what to do at once when it comes."""
+
+        future: asyncio.Future
+        at_once: Any
+
+    @dataclass
+    class Taken:
+        """A message that was accepted: what its confirmation says, and what to do (async) after it."""
+
+        label: str | None = None
+        then: Any = None
+
+    @dataclass(eq=False)
+    class Session:
+        """A connection to one Resource Manager.
+
+        `send_text` and `close_transport` are the transport's. `memory` maps (message_type, ids...) to
+        the latest such message; `instructions` an instruction's id to it and to its last status.
+        `entry` deals with the Handshake.
+        """
+
+        peer: str
+        send_text: Any
+        close_transport: Any
+        events: Any
+        entry: Any = None
+        deepest: int = 64
+        confirmation_seconds: float = 10
+        stage: str = HANDSHAKE
+        version: str | None = None
+        details: Any = None
+        control_type: str | None = None
+        memory: dict = field(default_factory=dict)
+        instructions: dict = field(default_factory=dict)
+        pending: dict = field(default_factory=dict)
+        tasks: set = field(default_factory=set)
+        last_message: datetime | None = None
+        last_message_type: str | None = None
+        why_ended: str | None = None
+
+    return Events, Pending, Taken, Session
+
+
+Events, Pending, Taken, Session = records()
+NOTHING_MORE = Taken()
+
+
+@pyscript_compile
+def name_of(session):
+    """Return what the log calls this Resource Manager."""
+    details = session.details
+    return f"{details.name or details.resource_id} ({session.peer})" if details else session.peer
+
+
+@pyscript_compile
+def log(session, arrow, text):
+    """Write a line of the conversation."""
+    if LOGGER.isEnabledFor(logging.DEBUG):
+        shown = text if len(text) <= LONGEST_LOGGED else f"{text[:LONGEST_LOGGED]}… ({len(text)} characters)"
+        LOGGER.debug("%s %s %s", name_of(session), arrow, shown)
+
+
+@pyscript_compile
+async def receive(session, text):
+    """Deal with what the Resource Manager sent: check it, act on it, confirm it; and then go on."""
+    log(session, "→", text)
+    message, subject, status, label, then, fatal = None, errors.NIL, OK, None, None, False
+    try:
+        message = await parsed(session, text)
+        if message.message_type == "ReceptionStatus":
+            on_reception_status(session, message)
+            return
+        subject = message.message_id
+        taken = take(session, message) or NOTHING_MORE
+        label, then = taken.label, taken.then
+    except errors.Refused as refused:
+        if message is None and is_reception_status(text):
+            LOGGER.warning("%s sent a wrong ReceptionStatus: %s", name_of(session), refused)
+            return
+        status, label, fatal = refused.status, str(refused), refused.fatal
+        subject = refused.subject if message is None else subject
+    except Exception:
+        LOGGER.exception("Dealing with a message of %s failed: please report this", name_of(session))
+        status, label = "TEMPORARY_ERROR", "The CEM failed to deal with this message"
+    await send(session, "ReceptionStatus", subject_message_id=subject, status=status, diagnostic_label=label)
+    if status != OK:
+        LOGGER.info("%s: answered %s: %s", name_of(session), status, label)
+        if fatal:
+            await close(session, PROTOCOL_ERROR, label)
+        return
+    session.last_message, session.last_message_type = datetime.now(UTC), message.message_type
+    if then:
+        await then()
+    elif session.stage == ESTABLISHED:
+        tell(session, session.events.message, message)
+
+
+@pyscript_compile
+async def parsed(session, text):
+    """Return the message that a text is; a large one is read beside the event loop."""
+    if len(text) > LARGE:
+        return await asyncio.to_thread(messages.parse, text, session.deepest)
+    return messages.parse(text, session.deepest)
+
+
+@pyscript_compile
+def tell(session, event, *details):
+    """Tell the session's owner; what goes wrong there is not the Resource Manager's business."""
+    try:
+        event(session, *details)
+    except Exception:
+        LOGGER.exception("Acting on what %s sent failed: please report this", name_of(session))
+
+
+@pyscript_compile
+def is_reception_status(text):
+    """Tell whether a text that is no message was meant as a ReceptionStatus, which gets no answer."""
+    try:
+        return messages.decoded(text, len(text)).get("message_type") == "ReceptionStatus"
+    except errors.Refused:
+        return False
+
+
+@pyscript_compile
+def take(session, message):
+    """Do what a message asks for; raise InvalidContent where that is wrong here. Return Taken or None."""
+    kind = message.message_type
+    if session.stage == HANDSHAKE:
+        if kind == "Handshake":
+            return session.entry(session, message)
+        raise errors.InvalidContent(f"message_type: expected Handshake first, got {kind}")
+    if session.stage == DETAILS and kind not in ("ResourceManagerDetails", "SessionRequest"):
+        raise errors.InvalidContent(f"message_type: expected ResourceManagerDetails first, got {kind}")
+    if kind in HANDLERS:
+        return HANDLERS[kind](session, message)
+    control_type = control_types.of(kind)
+    if kind not in control_types.CHECKS:
+        raise errors.InvalidContent(f"message_type: {kind} is not for a Resource Manager to send")
+    if control_type != session.control_type:
+        raise errors.InvalidContent(
+            f"message_type: {kind} belongs to {control_type}, but "
+            f"{session.control_type or 'no control type'} is active"
+        )
+    check = control_types.CHECKS[kind]
+    if check:
+        check(session.memory, message)
+    remember(session, message)
+    return None
+
+
+@pyscript_compile
+def remember(session, message):
+    """Keep a message as the latest of its kind; forget what referred to the one before."""
+    kind = message.message_type
+    ids = control_types.KEYS.get(kind, ())
+    key = (kind, *(getattr(message, name) for name in ids))
+    is_description = not ids and key in session.memory
+    session.memory.pop(key, None)
+    session.memory[key] = message
+    if ids:
+        same = [each for each in session.memory if each[0] == kind]
+        if len(same) > MOST_REMEMBERED:
+            del session.memory[same[0]]
+    if is_description:
+        forget_what_dangles(session)
+
+
+@pyscript_compile
+def forget_what_dangles(session):
+    """Forget what refers to something that is not there any more."""
+    for key, message in list(session.memory.items()):
+        check = control_types.CHECKS.get(key[0])
+        try:
+            if check:
+                check(session.memory, message)
+        except errors.InvalidContent:
+            del session.memory[key]
+
+
+@pyscript_compile
+def on_power(session, message):
+    """Remember PowerMeasurement and PowerForecast, which come under every control type."""
+    remember(session, message)
+
+
+@pyscript_compile
+def on_details(session, message):
+    """Take ResourceManagerDetails; others replace the first, but not with another resource."""
+    if session.details and message.resource_id != session.details.resource_id:
+        raise errors.InvalidContent(
+            f"resource_id: this session belongs to {session.details.resource_id}: open another for "
+            f"{message.resource_id}"
+        )
+    offered = [each.value for each in message.available_control_types]
+    if offered == [control_types.NO_SELECTION]:
+        raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
+    told = session.events.details(session, message)
+    session.details = message
+    session.stage = ESTABLISHED
+
+    async def then():
+        tell(session, session.events.established)
+
+    return Taken(told, then)
+
+
+@pyscript_compile
+def on_session_request(session, message):
+    """End the session, as the Resource Manager asks; it connects again where it asked for that."""
+
+    async def then():
+        await close(session, NORMAL, f"the Resource Manager asked to {message.request.value}")
+
+    return Taken(then=then)
+
+
+@pyscript_compile
+def on_revoke_object(session, message):
+    """Forget what is revoked, and what refers to it."""
+    kind, wanted = message.object_type.value, message.object_id
+    if kind.endswith("Instruction") and wanted in session.instructions:
+        del session.instructions[wanted]
+        return
+    for key, found in session.memory.items():
+        if key[0] == kind and wanted in (getattr(found, "id", None), found.message_id):
+            del session.memory[key]
+            forget_what_dangles(session)
+            return
+    raise errors.InvalidContent(f"object_id: there is no {kind} {wanted}")
+
+
+@pyscript_compile
+def on_instruction_status_update(session, message):
+    """Remember what became of an instruction."""
+    if message.instruction_id not in session.instructions:
+        raise errors.InvalidContent(f"instruction_id: there is no instruction {message.instruction_id}")
+    session.instructions[message.instruction_id]["status"] = message.status_type.value
+
+
+@pyscript_compile
+def on_handshake(_session, _message):
+    """Refuse a Handshake within the session."""
+    raise errors.InvalidContent("message_type: the session has had its Handshake")
+
+
+@pyscript_compile
+def on_reception_status(session, message):
+    """Give a confirmation to who waits for it."""
+    pending = session.pending.pop(message.subject_message_id, None)
+    if pending is None:
+        level = logging.DEBUG if message.status.value == OK else logging.WARNING
+        LOGGER.log(
+            level,
+            "%s answered %s to %s: %s",
+            name_of(session),
+            message.status.value,
+            message.subject_message_id,
+            message.diagnostic_label,
+        )
+        return
+    if pending.at_once:
+        pending.at_once(message)
+    if not pending.future.done():
+        pending.future.set_result(message)
+
+
+HANDLERS = {
+    "Handshake": on_handshake,
+    "InstructionStatusUpdate": on_instruction_status_update,
+    "PowerForecast": on_power,
+    "PowerMeasurement": on_power,
+    "ResourceManagerDetails": on_details,
+    "RevokeObject": on_revoke_object,
+    "SessionRequest": on_session_request,
+}
+
+
+@pyscript_compile
+async def send(session, message_type, **fields):
+    """Send a message, and return it. After the session's end nothing is sent."""
+    message = messages.new(message_type, **fields)
+    await send_message(session, message)
+    return message
+
+
+@pyscript_compile
+async def send_message(session, message):
+    """Send a message that was made by `messages.new`."""
+    if session.stage == ENDED:
+        return
+    text = messages.text(message)
+    log(session, "←", text)
+    try:
+        await session.send_text(text)
+    except ConnectionError as error:
+        end(session, str(error) or "the connection broke")
+
+
+@pyscript_compile
+async def request(session, message_type, at_once=None, **fields):
+    """Send a message, and return its ReceptionStatus; `at_once` gets it before anything that follows.
+
+    After a TEMPORARY_ERROR it is sent again; a PERMANENT_ERROR ends the session. Raise NoConfirmation:
+    without a confirmation in time, the session is closed. Not to be awaited where messages are received.
+    """
+    message = messages.new(message_type, **fields)
+    if message_type.endswith("Instruction"):
+        session.instructions[message["id"]] = {"message": message, "status": None}
+    for pause in PAUSES_BETWEEN_TRIES:
+        status = await confirmed(session, message, at_once)
+        if status.status.value != "TEMPORARY_ERROR":
+            break
+        await asyncio.sleep(pause)
+    if status.status.value == "PERMANENT_ERROR":
+        await close(session, NORMAL, f"the Resource Manager answered PERMANENT_ERROR to {message_type}")
+    return status
+
+
+@pyscript_compile
+async def confirmed(session, message, at_once):
+    """Send a message, and return its ReceptionStatus; raise NoConfirmation."""
+    message_id, message_type = message["message_id"], message["message_type"]
+    if session.stage == ENDED:
+        raise errors.NoConfirmation(f"{name_of(session)} is not connected")
+    future = asyncio.get_running_loop().create_future()
+    session.pending[message_id] = Pending(future, at_once)
+    try:
+        await send_message(session, message)
+        return await asyncio.wait_for(future, session.confirmation_seconds)
+    except TimeoutError:
+        text = f"{message_type} was not confirmed within {session.confirmation_seconds:g} s"
+        await close(session, PROTOCOL_ERROR, text)
+        raise errors.NoConfirmation(f"{name_of(session)}: {text}") from None
+    finally:
+        session.pending.pop(message_id, None)
+
+
+@pyscript_compile
+async def select(session, control_type):
+    """Select a control type, and return the confirmation: it is active once that is OK.
+
+    What was remembered of the one before is forgotten. Raise NoConfirmation.
+    """
+
+    def activate(status):
+        if status.status.value == OK:
+            session.control_type = control_type
+            session.memory = {
+                key: message for key, message in session.memory.items() if control_types.of(key[0]) is None
+            }
+            session.instructions.clear()
+            tell(session, session.events.selected)
+
+    return await request(session, "SelectControlType", activate, control_type=control_type)
+
+
+@pyscript_compile
+def spawn(session, work):
+    """Run something beside the receiving, for as long as the session lasts at most."""
+
+    async def run():
+        try:
+            await work
+        except errors.NoConfirmation as error:
+            LOGGER.warning("%s", error)
+        except Exception:
+            LOGGER.exception("The session with %s failed: please report this", name_of(session))
+
+    task = asyncio.get_running_loop().create_task(run())
+    session.tasks.add(task)
+    task.add_done_callback(session.tasks.discard)
+
+
+@pyscript_compile
+async def bid_farewell(session, why, code=NORMAL, reconnect=False):
+    """Tell the Resource Manager by a SessionRequest why the session ends, and close it."""
+    if session.stage not in (HANDSHAKE, ENDED):
+        asked = "RECONNECT" if reconnect else "TERMINATE"
+        await send(session, "SessionRequest", request=asked, diagnostic_label=why)
+    await close(session, code, why)
+
+
+@pyscript_compile
+async def close(session, code, why):
+    """Close the connection, and say why."""
+    if session.stage != ENDED:
+        LOGGER.info("%s: closing (%s): %s", name_of(session), code, why)
+        end(session, why)
+        with suppress(ConnectionError):
+            await session.close_transport(code, why)
+
+
+@pyscript_compile
+def end(session, why):
+    """End the session: nobody waits any longer, nothing runs any more."""
+    if session.stage == ENDED:
+        return
+    session.stage, session.why_ended = ENDED, why
+    for pending in session.pending.values():
+        if not pending.future.done():
+            pending.future.set_exception(errors.NoConfirmation(f"{name_of(session)}: {why}"))
+            pending.future.exception()
+    session.pending.clear()
+    current = asyncio.current_task()
+    for task in list(session.tasks):
+        if task is not current:
+            task.cancel()
