@@ -100,7 +100,7 @@ def take_in(cem, session, message):
         session.peer,
         before.peer,
     )
-    sessions.spawn(session, sessions.bid_farewell(before, REPLACED))
+    sessions.spawn(before, sessions.bid_farewell(before, REPLACED))
     return f"This connection replaces the one from {before.peer}"
 
 

@@ -43,7 +43,10 @@ def records():
 
     @dataclass
     class Pace:
-        """At most one call in some seconds: the first at once, the last of the others afterwards."""
+        """At most one act in some seconds: the first at once, the last of the others afterwards.
+
+        `act` tells whether it did anything.
+        """
 
         seconds: float
         act: Any
@@ -74,6 +77,7 @@ def records():
         interval: Any = None
         waiting: list = field(default_factory=list)
         forecast: Any = None
+        last_prior: datetime | None = None
         shown: Any = None
         clock_was_wrong: bool = False
         forget_timer: Any = None
@@ -113,17 +117,18 @@ def want(relay, name):
             pace.wanted = False
             want(relay, name)
 
-    job = HassJob(again, cancel_on_shutdown=True)
-    pace.forget_timer = async_call_later(relay.hass, pace.seconds, job)
-    pace.act()
+    if pace.act():
+        job = HassJob(again, cancel_on_shutdown=True)
+        pace.forget_timer = async_call_later(relay.hass, pace.seconds, job)
 
 
 @pyscript_compile
 def show(relay):
-    """Show the state."""
+    """Show the state, and tell that it was done."""
     state = resource_state.value(relay.resource)
     attributes = resource_state.attributes(relay.resource, relay.provision)
     relay.hass.states.async_set(relay.entity_id, state, attributes)
+    return True
 
 
 @pyscript_compile
@@ -142,7 +147,7 @@ def received(relay, message):
     if kind == "PowerMeasurement":
         take_power(relay, message)
     elif kind == "PowerForecast":
-        relay.forecast = message, dt_util.utcnow().replace(microsecond=0)
+        relay.forecast = message, dt_util.utcnow()
         want(relay, "forecast")
     elif kind == "FRBC.StorageStatus" and message.present_fill_level != relay.shown:
         relay.shown = message.present_fill_level
@@ -267,15 +272,22 @@ def post_power(relay):
 
 @pyscript_compile
 def post_forecast(relay):
-    """Post the newest forecast, once the sensor is known, as known at the time when it came."""
+    """Post the newest forecast, once the sensor is known, as known when it came; tell whether it was.
+
+    FlexMeasures counts in seconds, and refuses other values that were known at the same time.
+    """
     if relay.power_sensor is None or relay.forecast is None:
-        return
-    (message, prior), relay.forecast = relay.forecast, None
+        return False
+    (message, came), relay.forecast = relay.forecast, None
     start, values = forecast_values(relay, message)
     if any(value is not None for value in values):
-        sensor = relay.power_sensor
+        sensor, prior = relay.power_sensor, came.replace(microsecond=0)
+        if relay.last_prior and prior <= relay.last_prior:
+            prior = relay.last_prior + timedelta(seconds=1)
+        relay.last_prior = prior
         run = sensor_data.Run(sensor.id, start, values, "W", step=sensor.resolution, prior=prior)
         outboxes.add(relay.outbox, run)
+    return True
 
 
 @pyscript_compile
@@ -312,16 +324,18 @@ def expected(element):
 
 @pyscript_compile
 def post_fill_level(relay):
-    """Post the present fill level as a state of charge, where it can be told in the sensor's unit."""
+    """Post the present fill level as a state of charge, if it can be told; tell whether it was."""
     session = relay.resource.session
     if relay.soc_sensor is None or session is None:
-        return
+        return False
     level = resource_state.fill_level(session)
     told = None if level is None else state_of_charge(relay, session, level)
-    if told is not None:
-        value, unit = told
-        moment = dt_util.utcnow().replace(microsecond=0)
-        outboxes.add(relay.outbox, sensor_data.Run(relay.soc_sensor.id, moment, [value], unit))
+    if told is None:
+        return False
+    value, unit = told
+    moment = dt_util.utcnow().replace(microsecond=0)
+    outboxes.add(relay.outbox, sensor_data.Run(relay.soc_sensor.id, moment, [value], unit))
+    return True
 
 
 @pyscript_compile
@@ -346,8 +360,8 @@ def state_of_charge(relay, session, level):
 def sensors_known(relay):
     """Go on with what waited for the sensors."""
     post_power(relay)
-    post_forecast(relay)
-    post_fill_level(relay)
+    want(relay, "forecast")
+    want(relay, "fill level")
     show(relay)
 
 

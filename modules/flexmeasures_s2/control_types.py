@@ -23,6 +23,8 @@ ABBREVIATIONS = {
 NAMES = [*ABBREVIATIONS.values(), NOT_CONTROLABLE, NO_SELECTION]
 ALL_NAMES = [*NAMES, *ABBREVIATIONS]
 CHECKS = frbc.CHECKS | ombc.CHECKS | ddbc.CHECKS | ppbc.CHECKS | pebc.CHECKS
+REFERRED_TO = (frbc.DESCRIPTION, ombc.DESCRIPTION, ddbc.DESCRIPTION, ppbc.PROFILE)
+"""What other messages refer to: with a new one, those may refer to nothing."""
 KEYS = frbc.KEYS | ombc.KEYS | ddbc.KEYS | ppbc.KEYS | pebc.KEYS
 """By which of its ids each is remembered, of those that there can be several of."""
 

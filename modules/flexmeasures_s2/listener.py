@@ -5,6 +5,7 @@ import hmac
 import logging
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,13 +113,19 @@ async def start(listener):
 
     def connected():
         handler = runner.server()
-        full = len(listener.asking) >= listener.limits.connections
-        patience = 0 if full else listener.limits.handshake
+        others = len(runner.server.connections) - len(listener.sessions)
+        patience = listener.limits.handshake if others < listener.limits.connections else 0
         listener.asking[handler] = loop.call_later(patience, give_up, listener, handler)
         return handler
 
     try:
-        listener.server = await loop.create_server(connected, listener.host, listener.port, ssl=context)
+        listener.server = await loop.create_server(
+            connected,
+            listener.host,
+            listener.port,
+            ssl=context,
+            ssl_handshake_timeout=listener.limits.handshake if context else None,
+        )
     except OSError as error:
         await runner.cleanup()
         where = f"{listener.host}:{listener.port}"
@@ -142,12 +149,16 @@ async def stop(listener):
         return
     runner, listener.runner = listener.runner, None
     listener.server.close()
+    for timer in listener.asking.values():
+        timer.cancel()
+    listener.asking.clear()
     why = "Home Assistant stops, or reloads the scripts"
     farewells = [
         sessions.bid_farewell(session, why, sessions.GOING_AWAY, reconnect=True)
         for session in list(listener.sessions)
     ]
-    await asyncio.gather(*farewells, return_exceptions=True)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*farewells, return_exceptions=True), CLOSING_SECONDS)
     await runner.cleanup()
 
 

@@ -213,7 +213,7 @@ def both_forms():
                     | {"operation_modes": [as_s2_python_has_it(m) for m in actuator["operation_modes"]]}
                     for actuator in data["actuators"]
                 ]
-            except (KeyError, TypeError):
+            except (AttributeError, KeyError, TypeError):
                 actuators = data.get("actuators")
             return self.strict.validate_python(data | {"actuators": actuators})
 

@@ -113,6 +113,8 @@ def log(session, arrow, text):
 @pyscript_compile
 async def receive(session, text):
     """Deal with what the Resource Manager sent: check it, act on it, confirm it; and then go on."""
+    if session.stage == ENDED:
+        return
     log(session, "→", text)
     message, subject, status, label, then, fatal = None, errors.NIL, OK, None, None, False
     try:
@@ -204,14 +206,13 @@ def remember(session, message):
     kind = message.message_type
     ids = control_types.KEYS.get(kind, ())
     key = (kind, *(getattr(message, name) for name in ids))
-    is_description = not ids and key in session.memory
-    session.memory.pop(key, None)
+    replaces = session.memory.pop(key, None) is not None
     session.memory[key] = message
     if ids:
         same = [each for each in session.memory if each[0] == kind]
         if len(same) > MOST_REMEMBERED:
             del session.memory[same[0]]
-    if is_description:
+    if replaces and kind in control_types.REFERRED_TO:
         forget_what_dangles(session)
 
 
@@ -442,7 +443,7 @@ async def close(session, code, why):
 
 @pyscript_compile
 def end(session, why):
-    """End the session: nobody waits any longer, nothing runs any more."""
+    """End the session: nobody waits any longer, nothing runs any more, nothing is remembered."""
     if session.stage == ENDED:
         return
     session.stage, session.why_ended = ENDED, why
@@ -451,6 +452,8 @@ def end(session, why):
             pending.future.set_exception(errors.NoConfirmation(f"{name_of(session)}: {why}"))
             pending.future.exception()
     session.pending.clear()
+    session.memory.clear()
+    session.instructions.clear()
     current = asyncio.current_task()
     for task in list(session.tasks):
         if task is not current:

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
 
 from tests.parts import cache
 
@@ -85,8 +86,12 @@ def _git(*arguments: str) -> None:
 
 
 def _load(path: Path) -> dict:
-    """Read a schema. It does not say that what has properties is an object, but means it."""
+    """Read a schema. It does not say that what has properties is an object, but means it.
+
+    Without its own `$schema`, the validator that refers to it stays as strict as it is.
+    """
     schema = json.loads(path.read_text())
+    del schema["$schema"]
     return {"type": "object"} | schema if "properties" in schema else schema
 
 
@@ -103,7 +108,9 @@ def _message_types() -> dict[str, dict]:
 def _registry() -> Registry:
     """Return the schemas of what messages are made of, under their addresses."""
     parts = [_load(path) for path in (_source()[0] / "schemas").glob("*.schema.json")]
-    return Registry().with_resources((part["$id"], Resource.from_contents(part)) for part in parts)
+    return Registry().with_resources(
+        (part["$id"], Resource.from_contents(part, default_specification=DRAFT202012)) for part in parts
+    )
 
 
 @functools.cache

@@ -1,0 +1,379 @@
+"""How many messages a second Home Assistant confirms over S2, and how soon: `make bench` runs it.
+
+"Ours" is a real Home Assistant process with real pyscript and the scripts, "bare" an aiohttp server that
+parses each message with s2-python, confirms it, and does nothing else. A process of its own sends both the
+same: FRBC.StorageStatus, each with a message_id of its own, and each fill level another than the last. First
+many are in flight, which tells the throughput; then one at a time, which tells the round trip.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import multiprocessing
+import platform
+import signal
+import socket
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Self
+from uuid import NAMESPACE_URL, uuid4, uuid5
+
+from aiohttp import web
+from rich.table import Table
+from s2python.common import ReceptionStatus, ReceptionStatusValues
+from s2python.s2_parser import S2Parser
+
+from tests.demo import console, step
+from tests.parts import pyscript_source
+from tests.parts.home_assistant import HomeAssistant, free_port, install
+from tests.parts.s2_messages import example
+
+PATH = "/s2"
+WINDOW = 64
+"""Messages in flight while the throughput is measured."""
+ROUND_TRIP_SHARE = 0.6
+"""How long round trips are measured, of the time for the throughput."""
+MOST_PER_SECOND = 60_000
+"""How many messages are made beforehand for each second: more than are ever confirmed."""
+NEIGHBOURS = 20
+WARM_UP_SECONDS = 1
+SPAWN = multiprocessing.get_context("spawn")
+UPGRADE = (
+    f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+).encode()
+TEXT, PING, PONG, MASKED = 0x81, 0x89, 0x8A, 0x80
+"""What a websocket's frame begins with."""
+type Message = tuple[bytes, bytes]
+"""A message's id, and its frame."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Confirmed messages per second, each round trip in ms, and the sender's share of a core."""
+
+    throughput: float
+    round_trips: list[float]
+    sender: float
+
+    @property
+    def p50(self) -> float:
+        """Return the median round trip."""
+        return statistics.median(self.round_trips)
+
+    @property
+    def p99(self) -> float:
+        """Return the round trip that one in a hundred exceeds."""
+        return statistics.quantiles(self.round_trips, n=100, method="inclusive")[98]
+
+
+class Sender:
+    """A websocket that costs the machine little: it blocks, and sends what was framed beforehand."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.sendall(UPGRADE)
+        self.unread = b""
+        while b"\r\n\r\n" not in self.unread:
+            self.read()
+        answer, _, self.unread = self.unread.partition(b"\r\n\r\n")
+        if b" 101 " not in answer:
+            raise ConnectionError(answer.decode())
+        self.texts: deque[bytes] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def read(self) -> None:
+        """Read what has come, or wait for more."""
+        if not (found := self.socket.recv(2**16)):
+            raise ConnectionError("The connection was closed")
+        self.unread += found
+
+    def receive(self) -> None:
+        """Wait until there are texts."""
+        self.take_frames()
+        while not self.texts:
+            self.read()
+            self.take_frames()
+
+    def take_frames(self) -> None:
+        """Take the frames that have come: the texts, and pings, which are answered."""
+        at, unread = 0, self.unread
+        while len(unread) >= at + 2:
+            kind, length, begins = unread[at], unread[at + 1], at + 2
+            if length == 126:
+                length, begins = int.from_bytes(unread[begins : begins + 2]), begins + 2
+            if len(unread) < begins + length:
+                break
+            at, payload = begins + length, unread[begins : begins + length]
+            if kind == PING:
+                self.socket.sendall(framed(payload, PONG))
+            elif kind == TEXT:
+                self.texts.append(payload)
+            else:
+                raise ConnectionError(f"A frame of kind {kind:#x} came: {payload}")
+        self.unread = unread[at:]
+
+    def establish(self, name: str) -> None:
+        """Open a session as a battery, and describe it."""
+        self.hear("Handshake")
+        self.say(example("Handshake"))
+        self.hear("HandshakeResponse")
+        resource_id = str(uuid5(NAMESPACE_URL, name))
+        self.say(example("ResourceManagerDetails", name=name, resource_id=resource_id))
+        selected = self.hear("SelectControlType")["control_type"]
+        if selected != "FILL_RATE_BASED_CONTROL":
+            raise ValueError(f"{selected} was selected")
+        self.say(example("FRBC.SystemDescription"))
+        self.hear("ReceptionStatus")
+
+    def say(self, message: dict) -> None:
+        """Send a message."""
+        self.socket.sendall(framed(json.dumps(message).encode()))
+
+    def hear(self, message_type: str) -> dict:
+        """Confirm what comes until a message of a type, and return that."""
+        while True:
+            self.receive()
+            message = json.loads(self.texts.popleft())
+            if "message_id" in message:
+                self.say(example("ReceptionStatus", subject_message_id=message["message_id"]))
+            elif message["status"] != "OK":
+                raise ValueError(f"A message was refused: {message}")
+            if message["message_type"] == message_type:
+                return message
+
+    def send(self, messages: list[Message]) -> None:
+        """Send messages at once."""
+        self.socket.sendall(b"".join([frame for _, frame in messages]))
+
+    def confirmed(self, message: Message) -> None:
+        """Wait for the confirmation of a message."""
+        if not self.texts:
+            self.receive()
+        answer = self.texts.popleft()
+        if message[0] not in answer or b'"OK"' not in answer:
+            raise ValueError(f"This does not confirm {message}: {answer}")
+
+    def flood(self, messages: Iterator[Message], seconds: float) -> tuple[float, float]:
+        """Keep messages in flight; return how many were confirmed per second, and our share of a core."""
+        in_flight = deque(islice(messages, WINDOW))
+        number, began, worked = 0, time.perf_counter(), time.process_time()
+        self.send(in_flight)
+        while (elapsed := time.perf_counter() - began) < seconds:
+            self.receive()
+            arrived = len(self.texts)
+            while self.texts:
+                self.confirmed(in_flight.popleft())
+            number += arrived
+            following = list(islice(messages, arrived))
+            if len(following) < arrived:
+                raise ValueError(f"It confirms more than {MOST_PER_SECOND} messages a second: make more")
+            in_flight.extend(following)
+            self.send(following)
+        worked = time.process_time() - worked
+        while in_flight:
+            self.confirmed(in_flight.popleft())
+        return number / elapsed, worked / elapsed
+
+    def one_at_a_time(self, messages: Iterator[Message], seconds: float, pause: float = 0) -> list[float]:
+        """Send a message after the other, with pauses; return the round trips in ms."""
+        found, ends = [], time.perf_counter() + seconds
+        for message in messages:
+            began = time.perf_counter()
+            self.send([message])
+            self.confirmed(message)
+            found.append(1000 * (time.perf_counter() - began))
+            if began > ends:
+                break
+            time.sleep(pause)
+        return found
+
+
+def framed(payload: bytes, kind: int = TEXT) -> bytes:
+    """Return a client's frame; its mask is of zeros."""
+    length = len(payload)
+    size = bytes([MASKED | length]) if length < 126 else bytes([MASKED | 126]) + length.to_bytes(2)
+    return bytes([kind]) + size + bytes(4) + payload
+
+
+def storage_statuses(number: int) -> Iterator[Message]:
+    """Return messages that are all made now."""
+    made = []
+    status = example("FRBC.StorageStatus")
+    for count in range(number):
+        message_id = str(uuid4())
+        message = status | {"message_id": message_id, "present_fill_level": count % 1000 / 10}
+        made.append((message_id.encode(), framed(json.dumps(message).encode())))
+    return iter(made)
+
+
+def load(port: int, seconds: float, name: str | None) -> Measured:
+    """Measure a server, in a process of its own; with a name, a session is opened first."""
+    messages = storage_statuses(int(MOST_PER_SECOND * seconds))
+    gc.freeze()
+    with Sender(port) as sender:
+        if name:
+            sender.establish(name)
+        throughput, worked = sender.flood(messages, seconds)
+        return Measured(throughput, sender.one_at_a_time(messages, ROUND_TRIP_SHARE * seconds), worked)
+
+
+def neighbours(port: int, seconds: float) -> list[float]:
+    """Let several devices send a message a second, and return the round trips in ms."""
+
+    def one(number: int) -> list[float]:
+        with Sender(port) as sender:
+            sender.establish(f"Neighbour {number}")
+            time.sleep(number / NEIGHBOURS)
+            return sender.one_at_a_time(storage_statuses(int(seconds) + 2), seconds, pause=1)
+
+    with ThreadPoolExecutor(NEIGHBOURS) as threads:
+        return [each for found in threads.map(one, range(NEIGHBOURS)) for each in found]
+
+
+def serve_bare(port: int) -> None:
+    """Parse each message with s2-python, and confirm it."""
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        async for frame in websocket:
+            message = S2Parser.parse_as_any_message(frame.data)
+            status = ReceptionStatus(subject_message_id=message.message_id, status=ReceptionStatusValues.OK)
+            await websocket.send_str(status.to_json())
+        return websocket
+
+    app = web.Application()
+    app.router.add_get(PATH, serve)
+    web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
+
+
+def ignore_interrupt() -> None:
+    """Leave Ctrl-C to the process that started us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+async def until_listening(port: int) -> None:
+    """Wait until a server takes connections."""
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(OSError):
+                _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            await asyncio.sleep(0.05)
+
+
+def app_configuration(port: int) -> dict:
+    """Return the app's configuration: no server answers, and no device is slowed down."""
+    return {
+        "host": "http://127.0.0.1:9",
+        "username": "bench@example.com",
+        "password": "bench",
+        "power_sensor": 1,
+        "consumption_price_sensor": 2,
+        "soc_min": 1,
+        "soc_max": 10,
+        "s2": {"port": port, "path": PATH, "limits": {"rate": 100_000}},
+    }
+
+
+async def main(seconds: float, pairs: int) -> None:
+    """Start both servers, measure them in turn, and print what was found."""
+    ours, bare = free_port(), free_port()
+    source = await asyncio.to_thread(pyscript_source.source)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ProcessPoolExecutor(2, mp_context=SPAWN, initializer=ignore_interrupt))
+        config = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="home-assistant-")))
+        server = SPAWN.Process(target=serve_bare, args=(bare,), daemon=True)
+        server.start()
+        stack.callback(server.join)
+        stack.callback(server.terminate)
+        install(config, source)
+
+        async def run(work: Callable, *arguments: object):
+            return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+
+        with step("Starting Home Assistant with the scripts, and the bare server"):
+            home_assistant = HomeAssistant(config, app_configuration(ours))
+            await home_assistant.start()
+        try:
+            with step("Warming up"):
+                for port in (ours, bare):
+                    await until_listening(port)
+                await run(load, ours, WARM_UP_SECONDS, "Battery")
+                await run(load, bare, WARM_UP_SECONDS, None)
+            found = []
+            for number in range(1, pairs + 1):
+                with step(f"Measuring ours, then bare: {number} of {pairs}"):
+                    with_session = await run(load, ours, seconds, "Battery")
+                    found.append((with_session, await run(load, bare, seconds, None)))
+            with step(f"Measuring ours beside {NEIGHBOURS} devices that send a message a second"):
+                others = asyncio.create_task(run(neighbours, ours, seconds))
+                await asyncio.sleep(1)
+                flooded = await run(load, ours, seconds, "Battery")
+                beside = Measured(flooded.throughput, await others, flooded.sender)
+        finally:
+            await home_assistant.stop()
+    console.print(table(found, beside))
+    console.print(
+        f"Home Assistant {version('homeassistant')}, {source.description}, "
+        f"Python {platform.python_version()}, aiohttp {version('aiohttp')}, "
+        f"s2-python {version('s2-python')}.\n"
+        f"{seconds:g} s with {WINDOW} messages in flight, then {ROUND_TRIP_SHARE * seconds:g} s one by one. "
+        f"Sending took at most {max(each.sender for pair in found for each in pair):.0%} of a core."
+    )
+
+
+def table(found: list[tuple[Measured, Measured]], beside: Measured) -> Table:
+    """Return what was measured, the pairs first."""
+    made = Table(title="FRBC.StorageStatus, confirmed")
+    for name in ("", "ours /s", "bare /s", "ratio", "ours p50", "ours p99", "bare p50", "bare p99"):
+        made.add_column(name, justify="right" if name else "left")
+    rows = []
+    for ours, bare in found:
+        ratio = ours.throughput / bare.throughput
+        rows.append((ours.throughput, bare.throughput, ratio, ours.p50, ours.p99, bare.p50, bare.p99))
+    for number, row in enumerate(rows, start=1):
+        made.add_row(f"pair {number}", *formatted(row))
+    made.add_section()
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    made.add_row("median", *formatted(medians), style="bold")
+    made.add_section()
+    made.add_row(
+        f"one floods, {NEIGHBOURS} others\nsend one a second",
+        f"{beside.throughput:,.0f}", "", "", f"{beside.p50:.2f} ms", f"{beside.p99:.2f} ms",
+    )  # fmt: skip
+    made.caption = "The last row's round trips are those of the others."
+    return made
+
+
+def formatted(row: list[float]) -> list[str]:
+    """Return the cells of a row."""
+    ours, bare, ratio, *round_trips = row
+    return [f"{ours:,.0f}", f"{bare:,.0f}", f"{ratio:.2f}", *(f"{each:.2f} ms" for each in round_trips)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement of the throughput (5)")
+    parser.add_argument("--pairs", type=int, default=5, help="how often each is measured (5)")
+    arguments = parser.parse_args()
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main(arguments.seconds, arguments.pairs))
