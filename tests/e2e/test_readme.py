@@ -12,6 +12,7 @@ import yaml
 
 from tests.demo import battery
 from tests.parts.home_assistant import HomeAssistant, install
+from tests.parts.resource_manager import ResourceManager
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("socket_enabled")
@@ -95,7 +96,8 @@ def home_assistant(flexmeasures_server, source, tmp_path_factory):
     found = blocks()
     written = [each for block in found for each in block.get("automation", [])]
     automations = {"automation": written + BLUEPRINTS}
-    logger = next(block for block in found if "logger" in block)
+    logs = [block["logger"]["logs"] for block in found if "logger" in block]
+    logger = {"logger": {"logs": logs[0] | logs[1]}}
     sections = BATTERY | automations | logger
     home_assistant = HomeAssistant(config, battery(flexmeasures_server), sections=sections)
     asyncio.run(home_assistant.start())
@@ -111,18 +113,32 @@ def sections() -> list[dict]:
     return [section["apps"]["flexmeasures"] for section in found]
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_configurations_are_right_ones(load, number):
-    assert len(sections()) == 2
+    assert len(sections()) == 3
     _configuration, mistakes = load("flexmeasures.configuration").read(sections()[number])
     assert mistakes == []
+
+
+def test_the_part_on_resources_is_right(load):
+    [part] = [block["s2"] for block in blocks() if "s2" in block]
+    configuration, mistakes = load("flexmeasures.configuration").read(sections()[0] | {"s2": part})
+    assert mistakes == []
+    listed = {"power_sensor": 12, "soc_sensor": 13, "energy_per_fill_level": 100}
+    assert configuration.s2.resources == {"Home battery": listed}
 
 
 def test_every_key_field_and_attribute_is_in_the_reference(load):
     text = (ROOT / "README.md").read_text()
     configuration = load("flexmeasures.configuration")
     services = load("flexmeasures_home.services")
-    keys = [*configuration.SCHEMA.schema, *configuration.MEASUREMENT]
+    keys = [
+        *configuration.SCHEMA.schema,
+        *configuration.MEASUREMENT,
+        *configuration.S2_SCHEMA.schema,
+        *configuration.LIMITS_SCHEMA.schema,
+        *configuration.RESOURCE,
+    ]
     for schema_of, _act in services.SERVICES.values():
         given = SimpleNamespace(soc_unit="kWh", soc_max=1, soc_entity=None)
         keys += list(schema_of(given).schema)
@@ -132,15 +148,23 @@ def test_every_key_field_and_attribute_is_in_the_reference(load):
 async def test_the_calls_are_right_ones(home_assistant, flexmeasures_server):
     calls = [block for block in blocks() if "action" in block]
     names = [call["action"].removeprefix("flexmeasures.") for call in calls]
-    assert set(names) == {"trigger_and_get_schedule", "post_measurements", "get_measurements"}
+    assert set(names) == {
+        "trigger_and_get_schedule",
+        "post_measurements",
+        "get_measurements",
+        "change_control_type",
+    }
     later = (datetime.now(UTC) + timedelta(hours=10)).isoformat()
     sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
     answers = []
-    for call in calls:
-        data = call["data"] | ({"sensor_id": sensor} if "sensor_id" in call["data"] else {})
-        for target in data.get("soc_targets", []):
-            target["datetime"] = later
-        answers.append(await home_assistant.call(*call["action"].split("."), data, return_response=True))
+    types = ("FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE")
+    async with ResourceManager(home_assistant.s2_url, name="Home battery", control_types=types) as rm:
+        assert await rm.establish() == types[0]
+        for call in calls:
+            data = call["data"] | ({"sensor_id": sensor} if "sensor_id" in call["data"] else {})
+            for target in data.get("soc_targets", []):
+                target["datetime"] = later
+            answers.append(await home_assistant.call(*call["action"].split("."), data, return_response=True))
     for name, answer in zip(names, answers, strict=True):
         match name:
             case "trigger_and_get_schedule":
@@ -149,6 +173,8 @@ async def test_the_calls_are_right_ones(home_assistant, flexmeasures_server):
                 assert answer["delivered"] is True
             case "get_measurements":
                 assert answer["values"] == [1.5, 1.2, None, 0.8]
+            case "change_control_type":
+                assert answer == {"resource_id": rm.details["resource_id"], "control_type": "NOT_CONTROLABLE"}
     assert (await asyncio.to_thread(flexmeasures_server.beliefs, sensor))[-1][1] == 1.5
 
 

@@ -113,9 +113,15 @@ class HomeAssistant:
         self.sections = sections or {}
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.s2_port = free_port()
         self.python = python
         self.process: subprocess.Popen | None = None
         self.token: str | None = None
+
+    @property
+    def s2_url(self) -> str:
+        """Return where Resource Managers connect."""
+        return f"ws://127.0.0.1:{self.s2_port}/s2"
 
     @property
     def log(self) -> str:
@@ -251,7 +257,8 @@ class HomeAssistant:
             for path in sorted((self.config / "dashboards").glob("*.yaml"))
         }
         http = {"server_host": "127.0.0.1", "server_port": self.port}
-        scripts = {"allow_all_imports": True, "apps": {"flexmeasures": self.app_config}}
+        s2 = {"port": self.s2_port} | self.app_config.get("s2", {})
+        scripts = {"allow_all_imports": True, "apps": {"flexmeasures": self.app_config | {"s2": s2}}}
         own = {"http": http, "lovelace": {"dashboards": dashboards}, "pyscript": scripts}
         write_configuration(self.config, SECTIONS | own | self.sections)
 

@@ -133,7 +133,9 @@ def or_nothing(schema):
     """Return a validator of a section, of which nothing at all means the defaults."""
 
     def validate(value):
-        return schema({} if value is None else value)
+        if not isinstance(value, (dict, type(None))):
+            raise vol.Invalid("expected keys and values")
+        return schema(value or {})
 
     return validate
 

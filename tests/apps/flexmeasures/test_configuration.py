@@ -60,6 +60,46 @@ def test_reads_what_is_given(configuration):
     assert found.flex_model == {"prefer-charging-sooner": False}
 
 
+def test_s2_devices_are_served_on_this_machine_without_a_word(configuration):
+    for given in ({}, {"s2": None}, {"s2": {}}):
+        s2 = configuration.read(GIVEN | given)[0].s2
+        assert (s2.enabled, s2.host, s2.port, s2.path) == (True, "127.0.0.1", 8765, "/s2")
+        assert (s2.token, s2.control_type, s2.auto_provision, s2.resources) == (None, None, True, {})
+        assert (s2.limits.connections, s2.limits.message, s2.limits.depth) == (256, 2**20, 64)
+
+
+def test_reads_what_is_given_for_s2(configuration):
+    found, mistakes = configuration.read(
+        GIVEN
+        | {
+            "s2": {
+                "host": "::",
+                "port": "9000",
+                "token": "geheim",
+                "certificate": "/ssl/fullchain.pem",
+                "control_type": "pebc",
+                "resources": {"EV": {"power_sensor": "7", "energy_per_fill_level": "500 Wh"}},
+                "limits": {"message": "64 KiB", "heartbeat": "20 s", "handshake": 5, "rate": 100},
+            }
+        }
+    )
+    assert mistakes == []
+    s2 = found.s2
+    assert (s2.port, s2.control_type) == (9000, "POWER_ENVELOPE_BASED_CONTROL")
+    assert s2.resources == {"EV": {"power_sensor": 7, "energy_per_fill_level": 500}}
+    assert (s2.limits.message, s2.limits.heartbeat, s2.limits.handshake) == (65_536, 20, 5)
+    assert "geheim" not in repr(found)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_this_machine_needs_no_token(configuration, host):
+    assert configuration.read(GIVEN | {"s2": {"host": host}})[1] == []
+
+
+def test_anyone_may_be_let_in(configuration):
+    assert configuration.read(GIVEN | {"s2": {"host": "0.0.0.0", "allow_anonymous": True}})[1] == []
+
+
 @pytest.mark.parametrize(("given", "ratio"), [(0.9, 0.9), (90, 0.9), ("90 %", 0.9), (1, 1), ("0.85", 0.85)])
 def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
     found, _mistakes = configuration.read(GIVEN | {"roundtrip_efficiency": given})
@@ -90,6 +130,23 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         ({"roundtrip_efficiency": 0}, "roundtrip_efficiency: expected an efficiency"),
         ({"soc_entity": "battery"}, "soc_entity: expected an entity"),
         ({"flex_model": ["soc-max"]}, "flex_model: expected FlexMeasures' own fields"),
+        ({"s2": "geheim"}, "s2: expected keys and values"),
+        ({"s2": {"host": "0.0.0.0"}}, "s2.token: expected a token, which Resource Managers send as a Bearer"),
+        ({"s2": {"host": "house.example"}}, "s2.token: expected a token"),
+        ({"s2": {"token": ["geheim"]}}, "s2.token: expected a text that is not empty"),
+        ({"s2": {"key": "key.pem"}}, "s2.certificate: expected the certificate that belongs to s2.key"),
+        ({"s2": {"port": 0}}, "s2.port: expected a port from 1 to 65535, but got 0"),
+        ({"s2": {"path": "s2"}}, "s2.path: expected a path such as /s2, but got 's2'"),
+        ({"s2": {"control_type": "FRCB"}}, "s2.control_type: expected one of FILL_RATE_BASED_CONTROL"),
+        ({"s2": {"enabled": "perhaps"}}, "s2.enabled: expected true or false, but got 'perhaps'"),
+        ({"s2": {"limits": {"message": "1 km"}}}, "s2.limits.message: expected a size from 4 KiB to 64 MiB"),
+        ({"s2": {"limits": {"heartbeat": "-3 s"}}}, "s2.limits.heartbeat: expected seconds above zero"),
+        ({"s2": {"limits": {"connection": 3}}}, "s2.limits.connection is no key of this app"),
+        ({"s2": {"resources": {"EV": {"power": 3}}}}, "s2.resources.EV.power is no key of this app"),
+        (
+            {"s2": {"resources": {"EV": {"energy_per_fill_level": 0}}}},
+            "s2.resources.EV.energy_per_fill_level: expected the energy of one unit of fill level",
+        ),
         ({"power_senzor": 2}, "power_senzor is no key of this app: did you mean power_sensor?"),
     ],
 )
