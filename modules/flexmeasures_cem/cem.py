@@ -10,6 +10,8 @@ import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+LONGEST_NAME = 80
+"""What FlexMeasures has room for in the name of an asset."""
 REPLACED = "another connection of the same resource replaces this one"
 
 
@@ -86,7 +88,7 @@ def of_session(cem, session):
 @pyscript_compile
 def take_in(cem, session, message):
     """Take a Resource Manager in; return what it is told if that replaces another connection of it."""
-    name = message.name or message.resource_id
+    name = (message.name or message.resource_id)[:LONGEST_NAME]
     resource = cem.resources.setdefault(message.resource_id, Resource(message.resource_id, name))
     resource.name = name
     before = resource.session

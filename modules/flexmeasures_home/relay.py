@@ -5,6 +5,8 @@ Power in S2 is W, and consumption is positive; a FlexMeasures sensor without the
 """
 
 import logging
+import math
+import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -30,7 +32,12 @@ GRACE = timedelta(seconds=5)
 OLDEST = timedelta(days=1)
 """How old a measurement may be, before the Resource Manager's clock counts as wrong."""
 LONGEST_FORECAST = timedelta(days=7)
+AGES_MS = 10**14
+"""More than the calendar has."""
 MOST_WAITING = 10_000
+JUMP_SECONDS = 5
+MOST_WATTS = 1e12
+"""What is beyond is no measurement."""
 SECONDS_BETWEEN_STATES = 1
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 60
 SECONDS_BETWEEN_FORECASTS = 2
@@ -60,7 +67,8 @@ def records():
         `provision` has their numbers, `power_sensor` and `soc_sensor` what the server says of them.
         `powers` maps each electric commodity quantity to its latest value (W), `power` is their sum, and
         `measured` when that was; `interval` is the one under way, `waiting` those that ended before the
-        sensor was known. `energy_per_fill_level` is in Wh.
+        sensor was known, and `looked` when it was summed up last, by both clocks. `energy_per_fill_level`
+        is in Wh.
         """
 
         hass: Any
@@ -75,6 +83,7 @@ def records():
         power: float | None = None
         measured: datetime | None = None
         interval: Any = None
+        looked: tuple | None = None
         waiting: list = field(default_factory=list)
         forecast: Any = None
         last_prior: datetime | None = None
@@ -168,7 +177,11 @@ def take_power(relay, message):
     more than a day slow, or fast, is not believed.
     """
     values = {each.commodity_quantity.value: each.value for each in message.values}
-    electric = {quantity: value for quantity, value in values.items() if quantity.startswith(ELECTRIC)}
+    electric = {
+        quantity: value
+        for quantity, value in values.items()
+        if quantity.startswith(ELECTRIC) and abs(value) < MOST_WATTS
+    }
     want(relay, "sign of life")
     if not electric:
         return
@@ -217,7 +230,14 @@ def tick(relay, moment):
 
 @pyscript_compile
 def elapse(relay, moment, now):
-    """Sum up the power until a moment, and post the means of the intervals that ended."""
+    """Sum up the power until a moment, and post the means of the intervals that ended.
+
+    Where the clock was set anew, or the machine slept, nothing is known of the time in between.
+    """
+    ran, (seen, ran_then) = time.monotonic(), relay.looked or (now, time.monotonic())
+    if abs((now - seen).total_seconds() - (ran - ran_then)) > JUMP_SECONDS:
+        relay.power = None
+    relay.looked = now, ran
     interval = relay.interval
     if interval is None or interval.step != step(relay) or interval.at > now + GRACE:
         relay.interval = means.Interval(tick(relay, moment), step(relay), moment)
@@ -280,7 +300,7 @@ def post_forecast(relay):
         return False
     (message, came), relay.forecast = relay.forecast, None
     start, values = forecast_values(relay, message)
-    if any(value is not None for value in values):
+    if values:
         sensor, prior = relay.power_sensor, came.replace(microsecond=0)
         if relay.last_prior and prior <= relay.last_prior:
             prior = relay.last_prior + timedelta(seconds=1)
@@ -292,34 +312,37 @@ def post_forecast(relay):
 
 @pyscript_compile
 def forecast_values(relay, message):
-    """Return the start and the means of a PowerForecast over the sensor's intervals, in its sign."""
-    moment = dt_util.as_utc(message.start_time)
-    last = dt_util.utcnow() + LONGEST_FORECAST
-    interval = means.Interval(tick(relay, moment), step(relay), moment)
-    first, ended = interval.start, []
+    """Return the start and the means of a PowerForecast over the sensor's intervals, in its sign.
+
+    What is over, and what is more than 7 days ahead, is left out.
+    """
+    first = tick(relay, dt_util.utcnow())
+    interval = means.Interval(first, step(relay), first)
+    found, position = [], message.start_time - first
     for element in message.elements:
-        length = timedelta(milliseconds=min(element.duration.root, LONGEST_FORECAST.total_seconds() * 1000))
-        moment = min(moment + length, last)
-        if moment <= interval.at:
-            continue
-        done, interval = means.elapse(interval, expected(element), moment, partial(tick, relay))
-        ended += done
-    values = {each.start: means.mean(each) for each in [*ended, interval]}
-    count = (interval.start - first) // interval.step + 1
-    found = [values.get(first + number * interval.step) for number in range(count)]
-    while found and found[-1] is None:
-        found.pop()
-    return first, [None if value is None else relay.power_sensor.sign * value for value in found]
+        begin, position = position, position + timedelta(milliseconds=min(element.duration.root, AGES_MS))
+        start, end = (first + max(timedelta(0), min(each, LONGEST_FORECAST)) for each in (begin, position))
+        for value, until in ((None, start), (expected(element), end)):
+            if until > interval.at:
+                ended, interval = means.elapse(interval, value, until, partial(tick, relay))
+                found += ended
+    values = {each.start: means.mean(each) for each in [*found, interval]}
+    known = [start for start, value in values.items() if value is not None]
+    if not known:
+        return first, []
+    start, sign = min(known), relay.power_sensor.sign
+    starts = [start + number * interval.step for number in range((max(known) - start) // interval.step + 1)]
+    return start, [None if values.get(each) is None else sign * values[each] for each in starts]
 
 
 @pyscript_compile
 def expected(element):
     """Return the expected electric power (W) of a forecast's element, or None."""
     values = {each.commodity_quantity.value: each.value_expected for each in element.power_values}
-    if ALL_PHASES in values:
-        return values[ALL_PHASES]
     electric = [value for quantity, value in values.items() if quantity.startswith(ELECTRIC)]
-    return sum(electric) if electric else None
+    if ALL_PHASES in values:
+        electric = [values[ALL_PHASES]]
+    return sum(electric) if electric and max(map(abs, electric)) < MOST_WATTS else None
 
 
 @pyscript_compile
@@ -333,6 +356,8 @@ def post_fill_level(relay):
     if told is None:
         return False
     value, unit = told
+    if not math.isfinite(value):
+        return False
     moment = dt_util.utcnow().replace(microsecond=0)
     outboxes.add(relay.outbox, sensor_data.Run(relay.soc_sensor.id, moment, [value], unit))
     return True

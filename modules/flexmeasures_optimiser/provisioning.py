@@ -7,6 +7,7 @@ import flexmeasures_optimiser.errors as errors
 
 RESOURCE_ID = "resource_id"
 """The asset's attribute that says whose it is."""
+LONGEST_NAME = 80
 POWER, STATE_OF_CHARGE = "power", "state of charge"
 POWER_SENSOR = {"event_resolution": "PT15M", "unit": "kW", "attributes": {"consumption_is_positive": True}}
 SOC_SENSOR = {"event_resolution": "PT0M", "unit": "%"}
@@ -77,7 +78,8 @@ async def provide(link, site_id, resource_id, name, role, with_soc):
 @pyscript_compile
 def free_name(name, resource_id, taken):
     """Return the name, with the resource_id where another asset has it."""
-    return f"{name} ({resource_id})" if name in taken else name
+    suffix = f" ({resource_id})" if name in taken else ""
+    return name[: LONGEST_NAME - len(suffix)] + suffix
 
 
 @pyscript_compile

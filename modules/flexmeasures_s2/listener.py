@@ -20,6 +20,7 @@ UNSUPPORTED_DATA, POLICY_VIOLATION, TRY_AGAIN_LATER = 1003, 1008, 1013
 LONGEST_REASON = 123
 """Bytes that a websocket's close frame has room for."""
 CLOSING_SECONDS = 2
+MOST_WARNED_OF = 100
 TURN_SECONDS = 0.002
 """How long one Resource Manager may keep the event loop to itself."""
 BYTES_OF_A_MESSAGE = 4096
@@ -68,6 +69,7 @@ def records():
         server: Any = None
         sessions: set = field(default_factory=set)
         asking: dict = field(default_factory=dict)
+        refused: set = field(default_factory=set)
 
     @dataclass
     class Bucket:
@@ -163,25 +165,34 @@ async def stop(listener):
 
 
 @pyscript_compile
+def complain(listener, request, why):
+    """Warn of who is refused: once each, so that nobody can fill the log."""
+    known = (request.remote, why) in listener.refused or len(listener.refused) >= MOST_WARNED_OF
+    if not known:
+        listener.refused.add((request.remote, why))
+    LOGGER.log(logging.DEBUG if known else logging.WARNING, "%s was refused: %s", request.remote, why)
+
+
+@pyscript_compile
 def refusal(listener, request):
     """Return the HTTP answer to who is not let in, or None."""
     if listener.token:
         given = request.headers.get("Authorization", "")
         wanted = f"Bearer {listener.token}"
         if not hmac.compare_digest(given.encode(errors="replace"), wanted.encode()):
-            LOGGER.warning("%s was refused: its token is missing or wrong", request.remote)
+            complain(listener, request, "its token is missing or wrong")
             return web.Response(
                 status=401, headers={"WWW-Authenticate": "Bearer"}, text="The token is missing or wrong"
             )
     elif "Origin" in request.headers:
-        LOGGER.warning("%s was refused: a web page may connect only with a token", request.remote)
+        complain(listener, request, "a web page may connect only with a token")
         return web.Response(status=403, text="A web page may connect only with a token")
     if not web.WebSocketResponse().can_prepare(request):
         return web.Response(
             status=426, headers={"Upgrade": "websocket"}, text="Connect with a websocket that speaks S2"
         )
     if len(listener.sessions) >= listener.limits.connections:
-        LOGGER.warning("%s was refused: there are %d connections", request.remote, len(listener.sessions))
+        complain(listener, request, f"there are {listener.limits.connections} connections")
         return web.Response(status=503, headers={"Retry-After": "60"}, text="Too many connections")
     return None
 
@@ -261,21 +272,26 @@ def peer_of(request):
 async def serve(session, websocket, limits):
     """Deal with each message in turn, until the connection ends; return why it did.
 
-    A burst is read no faster than it can be dealt with, and leaves room for everybody else.
+    A burst is read no faster than it can be dealt with, and leaves room for everybody else; so does a
+    large message, after which as much time is left to others as it took.
     """
     bucket = Bucket(limits.rate, 60 * limits.rate, time.monotonic())
-    turn_began = time.monotonic()
+    turn_ends = time.monotonic() + TURN_SECONDS
     async for frame in websocket:
         if frame.type is WSMsgType.ERROR:
             break
         if frame.type is not WSMsgType.TEXT:
             await sessions.close(session, UNSUPPORTED_DATA, "a binary frame: S2 is text")
             break
+        began = time.monotonic()
         await sessions.receive(session, frame.data)
-        pause = pause_after(bucket, len(frame.data))
-        if pause or time.monotonic() - turn_began > TURN_SECONDS:
+        now = time.monotonic()
+        pause = pause_after(bucket, len(frame.data), now)
+        if len(frame.data) > sessions.LARGE:
+            pause = max(pause, now - began)
+        if pause or now > turn_ends:
             await asyncio.sleep(pause)
-            turn_began = time.monotonic()
+            turn_ends = time.monotonic() + TURN_SECONDS
     if session.why_ended:
         return session.why_ended
     code = websocket.close_code
@@ -285,9 +301,8 @@ async def serve(session, websocket, limits):
 
 
 @pyscript_compile
-def pause_after(bucket, size):
+def pause_after(bucket, size, now):
     """Return how many seconds to wait after a message of that size, so that the rate is kept."""
-    now = time.monotonic()
     bucket.tokens = min(60 * bucket.rate, bucket.tokens + (now - bucket.at) * bucket.rate)
     bucket.at = now
     bucket.tokens -= 1 + size // BYTES_OF_A_MESSAGE

@@ -19,8 +19,9 @@ LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 HANDSHAKE, DETAILS, ESTABLISHED, ENDED = "handshake", "details", "established", "ended"
 OK = "OK"
 NORMAL, GOING_AWAY, PROTOCOL_ERROR = 1000, 1001, 1002
-MOST_REMEMBERED = 100
+MOST_REMEMBERED = 20
 """How many of one message_type are remembered, where each has an id of its own."""
+LONGEST_ID = 64
 PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 """Seconds after each TEMPORARY_ERROR."""
 LONGEST_LOGGED = 4000
@@ -87,6 +88,7 @@ def records():
         last_message: datetime | None = None
         last_message_type: str | None = None
         why_ended: str | None = None
+        complained: bool = False
 
     return Events, Pending, Taken, Session
 
@@ -111,6 +113,14 @@ def log(session, arrow, text):
 
 
 @pyscript_compile
+def complain(session, text, *details):
+    """Warn of what a Resource Manager does wrong: once in a session, so that it cannot fill the log."""
+    level = logging.DEBUG if session.complained else logging.WARNING
+    session.complained = True
+    LOGGER.log(level, f"%s {text}", name_of(session), *details)
+
+
+@pyscript_compile
 async def receive(session, text):
     """Deal with what the Resource Manager sent: check it, act on it, confirm it; and then go on."""
     if session.stage == ENDED:
@@ -127,7 +137,7 @@ async def receive(session, text):
         label, then = taken.label, taken.then
     except errors.Refused as refused:
         if message is None and is_reception_status(text):
-            LOGGER.warning("%s sent a wrong ReceptionStatus: %s", name_of(session), refused)
+            complain(session, "sent a wrong ReceptionStatus: %s", refused)
             return
         status, label, fatal = refused.status, str(refused), refused.fatal
         subject = refused.subject if message is None else subject
@@ -136,7 +146,7 @@ async def receive(session, text):
         status, label = "TEMPORARY_ERROR", "The CEM failed to deal with this message"
     await send(session, "ReceptionStatus", subject_message_id=subject, status=status, diagnostic_label=label)
     if status != OK:
-        LOGGER.info("%s: answered %s: %s", name_of(session), status, label)
+        complain(session, "was answered %s: %s", status, label)
         if fatal:
             await close(session, PROTOCOL_ERROR, label)
         return
@@ -208,7 +218,7 @@ def remember(session, message):
     key = (kind, *(getattr(message, name) for name in ids))
     replaces = session.memory.pop(key, None) is not None
     session.memory[key] = message
-    if ids:
+    if ids == ("id",):
         same = [each for each in session.memory if each[0] == kind]
         if len(same) > MOST_REMEMBERED:
             del session.memory[same[0]]
@@ -242,6 +252,8 @@ def on_details(session, message):
             f"resource_id: this session belongs to {session.details.resource_id}: open another for "
             f"{message.resource_id}"
         )
+    if len(message.resource_id) > LONGEST_ID:
+        raise errors.InvalidContent(f"resource_id: expected at most {LONGEST_ID} characters")
     offered = [each.value for each in message.available_control_types]
     if offered == [control_types.NO_SELECTION]:
         raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
@@ -299,15 +311,10 @@ def on_reception_status(session, message):
     """Give a confirmation to who waits for it."""
     pending = session.pending.pop(message.subject_message_id, None)
     if pending is None:
-        level = logging.DEBUG if message.status.value == OK else logging.WARNING
-        LOGGER.log(
-            level,
-            "%s answered %s to %s: %s",
-            name_of(session),
-            message.status.value,
-            message.subject_message_id,
-            message.diagnostic_label,
-        )
+        if message.status.value != OK:
+            label = (message.diagnostic_label or "")[:LONGEST_LOGGED]
+            subject = message.subject_message_id
+            complain(session, "answered %s to %s: %s", message.status.value, subject, label)
         return
     if pending.at_once:
         pending.at_once(message)
