@@ -107,7 +107,8 @@ async def start(listener):
     async def accept_request(request):
         return await accept(listener, request)
 
-    for path in sorted({listener.path, listener.path.rstrip("/") + "/"}):
+    plain = listener.path.rstrip("/")
+    for path in sorted({plain or "/", f"{plain}/"}):
         app.router.add_get(path, accept_request)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()

@@ -160,6 +160,9 @@ def as_the_schemas_have_it(node):
     kind = node.get("type")
     if kind == "uuid":
         return {"type": "str", "strict": True, "pattern": ID}
+    if kind == "model" and node["cls"].__name__ == "ID":
+        reference = {name: node[name] for name in ("ref",) if name in node}
+        return {"type": "str", "strict": True, "pattern": ID} | reference
     if kind == "nullable":
         return as_the_schemas_have_it(node["schema"])
     if kind == "default" and node.get("default") is not None:

@@ -427,6 +427,7 @@ def spawn(session, work):
     task = asyncio.get_running_loop().create_task(run())
     session.tasks.add(task)
     task.add_done_callback(session.tasks.discard)
+    task.add_done_callback(lambda _task: work.close())
 
 
 @pyscript_compile

@@ -1,0 +1,296 @@
+"""What a Resource Manager says becomes means, forecasts and states of charge of its sensors."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from homeassistant.helpers.json import json_bytes
+from homeassistant.util.json import json_loads
+from pytest_homeassistant_custom_component.common import async_fire_time_changed
+
+from tests.parts.s2_messages import example
+
+NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+QUARTER, MINUTE = timedelta(minutes=15), timedelta(minutes=1)
+L1, ALL = "ELECTRIC.POWER.L1", "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
+POWER, SOC = 7, 8
+
+
+class Device:
+    """A relay of a Resource Manager that is connected, with an outbox that nobody empties, and a clock."""
+
+    def __init__(self, hass, load, freezer) -> None:
+        """Start at noon, with sensors that are known."""
+        self.hass, self.freezer = hass, freezer
+        self.relays, self.messages = load("flexmeasures_home.relay"), load("flexmeasures_s2.messages")
+        status = load("flexmeasures_home.status").Status(hass)
+        self.box = load("flexmeasures_home.outbox").Outbox(
+            hass, SimpleNamespace(host="http://x"), status, None, "me"
+        )
+        self.sensor_kind = load("flexmeasures_optimiser.connection").Sensor
+        self.session_kind = load("flexmeasures_s2.session").Session
+        self.resource = load("flexmeasures_cem.cem").Resource("abc", "Meter")
+        self.relay = self.relays.new(hass, self.box, self.resource, "sensor.flexmeasures_s2_meter")
+        freezer.move_to(NOON)
+        self.connect()
+        self.know()
+
+    def connect(self):
+        """Connect with a session that is established."""
+        details = self.messages.parse(json.dumps(example("ResourceManagerDetails")))
+        session = self.session_kind("here", None, None, None, details=details)
+        self.resource.session = self.resource.last_session = session
+
+    def know(self, sign=1, unit="%"):
+        """Know the sensors."""
+        self.relay.power_sensor = self.sensor_kind(POWER, "kW", QUARTER, "Europe/Amsterdam", 1, sign)
+        self.relay.soc_sensor = self.sensor_kind(SOC, unit, timedelta(0), "Europe/Amsterdam", 1)
+
+    def say(self, message_type, **changes):
+        """Have the Resource Manager say something."""
+        message = self.messages.parse(json.dumps(example(message_type, **changes)))
+        self.resource.session.memory[(message_type,)] = message
+        self.relays.received(self.relay, message)
+
+    def measure(self, watts, minutes, quantity=L1):
+        """Have it say what it measured, at some minutes past noon."""
+        moment = (NOON + minutes * MINUTE).isoformat()
+        values = [{"commodity_quantity": quantity, "value": watts}]
+        self.say("PowerMeasurement", measurement_timestamp=moment, values=values)
+
+    def forecast(self, *elements, minutes=0):
+        """Have it say what it expects: (minutes, W), from some minutes past noon on."""
+        found = [
+            {
+                "duration": round(length * 60_000),
+                "power_values": [{"commodity_quantity": L1, "value_expected": watts}],
+            }
+            for length, watts in elements
+        ]
+        start = minutes if isinstance(minutes, str) else (NOON + minutes * MINUTE).isoformat()
+        self.say("PowerForecast", start_time=start, elements=found)
+
+    async def at(self, minutes):
+        """Let the clock go to some minutes past noon."""
+        moment = NOON + minutes * MINUTE
+        self.freezer.move_to(moment)
+        async_fire_time_changed(self.hass, moment)
+        await self.hass.async_block_till_done()
+
+    @property
+    def posted(self):
+        """Return what was posted of the power: minutes past noon and W."""
+        return [
+            ((parcel.run.start - NOON) / MINUTE + number * 15, value)
+            for parcel in self.box.parcels
+            if parcel.run.sensor == POWER
+            for number, value in enumerate(parcel.run.values)
+        ]
+
+    @property
+    def socs(self):
+        """Return the states of charge that were posted, with their units."""
+        runs = [parcel.run for parcel in self.box.parcels if parcel.run.sensor == SOC]
+        return [(value, run.unit) for run in runs for value in run.values]
+
+
+@pytest.fixture
+async def device(hass, load, freezer):
+    """Return a device at noon."""
+    device = Device(hass, load, freezer)
+    yield device
+    device.relays.stop(device.relay)
+
+
+async def test_a_value_lasts_from_its_timestamp_to_the_next(device):
+    device.measure(300, 0)
+    await device.at(5.05)
+    device.measure(600, 5)
+    await device.at(10.05)
+    device.measure(0, 10)
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(300))]
+
+
+async def test_what_was_measured_in_time_counts_though_it_comes_just_after_the_interval(device):
+    device.measure(300, 0)
+    await device.at(15.05)
+    device.measure(-300, 7.5)
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(0))]
+
+
+async def test_what_is_measured_before_the_last_value_changes_nothing(device):
+    device.measure(300, 0)
+    await device.at(10)
+    device.measure(600, 9)
+    device.measure(9000, 3)
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx((9 * 300 + 6 * 600) / 15))]
+
+
+async def test_what_was_measured_before_it_connected_arrives_too(device):
+    for number, watts in enumerate([100, 200, 300, 400]):
+        device.measure(watts, 15 * number - 45)
+    assert device.posted == [(-45, 100), (-30, 200), (-15, 300)]
+    await device.at(15.2)
+    assert device.posted[3:] == [(0, pytest.approx(400))]
+
+
+@pytest.mark.parametrize(
+    "told", ["1970-01-01T00:00:00Z", "2100-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00"]
+)
+async def test_a_wrong_clock_is_not_believed(device, told, caplog):
+    values = [{"commodity_quantity": L1, "value": 500}]
+    for minutes in (0, 5, 10):
+        await device.at(minutes)
+        device.say("PowerMeasurement", measurement_timestamp=told, values=values)
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(500))]
+    assert len([each for each in caplog.messages if "its clock is wrong" in each]) == 1
+
+
+async def test_the_disconnected_time_is_a_gap(device):
+    device.measure(300, 0)
+    await device.at(12)
+    device.resource.session = None
+    device.relays.changed(device.relay)
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(300))]
+    await device.at(31)
+    device.connect()
+    device.measure(600, 31)
+    await device.at(45.2)
+    assert device.posted == [(0, pytest.approx(300)), (15, None), (30, pytest.approx(600))]
+
+
+async def test_an_interval_goes_on_after_a_reload(device, load):
+    device.measure(300, 0)
+    await device.at(5)
+    device.relays.stop(device.relay)
+    kept = json_loads(json_bytes(device.relays.as_json(device.relay)))
+    device.relay = device.relays.new(device.hass, device.box, device.resource, device.relay.entity_id)
+    device.relays.recall(device.relay, kept)
+    device.know()
+    device.measure(900, 5)
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(700))]
+
+
+async def test_what_ended_before_the_sensor_was_known_waits_and_is_kept(device):
+    device.relay.power_sensor = None
+    for number, watts in enumerate([100, 200, 300]):
+        device.measure(watts, 15 * number - 30)
+    assert device.posted == []
+    kept = json_loads(json_bytes(device.relays.as_json(device.relay)))
+    device.relays.stop(device.relay)
+    device.relay = device.relays.new(device.hass, device.box, device.resource, device.relay.entity_id)
+    device.relays.recall(device.relay, kept)
+    device.know(sign=-1)
+    device.relays.sensors_known(device.relay)
+    assert device.posted == [(-30, -100), (-15, -200)]
+
+
+async def test_nothing_is_known_of_the_time_that_a_clock_jumped_over(device):
+    device.measure(300, 0)
+    await device.at(5)
+    device.measure(300, 5)
+    device.freezer.move_to(NOON + 3 * timedelta(hours=1))
+    device.relay.looked = (device.relay.looked[0], device.relay.looked[1] + 3 * 3600 - 305)
+    device.measure(600, 180)
+    assert device.posted == [(0, pytest.approx(300))]
+
+
+async def test_the_phases_are_added_up_and_a_symmetric_value_stands_for_all(device):
+    for phase in (1, 2, 3):
+        device.measure(100 * phase, 0, f"ELECTRIC.POWER.L{phase}")
+    device.measure(5000, 0, "HEAT.THERMAL_POWER")
+    await device.at(7.5)
+    device.measure(1200, 7.5, ALL)
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(900))]
+
+
+async def test_what_is_no_power_at_all_is_left_out(device):
+    device.measure(1e300, 0)
+    device.measure(-1e308, 1)
+    await device.at(15.2)
+    assert device.posted == []
+
+
+async def test_a_forecast_is_averaged_over_the_intervals(device):
+    await device.at(2)
+    device.forecast((10, 300), (20, 1500), (15, -600), minutes=15)
+    assert device.posted == [(15, pytest.approx(700)), (30, pytest.approx(1500)), (45, -600)]
+    assert {parcel.run.prior for parcel in device.box.parcels} == {NOON + 2 * MINUTE}
+
+
+async def test_what_is_over_of_a_forecast_is_left_out(device):
+    await device.at(20)
+    device.forecast((60, 300), minutes=-15)
+    assert device.posted == [(15, 300), (30, 300)]
+
+
+@pytest.mark.parametrize(
+    "start", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1970-01-01T00:00:00Z"]
+)
+@pytest.mark.parametrize("milliseconds", [0, 900_000, 10**15, 10**17], ids=["0", "quarter", "ages", "more"])
+async def test_no_forecast_is_too_far_away_or_too_long_to_deal_with(device, start, milliseconds):
+    power_values = [{"commodity_quantity": L1, "value_expected": 5}]
+    element = {"duration": milliseconds, "power_values": power_values}
+    device.say("PowerForecast", start_time=start, elements=[element] * 288)
+    assert len(device.posted) <= 7 * 96
+
+
+async def test_a_forecast_in_the_same_second_is_posted_as_known_a_second_later(device):
+    device.forecast((15, 100), minutes=15)
+    device.forecast((15, 200), minutes=15)
+    device.forecast((15, 300), minutes=15)
+    await device.at(0.05)
+    runs = [parcel.run for parcel in device.box.parcels]
+    assert [(run.values, run.prior) for run in runs] == [
+        ([100], NOON),
+        ([300], NOON + timedelta(seconds=1)),
+    ]
+
+
+async def test_a_fill_level_is_the_part_of_its_range(device):
+    storage = example("FRBC.SystemDescription")["storage"]
+    storage["fill_level_range"] = {"start_of_range": 20, "end_of_range": 70}
+    device.say("FRBC.StorageStatus", present_fill_level=45)
+    assert device.socs == []
+    device.say("FRBC.SystemDescription", storage=storage)
+    assert device.socs == [(50, "%")]
+
+
+async def test_a_fill_level_is_posted_once_a_minute(device):
+    device.say("FRBC.SystemDescription")
+    for level in range(30):
+        device.say("FRBC.StorageStatus", present_fill_level=level)
+    assert device.socs == [(0, "%")]
+    await device.at(1.1)
+    assert device.socs == [(0, "%"), (29, "%")]
+    await device.at(10)
+    assert len(device.socs) == 2
+
+
+async def test_a_sensor_of_energy_needs_to_know_what_a_fill_level_is_worth(device):
+    device.know(unit="kWh")
+    device.say("FRBC.StorageStatus", present_fill_level=40)
+    assert device.socs == []
+    device.relay.energy_per_fill_level = 200
+    device.say("FRBC.StorageStatus", present_fill_level=50)
+    assert device.socs == [(10_000, "Wh")]
+
+
+async def test_the_state_is_written_once_a_second_and_signs_of_life_once_a_minute(device):
+    writes = []
+    device.hass.bus.async_listen("state_changed", writes.append)
+    for level in range(50):
+        device.say("FRBC.StorageStatus", present_fill_level=level)
+        device.measure(level, 0)
+    await device.hass.async_block_till_done()
+    assert len(writes) <= 2
+    await device.at(0.03)
+    assert device.hass.states.get("sensor.flexmeasures_s2_meter").attributes["fill_level"] == 49
