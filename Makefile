@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test coverage demo lint format clean
+.PHONY: help setup test coverage demo bench lint format clean
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 # The first Python >= 3.13 that really runs: one of the PATH's, else one of pyenv's.
@@ -30,6 +30,9 @@ coverage: setup ## measure which lines the tests of modules and app run (on the 
 
 demo: setup ## plan a battery with a real FlexMeasures server and Home Assistant, until Ctrl-C
 	@.venv/bin/python -m tests.demo
+
+bench: setup ## measure how many S2 messages Home Assistant confirms per second, beside a bare server
+	@.venv/bin/python -m tests.bench
 
 lint: setup ## check style
 	.venv/bin/ruff check .

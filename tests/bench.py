@@ -8,6 +8,7 @@ many are in flight, which tells the throughput; then one at a time, which tells 
 
 import argparse
 import asyncio
+import functools
 import gc
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -43,9 +44,11 @@ WINDOW = 64
 """Messages in flight while the throughput is measured."""
 ROUND_TRIP_SHARE = 0.6
 """How long round trips are measured, of the time for the throughput."""
-MOST_PER_SECOND = 60_000
-"""How many messages are made beforehand for each second: more than are ever confirmed."""
+MOST_PER_SECOND = 50_000
+"""How many messages are made beforehand for each second; who confirms more is measured for less long."""
 NEIGHBOURS = 20
+HEAD_START_SECONDS = 0.5
+"""How long those take to connect, before the flood begins."""
 WARM_UP_SECONDS = 1
 SPAWN = multiprocessing.get_context("spawn")
 UPGRADE = (
@@ -158,7 +161,7 @@ class Sender:
             if message["message_type"] == message_type:
                 return message
 
-    def send(self, messages: list[Message]) -> None:
+    def send(self, messages: Iterable[Message]) -> None:
         """Send messages at once."""
         self.socket.sendall(b"".join([frame for _, frame in messages]))
 
@@ -175,17 +178,17 @@ class Sender:
         in_flight = deque(islice(messages, WINDOW))
         number, began, worked = 0, time.perf_counter(), time.process_time()
         self.send(in_flight)
-        while (elapsed := time.perf_counter() - began) < seconds:
+        while time.perf_counter() < began + seconds:
             self.receive()
             arrived = len(self.texts)
             while self.texts:
                 self.confirmed(in_flight.popleft())
             number += arrived
-            following = list(islice(messages, arrived))
-            if len(following) < arrived:
-                raise ValueError(f"It confirms more than {MOST_PER_SECOND} messages a second: make more")
+            if not (following := list(islice(messages, arrived))):
+                break
             in_flight.extend(following)
             self.send(following)
+        elapsed = time.perf_counter() - began
         worked = time.process_time() - worked
         while in_flight:
             self.confirmed(in_flight.popleft())
@@ -212,26 +215,28 @@ def framed(payload: bytes, kind: int = TEXT) -> bytes:
     return bytes([kind]) + size + bytes(4) + payload
 
 
-def storage_statuses(number: int) -> Iterator[Message]:
-    """Return messages that are all made now."""
+@functools.cache
+def storage_statuses(number: int) -> list[Message]:
+    """Make messages; they are kept for the following measurements."""
     made = []
     status = example("FRBC.StorageStatus")
     for count in range(number):
         message_id = str(uuid4())
         message = status | {"message_id": message_id, "present_fill_level": count % 1000 / 10}
         made.append((message_id.encode(), framed(json.dumps(message).encode())))
-    return iter(made)
+    gc.freeze()
+    return made
 
 
 def load(port: int, seconds: float, name: str | None) -> Measured:
     """Measure a server, in a process of its own; with a name, a session is opened first."""
-    messages = storage_statuses(int(MOST_PER_SECOND * seconds))
-    gc.freeze()
+    round_trip_seconds = ROUND_TRIP_SHARE * seconds
+    many = iter(storage_statuses(int(MOST_PER_SECOND * (seconds + round_trip_seconds))))
     with Sender(port) as sender:
         if name:
             sender.establish(name)
-        throughput, worked = sender.flood(messages, seconds)
-        return Measured(throughput, sender.one_at_a_time(messages, ROUND_TRIP_SHARE * seconds), worked)
+        throughput, worked = sender.flood(islice(many, int(MOST_PER_SECOND * seconds)), seconds)
+        return Measured(throughput, sender.one_at_a_time(many, round_trip_seconds), worked)
 
 
 def neighbours(port: int, seconds: float) -> list[float]:
@@ -241,7 +246,7 @@ def neighbours(port: int, seconds: float) -> list[float]:
         with Sender(port) as sender:
             sender.establish(f"Neighbour {number}")
             time.sleep(number / NEIGHBOURS)
-            return sender.one_at_a_time(storage_statuses(int(seconds) + 2), seconds, pause=1)
+            return sender.one_at_a_time(iter(storage_statuses(int(seconds) + 2)), seconds, pause=1)
 
     with ThreadPoolExecutor(NEIGHBOURS) as threads:
         return [each for found in threads.map(one, range(NEIGHBOURS)) for each in found]
@@ -298,17 +303,16 @@ async def main(seconds: float, pairs: int) -> None:
     """Start both servers, measure them in turn, and print what was found."""
     ours, bare = free_port(), free_port()
     source = await asyncio.to_thread(pyscript_source.source)
+    run = asyncio.get_running_loop().run_in_executor
     with ExitStack() as stack:
-        pool = stack.enter_context(ProcessPoolExecutor(2, mp_context=SPAWN, initializer=ignore_interrupt))
+        sender, others = (stack.enter_context(ProcessPoolExecutor(1, mp_context=SPAWN)) for _ in range(2))
+        await asyncio.gather(run(sender, ignore_interrupt), run(others, ignore_interrupt))
         config = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="home-assistant-")))
         server = SPAWN.Process(target=serve_bare, args=(bare,), daemon=True)
         server.start()
         stack.callback(server.join)
         stack.callback(server.terminate)
         install(config, source)
-
-        async def run(work: Callable, *arguments: object):
-            return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
         with step("Starting Home Assistant with the scripts, and the bare server"):
             home_assistant = HomeAssistant(config, app_configuration(ours))
@@ -317,18 +321,19 @@ async def main(seconds: float, pairs: int) -> None:
             with step("Warming up"):
                 for port in (ours, bare):
                     await until_listening(port)
-                await run(load, ours, WARM_UP_SECONDS, "Battery")
-                await run(load, bare, WARM_UP_SECONDS, None)
+                await run(sender, load, ours, WARM_UP_SECONDS, "Battery")
+                await run(sender, load, bare, WARM_UP_SECONDS, None)
+                await run(others, neighbours, ours, 0)
             found = []
             for number in range(1, pairs + 1):
                 with step(f"Measuring ours, then bare: {number} of {pairs}"):
-                    with_session = await run(load, ours, seconds, "Battery")
-                    found.append((with_session, await run(load, bare, seconds, None)))
+                    with_session = await run(sender, load, ours, seconds, "Battery")
+                    found.append((with_session, await run(sender, load, bare, seconds, None)))
             with step(f"Measuring ours beside {NEIGHBOURS} devices that send a message a second"):
-                others = asyncio.create_task(run(neighbours, ours, seconds))
-                await asyncio.sleep(1)
-                flooded = await run(load, ours, seconds, "Battery")
-                beside = Measured(flooded.throughput, await others, flooded.sender)
+                round_trips = run(others, neighbours, ours, seconds - HEAD_START_SECONDS)
+                await asyncio.sleep(HEAD_START_SECONDS)
+                flooded = await run(sender, load, ours, seconds, "Battery")
+                beside = Measured(flooded.throughput, await round_trips, flooded.sender)
         finally:
             await home_assistant.stop()
     console.print(table(found, beside))

@@ -1,14 +1,18 @@
-"""The main job in a terminal: a real Home Assistant asks a real FlexMeasures for a battery's schedule.
+"""The main jobs in a terminal, with a real Home Assistant and a real FlexMeasures.
 
-`make demo` runs it. Everything is started here, on the loopback address, and ends with Ctrl-C.
+Home Assistant asks FlexMeasures for a battery's schedule; a meter connects to it over S2, and FlexMeasures
+gets to know what the meter forecasts and measures. `make demo` runs it. Everything is started here, on the
+loopback address, and ends with Ctrl-C.
 """
 
 import asyncio
 import contextlib
+import math
+import random
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -21,9 +25,14 @@ from rich.console import Console
 from tests.parts import pyscript_source
 from tests.parts.flexmeasures_server import FlexMeasuresServer
 from tests.parts.home_assistant import NAME, PASSWORD, HomeAssistant, install
+from tests.parts.s2_devices import Meter
 
 COLUMNS = 100
 SOC_AT_START, SOC_MIN, SOC_MAX = 2, 1, 10
+METER, METER_ENTITY = "Kitchen meter", "sensor.flexmeasures_s2_kitchen_meter"
+SECONDS_BETWEEN_MEASUREMENTS = 1
+QUARTER, QUARTERS = timedelta(minutes=15), 96
+"""The steps of the forecast, and how many it has."""
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 console = Console(width=COLUMNS, highlight=False)
 
@@ -38,12 +47,12 @@ def step(doing: str) -> Iterator[None]:
 
 
 async def main() -> None:
-    """Start the parts, plan, draw, and wait for Ctrl-C."""
+    """Show everything, until Ctrl-C."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     console.rule("[bold]FlexMeasures for pyscript[/]")
-    demo = asyncio.create_task(show(stop))
+    demo = asyncio.create_task(show())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([demo, stopped], return_when=asyncio.FIRST_COMPLETED)
     if not demo.done():
@@ -53,8 +62,8 @@ async def main() -> None:
     console.print("Everything is stopped.")
 
 
-async def show(stop: asyncio.Event) -> None:
-    """Show the main job, then leave Home Assistant to the user."""
+async def show() -> None:
+    """Show the main jobs, then leave Home Assistant to the user until this is cancelled."""
     with step("Fetching pyscript"):
         source = await asyncio.to_thread(pyscript_source.source)
     console.print(f"  Scripts run on {source.description}")
@@ -68,20 +77,27 @@ async def show(stop: asyncio.Event) -> None:
             with step("Starting Home Assistant with the scripts"):
                 await home_assistant.start()
             await plan(home_assistant, server)
-            console.print(
-                f"\nHome Assistant: [bold]{home_assistant.url}/dashboard-flexmeasures/schedule[/] "
-                f"(user {NAME}, password {PASSWORD})\n"
-                f"FlexMeasures:   [bold]{server.url}[/] "
-                f"(user {server.username}, password {server.password})\n"
-                f"Sensors there: power {server.ids.power_sensor}, state of charge {server.ids.soc_sensor}, "
-                f"price {server.ids.price_sensor}\n"
-                "Press Ctrl-C to stop.",
-                soft_wrap=True,
-            )
-            await stop.wait()
+            async with client(server) as flexmeasures, meter(home_assistant) as measured:
+                await show_meter(home_assistant, flexmeasures)
+                tell_addresses(home_assistant, server)
+                await follow(measured)
         finally:
             console.print("Stopping")
             await home_assistant.stop()
+
+
+def tell_addresses(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> None:
+    """Say where to look, and how to log in."""
+    console.print(
+        f"\nHome Assistant: [bold]{home_assistant.url}/dashboard-flexmeasures/schedule[/] "
+        f"(user {NAME}, password {PASSWORD})\n"
+        f"FlexMeasures:   [bold]{server.url}[/] "
+        f"(user {server.username}, password {server.password})\n"
+        f"Sensors there: power {server.ids.power_sensor}, state of charge {server.ids.soc_sensor}, "
+        f"price {server.ids.price_sensor}\n"
+        "Press Ctrl-C to stop.",
+        soft_wrap=True,
+    )
 
 
 def battery(server: FlexMeasuresServer) -> dict:
@@ -128,11 +144,8 @@ async def plan(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> Non
 
 async def ask_prices(server: FlexMeasuresServer, start: str, quarters: int) -> list[float]:
     """Return the prices (EUR/kWh) of the schedule's quarters."""
-    async with aiohttp.ClientSession() as session:
-        client = FlexMeasuresClient(
-            server.password, server.username, server.url.removeprefix("http://"), session=session
-        )
-        found = await client.get_sensor_data(
+    async with client(server) as flexmeasures:
+        found = await flexmeasures.get_sensor_data(
             server.ids.price_sensor,
             start=start,
             duration=timedelta(minutes=15 * quarters),
@@ -142,11 +155,98 @@ async def ask_prices(server: FlexMeasuresServer, start: str, quarters: int) -> l
     return found["values"]
 
 
+@contextlib.asynccontextmanager
+async def client(server: FlexMeasuresServer) -> AsyncIterator[FlexMeasuresClient]:
+    """Give a client of the server."""
+    async with aiohttp.ClientSession() as session:
+        host = server.url.removeprefix("http://")
+        yield FlexMeasuresClient(server.password, server.username, host, session=session)
+
+
+def usual_power(moment: datetime) -> float:
+    """Return a kitchen's usual power (W): a refrigerator, and three meals."""
+    local = moment.astimezone(AMSTERDAM)
+    hour = local.hour + local.minute / 60 + local.second / 3600
+    meals = [(7.5, 0.4, 900), (12.5, 0.3, 600), (18, 0.7, 2300)]
+    return 90 + sum(watts * math.exp(-(((hour - at) / width) ** 2) / 2) for at, width, watts in meals)
+
+
+@contextlib.asynccontextmanager
+async def meter(home_assistant: HomeAssistant) -> AsyncIterator[list[float]]:
+    """Connect a meter over S2; give what it has measured (W), and say at the end how much that was."""
+    measured = []
+
+    def measure(moment: datetime) -> float:
+        measured.append(usual_power(moment) * random.uniform(0.9, 1.1))
+        return measured[-1]
+
+    url = home_assistant.s2_url
+    device = Meter(url, name=METER, power=measure, forecast=usual_power, every=SECONDS_BETWEEN_MEASUREMENTS)
+    async with device:
+        with step(f"Connecting a {METER.lower()} over S2 to {url}"):
+            await asyncio.wait_for(device.active.wait(), 30)
+        console.print(f"  {METER} is connected. Home Assistant selected {device.control_type}.")
+        try:
+            yield measured
+        finally:
+            console.print(f"{METER} measured {len(measured)} times; it disconnects.")
+
+
+async def show_meter(home_assistant: HomeAssistant, flexmeasures: FlexMeasuresClient) -> None:
+    """Say what the meter is here and there, and draw the forecast that got there."""
+    with step("Waiting for its asset and its sensor on FlexMeasures"):
+        state = await home_assistant.wait_for_state(
+            METER_ENTITY, lambda state: state["attributes"].get("power_sensor"), 60
+        )
+        number = state["attributes"]["power_sensor"]
+        sensor = await flexmeasures.get_sensor(number, parse_json_fields=True)
+        asset = await flexmeasures.get_asset(sensor["generic_asset_id"], parse_json_fields=True)
+    console.print(
+        f"  {METER_ENTITY} is {state['state']}.\n"
+        f"  On FlexMeasures it got asset {asset['id']} ({asset['name']}) "
+        f"with sensor {number} ({sensor['name']}, {sensor['unit']})."
+    )
+    with step("Waiting for its forecast to arrive there"):
+        start, powers = await forecast(flexmeasures, number)
+    starts = [start + number * QUARTER for number in range(len(powers))]
+    plotext.clear_figure()
+    plotext.limit_size(False, False)
+    plotext.plotsize(COLUMNS, 12)
+    plot(f"Forecast of {METER} on FlexMeasures, W", starts, powers, "magenta")
+    plotext.show()
+    console.print(
+        f"FlexMeasures has {len(powers)} values of the forecast, from {starts[0]:%H:%M} on. The mean of what "
+        f"{METER}\nmeasures follows whenever a quarter has ended.",
+        soft_wrap=True,
+    )
+
+
+async def forecast(flexmeasures: FlexMeasuresClient, sensor: int) -> tuple[datetime, list[float]]:
+    """Wait until all of the forecast is on the server, and return its start and values (W)."""
+    async with asyncio.timeout(60):
+        while True:
+            now = datetime.now(AMSTERDAM)
+            start = now.replace(minute=now.minute // 15 * 15, second=0, microsecond=0)
+            found = await flexmeasures.get_sensor_data(
+                sensor, start=start, duration=QUARTERS * QUARTER, unit="W", resolution="PT15M"
+            )
+            powers = [value for value in found["values"] if value is not None]
+            if len(powers) >= QUARTERS - 1:  # the first quarter may have ended in the meantime
+                return start, powers
+            await asyncio.sleep(0.5)
+
+
+async def follow(measured: list[float]) -> None:
+    """Show what the meter measures, until this is cancelled."""
+    with console.status("") as line:
+        while True:
+            line.update(f"{METER} measures {measured[-1]:.0f} W ({len(measured)} measurements so far)")
+            await asyncio.sleep(SECONDS_BETWEEN_MEASUREMENTS)
+
+
 def draw(schedule: dict, powers: list[float], prices: list[float]) -> None:
     """Draw price, power and state of charge over the day, one above the other."""
     starts = [datetime.fromisoformat(entry["start"]) for entry in schedule["schedule"]]
-    hours = [number for number, start in enumerate(starts) if start.minute == 0 and start.hour % 3 == 0]
-    steps = range(len(powers))
     plotext.clear_figure()
     plotext.limit_size(False, False)
     plotext.subplots(3, 1)
@@ -160,16 +260,23 @@ def draw(schedule: dict, powers: list[float], prices: list[float]) -> None:
         start=1,
     ):
         plotext.subplot(row, 1)
-        plotext.theme("clear")
-        plotext.title(title)
-        if title.startswith("Power"):
-            plotext.bar(steps, values, width=1, color=colour)
-        else:
-            plotext.plot(steps, values, color=colour)
-        plotext.xlim(-0.5, len(powers) - 0.5)
-        plotext.xticks(hours, [f"{starts[hour]:%H:%M}" for hour in hours])
+        plot(title, starts, values, colour)
     console.print(f"\n{starts[0]:%A %d %B %Y, %H:%M} to the next day", style="bold")
     plotext.show()
+
+
+def plot(title: str, starts: list[datetime], values: list[float], colour: str) -> None:
+    """Plot a day's values: a schedule's power as bars, all else as a line."""
+    hours = [number for number, start in enumerate(starts) if start.minute == 0 and start.hour % 3 == 0]
+    steps = range(len(values))
+    plotext.theme("clear")
+    plotext.title(title)
+    if title.startswith("Power"):
+        plotext.bar(steps, values, width=1, color=colour)
+    else:
+        plotext.plot(steps, values, color=colour)
+    plotext.xlim(-0.5, len(values) - 0.5)
+    plotext.xticks(hours, [f"{starts[hour]:%H:%M}" for hour in hours])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
-LONGEST_NAME = 80
-"""What FlexMeasures has room for in the name of an asset."""
 REPLACED = "another connection of the same resource replaces this one"
 
 
@@ -63,7 +61,9 @@ def events(cem):
         resource = of_session(cem, session)
         if resource:
             cem.changed(resource)
-            sessions.spawn(session, select_best(cem, resource, session))
+            if not session.selection_is_due:
+                session.selection_is_due = True
+                sessions.spawn(session, select_best(cem, resource, session))
 
     def selected(session):
         resource = of_session(cem, session)
@@ -88,7 +88,9 @@ def of_session(cem, session):
 @pyscript_compile
 def take_in(cem, session, message):
     """Take a Resource Manager in; return what it is told if that replaces another connection of it."""
-    name = (message.name or message.resource_id)[:LONGEST_NAME]
+    if session.replaced:
+        raise s2_errors.InvalidContent(f"message_type: {REPLACED}")
+    name = sessions.name(message)
     resource = cem.resources.setdefault(message.resource_id, Resource(message.resource_id, name))
     resource.name = name
     before = resource.session
@@ -102,6 +104,7 @@ def take_in(cem, session, message):
         session.peer,
         before.peer,
     )
+    before.replaced = True
     sessions.spawn(before, sessions.bid_farewell(before, REPLACED))
     return f"This connection replaces the one from {before.peer}"
 
@@ -138,10 +141,12 @@ def best(cem, resource, session):
 @pyscript_compile
 async def select_best(cem, resource, session):
     """Select a control type for a Resource Manager that just connected, or offers others now."""
-    wanted = best(cem, resource, session)
-    if wanted == session.control_type:
-        return
-    status = await sessions.select(session, wanted)
+    async with session.selecting:
+        session.selection_is_due = False
+        wanted = best(cem, resource, session)
+        if wanted == session.control_type:
+            return
+        status = await sessions.select(session, wanted)
     if status.status.value != sessions.OK:
         LOGGER.warning(
             "%s offers %s but answered %s to its selection: %s",
@@ -177,20 +182,27 @@ def connected(cem, resource_id=None):
 async def change_control_type(cem, resource, wanted):
     """Select a control type, and keep the choice; raise NotOffered or NotConfirmed."""
     session = resource.session
-    can = offered(session)
-    if wanted not in (*can, control_types.NO_SELECTION):
-        raise errors.NotOffered(
-            f"control_type: {resource.name} does not offer {wanted}, but {', '.join(can)} "
-            f"(and NO_SELECTION stops it)"
-        )
-    if wanted != session.control_type:
-        try:
-            status = await sessions.select(session, wanted)
-        except s2_errors.NoConfirmation as error:
-            raise errors.NotConfirmed(f"control_type: {error}") from error
-        if status.status.value != sessions.OK:
-            raise errors.NotConfirmed(
-                f"control_type: {resource.name} answered {status.status.value} to the selection of {wanted}: "
-                f"{status.diagnostic_label or 'without a reason'}"
+    async with session.selecting:
+        can = offered(session)
+        if wanted not in (*can, control_types.NO_SELECTION):
+            raise errors.NotOffered(
+                f"control_type: {resource.name} does not offer {wanted}, but {', '.join(can)} "
+                f"(and NO_SELECTION stops it)"
             )
-    resource.choice = wanted
+        if wanted != session.control_type:
+            await select_as_asked(resource, session, wanted)
+        resource.choice = wanted
+
+
+@pyscript_compile
+async def select_as_asked(resource, session, wanted):
+    """Select a control type; raise NotConfirmed."""
+    try:
+        status = await sessions.select(session, wanted)
+    except s2_errors.NoConfirmation as error:
+        raise errors.NotConfirmed(f"control_type: {error}") from error
+    if status.status.value != sessions.OK:
+        raise errors.NotConfirmed(
+            f"control_type: {resource.name} answered {status.status.value} to the selection of {wanted}: "
+            f"{status.diagnostic_label or 'without a reason'}"
+        )

@@ -96,7 +96,9 @@ async def start(device):
     measure(device)
     await measurements.save(device.measurements)
     if given.s2.enabled:
-        device.resources = await resources.start(hass, given, device.link, device.outbox, status)
+        device.resources = await resources.start(
+            hass, given, device.link, device.outbox, status, device.measurements
+        )
     status.when_recovered = lambda: recovered(device)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
     look_for_server(device, 0)

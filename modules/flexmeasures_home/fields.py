@@ -197,14 +197,14 @@ def within(least, most):
 
 @pyscript_compile
 def seconds(value):
-    """Return seconds above zero, up to a day, of a number, "30 s", or a duration."""
+    """Return seconds from one up to a day, of a number, "30 s", or a duration."""
     if isinstance(value, str) and value.strip().endswith("s"):
         value = value.strip().removesuffix("s")
     try:
         found = number(value)
     except ValueError:
         found = duration(value).total_seconds()
-    if not 0 < found <= LONGEST_RESOLUTION.total_seconds():
+    if not 1 <= found <= LONGEST_RESOLUTION.total_seconds():
         raise ValueError
     return found
 
@@ -331,7 +331,7 @@ NUMBER = expects(number, "a number")
 NUMBER_OR_GAP = expects(number_or_gap, "a number, or null for a gap")
 TEXT = expects(text, "a text that is not empty")
 BOOLEAN = expects(boolean, "true or false")
-SECONDS = expects(seconds, "seconds above zero, up to a day, such as 30")
+SECONDS = expects(seconds, "seconds from 1 up to a day, such as 30")
 SIZE = expects(size, "a size from 4 KiB to 64 MiB, such as 1 MiB")
 PORT = expects(within(1, 65535), "a port from 1 to 65535")
 COUNT = expects(within(1, 100_000), "a whole number from 1 to 100000")

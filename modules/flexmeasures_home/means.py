@@ -1,8 +1,11 @@
 """Means over the intervals of a clock, weighted by the time in which a value was known."""
 
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+JUMP_SECONDS = 5
+"""By how much the clock and the time that passed may differ before the clock counts as set anew."""
 LEAST_KNOWN = 0.1
 """The part of an interval in which a value must be known, for its mean to stand for the interval."""
 
@@ -26,6 +29,19 @@ def record():
 
 
 Interval = record()
+
+
+@pyscript_compile
+def clocks(now):
+    """Return the clock and the monotonic clock, for `jumped`."""
+    return now, time.monotonic()
+
+
+@pyscript_compile
+def jumped(before, after):
+    """Tell whether the clock was set anew, or the machine slept, between two looks at both clocks."""
+    passed = (after[0] - before[0]).total_seconds()
+    return abs(passed - (after[1] - before[1])) > JUMP_SECONDS
 
 
 @pyscript_compile

@@ -1,9 +1,8 @@
 """Measurements that are posted without being asked for: means of entities, and states of charge."""
 
 import asyncio
-import time
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -25,8 +24,6 @@ import flexmeasures_optimiser.sensor_data as sensor_data
 UNTIL_THE_SENSOR_IS_KNOWN = timedelta(minutes=5)
 LATEST = 0.1
 """By which part of an interval a value may be late for its tick."""
-JUMP_SECONDS = 5
-"""By how much the clock and the time that passed may differ before the clock counts as set anew."""
 
 
 @pyscript_compile
@@ -53,8 +50,8 @@ def records():
 
         `read` returns (value or None, unit) of the entity as it is now. `as_it_is` posts the value at
         each tick, else it is the mean over each interval, weighted by the time in which it was known.
-        `pace` is the sensor whose resolution holds where this one has none. `seen` and `ran` are the
-        clock and the monotonic clock when it was looked at last.
+        `pace` is the sensor whose resolution holds where this one has none. `seen` has both clocks
+        as they were when it was looked at last.
         """
 
         hass: Any
@@ -68,8 +65,7 @@ def records():
         as_it_is: bool = False
         interval: Any = None
         value: float | None = None
-        seen: datetime | None = None
-        ran: float = 0.0
+        seen: tuple | None = None
         forget_timer: Any = None
         forget_changes: Any = None
 
@@ -145,7 +141,7 @@ def start(meter, found=None):
     if interval is None or interval.at > now:
         interval = means.Interval(tick(meter, now), step(meter), now)
     meter.interval = interval
-    meter.seen, meter.ran = now, time.monotonic()
+    meter.seen = means.clocks(now)
     look(meter)
 
     @callback
@@ -223,13 +219,12 @@ def keep_up(meter):
 
     Where the clock was set anew, or the machine slept, nothing is known of the time in between.
     """
-    now, ran = dt_util.utcnow(), time.monotonic()
-    passed = (now - meter.seen).total_seconds()
-    jumped = abs(passed - (ran - meter.ran)) > JUMP_SECONDS
+    now = dt_util.utcnow()
+    before, meter.seen = meter.seen, means.clocks(now)
+    jumped = means.jumped(before, meter.seen)
     if jumped:
         meter.value = None
-    meter.seen, meter.ran = now, ran
-    if step(meter) != meter.interval.step or passed < -JUMP_SECONDS:
+    if step(meter) != meter.interval.step or (now - before[0]).total_seconds() < -means.JUMP_SECONDS:
         meter.interval = means.Interval(tick(meter, now), step(meter), now)
     state = meter.hass.states.get(entities.split(meter.entity)[0])
     if state and not jumped and meter.interval.at < state.last_updated < now:

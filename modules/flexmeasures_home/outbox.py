@@ -150,6 +150,14 @@ def add(outbox, run):
 
 
 @pyscript_compile
+def withdraw(outbox, parcel):
+    """Take a parcel back that nobody waits for, unless it is being delivered, or was."""
+    if parcel in outbox.parcels and not (parcel.sending or parcel.job or parcel.waiting):
+        outbox.parcels.remove(parcel)
+        outbox.changed.set()
+
+
+@pyscript_compile
 def gap_between(before, run):
     """Return how many values are missing between two runs, or None where they cannot be one."""
     if (before.unit, before.step, before.prior) != (run.unit, run.step, None) or run.prior or not run.step:
@@ -163,12 +171,12 @@ def gap_between(before, run):
 
 @pyscript_compile
 def drop_oldest(outbox):
-    """Give up the oldest values while there are too many; count them, and tell."""
+    """Give up values while there are too many, forecasts and then the oldest; count them, and tell."""
     excess = sum(len(parcel.run.values) for parcel in outbox.parcels) - MOST_WAITING
     if excess <= 0:
         return
     while excess > 0 and (idle := [each for each in outbox.parcels if not each.sending]):
-        oldest = min(idle, key=lambda parcel: parcel.run.start)
+        oldest = min(idle, key=lambda parcel: (parcel.run.prior is None, parcel.run.start))
         run, count = oldest.run, len(oldest.run.values)
         part = min(count, excess, PART_TO_DROP) if run.step else count
         outbox.dropped += numbers(run.values[:part])

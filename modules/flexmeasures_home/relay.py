@@ -6,8 +6,7 @@ Power in S2 is W, and consumption is positive; a FlexMeasures sensor without the
 
 import logging
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -26,16 +25,18 @@ import flexmeasures_optimiser.sensor_data as sensor_data
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 ELECTRIC = "ELECTRIC.POWER."
 ALL_PHASES = "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
-STEP_UNTIL_KNOWN = timedelta(minutes=15)
+STEP_UNTIL_KNOWN = timedelta(minutes=1)
+"""The finest that FlexMeasures has: any other step is made of these."""
 GRACE = timedelta(seconds=5)
 """How much later than its time a measurement may arrive."""
 OLDEST = timedelta(days=1)
 """How old a measurement may be, before the Resource Manager's clock counts as wrong."""
 LONGEST_FORECAST = timedelta(days=7)
+MOST_OF_A_FORECAST = 2880
+"""How many values a forecast may come to, for a sensor with short intervals."""
 AGES_MS = 10**14
 """More than the calendar has."""
 MOST_WAITING = 10_000
-JUMP_SECONDS = 5
 MOST_WATTS = 1e12
 """What is beyond is no measurement."""
 SECONDS_BETWEEN_STATES = 1
@@ -64,11 +65,13 @@ def records():
     class Relay:
         """A Resource Manager, its entity, and its sensors on FlexMeasures once those are known.
 
-        `provision` has their numbers, `power_sensor` and `soc_sensor` what the server says of them.
-        `powers` maps each electric commodity quantity to its latest value (W), `power` is their sum, and
-        `measured` when that was; `interval` is the one under way, `waiting` those that ended before the
-        sensor was known, and `looked` when it was summed up last, by both clocks. `energy_per_fill_level`
-        is in Wh.
+        `made` has the numbers of what was made for it, `provision` of what it uses, `power_sensor` and
+        `soc_sensor` what the server says of that. `powers` maps each electric commodity quantity to its
+        latest value (W), `power` is their sum, and `measured` when that was. `interval` is the one under
+        way, `waiting` the minutes that ended before the sensor was known, and `looked` has both clocks as
+        they were when it was summed up last. `forecast` waits to be posted, `forecast_parcel` was posted
+        last. `shown` is the session, control type and fill level that were last made known.
+        `energy_per_fill_level` is in Wh.
         """
 
         hass: Any
@@ -76,9 +79,11 @@ def records():
         resource: Any
         entity_id: str
         energy_per_fill_level: float | None = None
+        made: Any = None
         provision: Any = None
         power_sensor: Any = None
         soc_sensor: Any = None
+        are_sensors_checked: bool = False
         powers: dict = field(default_factory=dict)
         power: float | None = None
         measured: datetime | None = None
@@ -86,6 +91,7 @@ def records():
         looked: tuple | None = None
         waiting: list = field(default_factory=list)
         forecast: Any = None
+        forecast_parcel: Any = None
         last_prior: datetime | None = None
         shown: Any = None
         clock_was_wrong: bool = False
@@ -101,7 +107,8 @@ Pace, Relay = records()
 @pyscript_compile
 def new(hass, outbox, resource, entity_id):
     """Return a relay of which nothing is known yet."""
-    relay = Relay(hass, outbox, resource, entity_id, provision=provisioning.Provision())
+    nothing = provisioning.Provision()
+    relay = Relay(hass, outbox, resource, entity_id, made=nothing, provision=nothing)
     relay.paces = {
         "state": Pace(SECONDS_BETWEEN_STATES, lambda: show(relay)),
         "sign of life": Pace(SECONDS_BETWEEN_SIGNS_OF_LIFE, lambda: show(relay)),
@@ -142,11 +149,17 @@ def show(relay):
 
 @pyscript_compile
 def changed(relay):
-    """Take note that it connected, disconnected, or is under another control type."""
-    if relay.resource.session is None:
+    """Take note that it connected, disconnected, is under another control type, or told of itself anew."""
+    session = relay.resource.session
+    if session is None:
         look(relay, dt_util.utcnow())
-        relay.powers, relay.power, relay.shown = {}, None, None
-    show(relay)
+        relay.powers, relay.power = {}, None
+    known = session, session and session.control_type, None
+    if relay.shown and relay.shown[:2] == known[:2]:
+        want(relay, "state")
+    else:
+        relay.shown = known
+        show(relay)
 
 
 @pyscript_compile
@@ -158,8 +171,8 @@ def received(relay, message):
     elif kind == "PowerForecast":
         relay.forecast = message, dt_util.utcnow()
         want(relay, "forecast")
-    elif kind == "FRBC.StorageStatus" and message.present_fill_level != relay.shown:
-        relay.shown = message.present_fill_level
+    elif kind == "FRBC.StorageStatus" and message.present_fill_level != relay.shown[2]:
+        relay.shown = *relay.shown[:2], message.present_fill_level
         want(relay, "fill level")
         want(relay, "state")
     elif kind == "FRBC.SystemDescription":
@@ -234,20 +247,50 @@ def elapse(relay, moment, now):
 
     Where the clock was set anew, or the machine slept, nothing is known of the time in between.
     """
-    ran, (seen, ran_then) = time.monotonic(), relay.looked or (now, time.monotonic())
-    if abs((now - seen).total_seconds() - (ran - ran_then)) > JUMP_SECONDS:
+    before, relay.looked = relay.looked, means.clocks(now)
+    if before and means.jumped(before, relay.looked):
         relay.power = None
-    relay.looked = now, ran
-    interval = relay.interval
-    if interval is None or interval.step != step(relay) or interval.at > now + GRACE:
+    if relay.interval is None or relay.interval.at > now + GRACE:
         relay.interval = means.Interval(tick(relay, moment), step(relay), moment)
         return
-    ended, relay.interval = means.elapse(interval, relay.power, moment, partial(tick, relay))
+    if relay.interval.step != step(relay):
+        cut_anew(relay)
+    ended, relay.interval = means.elapse(relay.interval, relay.power, moment, partial(tick, relay))
+    take_means(relay, ended)
+
+
+@pyscript_compile
+def cut_anew(relay):
+    """Put the minutes that wait, and the interval under way, into intervals of the sensor's length."""
+    pieces = [(start, start + length, mean) for start, length, mean in relay.waiting]
+    under_way = relay.interval
+    if under_way and under_way.known:
+        pieces.append((under_way.start, under_way.at, under_way.total / under_way.known))
+    relay.waiting = []
+    first = pieces[0][0] if pieces else under_way.at
+    relay.interval = means.Interval(tick(relay, first), step(relay), first)
+    for start, end, mean in pieces:
+        for value, until in ((None, start), (mean, end)):
+            if until > relay.interval.at:
+                ended, relay.interval = means.elapse(relay.interval, value, until, partial(tick, relay))
+                take_means(relay, ended)
+
+
+@pyscript_compile
+def take_means(relay, ended):
+    """Post the means of intervals that ended, or keep them until the sensor is known."""
     for each in ended:
         mean = means.mean(each)
         if mean is not None:
             relay.waiting.append((each.start, each.step, mean))
-    post_power(relay)
+    if relay.power_sensor is None:
+        del relay.waiting[: max(0, len(relay.waiting) - MOST_WAITING)]
+        return
+    sensor = relay.power_sensor
+    for start, length, mean in relay.waiting:
+        run = sensor_data.Run(sensor.id, start, [sensor.sign * mean], "W", step=length)
+        outboxes.add(relay.outbox, run)
+    relay.waiting = []
 
 
 @pyscript_compile
@@ -277,24 +320,11 @@ def look(relay, moment):
 
 
 @pyscript_compile
-def post_power(relay):
-    """Post the means that wait, once the sensor is known."""
-    if relay.power_sensor is None:
-        if excess := len(relay.waiting) - MOST_WAITING:
-            del relay.waiting[: max(excess, 0)]
-        return
-    sensor = relay.power_sensor
-    for start, length, mean in relay.waiting:
-        run = sensor_data.Run(sensor.id, start, [sensor.sign * mean], "W", step=length)
-        outboxes.add(relay.outbox, run)
-    relay.waiting.clear()
-
-
-@pyscript_compile
 def post_forecast(relay):
     """Post the newest forecast, once the sensor is known, as known when it came; tell whether it was.
 
-    FlexMeasures counts in seconds, and refuses other values that were known at the same time.
+    One that still waits in the outbox is superseded. FlexMeasures counts in seconds, and refuses other
+    values that were known at the same time.
     """
     if relay.power_sensor is None or relay.forecast is None:
         return False
@@ -306,7 +336,8 @@ def post_forecast(relay):
             prior = relay.last_prior + timedelta(seconds=1)
         relay.last_prior = prior
         run = sensor_data.Run(sensor.id, start, values, "W", step=sensor.resolution, prior=prior)
-        outboxes.add(relay.outbox, run)
+        outboxes.withdraw(relay.outbox, relay.forecast_parcel)
+        relay.forecast_parcel = outboxes.add(relay.outbox, run)
     return True
 
 
@@ -314,14 +345,15 @@ def post_forecast(relay):
 def forecast_values(relay, message):
     """Return the start and the means of a PowerForecast over the sensor's intervals, in its sign.
 
-    What is over, and what is more than 7 days ahead, is left out.
+    What is over is left out, and what is more than 7 days ahead, or 2880 intervals.
     """
     first = tick(relay, dt_util.utcnow())
+    longest = min(LONGEST_FORECAST, MOST_OF_A_FORECAST * step(relay))
     interval = means.Interval(first, step(relay), first)
     found, position = [], message.start_time - first
     for element in message.elements:
         begin, position = position, position + timedelta(milliseconds=min(element.duration.root, AGES_MS))
-        start, end = (first + max(timedelta(0), min(each, LONGEST_FORECAST)) for each in (begin, position))
+        start, end = (first + max(timedelta(0), min(each, longest)) for each in (begin, position))
         for value, until in ((None, start), (expected(element), end)):
             if until > interval.at:
                 ended, interval = means.elapse(interval, value, until, partial(tick, relay))
@@ -384,7 +416,10 @@ def state_of_charge(relay, session, level):
 @pyscript_compile
 def sensors_known(relay):
     """Go on with what waited for the sensors."""
-    post_power(relay)
+    if relay.waiting or (relay.interval and relay.interval.step != step(relay)):
+        cut_anew(relay)
+    if relay.interval:
+        arm(relay, dt_util.utcnow())
     want(relay, "forecast")
     want(relay, "fill level")
     show(relay)
@@ -392,9 +427,10 @@ def sensors_known(relay):
 
 @pyscript_compile
 def stop(relay):
-    """Sum up until now, and end the timers."""
+    """Sum up until now, post what waits for its turn, and end the timers."""
     look(relay, dt_util.utcnow())
     relay.power = None
+    post_forecast(relay)
     for each in [relay, *relay.paces.values()]:
         if each.forget_timer:
             each.forget_timer()
@@ -402,17 +438,14 @@ def stop(relay):
 
 
 @pyscript_compile
-def as_json(relay):
-    """Return what is kept of a Resource Manager as JSON's types."""
-    provision = relay.provision
+def as_json(relay, stopped=False):
+    """Return what is kept of a Resource Manager for one user of one server, as JSON's types.
+
+    The interval under way is in it only after the stop, while nobody goes on with it.
+    """
     return {
-        "name": relay.resource.name,
-        "choice": relay.resource.choice,
-        "entity_id": relay.entity_id,
-        "asset": provision.asset,
-        "power_sensor": provision.power_sensor,
-        "soc_sensor": provision.soc_sensor,
-        "interval": relay.interval and means.as_json(relay.interval),
+        "made": asdict(relay.made),
+        "interval": means.as_json(relay.interval) if stopped and relay.interval else None,
         "waiting": [
             [start.isoformat(), length.total_seconds(), mean] for start, length, mean in relay.waiting
         ],
@@ -421,11 +454,20 @@ def as_json(relay):
 
 @pyscript_compile
 def recall(relay, found):
-    """Go on with what `as_json` wrote."""
-    relay.resource.choice = found["choice"]
-    relay.provision = provisioning.Provision(found["asset"], found["power_sensor"], found["soc_sensor"])
-    relay.interval = found["interval"] and means.recalled(found["interval"])
+    """Remember what `as_json` wrote."""
+    relay.made = provisioning.Provision(**found["made"])
     relay.waiting = [
         (datetime.fromisoformat(start), timedelta(seconds=length), mean)
         for start, length, mean in found["waiting"]
     ]
+    relay.interval = found["interval"] and means.recalled(found["interval"])
+
+
+@pyscript_compile
+def go_on(relay):
+    """Go on with what was recalled, now that the sensors are told; whether it connects again or not."""
+    if relay.power_sensor:
+        sensors_known(relay)
+    elif relay.interval:
+        arm(relay, dt_util.utcnow())
+    changed(relay)

@@ -6,6 +6,7 @@ from homeassistant.util import slugify
 import flexmeasures_s2.control_types as control_types
 
 PREFIX = "sensor.flexmeasures_s2_"
+LONGEST_SLUG = 100
 CONNECTED, DISCONNECTED = "connected", "disconnected"
 STATES = [CONNECTED, DISCONNECTED, *control_types.NAMES]
 FILL_LEVEL = ("FRBC.StorageStatus",)
@@ -14,8 +15,10 @@ FILL_LEVEL = ("FRBC.StorageStatus",)
 @pyscript_compile
 def new_entity_id(name, resource_id, taken):
     """Return an entity id of a Resource Manager's name, with its id where another has that name."""
-    plain = PREFIX + slugify(name)
-    return f"{plain}_{slugify(resource_id)}" if plain in taken else plain
+    plain = PREFIX + slugify(name)[:LONGEST_SLUG]
+    wanted = [plain, f"{plain}_{slugify(resource_id)}"]
+    wanted += [f"{wanted[1]}_{number}" for number in range(2, len(taken) + 3)]
+    return next(each for each in wanted if each not in taken)
 
 
 @pyscript_compile

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from homeassistant.helpers.storage import Store
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as cem_errors
 import flexmeasures_home.kept as kept
+import flexmeasures_home.measurements as measurements
 import flexmeasures_home.relay as relays
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.status as statuses
@@ -33,6 +34,8 @@ SECONDS_BETWEEN_LATER_TRIES = 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10, 300
 SAVING_SECONDS = 5
 MOST_KNOWN = 1000
+MOST_NEW = 256
+"""How many assets are made in one life of the app, at most."""
 
 
 @pyscript_compile
@@ -44,7 +47,9 @@ def record():
         """The listener, the CEM behind it, and a relay for each Resource Manager by its resource_id.
 
         `given` is the app's configuration. `learning` has the tasks that find the sensors, by resource_id;
-        only one of them makes anything on the server at a time.
+        only one of them makes anything on the server at a time, and `new` counts the assets. `file` has
+        what is kept, for all users of all servers; `meters` are the app's measurements, which remember what
+        the server says of sensors.
         """
 
         hass: Any
@@ -52,6 +57,7 @@ def record():
         link: Any
         outbox: Any
         status: statuses.Status
+        meters: Any
         store: Any
         cem: Any = None
         listener: Any = None
@@ -61,6 +67,9 @@ def record():
         provisioning: Any = field(default_factory=asyncio.Lock)
         urged: Any = field(default_factory=asyncio.Event)
         why_not_listening: str | None = None
+        file: dict = field(default_factory=dict)
+        is_to_be_saved: bool = False
+        new: int = 0
         stopped: bool = False
 
     return Resources
@@ -70,15 +79,15 @@ Resources = record()
 
 
 @pyscript_compile
-async def start(hass, given, link, outbox, status):
+async def start(hass, given, link, outbox, status, meters):
     """Show the Resource Managers that are known, and listen for them."""
     store = Store(hass, 1, "flexmeasures_for_pyscript.resources", atomic_writes=True)
-    side = Resources(hass, given, link, outbox, status, store)
+    side = Resources(hass, given, link, outbox, status, meters, store)
     side.cem = cems.Cem(partial(changed, side), partial(received, side), given.s2.control_type)
-    found = await store.async_load() or {}
-    if found.get("user") == outbox.user:
-        for resource_id, each in found["resources"].items():
-            kept.read(partial(recall, side, resource_id), each)
+    side.file = await store.async_load() or {}
+    for resource_id, each in side.file.get("resources", {}).items():
+        kept.read(partial(recall, side, resource_id), each)
+    await save(side)
     s2 = given.s2
     side.listener = listeners.Listener(
         s2.host,
@@ -100,12 +109,15 @@ async def start(hass, given, link, outbox, status):
 @pyscript_compile
 def recall(side, resource_id, found):
     """Make the relay of a Resource Manager that is known from before."""
-    resource = cems.Resource(resource_id, found["name"])
+    resource = cems.Resource(resource_id, found["name"], found["choice"])
     relay = relays.new(side.hass, side.outbox, resource, found["entity_id"])
-    relays.recall(relay, found)
     side.cem.resources[resource_id] = resource
     side.relays[resource_id] = relay
-    relays.show(relay)
+    own = side.file.get("users", {}).get(side.outbox.user, {}).get(resource_id)
+    if own:
+        kept.read(partial(relays.recall, relay), own)
+    use_sensors(side, relay)
+    relays.go_on(relay)
 
 
 @pyscript_compile
@@ -168,15 +180,27 @@ async def save(side):
 @pyscript_compile
 def save_soon(side):
     """Write the file in a moment, with all that changes until then."""
-    if not side.stopped:
+    if not (side.stopped or side.is_to_be_saved):
+        side.is_to_be_saved = True
         side.store.async_delay_save(partial(content, side), SAVING_SECONDS)
 
 
 @pyscript_compile
 def content(side):
-    """Return the file's content."""
-    known = {resource_id: relays.as_json(relay) for resource_id, relay in side.relays.items()}
-    return {"user": side.outbox.user, "resources": known}
+    """Return the file's content: who is known and what was chosen, and what the user's server has of it."""
+    side.is_to_be_saved = False
+    resources = {
+        resource_id: {
+            "name": relay.resource.name,
+            "choice": relay.resource.choice,
+            "entity_id": relay.entity_id,
+        }
+        for resource_id, relay in side.relays.items()
+    }
+    own = {
+        resource_id: relays.as_json(relay, stopped=side.stopped) for resource_id, relay in side.relays.items()
+    }
+    return {"resources": resources, "users": side.file.get("users", {}) | {side.outbox.user: own}}
 
 
 @pyscript_compile
@@ -186,18 +210,45 @@ def relay_of(side, resource):
         forget_longest_gone(side)
         taken = {relay.entity_id for relay in side.relays.values()}
         entity_id = resource_state.new_entity_id(resource.name, resource.resource_id, taken)
-        side.relays[resource.resource_id] = relays.new(side.hass, side.outbox, resource, entity_id)
+        relay = relays.new(side.hass, side.outbox, resource, entity_id)
+        side.relays[resource.resource_id] = relay
+        use_sensors(side, relay)
     return side.relays[resource.resource_id]
 
 
 @pyscript_compile
+def use_sensors(side, relay):
+    """Have a Resource Manager use the sensors that are configured for it, else those made for it.
+
+    One that is not listed in `s2.resources` has the app's own sensors without `auto_provision`.
+    """
+    given, resource, made = side.given, relay.resource, relay.made
+    listed = given.s2.resources.get(resource.resource_id) or given.s2.resources.get(resource.name) or {}
+    if not given.s2.auto_provision:
+        made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
+    relay.energy_per_fill_level = listed.get("energy_per_fill_level")
+    relay.provision = provisioning.Provision(
+        made.asset,
+        listed.get("power_sensor") or made.power_sensor,
+        listed.get("soc_sensor") or made.soc_sensor,
+    )
+    relay.power_sensor = side.meters.sensors.get(relay.provision.power_sensor)
+    relay.soc_sensor = side.meters.sensors.get(relay.provision.soc_sensor)
+
+
+@pyscript_compile
 def forget_longest_gone(side):
-    """Forget the one that was known first of those that are not connected, where there are too many."""
+    """Where too many are known, forget one that is not connected, if possible one without a choice."""
+    if len(side.relays) < MOST_KNOWN:
+        return
     gone = [each for each, relay in side.relays.items() if relay.resource.session is None]
-    if len(side.relays) >= MOST_KNOWN and gone:
-        relay = side.relays.pop(gone[0])
+    gone.sort(key=lambda each: side.relays[each].resource.choice is not None)
+    for resource_id in gone[:1]:
+        relay = side.relays.pop(resource_id)
         relays.stop(relay)
-        del side.cem.resources[gone[0]]
+        del side.cem.resources[resource_id]
+        if task := side.learning.pop(resource_id, None):
+            task.cancel()
         side.hass.states.async_remove(relay.entity_id)
 
 
@@ -227,18 +278,23 @@ def received(side, resource, message):
 def learn_sensors(side, relay):
     """Find the sensors of a Resource Manager in the background, unless they are known or being found."""
     resource_id = relay.resource.resource_id
-    under_way = side.learning.get(resource_id)
-    known = relay.power_sensor and (relay.soc_sensor or not wants_soc(relay))
-    if not known and (under_way is None or under_way.done()):
+    known = relay.are_sensors_checked and (relay.soc_sensor or not wants_soc(relay))
+    if not known and resource_id not in side.learning:
         work = find_sensors(side, relay)
-        side.learning[resource_id] = side.hass.async_create_background_task(work, "flexmeasures s2 sensors")
+        task = side.hass.async_create_background_task(work, "flexmeasures s2 sensors")
+        side.learning[resource_id] = task
+
+        def forget(_task):
+            if side.learning.get(resource_id) is task:
+                del side.learning[resource_id]
+
+        task.add_done_callback(forget)
 
 
 @pyscript_compile
 def wants_soc(relay):
-    """Tell whether a Resource Manager has a fill level to post."""
-    session = relay.resource.session
-    return bool(session) and control_types.ABBREVIATIONS["FRBC"] in cems.offered(session)
+    """Tell whether a Resource Manager that connected has a fill level to post."""
+    return control_types.ABBREVIATIONS["FRBC"] in cems.offered(relay.resource.last_session)
 
 
 @pyscript_compile
@@ -248,59 +304,58 @@ async def find_sensors(side, relay):
     while relay.resource.session:
         try:
             async with side.provisioning:
-                relay.provision = await provision(side, relay)
+                await make_what_is_missing(side, relay)
             await look_up(side, relay)
         except errors.OptimiserError as error:
             text = f"{relay.resource.name} ({relay.resource.resource_id}): {error}"
             statuses.fail(side.status, matter, text, error.status, error.cause, error.temporary)
             if isinstance(error, errors.UnknownSensor):
-                relay.provision = provisioning.Provision()
-            try:
-                await asyncio.wait_for(side.urged.wait(), max(pause, error.retry_after or 0))
-            except TimeoutError:
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                relay.made = provisioning.Provision()
+            wait = max(pause, error.retry_after or 0)
+        except Exception:
+            LOGGER.exception("Finding the sensors of %s failed: please report this", relay.resource.name)
+            wait = LONGEST_PAUSE_SECONDS
         else:
             statuses.succeed(side.status, matter)
             relays.sensors_known(relay)
             save_soon(side)
             return
+        try:
+            await asyncio.wait_for(side.urged.wait(), wait)
+        except TimeoutError:
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     statuses.settle(side.status, matter)
 
 
 @pyscript_compile
 async def look_up(side, relay):
-    """Ask the server what the sensors are."""
+    """Ask the server what the sensors are, and remember it for times when it is away."""
     found = relay.provision
     power = await sensor_data.of_power(side.link, found.power_sensor)
     soc = await sensor_data.of_state_of_charge(side.link, found.soc_sensor) if found.soc_sensor else None
-    relay.power_sensor, relay.soc_sensor = power, soc
+    relay.power_sensor, relay.soc_sensor, relay.are_sensors_checked = power, soc, True
+    await measurements.learn(side.meters, {each.id: each for each in (power, soc) if each})
 
 
 @pyscript_compile
-async def provision(side, relay):
-    """Return the numbers of a Resource Manager's sensors: as configured, as kept, or made for it now.
-
-    One that is not listed in `s2.resources` has the app's own sensors without `auto_provision`.
-    """
-    given, resource = side.given, relay.resource
-    listed = given.s2.resources.get(resource.resource_id) or given.s2.resources.get(resource.name) or {}
-    relay.energy_per_fill_level = listed.get("energy_per_fill_level")
-    own = provisioning.Provision(None, listed.get("power_sensor"), listed.get("soc_sensor"))
-    if not given.s2.auto_provision:
-        return provisioning.Provision(
-            None, own.power_sensor or given.power_sensor, own.soc_sensor or given.soc_sensor
+async def make_what_is_missing(side, relay):
+    """Make the asset and sensors that a Resource Manager lacks; what is there already is found."""
+    use_sensors(side, relay)
+    given, resource, has = side.given, relay.resource, relay.provision
+    if not given.s2.auto_provision or (has.power_sensor and (has.soc_sensor or not wants_soc(relay))):
+        return
+    if not relay.made.asset and side.new >= MOST_NEW:
+        raise errors.NoAccess(
+            f"{MOST_NEW} new Resource Managers connected since the start, so no more assets are made: see "
+            f"that each keeps its resource_id, or name the sensors under s2.resources"
         )
-    if own.power_sensor and (own.soc_sensor or not wants_soc(relay)):
-        return own
-    made = relay.provision
-    if not made.asset or (wants_soc(relay) and not made.soc_sensor):
-        site = given.site or await provisioning.site_of(side.link, given.power_sensor)
-        role = resource.session.details.roles[0].role.value
-        made = await provisioning.provide(
-            side.link, site, resource.resource_id, resource.name, role, wants_soc(relay)
-        )
-    configured = {name: number for name, number in asdict(own).items() if number}
-    return provisioning.Provision(**asdict(made) | configured)
+    site = given.site or await provisioning.site_of(side.link, given.power_sensor)
+    side.new += not relay.made.asset
+    role = resource.last_session.details.roles[0].role.value
+    relay.made = await provisioning.provide(
+        side.link, site, resource.resource_id, resource.name, role, wants_soc(relay)
+    )
+    use_sensors(side, relay)
 
 
 @pyscript_compile

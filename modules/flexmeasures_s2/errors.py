@@ -12,11 +12,12 @@ def kinds():
     class Refused(Exception):
         """A message that is not accepted: the ReceptionStatus that it gets, and why.
 
-        What is `fatal` leaves nothing to go on with.
+        What is `fatal` leaves nothing to go on with. A ReceptionStatus needs no answer, though it is wrong.
         """
 
         status = "INVALID_CONTENT"
         fatal = False
+        needs_no_answer = False
 
         def __init__(self, label, subject=NIL):
             super().__init__(label[:LONGEST_LABEL].encode(errors="replace").decode())

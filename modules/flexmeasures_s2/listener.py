@@ -2,12 +2,14 @@
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
 
@@ -16,11 +18,13 @@ import flexmeasures_s2.handshake as handshake
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
-UNSUPPORTED_DATA, POLICY_VIOLATION, TRY_AGAIN_LATER = 1003, 1008, 1013
+UNSUPPORTED_DATA, POLICY_VIOLATION = 1003, 1008
 LONGEST_REASON = 123
 """Bytes that a websocket's close frame has room for."""
 CLOSING_SECONDS = 2
 MOST_WARNED_OF = 100
+AT_ONCE = 4096
+"""A shorter text never waits for the other side to read, where nothing else does."""
 TURN_SECONDS = 0.002
 """How long one Resource Manager may keep the event loop to itself."""
 BYTES_OF_A_MESSAGE = 4096
@@ -43,7 +47,7 @@ def records():
         connections: int = 256
         message: int = 2**20
         depth: int = 64
-        rate: float = 1000
+        rate: float = 5000
         heartbeat: float = 30
         confirmation: float = 10
         handshake: float = 30
@@ -89,7 +93,7 @@ Limits, Listener, Bucket = records()
 def tls(certificate, key):
     """Return the TLS context of a certificate and its key (in the same file if None); it reads files."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate, key, password=lambda: "")
     return context
 
 
@@ -110,15 +114,21 @@ async def start(listener):
     plain = listener.path.rstrip("/")
     for path in sorted({plain or "/", f"{plain}/"}):
         app.router.add_get(path, accept_request)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSING_SECONDS)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=CLOSING_SECONDS,
+        keepalive_timeout=listener.limits.handshake,
+    )
     await runner.setup()
     loop = asyncio.get_running_loop()
 
     def connected():
-        handler = runner.server()
+        handler, limits = runner.server(), listener.limits
         others = len(runner.server.connections) - len(listener.sessions)
-        patience = listener.limits.handshake if others < listener.limits.connections else 0
-        listener.asking[handler] = loop.call_later(patience, give_up, listener, handler)
+        if others >= limits.connections and listener.asking:
+            give_up(listener, next(iter(listener.asking)))
+        listener.asking[handler] = loop.call_later(limits.handshake, give_up, listener, handler)
         return handler
 
     try:
@@ -129,19 +139,17 @@ async def start(listener):
             ssl=context,
             ssl_handshake_timeout=listener.limits.handshake if context else None,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         await runner.cleanup()
-        where = f"{listener.host}:{listener.port}"
-        raise errors.CannotListen(
-            f"host, port: cannot listen on {where} ({error.strerror or error})"
-        ) from error
+        where, why = f"{listener.host}:{listener.port}", getattr(error, "strerror", None) or error
+        raise errors.CannotListen(f"host, port: cannot listen on {where} ({why})") from error
     listener.runner = runner
 
 
 @pyscript_compile
 def give_up(listener, handler):
-    """Close a connection that did not ask for anything in time, or for which there is no room."""
-    listener.asking.pop(handler, None)
+    """Close a connection that did not ask for anything in time, or the oldest where there are too many."""
+    listener.asking.pop(handler).cancel()
     handler.force_close()
 
 
@@ -185,7 +193,7 @@ def refusal(listener, request):
             return web.Response(
                 status=401, headers={"WWW-Authenticate": "Bearer"}, text="The token is missing or wrong"
             )
-    elif "Origin" in request.headers:
+    elif comes_from_elsewhere(request):
         complain(listener, request, "a web page may connect only with a token")
         return web.Response(status=403, text="A web page may connect only with a token")
     if not web.WebSocketResponse().can_prepare(request):
@@ -199,12 +207,30 @@ def refusal(listener, request):
 
 
 @pyscript_compile
+def comes_from_elsewhere(request):
+    """Tell whether a web page of another site connects; some websocket clients name their own address.
+
+    An address by name is not trusted to be ours: whoever owns the name says where it leads.
+    """
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return False
+    try:
+        parts = urlsplit(origin)
+        is_ours = parts.hostname == "localhost" or bool(ipaddress.ip_address(parts.hostname or ""))
+    except ValueError:
+        return True
+    return not is_ours or parts.netloc != request.host
+
+
+@pyscript_compile
 async def accept(listener, request):
     """Let a Resource Manager in, and serve it until the connection ends."""
     if timer := listener.asking.pop(request.protocol, None):
         timer.cancel()
     refused = refusal(listener, request)
     if refused is not None:
+        refused.force_close()
         return refused
     limits = listener.limits
     websocket = web.WebSocketResponse(
@@ -231,6 +257,9 @@ def new_session(listener, request, websocket):
     limits = listener.limits
 
     async def send_text(text):
+        if len(text) < AT_ONCE and request.transport and not request.transport.get_write_buffer_size():
+            await websocket.send_str(text)
+            return
         try:
             async with asyncio.timeout(limits.reading):
                 await websocket.send_str(text)

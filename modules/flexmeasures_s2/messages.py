@@ -35,6 +35,16 @@ VALIDATORS = {}
 def parse(text, deepest=64):
     """Return the message that a text is, a model of s2-python; raise a Refused."""
     data = decoded(text, deepest)
+    try:
+        return validated(data)
+    except errors.Refused as refused:
+        refused.needs_no_answer = data.get("message_type") == "ReceptionStatus"
+        raise
+
+
+@pyscript_compile
+def validated(data):
+    """Return the message that a JSON object is; raise a Refused."""
     subject = message_id_of(data)
     kind = data.get("message_type")
     if subject is None and kind != "ReceptionStatus":
@@ -210,15 +220,7 @@ def both_forms():
 
         def validate_python(self, data):
             """Validate it in s2-python's form, with `id` beside `Id`, and supply ranges in a list."""
-            try:
-                actuators = [
-                    actuator
-                    | {"operation_modes": [as_s2_python_has_it(m) for m in actuator["operation_modes"]]}
-                    for actuator in data["actuators"]
-                ]
-            except (AttributeError, KeyError, TypeError):
-                actuators = data.get("actuators")
-            return self.strict.validate_python(data | {"actuators": actuators})
+            return self.strict.validate_python(as_s2_python_has_it(data))
 
     return BothForms
 
@@ -227,15 +229,37 @@ BothForms = both_forms()
 
 
 @pyscript_compile
-def as_s2_python_has_it(mode):
-    """Return a DDBC.OperationMode with both spellings of its id, and its supply range in a list."""
-    spelled = mode.get("id", mode.get("Id"))
-    supply = mode["supply_range"]
-    return (
-        mode
-        | ({} if spelled is None else {"id": spelled, "Id": spelled})
-        | {"supply_range": supply if isinstance(supply, list) else [supply]}
-    )
+def as_s2_python_has_it(description):
+    """Return a DDBC.SystemDescription whose modes have `id` beside `Id`, and their supply range in a list.
+
+    What is wrong in it stays wrong in the same place.
+    """
+    actuators = description.get("actuators")
+    if not isinstance(actuators, list):
+        return description
+    return description | {"actuators": [actuator_as_s2_python_has_it(each) for each in actuators]}
+
+
+@pyscript_compile
+def actuator_as_s2_python_has_it(actuator):
+    """Return one of its actuators."""
+    modes = actuator.get("operation_modes") if isinstance(actuator, dict) else None
+    if not isinstance(modes, list):
+        return actuator
+    return actuator | {"operation_modes": [mode_as_s2_python_has_it(mode) for mode in modes]}
+
+
+@pyscript_compile
+def mode_as_s2_python_has_it(mode):
+    """Return one of its operation modes."""
+    if not isinstance(mode, dict):
+        return mode
+    made = dict(mode)
+    if "id" in mode or "Id" in mode:
+        made["id"] = made["Id"] = mode.get("id", mode.get("Id"))
+    if "supply_range" in mode and not isinstance(mode["supply_range"], list):
+        made["supply_range"] = [mode["supply_range"]]
+    return made
 
 
 @pyscript_compile
@@ -251,6 +275,13 @@ def new(message_type, **fields):
     }
     validator(message_type).validate_python(message)
     return message
+
+
+@pyscript_compile
+def confirmation(subject, status, label):
+    """Return a ReceptionStatus; it is sent so often that it is not validated again."""
+    message = {"message_type": "ReceptionStatus", "subject_message_id": subject, "status": status}
+    return message if label is None else message | {"diagnostic_label": label}
 
 
 @pyscript_compile

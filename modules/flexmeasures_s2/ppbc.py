@@ -20,15 +20,21 @@ def power_profile_definition(_memory, message):
 @pyscript_compile
 def power_profile_status(memory, message):
     """Check PPBC.PowerProfileStatus."""
-    profiles = {key[1]: found for key, found in memory.items() if key[0] == PROFILE}
+    profiles = {
+        key[1]: {
+            each.id: {sequence.id: sequence for sequence in each.power_sequences}
+            for each in found.power_sequences_containers
+        }
+        for key, found in memory.items()
+        if key[0] == PROFILE
+    }
     for number, status in enumerate(message.sequence_container_status):
         at = f"sequence_container_status[{number}]."
-        profile = content.known(profiles, f"{at}power_profile_id", status.power_profile_id, "power profile")
-        containers = {each.id: each for each in profile.power_sequences_containers}
+        wanted = status.power_profile_id
+        containers = content.known(profiles, f"{at}power_profile_id", wanted, "power profile")
         wanted = status.sequence_container_id
-        container = content.known(containers, f"{at}sequence_container_id", wanted, "container")
+        sequences = content.known(containers, f"{at}sequence_container_id", wanted, "container")
         if status.selected_sequence_id is not None:
-            sequences = {each.id: each for each in container.power_sequences}
             content.known(sequences, f"{at}selected_sequence_id", status.selected_sequence_id, "sequence")
 
 

@@ -21,7 +21,11 @@ OK = "OK"
 NORMAL, GOING_AWAY, PROTOCOL_ERROR = 1000, 1001, 1002
 MOST_REMEMBERED = 20
 """How many of one message_type are remembered, where each has an id of its own."""
-LONGEST_ID = 64
+MOST_CHARACTERS = 2**22
+"""How long those are all together."""
+MOST_STATUSES = 200
+"""How many of one message_type are remembered, where each is of something described."""
+LONGEST_ID, LONGEST_NAME = 64, 80
 PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 """Seconds after each TEMPORARY_ERROR."""
 LONGEST_LOGGED = 4000
@@ -67,7 +71,8 @@ def records():
 
         `send_text` and `close_transport` are the transport's. `memory` maps (message_type, ids...) to
         the latest such message; `instructions` an instruction's id to it and to its last status.
-        `entry` deals with the Handshake.
+        `entry` deals with the Handshake. `replaced` tells that another connection of the resource came;
+        `characters` has how long the messages are that were remembered by an id of their own.
         """
 
         peer: str
@@ -89,6 +94,10 @@ def records():
         last_message_type: str | None = None
         why_ended: str | None = None
         complained: bool = False
+        selecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+        selection_is_due: bool = False
+        replaced: bool = False
+        characters: dict = field(default_factory=dict)
 
     return Events, Pending, Taken, Session
 
@@ -100,8 +109,13 @@ NOTHING_MORE = Taken()
 @pyscript_compile
 def name_of(session):
     """Return what the log calls this Resource Manager."""
-    details = session.details
-    return f"{details.name or details.resource_id} ({session.peer})" if details else session.peer
+    return f"{name(session.details)} ({session.peer})" if session.details else session.peer
+
+
+@pyscript_compile
+def name(details):
+    """Return a Resource Manager's name on one line, else its resource_id."""
+    return " ".join((details.name or "").split())[:LONGEST_NAME] or details.resource_id
 
 
 @pyscript_compile
@@ -129,14 +143,17 @@ async def receive(session, text):
     message, subject, status, label, then, fatal = None, errors.NIL, OK, None, None, False
     try:
         message = await parsed(session, text)
+        if session.stage == ENDED:
+            return
         if message.message_type == "ReceptionStatus":
             on_reception_status(session, message)
             return
         subject = message.message_id
         taken = take(session, message) or NOTHING_MORE
+        weigh(session, message, len(text))
         label, then = taken.label, taken.then
     except errors.Refused as refused:
-        if message is None and is_reception_status(text):
+        if refused.needs_no_answer:
             complain(session, "sent a wrong ReceptionStatus: %s", refused)
             return
         status, label, fatal = refused.status, str(refused), refused.fatal
@@ -144,14 +161,14 @@ async def receive(session, text):
     except Exception:
         LOGGER.exception("Dealing with a message of %s failed: please report this", name_of(session))
         status, label = "TEMPORARY_ERROR", "The CEM failed to deal with this message"
-    await send(session, "ReceptionStatus", subject_message_id=subject, status=status, diagnostic_label=label)
+    await send_message(session, messages.confirmation(subject, status, label))
     if status != OK:
         complain(session, "was answered %s: %s", status, label)
         if fatal:
             await close(session, PROTOCOL_ERROR, label)
         return
     session.last_message, session.last_message_type = datetime.now(UTC), message.message_type
-    if then:
+    if then and session.stage != ENDED:
         await then()
     elif session.stage == ESTABLISHED:
         tell(session, session.events.message, message)
@@ -172,15 +189,6 @@ def tell(session, event, *details):
         event(session, *details)
     except Exception:
         LOGGER.exception("Acting on what %s sent failed: please report this", name_of(session))
-
-
-@pyscript_compile
-def is_reception_status(text):
-    """Tell whether a text that is no message was meant as a ReceptionStatus, which gets no answer."""
-    try:
-        return messages.decoded(text, len(text)).get("message_type") == "ReceptionStatus"
-    except errors.Refused:
-        return False
 
 
 @pyscript_compile
@@ -218,11 +226,26 @@ def remember(session, message):
     key = (kind, *(getattr(message, name) for name in ids))
     replaces = session.memory.pop(key, None) is not None
     session.memory[key] = message
-    if ids == ("id",):
+    if ids:
         same = [each for each in session.memory if each[0] == kind]
-        if len(same) > MOST_REMEMBERED:
+        if len(same) > (MOST_REMEMBERED if ids == ("id",) else MOST_STATUSES):
             del session.memory[same[0]]
+            replaces = True
     if replaces and kind in control_types.REFERRED_TO:
+        forget_what_dangles(session)
+
+
+@pyscript_compile
+def weigh(session, message, characters):
+    """Forget the first of what was remembered by an id of its own, where it is too much all together."""
+    if control_types.KEYS.get(message.message_type) != ("id",):
+        return
+    session.characters[message.message_type, message.id] = characters
+    held = {key: size for key, size in session.characters.items() if key in session.memory}
+    session.characters = held
+    while sum(held.values()) > MOST_CHARACTERS and len(held) > 1:
+        oldest = next(iter(held))
+        del held[oldest], session.memory[oldest]
         forget_what_dangles(session)
 
 
@@ -236,12 +259,6 @@ def forget_what_dangles(session):
                 check(session.memory, message)
         except errors.InvalidContent:
             del session.memory[key]
-
-
-@pyscript_compile
-def on_power(session, message):
-    """Remember PowerMeasurement and PowerForecast, which come under every control type."""
-    remember(session, message)
 
 
 @pyscript_compile
@@ -281,7 +298,8 @@ def on_session_request(session, message):
 def on_revoke_object(session, message):
     """Forget what is revoked, and what refers to it."""
     kind, wanted = message.object_type.value, message.object_id
-    if kind.endswith("Instruction") and wanted in session.instructions:
+    instruction = session.instructions.get(wanted)
+    if instruction and instruction["message"]["message_type"] == kind:
         del session.instructions[wanted]
         return
     for key, found in session.memory.items():
@@ -325,8 +343,8 @@ def on_reception_status(session, message):
 HANDLERS = {
     "Handshake": on_handshake,
     "InstructionStatusUpdate": on_instruction_status_update,
-    "PowerForecast": on_power,
-    "PowerMeasurement": on_power,
+    "PowerForecast": remember,
+    "PowerMeasurement": remember,
     "ResourceManagerDetails": on_details,
     "RevokeObject": on_revoke_object,
     "SessionRequest": on_session_request,
@@ -343,7 +361,7 @@ async def send(session, message_type, **fields):
 
 @pyscript_compile
 async def send_message(session, message):
-    """Send a message that was made by `messages.new`."""
+    """Send a message that was made by `messages`."""
     if session.stage == ENDED:
         return
     text = messages.text(message)
@@ -397,7 +415,8 @@ async def confirmed(session, message, at_once):
 async def select(session, control_type):
     """Select a control type, and return the confirmation: it is active once that is OK.
 
-    What was remembered of the one before is forgotten. Raise NoConfirmation.
+    What was remembered of the one before is forgotten. One selection at a time: hold `selecting`. Raise
+    NoConfirmation.
     """
 
     def activate(status):

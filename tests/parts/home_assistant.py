@@ -113,7 +113,7 @@ class HomeAssistant:
         self.sections = sections or {}
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.s2_port = free_port()
+        self.s2_port = app_config.get("s2", {}).get("port") or free_port()
         self.python = python
         self.process: subprocess.Popen | None = None
         self.token: str | None = None

@@ -121,6 +121,12 @@ def path(value):
 
 
 @pyscript_compile
+def name_or_id(value):
+    """Return a name or resource_id as text; YAML reads one of digits as a number."""
+    return fields.text(str(value) if type(value) is int else value)
+
+
+@pyscript_compile
 def energy_per_fill_level(value):
     """Return what one unit of fill level is worth, in Wh."""
     if (watt_hours := quantities.energy(value)) <= 0:
@@ -171,6 +177,7 @@ LIMITS_SCHEMA = vol.Schema(
         vol.Optional("reading"): fields.SECONDS,
     }
 )
+NAME_OR_ID = fields.expects(name_or_id, "the resource_id or the name of a Resource Manager")
 RESOURCE = {
     vol.Optional("power_sensor"): fields.SENSOR,
     vol.Optional("soc_sensor"): fields.SENSOR,
@@ -190,7 +197,7 @@ S2_SCHEMA = vol.Schema(
         vol.Optional("key"): fields.TEXT,
         vol.Optional("control_type"): fields.CONTROL_TYPE,
         vol.Optional("auto_provision", default=True): fields.BOOLEAN,
-        vol.Optional("resources", default=dict): or_nothing(vol.Schema({fields.TEXT: RESOURCE})),
+        vol.Optional("resources", default=dict): or_nothing(vol.Schema({NAME_OR_ID: RESOURCE})),
         vol.Optional("limits", default=dict): or_nothing(limits),
     }
 )

@@ -140,7 +140,10 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         ({"s2": {"control_type": "FRCB"}}, "s2.control_type: expected one of FILL_RATE_BASED_CONTROL"),
         ({"s2": {"enabled": "perhaps"}}, "s2.enabled: expected true or false, but got 'perhaps'"),
         ({"s2": {"limits": {"message": "1 km"}}}, "s2.limits.message: expected a size from 4 KiB to 64 MiB"),
-        ({"s2": {"limits": {"heartbeat": "-3 s"}}}, "s2.limits.heartbeat: expected seconds above zero"),
+        (
+            {"s2": {"limits": {"heartbeat": "-3 s"}}},
+            "s2.limits.heartbeat: expected seconds from 1 up to a day",
+        ),
         ({"s2": {"limits": {"connection": 3}}}, "s2.limits.connection is no key of this app"),
         ({"s2": {"resources": {"EV": {"power": 3}}}}, "s2.resources.EV.power is no key of this app"),
         (

@@ -271,7 +271,7 @@ async def test_a_clock_that_was_set_forward_makes_a_gap(house, monkeypatch):
     meter = house.measure()
     await house.at(5)
     house.measurements.look(meter)
-    meter.ran += 3 * 3600
+    meter.seen = (meter.seen[0], meter.seen[1] + 3 * 3600)
     await house.at(5 + 180)
     await house.at(195)
     assert house.posted == [(0, 3), *[(15 * n, None) for n in range(1, 12)], (180, 3)]

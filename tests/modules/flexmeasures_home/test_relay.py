@@ -33,19 +33,31 @@ class Device:
         self.resource = load("flexmeasures_cem.cem").Resource("abc", "Meter")
         self.relay = self.relays.new(hass, self.box, self.resource, "sensor.flexmeasures_s2_meter")
         freezer.move_to(NOON)
-        self.connect()
         self.know()
+        self.connect()
 
     def connect(self):
         """Connect with a session that is established."""
         details = self.messages.parse(json.dumps(example("ResourceManagerDetails")))
         session = self.session_kind("here", None, None, None, details=details)
         self.resource.session = self.resource.last_session = session
+        self.relays.changed(self.relay)
 
-    def know(self, sign=1, unit="%"):
+    def know(self, sign=1, unit="%", minutes=15):
         """Know the sensors."""
-        self.relay.power_sensor = self.sensor_kind(POWER, "kW", QUARTER, "Europe/Amsterdam", 1, sign)
+        resolution = timedelta(minutes=minutes)
+        self.relay.power_sensor = self.sensor_kind(POWER, "kW", resolution, "Europe/Amsterdam", 1, sign)
         self.relay.soc_sensor = self.sensor_kind(SOC, unit, timedelta(0), "Europe/Amsterdam", 1)
+
+    def reload(self, minutes=15):
+        """Stop, and go on in another life with what was kept, and with what is known of the sensor."""
+        self.relays.stop(self.relay)
+        kept = json_loads(json_bytes(self.relays.as_json(self.relay, stopped=True)))
+        self.relay = self.relays.new(self.hass, self.box, self.resource, self.relay.entity_id)
+        self.relays.recall(self.relay, kept)
+        if minutes:
+            self.know(minutes=minutes)
+        self.relays.go_on(self.relay)
 
     def say(self, message_type, **changes):
         """Have the Resource Manager say something."""
@@ -82,7 +94,7 @@ class Device:
     def posted(self):
         """Return what was posted of the power: minutes past noon and W."""
         return [
-            ((parcel.run.start - NOON) / MINUTE + number * 15, value)
+            ((parcel.run.start - NOON) / MINUTE + number * (parcel.run.step / MINUTE), value)
             for parcel in self.box.parcels
             if parcel.run.sensor == POWER
             for number, value in enumerate(parcel.run.values)
@@ -165,31 +177,71 @@ async def test_the_disconnected_time_is_a_gap(device):
     assert device.posted == [(0, pytest.approx(300)), (15, None), (30, pytest.approx(600))]
 
 
-async def test_an_interval_goes_on_after_a_reload(device, load):
+@pytest.mark.parametrize(("minutes", "expected"), [(15, [(0, 700)]), (5, [(0, 300), (5, 900), (10, 900)])])
+async def test_an_interval_goes_on_after_a_reload(device, minutes, expected):
+    device.know(minutes=minutes)
     device.measure(300, 0)
+    await device.at(4)
+    device.reload(minutes)
+    device.measure(300, 4)
     await device.at(5)
-    device.relays.stop(device.relay)
-    kept = json_loads(json_bytes(device.relays.as_json(device.relay)))
-    device.relay = device.relays.new(device.hass, device.box, device.resource, device.relay.entity_id)
-    device.relays.recall(device.relay, kept)
-    device.know()
     device.measure(900, 5)
     await device.at(15.2)
-    assert device.posted == [(0, pytest.approx(700))]
+    assert device.posted == [(start, pytest.approx(value)) for start, value in expected]
 
 
-async def test_what_ended_before_the_sensor_was_known_waits_and_is_kept(device):
+async def test_an_interval_of_one_who_never_came_back_is_posted(device):
+    device.measure(300, 0)
+    await device.at(10)
+    device.resource.session = None
+    device.reload()
+    await device.at(15.2)
+    assert device.posted == [(0, 300)]
+
+
+async def test_what_is_kept_while_it_runs_has_no_interval_that_is_posted_otherwise(device):
+    device.measure(300, 0)
+    await device.at(5)
+    assert device.relays.as_json(device.relay)["interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [
+        (15, [(-30, 100), (-15, 200), (0, 300)]),
+        (5, [(-30 + 5 * n, watts) for n, watts in enumerate([100] * 3 + [200] * 3 + [300] * 2)]),
+        (60, [(-60, 150)]),
+    ],
+)
+@pytest.mark.parametrize("over_a_reload", [False, True])
+async def test_what_was_measured_before_the_sensor_was_known_suits_it_once_it_is(
+    device, minutes, expected, over_a_reload
+):
     device.relay.power_sensor = None
     for number, watts in enumerate([100, 200, 300]):
         device.measure(watts, 15 * number - 30)
+    await device.at(10)
+    if over_a_reload:
+        device.reload(None)
+        device.measure(300, 10)
+    await device.at(12)
     assert device.posted == []
-    kept = json_loads(json_bytes(device.relays.as_json(device.relay)))
-    device.relays.stop(device.relay)
-    device.relay = device.relays.new(device.hass, device.box, device.resource, device.relay.entity_id)
-    device.relays.recall(device.relay, kept)
-    device.know(sign=-1)
+    device.know(minutes=minutes)
     device.relays.sensors_known(device.relay)
-    assert device.posted == [(-30, -100), (-15, -200)]
+    await device.at(15.2)
+    assert device.posted[: len(expected)] == [(start, pytest.approx(value)) for start, value in expected]
+    assert len(device.posted) <= len(expected) + 1
+
+
+async def test_an_hour_of_which_the_sensor_was_learnt_late_is_posted_once(device):
+    device.relay.power_sensor = None
+    device.measure(1000, 0)
+    await device.at(40)
+    device.measure(0, 40)
+    device.know(minutes=60, sign=-1)
+    device.relays.sensors_known(device.relay)
+    await device.at(60.2)
+    assert device.posted == [(0, pytest.approx(-2000 / 3))]
 
 
 async def test_nothing_is_known_of_the_time_that_a_clock_jumped_over(device):
@@ -245,14 +297,35 @@ async def test_no_forecast_is_too_far_away_or_too_long_to_deal_with(device, star
 
 async def test_a_forecast_in_the_same_second_is_posted_as_known_a_second_later(device):
     device.forecast((15, 100), minutes=15)
+    assert [parcel.run.prior for parcel in device.box.parcels] == [NOON]
     device.forecast((15, 200), minutes=15)
     device.forecast((15, 300), minutes=15)
     await device.at(0.05)
     runs = [parcel.run for parcel in device.box.parcels]
-    assert [(run.values, run.prior) for run in runs] == [
-        ([100], NOON),
-        ([300], NOON + timedelta(seconds=1)),
-    ]
+    assert [(run.values, run.prior) for run in runs] == [([300], NOON + timedelta(seconds=1))]
+
+
+async def test_a_forecast_supersedes_one_that_still_waits(device):
+    for number in range(5):
+        await device.at(number)
+        device.forecast((60, 100 * number), minutes=15)
+    assert [parcel.run.values for parcel in device.box.parcels] == [[400] * 4]
+
+
+async def test_a_forecast_for_short_intervals_is_cut(device):
+    device.know(minutes=1)
+    device.forecast((7 * 24 * 60, 100), minutes=0)
+    assert len(device.posted) == 2 * 24 * 60
+
+
+async def test_a_level_that_is_the_same_after_a_reconnect_is_told_again(device):
+    device.say("FRBC.SystemDescription")
+    device.say("FRBC.StorageStatus", present_fill_level=50)
+    await device.at(2)
+    device.connect()
+    device.say("FRBC.SystemDescription")
+    device.say("FRBC.StorageStatus", present_fill_level=50)
+    assert device.socs == [(50, "%"), (50, "%")]
 
 
 async def test_a_fill_level_is_the_part_of_its_range(device):

@@ -1,0 +1,421 @@
+"""Who is let in, what a connection may do to us, and how it ends."""
+
+import asyncio
+import ipaddress
+import json
+import socket
+import ssl
+import struct
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.modules.flexmeasures_s2.conftest import connected, until
+from tests.parts.resource_manager import ResourceManager
+from tests.parts.s2_messages import example
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+def frame(text):
+    """Return a websocket frame as a client sends it, with a mask of zeros."""
+    data = text.encode()
+    return struct.pack("!BBH4x", 0x81, 0x80 | 126, len(data)) + data
+
+
+async def status_of(url, **headers):
+    """Return the HTTP status that a GET gets."""
+    async with aiohttp.ClientSession() as client, client.get(url, headers=headers) as response:
+        return response.status
+
+
+async def refusal_of(url, **headers):
+    """Return the HTTP status with which a websocket is refused."""
+    async with aiohttp.ClientSession() as client:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await client.ws_connect(url, headers=headers)
+    return refused.value.status
+
+
+async def exchange(rm):
+    """Send a valid message and see it confirmed."""
+    assert (await rm.ask(example("PowerMeasurement")))["status"] == "OK"
+
+
+@pytest.fixture
+async def mute(socket_enabled):
+    """Return a function that connects, and sends more than it reads the answers to."""
+    writers = []
+
+    async def connect(port):
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=raw, limit=1024)
+        writers.append(writer)
+        writer.write(UPGRADE)
+        assert b"101" in await reader.readline()
+        writer.write(frame('{"message_id": "%s"}' % ("m" * 3000)) * 5_000)
+        return writer
+
+    yield connect
+    for writer in writers:
+        writer.transport.abort()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Return the files of a certificate that is signed by itself, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CEM")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "certificate.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return {"certificate": str(tmp_path / "certificate.pem"), "key": str(tmp_path / "key.pem")}
+
+
+# Who is let in
+
+
+@pytest.mark.parametrize(
+    "given", [None, "Bearer wrong", "Bearer ", "secret", "Bearer secrét", "Basic secret"]
+)
+async def test_without_the_token_it_is_refused_before_the_upgrade(serve, given):
+    cem = await serve(token="secret")
+    assert await refusal_of(cem.url, **({"Authorization": given} if given else {})) == 401
+    assert cem.changes == []
+
+
+async def test_with_the_token_it_is_let_in(serve):
+    cem = await serve(token="secret")
+    async with connected(cem, token="secret") as rm:
+        await exchange(rm)
+
+
+async def test_a_token_is_not_shown(serve):
+    assert "secret" not in repr((await serve(token="secret")).listener)
+
+
+async def test_a_web_page_is_let_in_with_a_token_only(serve):
+    assert await refusal_of((await serve()).url, Origin="http://evil.example") == 403
+    cem = await serve(token="secret")
+    headers = {"Origin": "http://good.example", "Authorization": "Bearer secret"}
+    async with aiohttp.ClientSession() as client, client.ws_connect(cem.url, headers=headers) as websocket:
+        assert (await websocket.receive_json())["message_type"] == "Handshake"
+
+
+async def test_plain_http_is_told_to_upgrade(cem):
+    assert await status_of(cem.url.replace("ws:", "http:")) == 426
+
+
+async def test_another_path_is_not_found(cem):
+    assert await status_of(cem.url.replace("ws:", "http:") + "elsewhere") == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/s2", "/s2/"])
+async def test_the_path_works_with_and_without_a_slash_at_its_end(serve, path):
+    cem = await serve(path=path)
+    for address in {cem.url, cem.url.rstrip("/"), cem.url.rstrip("/") + "/"}:
+        async with ResourceManager(address) as rm:
+            await rm.next("Handshake")
+
+
+async def test_there_is_room_for_so_many_and_again_when_one_leaves(serve):
+    cem = await serve(limits={"connections": 1})
+    async with connected(cem):
+        assert await refusal_of(cem.url) == 503
+    await until(lambda: not cem.listener.sessions)
+    async with connected(cem) as rm:
+        await exchange(rm)
+
+
+async def test_it_serves_over_tls(serve, certificate, monkeypatch):
+    cem = await serve(scheme="wss", **certificate)
+    trusting = ssl.create_default_context(cafile=certificate["certificate"])
+    client = aiohttp.ClientSession
+    monkeypatch.setattr(
+        aiohttp,
+        "ClientSession",
+        lambda: client(connector=aiohttp.TCPConnector(ssl=trusting)),
+    )
+    async with connected(cem) as rm:
+        await exchange(rm)
+    with pytest.raises(aiohttp.ClientError):
+        await status_of(cem.url.replace("wss:", "http:"))
+
+
+async def test_a_port_in_use_is_named(cem, serve, load):
+    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match=f"127.0.0.1:{cem.port}"):
+        await serve(port=cem.port)
+    async with connected(cem) as rm:
+        await exchange(rm)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+async def test_a_host_that_is_not_ours_is_named(serve, load, host):
+    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match=host):
+        await serve(host=host)
+
+
+@pytest.mark.parametrize("content", [None, "nonsense"])
+async def test_a_certificate_that_cannot_be_used_is_named(serve, load, tmp_path, content):
+    file = tmp_path / "certificate.pem"
+    if content:
+        file.write_text(content)
+    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match="certificate"):
+        await serve(certificate=str(file))
+
+
+async def test_a_key_of_another_certificate_is_named(serve, load, certificate, tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "other.pem").write_bytes(key)
+    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match="key"):
+        await serve(**certificate | {"key": str(tmp_path / "other.pem")})
+
+
+# What a connection may not do to us
+
+
+async def test_a_binary_frame_closes_the_connection(cem):
+    async with connected(cem) as rm:
+        await rm.send(b"\x00\x01")
+        assert await rm.closed() == 1003
+
+
+async def test_a_frame_over_the_limit_closes_the_connection(serve):
+    cem = await serve(limits={"message": 5000})
+    async with connected(cem) as rm:
+        await rm.send("x" * 4000)
+        assert (await rm.next("ReceptionStatus"))["status"] == "INVALID_DATA"
+        await rm.send("x" * 6000)
+        assert await rm.closed() == 1009
+    await until(lambda: not cem.listener.sessions)
+
+
+async def test_frames_of_one_message_over_the_limit_together_close_the_connection(serve):
+    cem = await serve(limits={"message": 5000})
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    writer.write(UPGRADE)
+    for first in (0x01, 0x00, 0x00):
+        writer.write(bytes([first]) + frame("x" * 2000)[1:])
+    async with asyncio.timeout(5):
+        assert struct.pack("!H", 1009) in await reader.read()
+    writer.close()
+
+
+async def test_a_message_in_several_frames_is_taken(cem):
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    text = json.dumps(example("Handshake", message_id="handshake:1"))
+    writer.write(UPGRADE + b"\x01" + frame(text[:9])[1:] + b"\x80" + frame(text[9:])[1:])
+    async with asyncio.timeout(5):
+        answer = (await reader.readuntil(b"handshake:1")) + (await reader.readuntil(b"HandshakeResponse"))
+    assert b"OK" in answer
+    writer.close()
+
+
+async def test_a_message_as_large_as_allowed_is_taken(cem):
+    async with connected(cem) as rm:
+        message = rm.details | {"message_id": "again", "model": "m" * (2**20 - 2000)}
+        assert (await rm.ask(message))["status"] == "OK"
+        await exchange(rm)
+
+
+async def test_text_that_is_no_unicode_closes_the_connection(cem):
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    writer.write(UPGRADE + struct.pack("!BB4x", 0x81, 0x80 | 2) + b"\xff\xfe")
+    async with asyncio.timeout(5):
+        assert struct.pack("!H", 1007) in await reader.read()
+    writer.close()
+    await until(lambda: not cem.listener.sessions)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", UPGRADE[:-4]])
+async def test_who_connects_and_asks_for_nothing_is_sent_away(serve, sent):
+    cem = await serve(limits={"handshake": 0.2})
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    writer.write(sent)
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_who_asks_for_nothing_is_sent_away_from_a_tls_port_too(serve, certificate):
+    cem = await serve(limits={"handshake": 0.2}, **certificate)
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_connections_without_a_request_take_nobodys_place(serve):
+    cem = await serve(limits={"connections": 2})
+    for _ in range(5):
+        _, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+        writer.close()
+        await writer.wait_closed()
+    async with connected(cem) as rm:
+        await exchange(rm)
+
+
+async def test_refused_requests_take_nobodys_place(serve):
+    cem = await serve(limits={"connections": 2})
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=False)) as client:
+        for _ in range(5):
+            async with client.get(cem.url.replace("ws:", "http:")) as response:
+                assert response.status == 426
+        async with connected(cem) as rm:
+            await exchange(rm)
+
+
+async def test_waiting_connections_are_bounded(serve):
+    cem = await serve(limits={"connections": 2})
+    waiting = [await asyncio.open_connection("127.0.0.1", cem.port) for _ in range(4)]
+    async with asyncio.timeout(5):
+        assert [await reader.read() for reader, _ in waiting[2:]] == [b"", b""]
+    for _, writer in waiting:
+        writer.close()
+
+
+async def test_who_does_not_read_is_dropped_and_nobody_else_waits_for_it(serve, mute):
+    cem = await serve(limits={"reading": 0.5})
+    async with connected(cem) as rm:
+        await mute(cem.port)
+        await until(lambda: len(cem.listener.sessions) == 2)
+        while len(cem.listener.sessions) == 2:
+            await exchange(rm)
+        await exchange(rm)
+
+
+async def test_who_does_not_read_does_not_hold_up_the_stop(serve, mute):
+    cem = await serve()
+    await mute(cem.port)
+    await until(lambda: cem.listener.sessions)
+    await asyncio.sleep(0.3)
+    async with asyncio.timeout(8):
+        await cem.listeners.stop(cem.listener)
+    assert not cem.listener.sessions
+
+
+async def test_who_does_not_answer_pings_is_dropped(serve):
+    cem = await serve(limits={"heartbeat": 0.4})
+    async with connected(cem) as rm, aiohttp.ClientSession() as client:
+        websocket = await client.ws_connect(cem.url, autoping=False)
+        kinds = [frame.type async for frame in websocket]
+        assert aiohttp.WSMsgType.PING in kinds
+        await until(lambda: len(cem.listener.sessions) == 1)
+        await exchange(rm)
+
+
+async def test_a_burst_is_slowed_down_and_never_refused(serve):
+    cem = await serve(limits={"rate": 33})
+    async with connected(cem) as rm:
+        messages = [example("PowerMeasurement") for _ in range(2000)]
+        for message in messages:
+            await rm.send(message)
+        await until(lambda: rm.statuses(messages[-1]["message_id"]))
+        answers = {each["subject_message_id"]: each["status"] for each in rm.received if "status" in each}
+        assert [answers[message["message_id"]] for message in messages] == ["OK"] * len(messages)
+        await exchange(rm)
+
+
+def test_above_the_rate_each_message_waits(load):
+    listeners = load("flexmeasures_s2.listener")
+    bucket = listeners.Bucket(rate=10, tokens=600, at=0)
+    pauses = [listeners.pause_after(bucket, 100, 0) for _ in range(603)]
+    assert pauses[:600] == [0] * 600
+    assert pauses[600:] == pytest.approx([0.1, 0.2, 0.3])
+    assert listeners.pause_after(bucket, 100, 10) == 0
+    assert listeners.pause_after(bucket, 1000 * listeners.BYTES_OF_A_MESSAGE, 10) > 90
+
+
+async def test_a_burst_leaves_room_for_others(cem):
+    async with connected(cem) as busy, connected(cem) as rm:
+        last = example("PowerMeasurement")
+        for message in [*[example("PowerForecast") for _ in range(500)], last]:
+            await busy.send(message)
+        await exchange(rm)
+        assert not busy.statuses(last["message_id"])
+        await until(lambda: busy.statuses(last["message_id"]))
+
+
+# How it ends
+
+
+async def test_stop_bids_farewell_and_frees_the_port_at_once(serve):
+    cem = await serve()
+    async with connected(cem) as first, ResourceManager(cem.url) as second:
+        await second.next("Handshake")
+        await cem.listeners.stop(cem.listener)
+        again = await serve(port=cem.port)
+        assert (await first.next("SessionRequest"))["request"] == "RECONNECT"
+        assert [await first.closed(), await second.closed()] == [1001, 1001]
+        assert not [each for each in second.received if each["message_type"] == "SessionRequest"]
+        assert not cem.listener.sessions
+        async with connected(again) as rm:
+            await exchange(rm)
+
+
+async def test_stop_may_come_twice(cem):
+    await cem.listeners.stop(cem.listener)
+    await cem.listeners.stop(cem.listener)
+
+
+async def test_stop_leaves_nothing_of_who_never_asked(serve):
+    cem = await serve()
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    await until(lambda: cem.listener.asking)
+    await cem.listeners.stop(cem.listener)
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.close()
+    assert not cem.listener.asking
+
+
+async def test_an_end_in_the_middle_of_a_message_is_the_end_of_one_session(cem):
+    async with connected(cem) as rm:
+        _, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+        writer.write(UPGRADE + frame('{"message_type": "Handshake"')[:-5])
+        await until(lambda: len(cem.listener.sessions) == 2)
+        writer.transport.abort()
+        await until(lambda: len(cem.listener.sessions) == 1)
+        await exchange(rm)
+
+
+async def test_a_name_can_forge_no_lines_of_the_log_and_not_fill_it(cem, caplog):
+    async with connected(cem, name="Battery\nERROR forged" + "x" * 100_000) as rm:
+        await rm.ask(example("PowerMeasurement", values=[]))
+        await rm.ask(example("SessionRequest"))
+        await rm.closed()
+    told = [each.getMessage() for each in caplog.records if each.levelname != "DEBUG"]
+    assert [each[:200] for each in told if "\n" in each or len(each) > 1000] == []
+
+
+async def test_a_lost_connection_is_told(cem):
+    async with connected(cem, name="Battery") as rm:
+        rm._socket._response.connection.transport.abort()
+        await until(lambda: cem.changes[-1] == ("Battery", False, None))
+    assert not cem.listener.sessions
