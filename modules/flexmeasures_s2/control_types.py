@@ -23,6 +23,8 @@ ABBREVIATIONS = {
 NAMES = [*ABBREVIATIONS.values(), NOT_CONTROLABLE, NO_SELECTION]
 ALL_NAMES = [*NAMES, *ABBREVIATIONS]
 CHECKS = frbc.CHECKS | ombc.CHECKS | ddbc.CHECKS | ppbc.CHECKS | pebc.CHECKS
+OF = {message_type: ABBREVIATIONS[message_type.split(".")[0]] for message_type in CHECKS}
+"""The control type that each message_type belongs to."""
 REFERRED_TO = (frbc.DESCRIPTION, ombc.DESCRIPTION, ddbc.DESCRIPTION, ppbc.PROFILE)
 """What other messages refer to: with a new one, those may refer to nothing."""
 KEYS = frbc.KEYS | ombc.KEYS | ddbc.KEYS | ppbc.KEYS | pebc.KEYS
@@ -37,9 +39,3 @@ def named(text):
     if name not in NAMES:
         raise ValueError(f"expected one of {', '.join(ALL_NAMES)}, but got {text!r}")
     return name
-
-
-@pyscript_compile
-def of(message_type):
-    """Return the control type that a message_type belongs to, or None."""
-    return ABBREVIATIONS.get(message_type.split(".")[0]) if "." in message_type else None

@@ -30,6 +30,7 @@ PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 """Seconds after each TEMPORARY_ERROR."""
 LONGEST_LOGGED = 4000
 LARGE = 65_536
+"""From this many characters on, a message is read beside the event loop."""
 
 
 @pyscript_compile
@@ -142,9 +143,12 @@ async def receive(session, text):
     log(session, "→", text)
     message, subject, status, label, then, fatal = None, errors.NIL, OK, None, None, False
     try:
-        message = await parsed(session, text)
-        if session.stage == ENDED:
-            return
+        if len(text) > LARGE:
+            message = await asyncio.to_thread(messages.parse, text, session.deepest)
+            if session.stage == ENDED:
+                return
+        else:
+            message = messages.parse(text, session.deepest)
         if message.message_type == "ReceptionStatus":
             on_reception_status(session, message)
             return
@@ -175,14 +179,6 @@ async def receive(session, text):
 
 
 @pyscript_compile
-async def parsed(session, text):
-    """Return the message that a text is; a large one is read beside the event loop."""
-    if len(text) > LARGE:
-        return await asyncio.to_thread(messages.parse, text, session.deepest)
-    return messages.parse(text, session.deepest)
-
-
-@pyscript_compile
 def tell(session, event, *details):
     """Tell the session's owner; what goes wrong there is not the Resource Manager's business."""
     try:
@@ -203,16 +199,14 @@ def take(session, message):
         raise errors.InvalidContent(f"message_type: expected ResourceManagerDetails first, got {kind}")
     if kind in HANDLERS:
         return HANDLERS[kind](session, message)
-    control_type = control_types.of(kind)
     if kind not in control_types.CHECKS:
         raise errors.InvalidContent(f"message_type: {kind} is not for a Resource Manager to send")
-    if control_type != session.control_type:
+    if control_types.OF[kind] != session.control_type:
         raise errors.InvalidContent(
-            f"message_type: {kind} belongs to {control_type}, but "
+            f"message_type: {kind} belongs to {control_types.OF[kind]}, but "
             f"{session.control_type or 'no control type'} is active"
         )
-    check = control_types.CHECKS[kind]
-    if check:
+    if check := control_types.CHECKS[kind]:
         check(session.memory, message)
     remember(session, message)
     return None
@@ -222,8 +216,8 @@ def take(session, message):
 def remember(session, message):
     """Keep a message as the latest of its kind; forget what referred to the one before."""
     kind = message.message_type
-    ids = control_types.KEYS.get(kind, ())
-    key = (kind, *(getattr(message, name) for name in ids))
+    ids = control_types.KEYS.get(kind)
+    key = (kind, *[getattr(message, name) for name in ids]) if ids else (kind,)
     replaces = session.memory.pop(key, None) is not None
     session.memory[key] = message
     if ids:
@@ -423,7 +417,7 @@ async def select(session, control_type):
         if status.status.value == OK:
             session.control_type = control_type
             session.memory = {
-                key: message for key, message in session.memory.items() if control_types.of(key[0]) is None
+                key: message for key, message in session.memory.items() if key[0] not in control_types.OF
             }
             session.instructions.clear()
             tell(session, session.events.selected)

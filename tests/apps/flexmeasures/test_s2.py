@@ -305,6 +305,20 @@ async def test_a_chosen_control_type_lasts_over_reconnects_and_reloads(side):
         await side.until("NO_SELECTION")
 
 
+async def test_a_choice_and_a_state_outlast_another_user_of_the_server(side, flexmeasures_server):
+    async with side.rm() as rm:
+        await rm.establish()
+        await side.home.call("change_control_type", control_type="NOT_CONTROLABLE")
+    other = {"username": flexmeasures_server.foreign.username}
+    in_process.configure(side.home.hass, side.config | other)
+    await in_process.reload(side.home.hass, global_ctx="*")
+    await side.listening()
+    assert side.state().state == "disconnected"
+    assert side.state().attributes["power_sensor"] is None
+    async with side.rm(resource_id=rm.details["resource_id"]) as again:
+        assert await again.establish() == METER
+
+
 async def test_a_wrong_choice_is_told(side):
     async def refused(**data) -> str:
         with pytest.raises(ServiceValidationError) as error:
@@ -367,7 +381,7 @@ async def test_switched_off_nobody_listens(starting):
         await side.home.call("change_control_type", control_type="FRBC")
 
 
-async def test_s2_pythons_own_devices_are_followed_over_a_reload(side):
+async def test_s2_pythons_own_devices_are_followed(side):
     async with Meter(side.url, power=lambda _now: 750.0, name="Kitchen", every=0.05) as meter:
         await asyncio.wait_for(meter.active.wait(), 10)
         assert meter.control_type == METER

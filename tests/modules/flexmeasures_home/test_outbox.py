@@ -91,6 +91,22 @@ def test_the_oldest_is_dropped_first_and_counted(outbox, box, run, monkeypatch):
     assert attributes["last_error"].startswith("The outbox is full")
 
 
+def test_forecasts_are_dropped_before_measurements(outbox, box, run, monkeypatch):
+    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 4)
+    outbox.add(box, run(1, 0, [1.0, 2.0]))
+    outbox.add(box, run(2, 50, [5.0, 6.0], prior=NOON))
+    outbox.add(box, run(3, 1, [3.0]))
+    assert held(box) == [(1, 0, [1.0, 2.0]), (2, 51, [6.0]), (3, 1, [3.0])]
+
+
+def test_a_parcel_can_be_withdrawn_until_it_is_on_its_way(outbox, box, run):
+    first, second = outbox.add(box, run(1, 0, [1.0])), outbox.add(box, run(2, 0, [2.0]))
+    second.sending = True
+    for each in (first, second, None, first):
+        outbox.withdraw(box, each)
+    assert held(box) == [(2, 0, [2.0])]
+
+
 def test_a_run_under_way_is_not_dropped(outbox, box, run, monkeypatch):
     monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 2)
     outbox.add(box, run(1, 0, [1.0])).sending = True

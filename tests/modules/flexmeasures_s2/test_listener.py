@@ -291,13 +291,53 @@ async def test_refused_requests_take_nobodys_place(serve):
             await exchange(rm)
 
 
-async def test_waiting_connections_are_bounded(serve):
+async def test_of_too_many_that_say_nothing_the_oldest_are_closed(serve):
     cem = await serve(limits={"connections": 2})
     waiting = [await asyncio.open_connection("127.0.0.1", cem.port) for _ in range(4)]
     async with asyncio.timeout(5):
-        assert [await reader.read() for reader, _ in waiting[2:]] == [b"", b""]
+        assert [await reader.read() for reader, _ in waiting[:2]] == [b"", b""]
+    async with connected(cem) as rm:
+        await exchange(rm)
     for _, writer in waiting:
         writer.close()
+
+
+async def test_those_who_are_refused_keep_nobody_out(serve):
+    cem = await serve(token="right", limits={"connections": 2})
+    async with aiohttp.ClientSession() as session:
+        for _ in range(5):
+            async with session.get(f"http://127.0.0.1:{cem.port}/") as answer:
+                assert answer.status == 401
+        async with connected(cem, token="right") as rm:
+            await exchange(rm)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://127.0.0.1:{port}", "127.0.0.1:{port}", 101),
+        ("http://localhost:{port}", "localhost:{port}", 101),
+        ("http://127.0.0.1:1", "127.0.0.1:{port}", 403),
+        ("http://evil.example:{port}", "evil.example:{port}", 403),
+        ("null", "127.0.0.1:{port}", 403),
+        ("http://[", "127.0.0.1:{port}", 403),
+    ],
+)
+async def test_a_page_of_another_site_is_kept_out_and_ones_own_address_is_not(serve, origin, host, status):
+    cem = await serve()
+    headers = {"Origin": origin.format(port=cem.port), "Host": host.format(port=cem.port)}
+    async with aiohttp.ClientSession() as session:
+        try:
+            async with session.ws_connect(f"http://127.0.0.1:{cem.port}/", headers=headers) as websocket:
+                assert (await websocket.receive_json())["message_type"] == "Handshake"
+                assert status == 101
+        except aiohttp.WSServerHandshakeError as error:
+            assert error.status == status
+
+
+async def test_a_host_that_cannot_be_one_is_told(serve):
+    with pytest.raises(Exception, match=r"host, port: cannot listen on a\.\.b"):
+        await serve(host="a..b")
 
 
 async def test_who_does_not_read_is_dropped_and_nobody_else_waits_for_it(serve, mute):
