@@ -158,6 +158,7 @@ async def test_the_calls_are_right_ones(home_assistant, flexmeasures_server):
     sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
     answers = []
     types = ("FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE")
+    await home_assistant.wait_for_s2()
     async with ResourceManager(home_assistant.s2_url, name="Home battery", control_types=types) as rm:
         assert await rm.establish() == types[0]
         for call in calls:

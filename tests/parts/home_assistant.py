@@ -177,6 +177,16 @@ class HomeAssistant:
         await self.stop()
         await self.start()
 
+    async def wait_for_s2(self, *, within: float = 30) -> None:
+        """Wait until Resource Managers can connect."""
+        async with asyncio.timeout(within):
+            while True:
+                with contextlib.suppress(OSError):
+                    _reader, writer = await asyncio.open_connection("127.0.0.1", self.s2_port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.05)
+
     async def call(
         self, domain: str, service: str, data: dict | None = None, *, return_response: bool = False
     ) -> dict | None:
