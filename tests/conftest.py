@@ -12,7 +12,7 @@ import pytest
 import pytest_socket
 from pytest_homeassistant_custom_component.common import async_test_home_assistant
 
-from tests.parts import home_assistant, in_process, pyscript_source
+from tests.parts import home_assistant, in_process, pyscript_source, s2_schemas
 from tests.parts.flexmeasures_server import FlexMeasuresServer
 from tests.parts.in_process import pyscript_hass  # noqa: F401
 
@@ -21,14 +21,15 @@ APPS = ROOT / "pyscript" / "apps"
 builtins.pyscript_compile = lambda function: function
 
 
-def pytest_report_header() -> str:
-    """Say which pyscript the tests run on."""
-    return f"pyscript: {pyscript_source.source().description}"
+def pytest_report_header() -> list[str]:
+    """Say which pyscript the tests run on, and what S2 messages are checked against."""
+    return [f"pyscript: {pyscript_source.source().description}", f"S2: {s2_schemas.describe()}"]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Say it at the end too, where a long output is read."""
-    terminalreporter.write_line(pytest_report_header())
+    for line in pytest_report_header():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,10 @@ async def listen(side):
     except s2_errors.CannotListen as error:
         side.why_not_listening = str(error)
         return False
+    except Exception as error:
+        LOGGER.exception("Listening failed: please report this")
+        side.why_not_listening = f"it failed unexpectedly ({error!r})"
+        return False
     secure = "wss" if s2.certificate else "ws"
     LOGGER.info("Listening for S2 Resource Managers on %s://%s:%s%s", secure, s2.host, s2.port, s2.path)
     statuses.settle(side.status, MATTER)

@@ -125,8 +125,7 @@ async def start(listener):
 
     def connected():
         handler, limits = runner.server(), listener.limits
-        others = len(runner.server.connections) - len(listener.sessions)
-        if others >= limits.connections and listener.asking:
+        if len(listener.asking) >= limits.connections:
             give_up(listener, next(iter(listener.asking)))
         listener.asking[handler] = loop.call_later(limits.handshake, give_up, listener, handler)
         return handler

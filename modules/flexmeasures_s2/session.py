@@ -116,7 +116,7 @@ def name_of(session):
 @pyscript_compile
 def name(details):
     """Return a Resource Manager's name on one line, else its resource_id."""
-    return " ".join((details.name or "").split())[:LONGEST_NAME] or details.resource_id
+    return (" ".join((details.name or "").split()) or " ".join(details.resource_id.split()))[:LONGEST_NAME]
 
 
 @pyscript_compile
@@ -239,7 +239,8 @@ def weigh(session, message, characters):
     session.characters = held
     while sum(held.values()) > MOST_CHARACTERS and len(held) > 1:
         oldest = next(iter(held))
-        del held[oldest], session.memory[oldest]
+        del held[oldest]
+        session.memory.pop(oldest, None)
         forget_what_dangles(session)
 
 
