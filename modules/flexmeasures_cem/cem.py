@@ -95,7 +95,10 @@ def take_in(cem, session, message):
     resource.name = name
     before = resource.session
     resource.session = resource.last_session = session
-    if before is None or before is session:
+    if before is session:
+        return None
+    LOGGER.info("%s (%s) connected from %s", name, resource.resource_id, session.peer)
+    if before is None:
         return None
     LOGGER.warning(
         "%s (%s) connected from %s and replaces its connection from %s",
@@ -163,8 +166,10 @@ def connected(cem, resource_id=None):
     found = [each for each in cem.resources.values() if each.session]
     there = ", ".join(f"{each.resource_id} ({each.name})" for each in found)
     if not found:
+        known = ", ".join(each.name for each in cem.resources.values())
         raise errors.NoSuchResource(
-            "No S2 Resource Manager is connected: connect one to this CEM's address first"
+            f"No S2 Resource Manager is connected{known and f' ({known} was)'}: see that it can reach the "
+            f"address at which Home Assistant listens for it"
         )
     if resource_id is None:
         if len(found) > 1:

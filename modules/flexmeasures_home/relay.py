@@ -13,7 +13,7 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
-from homeassistant.helpers.event import async_call_later
+from homeassistant.helpers.event import async_call_later, async_track_point_in_utc_time
 
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
@@ -42,7 +42,9 @@ MOST_WATTS = 1e12
 SECONDS_BETWEEN_STATES = 1
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 60
 SECONDS_BETWEEN_FORECASTS = 2
-SECONDS_BETWEEN_FILL_LEVELS = 60
+MINUTE = timedelta(minutes=1)
+MINUTES_BETWEEN_SAME_LEVELS = 5
+"""What get_measurements reads of an instantaneous sensor by default."""
 
 
 @pyscript_compile
@@ -69,9 +71,9 @@ def records():
         `soc_sensor` what the server says of that. `powers` maps each electric commodity quantity to its
         latest value (W), `power` is their sum, and `measured` when that was. `interval` is the one under
         way, `waiting` the minutes that ended before the sensor was known, and `looked` has both clocks as
-        they were when it was summed up last. `forecast` waits to be posted, `forecast_parcel` was posted
-        last. `shown` is the session, control type and fill level that were last made known.
-        `energy_per_fill_level` is in Wh.
+        they were when it was summed up last. `level_is_new` tells that the fill level was not posted yet.
+        `forecast` waits to be posted, `forecast_parcel` was posted last. `shown` is the session, control
+        type and fill level that were last made known. `energy_per_fill_level` is in Wh.
         """
 
         hass: Any
@@ -90,6 +92,8 @@ def records():
         interval: Any = None
         looked: tuple | None = None
         waiting: list = field(default_factory=list)
+        level_is_new: bool = False
+        forget_level_timer: Any = None
         forecast: Any = None
         forecast_parcel: Any = None
         last_prior: datetime | None = None
@@ -113,7 +117,6 @@ def new(hass, outbox, resource, entity_id):
         "state": Pace(SECONDS_BETWEEN_STATES, lambda: show(relay)),
         "sign of life": Pace(SECONDS_BETWEEN_SIGNS_OF_LIFE, lambda: show(relay)),
         "forecast": Pace(SECONDS_BETWEEN_FORECASTS, lambda: post_forecast(relay)),
-        "fill level": Pace(SECONDS_BETWEEN_FILL_LEVELS, lambda: post_fill_level(relay)),
     }
     return relay
 
@@ -173,10 +176,10 @@ def received(relay, message):
         want(relay, "forecast")
     elif kind == "FRBC.StorageStatus" and message.present_fill_level != relay.shown[2]:
         relay.shown = *relay.shown[:2], message.present_fill_level
-        want(relay, "fill level")
+        tell_fill_level(relay)
         want(relay, "state")
     elif kind == "FRBC.SystemDescription":
-        want(relay, "fill level")
+        tell_fill_level(relay)
         want(relay, "state")
     else:
         want(relay, "sign of life")
@@ -378,21 +381,39 @@ def expected(element):
 
 
 @pyscript_compile
+def tell_fill_level(relay):
+    """Post the fill level: at once where none was posted lately, else at the next full minute."""
+    relay.level_is_new = True
+    if relay.forget_level_timer is None:
+        post_fill_level(relay)
+
+
+@pyscript_compile
 def post_fill_level(relay):
-    """Post the present fill level as a state of charge, if it can be told; tell whether it was."""
+    """Post the present fill level as the state of charge of this minute, if it can be told; then come back.
+
+    The same level again is posted each 5 minutes only.
+    """
     session = relay.resource.session
-    if relay.soc_sensor is None or session is None:
-        return False
-    level = resource_state.fill_level(session)
+    level = resource_state.fill_level(session) if session and relay.soc_sensor else None
     told = None if level is None else state_of_charge(relay, session, level)
-    if told is None:
-        return False
-    value, unit = told
-    if not math.isfinite(value):
-        return False
-    moment = dt_util.utcnow().replace(microsecond=0)
-    outboxes.add(relay.outbox, sensor_data.Run(relay.soc_sensor.id, moment, [value], unit))
-    return True
+    if told is None or not math.isfinite(told[0]):
+        return
+    now = dt_util.utcnow()
+    if relay.level_is_new or now.minute % MINUTES_BETWEEN_SAME_LEVELS == 0:
+        relay.level_is_new = False
+        start = now.replace(second=0, microsecond=0)
+        run = sensor_data.Run(relay.soc_sensor.id, start, [told[0]], told[1], step=MINUTE)
+        outboxes.add(relay.outbox, run)
+
+    @callback
+    def again(_now):
+        relay.forget_level_timer = None
+        post_fill_level(relay)
+
+    job = HassJob(again, cancel_on_shutdown=True)
+    next_minute = now.replace(second=0, microsecond=0) + MINUTE
+    relay.forget_level_timer = async_track_point_in_utc_time(relay.hass, job, next_minute)
 
 
 @pyscript_compile
@@ -421,7 +442,7 @@ def sensors_known(relay):
     if relay.interval:
         arm(relay, dt_util.utcnow())
     want(relay, "forecast")
-    want(relay, "fill level")
+    tell_fill_level(relay)
     show(relay)
 
 
@@ -431,6 +452,9 @@ def stop(relay):
     look(relay, dt_util.utcnow())
     relay.power = None
     post_forecast(relay)
+    if relay.forget_level_timer:
+        relay.forget_level_timer()
+        relay.forget_level_timer = None
     for each in [relay, *relay.paces.values()]:
         if each.forget_timer:
             each.forget_timer()

@@ -96,8 +96,8 @@ async def start(hass, given, link, outbox, status, meters):
         cems.events(side.cem),
         partial(cems.ended, side.cem),
         token=s2.token,
-        certificate=s2.certificate,
-        key=s2.key,
+        certificate=s2.certificate and hass.config.path(s2.certificate),
+        key=s2.key and hass.config.path(s2.key),
         limits=s2.limits,
     )
     await asyncio.to_thread(messages.prepare)

@@ -105,7 +105,10 @@ async def start(listener):
         try:
             context = await asyncio.to_thread(tls, listener.certificate, listener.key)
         except (OSError, ValueError) as error:
-            raise errors.CannotListen(f"certificate, key: they cannot be used ({error})") from error
+            files = " and ".join(each for each in (listener.certificate, listener.key) if each)
+            raise errors.CannotListen(
+                f"certificate, key: {files} cannot be used ({error}): give a PEM file each, or one with both"
+            ) from error
     app = web.Application()
 
     async def accept_request(request):
@@ -114,6 +117,14 @@ async def start(listener):
     plain = listener.path.rstrip("/")
     for path in sorted({plain or "/", f"{plain}/"}):
         app.router.add_get(path, accept_request)
+
+    async def elsewhere(request):
+        complain(listener, request, f"it asked for {request.raw_path[:80]}, and S2 is at {listener.path}")
+        answer = web.Response(status=404, text=f"S2 is at {listener.path}")
+        answer.force_close()
+        return answer
+
+    app.router.add_route("*", "/{path:.*}", elsewhere)
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -161,7 +161,7 @@ async def test_a_device_that_leaves_during_its_selection_is_told(cem, cems, erro
 
 async def test_without_a_device_it_says_what_to_do(cem, cems, errors):
     for resource_id in (None, "battery:1"):
-        with pytest.raises(errors.NoSuchResource, match="connect one"):
+        with pytest.raises(errors.NoSuchResource, match="see that it can reach"):
             cems.connected(cem.cem, resource_id)
 
 

@@ -101,10 +101,21 @@ class Device:
         ]
 
     @property
+    def levels(self):
+        """Return the states of charge that were posted: minutes past noon and value."""
+        runs = [parcel.run for parcel in self.box.parcels if parcel.run.sensor == SOC]
+        return [
+            ((run.start - NOON) / MINUTE + number, value)
+            for run in runs
+            for number, value in enumerate(run.values)
+            if value is not None
+        ]
+
+    @property
     def socs(self):
         """Return the states of charge that were posted, with their units."""
         runs = [parcel.run for parcel in self.box.parcels if parcel.run.sensor == SOC]
-        return [(value, run.unit) for run in runs for value in run.values]
+        return [(value, run.unit) for run in runs for value in run.values if value is not None]
 
 
 @pytest.fixture
@@ -325,7 +336,8 @@ async def test_a_level_that_is_the_same_after_a_reconnect_is_told_again(device):
     device.connect()
     device.say("FRBC.SystemDescription")
     device.say("FRBC.StorageStatus", present_fill_level=50)
-    assert device.socs == [(50, "%"), (50, "%")]
+    await device.at(3.1)
+    assert device.levels == [(0, 50), (3, 50)]
 
 
 async def test_a_fill_level_is_the_part_of_its_range(device):
@@ -337,15 +349,18 @@ async def test_a_fill_level_is_the_part_of_its_range(device):
     assert device.socs == [(50, "%")]
 
 
-async def test_a_fill_level_is_posted_once_a_minute(device):
+async def test_a_fill_level_is_posted_each_minute_and_the_same_one_each_five(device):
     device.say("FRBC.SystemDescription")
+    await device.at(0.5)
     for level in range(30):
         device.say("FRBC.StorageStatus", present_fill_level=level)
-    assert device.socs == [(0, "%")]
-    await device.at(1.1)
-    assert device.socs == [(0, "%"), (29, "%")]
-    await device.at(10)
-    assert len(device.socs) == 2
+    assert device.levels == [(0, 0)]
+    for minutes in range(1, 12):
+        await device.at(minutes + 0.01)
+    assert device.levels == [(0, 0), (1, 29), (5, 29), (10, 29)]
+    device.resource.session = None
+    await device.at(15.1)
+    assert len(device.levels) == 4
 
 
 async def test_a_sensor_of_energy_needs_to_know_what_a_fill_level_is_worth(device):
