@@ -95,6 +95,7 @@ def tell_addresses(home_assistant: HomeAssistant, server: FlexMeasuresServer) ->
         f"(user {server.username}, password {server.password})\n"
         f"Sensors there: power {server.ids.power_sensor}, state of charge {server.ids.soc_sensor}, "
         f"price {server.ids.price_sensor}\n"
+        f"S2 devices connect to [bold]{home_assistant.s2_url}[/]\n"
         "Press Ctrl-C to stop.",
         soft_wrap=True,
     )

@@ -178,8 +178,11 @@ def connected(cem, resource_id=None):
     exact = [each for each in found if each.resource_id == resource_id]
     named = [each for each in found if each.name == resource_id]
     if len(exact or named) != 1:
-        many = "more than one has the name" if named else "there is no"
-        raise errors.NoSuchResource(f"resource_id: {many} {resource_id!r}; connected are {there}")
+        is_known = any(resource_id in (each.resource_id, each.name) for each in cem.resources.values())
+        wrong = (
+            "more than one has that name" if named else "it is not connected" if is_known else "there is none"
+        )
+        raise errors.NoSuchResource(f"resource_id: {wrong}: {resource_id!r}; connected are {there}")
     return (exact or named)[0]
 
 

@@ -18,6 +18,7 @@ from homeassistant.helpers.event import async_call_later, async_track_point_in_u
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.resource_state as resource_state
+import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.provisioning as provisioning
 import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.sensor_data as sensor_data
@@ -157,6 +158,8 @@ def changed(relay):
     if session is None:
         look(relay, dt_util.utcnow())
         relay.powers, relay.power = {}, None
+        if matter(relay) in relay.outbox.status.problems:
+            statuses.settle(relay.outbox.status, matter(relay))
     known = session, session and session.control_type, None
     if relay.shown and relay.shown[:2] == known[:2]:
         want(relay, "state")
@@ -397,6 +400,12 @@ def post_fill_level(relay):
     session = relay.resource.session
     level = resource_state.fill_level(session) if session and relay.soc_sensor else None
     told = None if level is None else state_of_charge(relay, session, level)
+    if level is not None and relay.soc_sensor.unit != "%" and relay.energy_per_fill_level is None:
+        complain(
+            relay,
+            f"sensor {relay.soc_sensor.id} is in {relay.soc_sensor.unit}, and a fill level is no energy: "
+            f"give energy_per_fill_level under s2.resources, or a sensor in %",
+        )
     if told is None or not math.isfinite(told[0]):
         return
     now = dt_util.utcnow()
@@ -414,6 +423,19 @@ def post_fill_level(relay):
     job = HassJob(again, cancel_on_shutdown=True)
     next_minute = now.replace(second=0, microsecond=0) + MINUTE
     relay.forget_level_timer = async_track_point_in_utc_time(relay.hass, job, next_minute)
+
+
+@pyscript_compile
+def complain(relay, what):
+    """Tell what keeps a Resource Manager from being measured, if that lasts."""
+    text = f"s2: {relay.resource.name} ({relay.resource.resource_id}): {what}"
+    statuses.fail(relay.outbox.status, matter(relay), text, cause="no_measurements", temporary=True)
+
+
+@pyscript_compile
+def matter(relay):
+    """Return the matter of a Resource Manager's measurements in the status."""
+    return f"s2 measurements of {relay.resource.resource_id}"
 
 
 @pyscript_compile

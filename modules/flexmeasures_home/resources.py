@@ -321,6 +321,7 @@ async def find_sensors(side, relay):
             wait = LONGEST_PAUSE_SECONDS
         else:
             statuses.succeed(side.status, matter)
+            complain_of_sharing(side, relay)
             relays.sensors_known(relay)
             save_soon(side)
             return
@@ -329,6 +330,18 @@ async def find_sensors(side, relay):
         except TimeoutError:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     statuses.settle(side.status, matter)
+
+
+@pyscript_compile
+def complain_of_sharing(side, relay):
+    """Tell when another Resource Manager that is connected writes to the same sensor."""
+    for other in side.relays.values():
+        if other is not relay and other.resource.session and other.power_sensor == relay.power_sensor:
+            relays.complain(
+                relay,
+                f"{other.resource.name} has the same power_sensor, {relay.power_sensor.id}: give each one "
+                f"of its own under s2.resources",
+            )
 
 
 @pyscript_compile

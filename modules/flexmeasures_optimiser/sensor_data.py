@@ -216,8 +216,9 @@ async def of_power(link, sensor_id):
     """Return a sensor; refuse one that takes no means of power."""
     found = await connection.sensor(link, sensor_id)
     if found.unit not in PowerConverter.VALID_UNITS or not found.resolution:
+        each = f"each {found.resolution}" if found.resolution else "instantaneous"
         raise errors.UnknownSensor(
-            f"power_sensor: sensor {sensor_id} is in {found.unit} each {found.resolution}: give one of "
+            f"power_sensor: sensor {sensor_id} is in {found.unit}, {each}: give one of "
             f"power, such as kW each 15 minutes"
         )
     return found

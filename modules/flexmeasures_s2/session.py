@@ -392,7 +392,7 @@ async def confirmed(session, message, at_once):
     """Send a message, and return its ReceptionStatus; raise NoConfirmation."""
     message_id, message_type = message["message_id"], message["message_type"]
     if session.stage == ENDED:
-        raise errors.NoConfirmation(f"{name_of(session)} is not connected")
+        raise errors.NoConfirmation(f"{name_of(session)}: {session.why_ended}")
     future = asyncio.get_running_loop().create_future()
     session.pending[message_id] = Pending(future, at_once)
     try:

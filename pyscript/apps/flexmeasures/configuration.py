@@ -191,7 +191,7 @@ S2_SCHEMA = vol.Schema(
         vol.Optional("host", default="127.0.0.1"): fields.TEXT,
         vol.Optional("port", default=8765): fields.PORT,
         vol.Optional("path", default="/s2"): fields.expects(path, "a path such as /s2"),
-        vol.Optional("token"): fields.TEXT,
+        vol.Optional("token"): fields.expects(fields.text, "a text, in quotes where it is all digits"),
         vol.Optional("allow_anonymous", default=False): fields.BOOLEAN,
         vol.Optional("certificate"): fields.TEXT,
         vol.Optional("key"): fields.TEXT,

@@ -133,7 +133,7 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         ({"s2": "geheim"}, "s2: expected keys and values"),
         ({"s2": {"host": "0.0.0.0"}}, "s2.token: expected a token, which Resource Managers send as a Bearer"),
         ({"s2": {"host": "house.example"}}, "s2.token: expected a token"),
-        ({"s2": {"token": ["geheim"]}}, "s2.token: expected a text that is not empty"),
+        ({"s2": {"token": ["geheim"]}}, "s2.token: expected a text, in quotes where it is all digits"),
         ({"s2": {"key": "key.pem"}}, "s2.certificate: expected the certificate that belongs to s2.key"),
         ({"s2": {"port": 0}}, "s2.port: expected a port from 1 to 65535, but got 0"),
         ({"s2": {"path": "s2"}}, "s2.path: expected a path such as /s2, but got 's2'"),

@@ -263,6 +263,10 @@ async def test_without_provisioning_the_apps_own_sensors_are_used(starting):
     async with side.rm() as rm:
         await rm.establish()
         assert await side.sensors() == (side.config["power_sensor"], side.config["soc_sensor"])
+        async with side.rm("Second") as second:
+            await second.establish()
+            await side.home.until(lambda: side.home.status().attributes["last_error"])
+            assert "Home battery has the same power_sensor" in side.home.status().attributes["last_error"]
 
 
 async def test_what_is_measured_while_the_server_is_away_arrives_later(side, flexmeasures_server):
@@ -332,7 +336,7 @@ async def test_a_wrong_choice_is_told(side):
         assert f"does not offer POWER_ENVELOPE_BASED_CONTROL, but {FRBC}, {METER}" in await refused(
             control_type="PEBC"
         )
-        assert "there is no 'Two'" in await refused(control_type="FRBC", resource_id="Two")
+        assert "there is none: 'Two'" in await refused(control_type="FRBC", resource_id="Two")
         async with side.rm("Two") as two:
             await two.establish()
             told = await refused(control_type="NOT_CONTROLABLE")

@@ -175,7 +175,7 @@ async def test_who_has_left_is_not_connected(cem, cems, errors):
 
 async def test_an_unknown_device_is_named_with_those_that_are_there(cem, cems, errors):
     async with connected(cem, name="EV", resource_id="ev:1"):
-        with pytest.raises(errors.NoSuchResource, match=r"no 'ev:2'; connected are ev:1 \(EV\)"):
+        with pytest.raises(errors.NoSuchResource, match=r"there is none: 'ev:2'; connected are ev:1 \(EV\)"):
             cems.connected(cem.cem, "ev:2")
 
 
@@ -189,7 +189,7 @@ async def test_of_several_one_must_be_named(cem, cems, errors):
 
 async def test_a_name_that_several_have_is_not_enough(cem, cems, errors):
     async with connected(cem, name="EV", resource_id="ev:1"), connected(cem, name="EV", resource_id="ev:2"):
-        with pytest.raises(errors.NoSuchResource, match="more than one has the name 'EV'"):
+        with pytest.raises(errors.NoSuchResource, match="more than one has that name: 'EV'"):
             cems.connected(cem.cem, "EV")
         assert cems.connected(cem.cem, "ev:2").resource_id == "ev:2"
 

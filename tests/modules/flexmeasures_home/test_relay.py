@@ -367,6 +367,8 @@ async def test_a_sensor_of_energy_needs_to_know_what_a_fill_level_is_worth(devic
     device.know(unit="kWh")
     device.say("FRBC.StorageStatus", present_fill_level=40)
     assert device.socs == []
+    status = device.hass.states.get("sensor.flexmeasures_status")
+    assert "give energy_per_fill_level" in status.attributes["last_error"]
     device.relay.energy_per_fill_level = 200
     device.say("FRBC.StorageStatus", present_fill_level=50)
     assert device.socs == [(10_000, "Wh")]
