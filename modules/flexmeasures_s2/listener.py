@@ -258,6 +258,7 @@ async def accept(listener, request):
         sessions.end(session, why)
         LOGGER.info("%s: disconnected: %s", sessions.name_of(session), session.why_ended)
         sessions.tell(session, listener.ended)
+        session.send_text = session.close_transport = None
     return websocket
 
 

@@ -80,7 +80,8 @@ def _sockets(socket_enabled):
 
 async def test_gives_the_app_its_configuration(home_assistant):
     state = await home_assistant.state("sensor.flexmeasures_status")
-    assert (state["state"], state["attributes"]) == ("ok", {"host": "example"})
+    given = {"host": "example", "s2": {"port": home_assistant.s2_port}}
+    assert (state["state"], state["attributes"]) == ("ok", given)
 
 
 async def test_returns_a_service_response(home_assistant):
