@@ -28,7 +28,7 @@ OF_ONE_POWER_RANGE = "validate_operation_mode_elements_have_all_supported_commod
 HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
 """Its progress is a duration, which s2-python takes for an id."""
 MOST_TOLD = 3
-VALIDATORS = {}
+VALIDATORS, UNBUILT = {}, {}
 
 
 @pyscript_compile
@@ -154,6 +154,18 @@ def validator(kind):
 
 
 @pyscript_compile
+def unbuilt(model):
+    """Return a subclass of a model that has no validator of its own yet.
+
+    Newer releases of pydantic take a model's own validator in place of what a core schema says of it.
+    """
+    if model not in UNBUILT:
+        body = {"__module__": model.__module__, "__doc__": model.__doc__}
+        UNBUILT[model] = type(model)(model.__name__, (model,), body, defer_build=True)
+    return UNBUILT[model]
+
+
+@pyscript_compile
 def prepare():
     """Make all validators; it takes a moment, and may be done in a thread."""
     for kind in TYPE_TO_MESSAGE_CLASS:
@@ -180,6 +192,8 @@ def as_the_schemas_have_it(node):
     if kind == "function-after" and node["function"]["function"].__name__ == OF_ONE_POWER_RANGE:
         return as_the_schemas_have_it(node["schema"])
     made = {key: as_the_schemas_have_it(value) for key, value in node.items() if key != "metadata"}
+    if kind == "model":
+        made["cls"] = unbuilt(node["cls"])
     if kind in ("bool", "str", "float"):
         made["strict"] = True
     if kind == "float":

@@ -60,14 +60,15 @@ def configure(hass: HomeAssistant, app_config: dict) -> dict:
 
 
 async def reload(hass: HomeAssistant, **data) -> None:
-    """Call `pyscript.reload` and wait until all has come to rest, and our app has started anew."""
+    """Call `pyscript.reload` and wait until all has come to rest: our app has started anew, or is gone."""
     stage = hass.data.get("flexmeasures_for_pyscript")
     before = stage and stage.running
     await hass.services.async_call("pyscript", "reload", data, blocking=True)
     await settle(hass)
     if before and data.get("global_ctx") == "*":
-        for _ in range(1000):
-            if stage.running not in (None, before) and stage.running.started.is_set():
+        for count in range(1000):
+            is_gone = stage.running is None and count > 100
+            if is_gone or (stage.running not in (None, before) and stage.running.started.is_set()):
                 return
             await asyncio.sleep(0.01)
         raise TimeoutError("our app did not start anew")
