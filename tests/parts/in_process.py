@@ -47,6 +47,8 @@ async def pyscript(hass: HomeAssistant, config: Path, app_config: dict) -> Async
             await hass.async_block_till_done()
             hass.bus.async_fire(EVENT_HOMEASSISTANT_STARTED)
             await settle(hass)
+            if _running(hass):
+                await started(hass)
             yield hass
         finally:
             await hass.async_stop(force=True)
@@ -61,17 +63,27 @@ def configure(hass: HomeAssistant, app_config: dict) -> dict:
 
 async def reload(hass: HomeAssistant, **data) -> None:
     """Call `pyscript.reload` and wait until all has come to rest: our app has started anew, or is gone."""
-    stage = hass.data.get("flexmeasures_for_pyscript")
-    before = stage and stage.running
+    before = _running(hass)
     await hass.services.async_call("pyscript", "reload", data, blocking=True)
     await settle(hass)
     if before and data.get("global_ctx") == "*":
-        for count in range(1000):
-            is_gone = stage.running is None and count > 100
-            if is_gone or (stage.running not in (None, before) and stage.running.started.is_set()):
-                return
-            await asyncio.sleep(0.01)
-        raise TimeoutError("our app did not start anew")
+        await started(hass, before)
+
+
+async def started(hass: HomeAssistant, before: object = None) -> None:
+    """Wait until our app has started, another one than before; if it is gone, for a moment only."""
+    for count in range(1000):
+        running = _running(hass)
+        if (running is None and count > 100) or (running not in (None, before) and running.started.is_set()):
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError("our app did not start")
+
+
+def _running(hass: HomeAssistant) -> object:
+    """Return our app, if it runs."""
+    stage = hass.data.get("flexmeasures_for_pyscript")
+    return stage and stage.running
 
 
 async def settle(hass: HomeAssistant) -> None:
