@@ -47,7 +47,7 @@ async def pyscript(hass: HomeAssistant, config: Path, app_config: dict) -> Async
             await hass.async_block_till_done()
             hass.bus.async_fire(EVENT_HOMEASSISTANT_STARTED)
             await settle(hass)
-            if _running(hass):
+            if "flexmeasures_home" in scripts:
                 await started(hass)
             yield hass
         finally:
