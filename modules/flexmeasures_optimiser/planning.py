@@ -1,5 +1,7 @@
 """Trigger a schedule, wait for its job, fetch it: the main question to FlexMeasures."""
 
+import asyncio
+
 import isodate
 
 import flexmeasures_optimiser.connection as connection
@@ -11,6 +13,7 @@ import flexmeasures_optimiser.storage as storages
 FIRST_POLL_SECONDS = 0.25
 SLOWEST_POLL_SECONDS = 4
 JOB_SECONDS = 300
+FETCHED_AT_ONCE = 4
 
 
 @pyscript_compile
@@ -78,15 +81,53 @@ def missed_targets(schedule, soc, storage):
 
 
 @pyscript_compile
-async def solve(link, site, trigger, sensor_id, duration, unit):
-    """Post the trigger to the site's asset, wait for the job, and return the reply for one sensor.
+async def plan_site(link, site, devices, flex_context, start, duration, resolution, now):
+    """Ask for the schedules of several devices in one trigger, so that the site's limits hold for all.
+
+    Return a Schedule (W) for each power sensor. `start` is on the sensors' clock, `resolution` that of the
+    plan. Raise an OptimiserError.
+    """
+    job = await trigger(
+        link,
+        site,
+        {
+            "start": start.isoformat(),
+            "duration": isodate.duration_isoformat(duration),
+            "resolution": isodate.duration_isoformat(resolution),
+            "flex-model": [storages.flex_model(each, start, start + duration) for each in devices],
+            "flex-context": flex_context,
+            "force-new-job-creation": True,
+        },
+    )
+    fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
+
+    async def fetch_one(sensor_id):
+        async with fetching:
+            reply = await fetch(link, job, sensor_id, duration, "kW")
+        if not reply["values"]:
+            raise errors.JobFailed(f"FlexMeasures made no value for sensor {sensor_id}: see the server's log")
+        return schedules.from_reply(reply, "W", now, "Wh")
+
+    found = await asyncio.gather(*[fetch_one(each.power_sensor) for each in devices])
+    return {each.power_sensor: schedule for each, schedule in zip(devices, found, strict=True)}
+
+
+@pyscript_compile
+async def solve(link, site, message, sensor_id, duration, unit):
+    """Trigger a schedule, wait for it, and return the reply for one sensor."""
+    return await fetch(link, await trigger(link, site, message), sensor_id, duration, unit)
+
+
+@pyscript_compile
+async def trigger(link, site, message):
+    """Post a trigger to the site's asset, and return its job once that is finished.
 
     The message is posted as it is, since the client forces a new job only together with `prior`,
     which would also hide the newest prices from a server whose clock is ahead.
     """
     client = link.client
     answer, _status = await connection.ask(
-        link, client.request(uri=f"assets/{site}/schedules/trigger", json_payload=trigger)
+        link, client.request(uri=f"assets/{site}/schedules/trigger", json_payload=message)
     )
     job = answer.get("job") or answer["schedule"]
     await connection.ask(
@@ -98,7 +139,13 @@ async def solve(link, site, trigger, sensor_id, duration, unit):
             max_polling_interval=SLOWEST_POLL_SECONDS,
         ),
     )
+    return job
+
+
+@pyscript_compile
+async def fetch(link, job, sensor_id, duration, unit):
+    """Return what a finished job has planned for one sensor."""
     return await connection.ask(
         link,
-        client.get_schedule(sensor_id=sensor_id, schedule_id=job, duration=duration, unit=unit),
+        link.client.get_schedule(sensor_id=sensor_id, schedule_id=job, duration=duration, unit=unit),
     )

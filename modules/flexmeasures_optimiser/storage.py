@@ -20,9 +20,19 @@ def records():
         value: float
 
     @dataclass
-    class Storage:
-        """A battery (or the like) now: energies in Wh, power in W, efficiency as a ratio.
+    class Span:
+        """A mean power (W) from `start` to `end`."""
 
+        start: datetime
+        end: datetime
+        value: float
+
+    @dataclass
+    class Storage:
+        """A battery (or the like) now: energies in Wh, power in W, efficiencies as ratios.
+
+        A capacity is a power, or a list of Spans; `soc_usage` is a list of Spans. `storage_efficiency` is
+        that of one step. `operation_modes` are ranges (lowest, highest) of power, consumption positive.
         `flex_model` holds raw FlexMeasures fields, which prevail over ours.
         """
 
@@ -36,12 +46,19 @@ def records():
         soc_maxima: list = field(default_factory=list)
         power_capacity: float | None = None
         roundtrip_efficiency: float | None = None
+        charging_efficiency: float | None = None
+        discharging_efficiency: float | None = None
+        storage_efficiency: float | None = None
+        consumption_capacity: Any = None
+        production_capacity: Any = None
+        soc_usage: list = field(default_factory=list)
+        operation_modes: list = field(default_factory=list)
         flex_model: Any = None
 
-    return Wish, Storage
+    return Wish, Span, Storage
 
 
-Wish, Storage = records()
+Wish, Span, Storage = records()
 
 
 @pyscript_compile
@@ -66,15 +83,52 @@ def flex_model(storage, start, end):
         "soc-minima": [as_event(wish) for wish in minima],
         "soc-maxima": [as_event(wish) for wish in maxima],
         "power-capacity": storage.power_capacity and quantities.as_power(storage.power_capacity),
-        "roundtrip-efficiency": (
-            storage.roundtrip_efficiency and quantities.as_percentage(storage.roundtrip_efficiency)
-        ),
+        "roundtrip-efficiency": as_share(storage.roundtrip_efficiency),
+        "charging-efficiency": as_share(storage.charging_efficiency),
+        "discharging-efficiency": as_share(storage.discharging_efficiency),
+        "storage-efficiency": as_share(storage.storage_efficiency),
+        "consumption-capacity": as_powers(storage.consumption_capacity),
+        "production-capacity": as_powers(storage.production_capacity),
+        "soc-usage": [as_powers(storage.soc_usage)] if storage.soc_usage else None,
+        "operation-modes": [as_operation_mode(*each) for each in storage.operation_modes],
         "state-of-charge": storage.soc_sensor and {"sensor": storage.soc_sensor},
     }
     raw = storage.flex_model or {}
     if {"charging-efficiency", "discharging-efficiency"} & raw.keys():
         model["roundtrip-efficiency"] = None
     return {name: value for name, value in model.items() if value or value == 0} | raw
+
+
+@pyscript_compile
+def as_share(ratio):
+    """Write a ratio as FlexMeasures reads it, or None."""
+    return ratio and quantities.as_percentage(ratio)
+
+
+@pyscript_compile
+def as_powers(power):
+    """Write a power, or Spans of it, as FlexMeasures reads it, or None."""
+    if isinstance(power, list):
+        return [
+            {
+                "start": span.start.isoformat(),
+                "end": span.end.isoformat(),
+                "value": quantities.as_power(span.value),
+            }
+            for span in power
+        ]
+    return None if power is None else quantities.as_power(power)
+
+
+@pyscript_compile
+def as_operation_mode(lowest, highest):
+    """Write a range of power (W) as FlexMeasures reads it."""
+    mode = {}
+    if highest > 0 or lowest == highest == 0:
+        mode["consumption-range"] = [quantities.as_power(max(lowest, 0)), quantities.as_power(highest)]
+    if lowest < 0:
+        mode["production-range"] = [quantities.as_power(max(-highest, 0)), quantities.as_power(-lowest)]
+    return mode
 
 
 @pyscript_compile
