@@ -37,12 +37,14 @@ def records():
 
         `changed(resource)`: it connected, disconnected, or is under another control type.
         `received(resource, message)`: it sent a message that is now confirmed and remembered.
+        `leaving(resource)` (async): it is about to get another control type.
         """
 
         changed: Any
         received: Any
         preferred: str | None = None
         resources: dict = field(default_factory=dict)
+        leaving: Any = None
 
     return Resource, Cem
 
@@ -149,7 +151,7 @@ async def select_best(cem, resource, session):
         wanted = best(cem, resource, session)
         if wanted == session.control_type:
             return
-        status = await sessions.select(session, wanted)
+        status = await select(cem, resource, session, wanted)
     if status.status.value != sessions.OK:
         LOGGER.warning(
             "%s offers %s but answered %s to its selection: %s",
@@ -158,6 +160,14 @@ async def select_best(cem, resource, session):
             status.status.value,
             status.diagnostic_label,
         )
+
+
+@pyscript_compile
+async def select(cem, resource, session, wanted):
+    """Select a control type, and return the confirmation; what belongs to the one before ends first."""
+    if cem.leaving:
+        await cem.leaving(resource)
+    return await sessions.select(session, wanted)
 
 
 @pyscript_compile
@@ -198,15 +208,15 @@ async def change_control_type(cem, resource, wanted):
                 f"(and NO_SELECTION stops it)"
             )
         if wanted != session.control_type:
-            await select_as_asked(resource, session, wanted)
+            await select_as_asked(cem, resource, session, wanted)
         resource.choice = wanted
 
 
 @pyscript_compile
-async def select_as_asked(resource, session, wanted):
+async def select_as_asked(cem, resource, session, wanted):
     """Select a control type; raise NotConfirmed."""
     try:
-        status = await sessions.select(session, wanted)
+        status = await select(cem, resource, session, wanted)
     except s2_errors.NoConfirmation as error:
         raise errors.NotConfirmed(f"control_type: {error}") from error
     if status.status.value != sessions.OK:

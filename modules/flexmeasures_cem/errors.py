@@ -17,7 +17,32 @@ def kinds():
     class NotConfirmed(CemError):
         """The Resource Manager refused, or did not answer."""
 
-    return CemError, NoSuchResource, NotOffered, NotConfirmed
+    class NotPlannable(CemError):
+        """The Resource Manager cannot be planned as things are."""
+
+    class NotPlanned(CemError):
+        """There is no plan now; the cause may be an OptimiserError."""
+
+    class InvalidInstruction(CemError):
+        """The instruction does not fit what the Resource Manager has told of itself."""
+
+    return (
+        CemError,
+        NoSuchResource,
+        NotOffered,
+        NotConfirmed,
+        NotPlannable,
+        NotPlanned,
+        InvalidInstruction,
+    )
 
 
-CemError, NoSuchResource, NotOffered, NotConfirmed = kinds()
+(
+    CemError,
+    NoSuchResource,
+    NotOffered,
+    NotConfirmed,
+    NotPlannable,
+    NotPlanned,
+    InvalidInstruction,
+) = kinds()

@@ -97,7 +97,14 @@ async def start(device):
     await measurements.save(device.measurements)
     if given.s2.enabled:
         device.resources = await resources.start(
-            hass, given, device.link, device.outbox, status, device.measurements
+            hass,
+            given,
+            device.link,
+            device.outbox,
+            status,
+            device.measurements,
+            device.planning,
+            lambda: device.schedule is not None and schedules.end(device.schedule) > dt_util.utcnow(),
         )
     status.when_recovered = lambda: recovered(device)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
@@ -325,11 +332,15 @@ async def plan(device, call):
 
 
 @pyscript_compile
-async def change_control_type(device, call):
-    """Select a control type of a Resource Manager."""
-    if device.resources is None:
-        raise HomeAssistantError("S2 is switched off: set s2.enabled to true, and reload the scripts")
-    return await resources.change_control_type(device.resources, call)
+def of_s2(act):
+    """Return what a service does with the device's Resource Managers, by a function of those."""
+
+    async def handle(device, call):
+        if device.resources is None:
+            raise HomeAssistantError("S2 is switched off: set s2.enabled to true, and reload the scripts")
+        return await act(device.resources, call)
+
+    return handle
 
 
 @pyscript_compile
@@ -387,6 +398,8 @@ def accept(device, schedule):
     )
     if device.cron:
         crons.planned(device.cron)
+    if device.resources:
+        resources.own_schedule_changed(device.resources)
     device.hass.bus.async_fire(
         UPDATED,
         {"entity_id": schedule_state.ENTITY_ID}

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from datetime import UTC, date, datetime, timedelta
 
 import homeassistant.helpers.config_validation as cv
@@ -20,6 +21,7 @@ EARLIEST_YEAR, LATEST_YEAR = 1970, 2200
 ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:00")
 MOST_VALUES = 10_000
 SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
+ID = re.compile(r"[a-zA-Z0-9\-_:]{2,64}")
 SECRETS = ("password", "token")
 HOLD_SECRETS = ("s2",)
 
@@ -220,6 +222,22 @@ def size(value):
 
 
 @pyscript_compile
+def factor(value):
+    """Return a number from 0 to 1."""
+    if not 0 <= (found := number(value)) <= 1:
+        raise ValueError
+    return found
+
+
+@pyscript_compile
+def s2_id(value):
+    """Return an id as S2 has them."""
+    if not ID.fullmatch(text(value)):
+        raise ValueError
+    return value
+
+
+@pyscript_compile
 def entity(value):
     """Return "sensor.x", or "sensor.x.attribute"."""
     if len(text(value).split(".")) not in (2, 3) or not all(value.split(".")):
@@ -335,5 +353,7 @@ SECONDS = expects(seconds, "seconds from 1 up to a day, such as 30")
 SIZE = expects(size, "a size from 4 KiB to 64 MiB, such as 1 MiB")
 PORT = expects(within(1, 65535), "a port from 1 to 65535")
 COUNT = expects(within(1, 100_000), "a whole number from 1 to 100000")
+FACTOR = expects(factor, "a factor from 0 to 1")
+S2_ID = expects(s2_id, "an id of 2 to 64 letters, digits, -, _ and :")
 CONTROL_TYPE = expects(control_types.named, f"one of {', '.join(control_types.ALL_NAMES)}")
 ENTITY = expects(entity, "an entity such as sensor.battery, or sensor.battery.attribute")

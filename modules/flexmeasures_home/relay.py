@@ -22,10 +22,9 @@ import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.provisioning as provisioning
 import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.sensor_data as sensor_data
+import flexmeasures_s2.commodities as commodities
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
-ELECTRIC = "ELECTRIC.POWER."
-ALL_PHASES = "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
 STEP_UNTIL_KNOWN = timedelta(minutes=1)
 """The finest that FlexMeasures has: any other step is made of these."""
 GRACE = timedelta(seconds=5)
@@ -74,7 +73,8 @@ def records():
         way, `waiting` the minutes that ended before the sensor was known, and `looked` has both clocks as
         they were when it was summed up last. `level_is_new` tells that the fill level was not posted yet.
         `forecast` waits to be posted, `forecast_parcel` was posted last. `shown` is the session, control
-        type and fill level that were last made known. `energy_per_fill_level` is in Wh.
+        type and fill level that were last made known. `energy_per_fill_level` is in Wh. `planned()` returns
+        the attributes that tell of its plan.
         """
 
         hass: Any
@@ -102,6 +102,7 @@ def records():
         clock_was_wrong: bool = False
         forget_timer: Any = None
         paces: dict = field(default_factory=dict)
+        planned: Any = dict
 
     return Pace, Relay
 
@@ -146,7 +147,7 @@ def want(relay, name):
 def show(relay):
     """Show the state, and tell that it was done."""
     state = resource_state.value(relay.resource)
-    attributes = resource_state.attributes(relay.resource, relay.provision)
+    attributes = resource_state.attributes(relay.resource, relay.provision, relay.planned())
     relay.hass.states.async_set(relay.entity_id, state, attributes)
     return True
 
@@ -199,7 +200,7 @@ def take_power(relay, message):
     electric = {
         quantity: value
         for quantity, value in values.items()
-        if quantity.startswith(ELECTRIC) and abs(value) < MOST_WATTS
+        if quantity.startswith(commodities.ELECTRIC) and abs(value) < MOST_WATTS
     }
     want(relay, "sign of life")
     if not electric:
@@ -210,12 +211,13 @@ def take_power(relay, message):
         return
     relay.measured = moment
     elapse(relay, moment, now)
-    if ALL_PHASES in electric:
-        relay.powers = {ALL_PHASES: electric[ALL_PHASES]}
+    all_phases = commodities.ALL_PHASES
+    if all_phases in electric:
+        relay.powers = {all_phases: electric[all_phases]}
     else:
-        relay.powers.pop(ALL_PHASES, None)
+        relay.powers.pop(all_phases, None)
         relay.powers |= electric
-    relay.power = sum(relay.powers.values())
+    relay.power = commodities.electric(relay.powers)
     arm(relay, now)
 
 
@@ -377,10 +379,8 @@ def forecast_values(relay, message):
 def expected(element):
     """Return the expected electric power (W) of a forecast's element, or None."""
     values = {each.commodity_quantity.value: each.value_expected for each in element.power_values}
-    electric = [value for quantity, value in values.items() if quantity.startswith(ELECTRIC)]
-    if ALL_PHASES in values:
-        electric = [values[ALL_PHASES]]
-    return sum(electric) if electric and max(map(abs, electric)) < MOST_WATTS else None
+    electric = commodities.electric(values)
+    return electric if electric is not None and abs(electric) < MOST_WATTS else None
 
 
 @pyscript_compile
@@ -443,14 +443,15 @@ def state_of_charge(relay, session, level):
     """Return a fill level as (value, unit): of the storage's range (%), or as energy; or None.
 
     A % sensor gets the part of the storage's fill_level_range, one of energy what the level is worth by
-    `energy_per_fill_level`.
+    `energy_per_fill_level`, above the start of that range.
     """
-    if relay.soc_sensor.unit != "%":
-        return None if relay.energy_per_fill_level is None else (level * relay.energy_per_fill_level, "Wh")
     description = session.memory.get(("FRBC.SystemDescription",))
     if description is None:
         return None
     limits = description.storage.fill_level_range
+    if relay.soc_sensor.unit != "%":
+        above = level - limits.start_of_range
+        return None if relay.energy_per_fill_level is None else (above * relay.energy_per_fill_level, "Wh")
     if limits.end_of_range <= limits.start_of_range:
         return None
     return 100 * (level - limits.start_of_range) / (limits.end_of_range - limits.start_of_range), "%"

@@ -10,6 +10,16 @@ LONGEST_SLUG = 100
 CONNECTED, DISCONNECTED = "connected", "disconnected"
 STATES = [CONNECTED, DISCONNECTED, *control_types.NAMES]
 FILL_LEVEL = ("FRBC.StorageStatus",)
+NOTHING_PLANNED = {
+    "instruction": None,
+    "plan": [],
+    "missed_targets": [],
+    "planned_until": None,
+    "has_schedule": False,
+    "energy_per_fill_level": None,
+}
+MOST_OF_A_PLAN, MOST_MISSED = 30, 10
+"""So that all attributes stay under what the recorder takes (16,384 bytes)."""
 
 
 @pyscript_compile
@@ -38,15 +48,15 @@ def fill_level(session):
 
 
 @pyscript_compile
-def attributes(resource, sensors):
-    """Return the attributes; `sensors` is the Provision on FlexMeasures.
+def attributes(resource, sensors, planned):
+    """Return the attributes; `sensors` is the Provision on FlexMeasures, `planned` what tells of the plan.
 
     After the session's end, what the last one was is still told.
     """
     session, last = resource.session, resource.last_session
     details = last and last.details
     heard = last and last.last_message
-    return {
+    told = {
         "friendly_name": f"FlexMeasures S2 {resource.name}",
         "device_class": "enum",
         "options": STATES,
@@ -57,9 +67,13 @@ def attributes(resource, sensors):
         "version": last and last.version,
         "last_message": dt_util.as_local(heard).isoformat() if heard else None,
         "last_message_type": last and last.last_message_type,
-        "instruction": None,
         "fill_level": fill_level(session) if session else None,
-        "plan": [],
         "power_sensor": sensors.power_sensor,
         "soc_sensor": sensors.soc_sensor,
+        **NOTHING_PLANNED,
+        **planned,
+    }
+    return told | {
+        "plan": told["plan"][:MOST_OF_A_PLAN],
+        "missed_targets": told["missed_targets"][:MOST_MISSED],
     }

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,10 +12,12 @@ from homeassistant.helpers.storage import Store
 
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as cem_errors
+import flexmeasures_cem.planner as planners
 import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.relay as relays
 import flexmeasures_home.resource_state as resource_state
+import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.provisioning as provisioning
@@ -44,7 +47,7 @@ def record():
 
     @dataclass
     class Resources:
-        """The listener, the CEM behind it, and a relay for each Resource Manager by its resource_id.
+        """The listener, the CEM behind it, the site's planner, and a relay for each Resource Manager.
 
         `given` is the app's configuration. `learning` has the tasks that find the sensors, by resource_id;
         only one of them makes anything on the server at a time, and `new` counts the assets. `file` has
@@ -61,6 +64,7 @@ def record():
         store: Any
         cem: Any = None
         listener: Any = None
+        site: Any = None
         relays: dict = field(default_factory=dict)
         listening: Any = None
         learning: dict = field(default_factory=dict)
@@ -79,11 +83,22 @@ Resources = record()
 
 
 @pyscript_compile
-async def start(hass, given, link, outbox, status, meters):
-    """Show the Resource Managers that are known, and listen for them."""
+async def start(hass, given, link, outbox, status, meters, planning, own_schedule):
+    """Show the Resource Managers that are known, listen for them, and plan them.
+
+    `planning` is the lock that all plans are made under, `own_schedule()` tells whether the app's own device
+    has a schedule.
+    """
     store = Store(hass, 1, "flexmeasures_for_pyscript.resources", atomic_writes=True)
     side = Resources(hass, given, link, outbox, status, meters, store)
-    side.cem = cems.Cem(partial(changed, side), partial(received, side), given.s2.control_type)
+    asker = site_plan.Asker(given, link, status, planning, own_schedule)
+    side.site = site_plan.new(asker, partial(relay_of, side))
+    side.cem = cems.Cem(
+        partial(changed, side),
+        partial(received, side),
+        given.s2.control_type,
+        leaving=partial(planners.leave, side.site),
+    )
     side.file = await store.async_load() or {}
     for resource_id, each in side.file.get("resources", {}).items():
         kept.read(partial(recall, side, resource_id), each)
@@ -101,6 +116,7 @@ async def start(hass, given, link, outbox, status, meters):
         limits=s2.limits,
     )
     await asyncio.to_thread(messages.prepare)
+    planners.start(side.site)
     if not await listen(side):
         side.listening = hass.async_create_background_task(keep_trying(side), "flexmeasures s2 listener")
     return side
@@ -110,7 +126,7 @@ async def start(hass, given, link, outbox, status, meters):
 def recall(side, resource_id, found):
     """Make the relay of a Resource Manager that is known from before."""
     resource = cems.Resource(resource_id, found["name"], found["choice"])
-    relay = relays.new(side.hass, side.outbox, resource, found["entity_id"])
+    relay = new_relay(side, resource, found["entity_id"])
     side.cem.resources[resource_id] = resource
     side.relays[resource_id] = relay
     own = side.file.get("users", {}).get(side.outbox.user, {}).get(resource_id)
@@ -162,6 +178,7 @@ async def stop(side):
         if task:
             task.cancel()
     await asyncio.gather(*[task for task in tasks if task], return_exceptions=True)
+    await planners.stop(side.site)
     await listeners.stop(side.listener)
     for relay in side.relays.values():
         relays.stop(relay)
@@ -170,9 +187,17 @@ async def stop(side):
 
 @pyscript_compile
 def urge(side):
-    """Look for sensors now, since the server answers again."""
+    """Look for sensors and plan now, since the server answers again."""
     side.urged.set()
     side.urged.clear()
+    planners.plan_soon(side.site)
+
+
+@pyscript_compile
+def own_schedule_changed(side):
+    """Plan the S2 devices anew where the schedule of the app's own device takes of the site's limit."""
+    if side.given.site_power_capacity is not None:
+        planners.plan_soon(side.site)
 
 
 @pyscript_compile
@@ -214,10 +239,18 @@ def relay_of(side, resource):
         forget_longest_gone(side)
         taken = {relay.entity_id for relay in side.relays.values()}
         entity_id = resource_state.new_entity_id(resource.name, resource.resource_id, taken)
-        relay = relays.new(side.hass, side.outbox, resource, entity_id)
+        relay = new_relay(side, resource, entity_id)
         side.relays[resource.resource_id] = relay
         use_sensors(side, relay)
     return side.relays[resource.resource_id]
+
+
+@pyscript_compile
+def new_relay(side, resource, entity_id):
+    """Return a relay whose state tells of the plan too."""
+    relay = relays.new(side.hass, side.outbox, resource, entity_id)
+    relay.planned = partial(site_plan.attributes, side.site, resource)
+    return relay
 
 
 @pyscript_compile
@@ -260,6 +293,7 @@ def forget_longest_gone(side):
 def changed(side, resource):
     """Take note that a Resource Manager connected, disconnected, or is under another control type."""
     relay = relay_of(side, resource)
+    planners.changed(side.site, resource)
     relays.changed(relay)
     if side.stopped:
         return
@@ -274,6 +308,7 @@ def received(side, resource, message):
     relay = relay_of(side, resource)
     before = len(relay.waiting)
     relays.received(relay, message)
+    planners.received(side.site, resource, message)
     if len(relay.waiting) > before:
         save_soon(side)
 
@@ -323,6 +358,7 @@ async def find_sensors(side, relay):
             statuses.succeed(side.status, matter)
             complain_of_sharing(side, relay)
             relays.sensors_known(relay)
+            planners.plan_soon(side.site)
             save_soon(side)
             return
         try:
@@ -381,12 +417,47 @@ async def change_control_type(side, call):
 
     Raise ServiceValidationError for what the caller did wrong, HomeAssistantError for what failed.
     """
-    try:
+    with raised():
         resource = cems.connected(side.cem, call.get("resource_id"))
         await cems.change_control_type(side.cem, resource, call["control_type"])
-    except cem_errors.NotConfirmed as error:
-        raise HomeAssistantError(str(error)) from error
-    except cem_errors.CemError as error:
-        raise ServiceValidationError(str(error)) from error
     await save(side)
     return {"resource_id": resource.resource_id, "control_type": cems.control_type(resource)}
+
+
+@pyscript_compile
+async def send_frbc_instruction(side, call):
+    """Send what `flexmeasures.send_frbc_instruction` asks, once it fits what the device has told of itself.
+
+    Raise ServiceValidationError for what the caller did wrong, HomeAssistantError for what failed.
+    """
+    with raised():
+        resource = cems.connected(side.cem, call.get("resource_id"))
+        sent = await planners.send_instruction(side.site, resource, call)
+    return {"resource_id": resource.resource_id} | site_plan.in_local_time(sent)
+
+
+@pyscript_compile
+async def call_cem_trigger_schedule(side, call):
+    """Plan a Resource Manager again now, and return its instructions.
+
+    Raise ServiceValidationError for what the caller did wrong, HomeAssistantError for what failed.
+    """
+    with raised():
+        resource = cems.connected(side.cem, call.get("resource_id"))
+        await planners.plan_now(side.site, resource)
+    told = site_plan.attributes(side.site, resource)
+    return {"resource_id": resource.resource_id} | {
+        name: told.get(name) for name in ("plan", "planned_until", "missed_targets")
+    }
+
+
+@pyscript_compile
+@contextmanager
+def raised():
+    """Raise what cannot be done as Home Assistant's own errors."""
+    try:
+        yield
+    except (cem_errors.NotConfirmed, cem_errors.NotPlanned) as error:
+        raise HomeAssistantError(str(error)) from (error.__cause__ or error)
+    except cem_errors.CemError as error:
+        raise ServiceValidationError(str(error)) from error

@@ -14,6 +14,7 @@ from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 import flexmeasures_home.device as devices
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurement_calls as measurement_calls
+import flexmeasures_home.resources as resources
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
 
@@ -82,11 +83,38 @@ def change_control_type(_configuration):
     )
 
 
+@pyscript_compile
+def send_frbc_instruction(_configuration):
+    """Return the schema of `flexmeasures.send_frbc_instruction`."""
+    return vol.Schema(
+        {
+            vol.Optional("resource_id"): fields.TEXT,
+            vol.Optional("actuator_id"): fields.TEXT,
+            vol.Required("operation_mode"): fields.TEXT,
+            vol.Optional("operation_mode_factor"): fields.FACTOR,
+            vol.Optional("execution_time"): fields.MOMENT,
+            vol.Optional("abnormal_condition"): fields.BOOLEAN,
+            vol.Optional("id"): fields.S2_ID,
+        }
+    )
+
+
+@pyscript_compile
+def call_cem_trigger_schedule(_configuration):
+    """Return the schema of `flexmeasures.call_cem_trigger_schedule`."""
+    return vol.Schema({vol.Optional("resource_id"): fields.TEXT})
+
+
 SERVICES = {
     "trigger_and_get_schedule": (trigger_and_get_schedule, devices.plan),
     "post_measurements": (post_measurements, measurement_calls.post_measurements),
     "get_measurements": (get_measurements, measurement_calls.get_measurements),
-    "change_control_type": (change_control_type, devices.change_control_type),
+    "change_control_type": (change_control_type, devices.of_s2(resources.change_control_type)),
+    "send_frbc_instruction": (send_frbc_instruction, devices.of_s2(resources.send_frbc_instruction)),
+    "call_cem_trigger_schedule": (
+        call_cem_trigger_schedule,
+        devices.of_s2(resources.call_cem_trigger_schedule),
+    ),
 }
 
 

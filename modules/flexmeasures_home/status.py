@@ -31,6 +31,7 @@ OURS = [
     DROPPED,
     "outbox_full",
     "s2_not_listening",
+    "not_planned",
 ]
 CAUSES = [*OURS, *[kind.cause for kind in KINDS]]
 

@@ -1,5 +1,6 @@
 """Fill rate based control: what its messages refer to."""
 
+import flexmeasures_s2.commodities as commodities
 import flexmeasures_s2.content as content
 import flexmeasures_s2.errors as errors
 
@@ -12,22 +13,17 @@ def system_description(_memory, message):
     content.ordered("storage.fill_level_range", message.storage.fill_level_range)
     for number, actuator in content.by_id(message.actuators, "actuators").items():
         at = f"actuators {number}: "
-        commodities = {each.value for each in actuator.supported_commodities}
+        supported = {each.value for each in actuator.supported_commodities}
         for mode in content.modes_and_transitions(at, actuator).values():
             for index, element in enumerate(mode.elements):
                 field = f"{at}operation mode {mode.id}: elements[{index}]."
                 content.ordered(f"{field}fill_level_range", element.fill_level_range)
                 content.once_per_quantity(f"{field}power_ranges", element.power_ranges)
-                covered = {commodity_of(each.commodity_quantity.value) for each in element.power_ranges}
-                if missing := commodities - covered:
+                covered = {
+                    commodities.commodity_of(each.commodity_quantity.value) for each in element.power_ranges
+                }
+                if missing := supported - covered:
                     raise errors.InvalidContent(f"{field}power_ranges: there is none for {missing.pop()}")
-
-
-@pyscript_compile
-def commodity_of(quantity):
-    """Return the commodity of a commodity quantity."""
-    kind = quantity.split(".")[0]
-    return {"ELECTRIC": "ELECTRICITY", "NATURAL_GAS": "GAS"}.get(kind, kind)
 
 
 @pyscript_compile

@@ -239,4 +239,80 @@ async def change_control_type(**data):
     return await services.run(app, "change_control_type", data)
 
 
+@service("flexmeasures.send_frbc_instruction", supports_response="optional")
+async def send_frbc_instruction(**data):
+    """yaml
+    name: Send FRBC instruction
+    description: >-
+      Tells an S2 device under fill rate based control which operation mode to go to. It is checked against
+      what the device has told of itself. It holds until the next instruction of the plan.
+    fields:
+      resource_id:
+        name: Resource
+        description: >-
+          The resource_id, or the name, of the Resource Manager. Required where more than one is connected.
+        example: Home battery
+        selector:
+          text:
+      actuator_id:
+        name: Actuator
+        description: The id, or the label, of the actuator. Required where the device has several.
+        example: inverter
+        selector:
+          text:
+      operation_mode:
+        name: Operation mode
+        description: The id, or the label, of the operation mode.
+        required: true
+        example: charge
+        selector:
+          text:
+      operation_mode_factor:
+        name: Operation mode factor
+        description: From 0, the start of the mode's ranges, to 1, their end (the default).
+        example: 0.5
+        selector:
+          number:
+            min: 0
+            max: 1
+            step: 0.01
+      execution_time:
+        name: Execution time
+        description: When the device is to execute it. Now by default.
+        example: "2026-01-15T07:00:00+01:00"
+        selector:
+          datetime:
+      abnormal_condition:
+        name: Abnormal condition
+        description: Whether this is an abnormal condition, in which other modes are permitted.
+        example: false
+        selector:
+          boolean:
+      id:
+        name: ID
+        description: The id of the instruction. A new one by default.
+        example: 2fbe2bc1-c7b8-4c24-8d0b-9b969f01700d
+        selector:
+          text:
+    """
+    return await services.run(app, "send_frbc_instruction", data)
+
+
+@service("flexmeasures.call_cem_trigger_schedule", supports_response="optional")
+async def call_cem_trigger_schedule(**data):
+    """yaml
+    name: Call CEM trigger schedule
+    description: Plans an S2 device again now, together with all others of the site.
+    fields:
+      resource_id:
+        name: Resource
+        description: >-
+          The resource_id, or the name, of the Resource Manager. Required where more than one is connected.
+        example: Home battery
+        selector:
+          text:
+    """
+    return await services.run(app, "call_cem_trigger_schedule", data)
+
+
 home.answer(app)

@@ -254,8 +254,9 @@ async def test_a_fill_level_is_worth_energy_as_configured(starting, flexmeasures
     async with side.rm("Boiler 2", resource_id=identity) as rm:
         await rm.establish()
         assert (await side.sensors("boiler_2"))[1] == sensor
+        await rm.ask(example("FRBC.SystemDescription"))
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=40))
-        assert [value for _start, value in await side.stored(sensor, 1)] == [8]
+        assert (await side.stored(sensor, 1))[0][1] == 8
 
 
 async def test_without_provisioning_the_apps_own_sensors_are_used(starting):

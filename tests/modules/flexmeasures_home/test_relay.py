@@ -365,13 +365,16 @@ async def test_a_fill_level_is_posted_each_minute_and_the_same_one_each_five(dev
 
 async def test_a_sensor_of_energy_needs_to_know_what_a_fill_level_is_worth(device):
     device.know(unit="kWh")
+    description = example("FRBC.SystemDescription")
+    whole = {"fill_level_range": {"start_of_range": 20, "end_of_range": 80}}
+    device.say("FRBC.SystemDescription", storage=description["storage"] | whole)
     device.say("FRBC.StorageStatus", present_fill_level=40)
     assert device.socs == []
     status = device.hass.states.get("sensor.flexmeasures_status")
     assert "give energy_per_fill_level" in status.attributes["last_error"]
     device.relay.energy_per_fill_level = 200
     device.say("FRBC.StorageStatus", present_fill_level=50)
-    assert device.socs == [(10_000, "Wh")]
+    assert device.socs == [(6_000, "Wh")]
 
 
 async def test_the_state_is_written_once_a_second_and_signs_of_life_once_a_minute(device):

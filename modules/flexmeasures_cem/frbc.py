@@ -1,0 +1,482 @@
+"""Fill rate based control: what FlexMeasures is asked, and what the device is told.
+
+A fill level has no unit in S2: the energy (J) of one unit is configured, or else follows from power and fill
+rate. The state of charge is the energy above the start of the storage's fill_level_range.
+"""
+
+import math
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.frbc_device as devices
+import flexmeasures_cem.frbc_plan as plans
+import flexmeasures_optimiser.storage as storages
+
+CONTROL_TYPE = "FILL_RATE_BASED_CONTROL"
+INSTRUCTION = "FRBC.Instruction"
+DESCRIPTION, STATUS = ("FRBC.SystemDescription",), ("FRBC.StorageStatus",)
+ACTUATOR_STATUS, TIMER_STATUS = "FRBC.ActuatorStatus", "FRBC.TimerStatus"
+LEAKAGE, USAGE, TARGETS = (
+    ("FRBC.LeakageBehaviour",),
+    ("FRBC.UsageForecast",),
+    ("FRBC.FillLevelTargetProfile",),
+)
+CALL_FOR_A_PLAN = (*DESCRIPTION, *LEAKAGE, *USAGE, *TARGETS)
+"""The messages that change the problem."""
+LEVEL_TOLERANCE = 0.02
+"""By which part of the storage's range a fill level may depart from the plan."""
+POWER_TOLERANCE = 0.1
+"""By which part of the greatest power a power may depart from the plan."""
+LAG_SECONDS = 30
+"""How long after a change a device may still be as it was before."""
+LEAST_WATTS = 1.0
+NEXT_SECONDS = 1.0
+"""How far ahead an instruction is that is to be executed now."""
+ALMOST = 0.98
+"""Which part of what could be had at full power a usage may take, so that there is a plan."""
+
+
+@pyscript_compile
+def record():
+    """Define the record: natively, so that compiled code can make it."""
+
+    @dataclass
+    class Worth:
+        """The energy (J) of one unit of fill level, and what is left of it on the way in and out."""
+
+        energy: float
+        charging: float
+        discharging: float
+
+    return Worth
+
+
+Worth = record()
+
+
+@pyscript_compile
+def lacks(memory):
+    """Return which message is still missing to plan on, or None."""
+    return next((each[0] for each in (DESCRIPTION, STATUS) if each not in memory), None)
+
+
+@pyscript_compile
+def valid_from(memory):
+    """Return from when on the description holds."""
+    return memory[DESCRIPTION].valid_from.timestamp()
+
+
+@pyscript_compile
+def device(memory):
+    """Return the device that is described."""
+    return devices.read(memory[DESCRIPTION], memory.get(LEAKAGE), memory.get(USAGE), memory.get(TARGETS))
+
+
+@pyscript_compile
+def condition(found, memory, heard, plan, now):
+    """Return what the device is now: as it told, or as it was told later.
+
+    `heard` has when each actuator told its status last; `plan` is the one in force, or None.
+    """
+    state = plans.Condition(now, memory[STATUS].present_fill_level, {})
+    for actuator in found.actuators:
+        timers = {
+            key[2]: message.finished_at.timestamp()
+            for key, message in memory.items()
+            if key[:2] == (TIMER_STATUS, actuator.id)
+        }
+        status = memory.get((ACTUATOR_STATUS, actuator.id))
+        active = plans.Active(None, 0.0, now, timers)
+        if status:
+            ready = ready_after(actuator, memory, status)
+            active = plans.Active(
+                status.active_operation_mode_id, status.operation_mode_factor, ready, timers
+            )
+        told = last_told(plan, actuator.id, now)
+        if told and told.moment > heard.get(actuator.id, 0):
+            both = {
+                each: max(told.active.timers.get(each, 0), timers.get(each, 0)) for each in actuator.durations
+            }
+            active = plans.Active(told.active.mode, told.active.factor, told.active.ready, both)
+        state.actuators[actuator.id] = active
+    return state
+
+
+@pyscript_compile
+def ready_after(actuator, memory, status):
+    """Return when the transition is done that an ActuatorStatus tells of."""
+    began = status.transition_timestamp
+    if began is None:
+        return 0.0
+    for each in actuator.transitions.get(status.previous_operation_mode_id, ()):
+        if each.to == status.active_operation_mode_id:
+            return began.timestamp() + each.duration
+    return began.timestamp()
+
+
+@pyscript_compile
+def last_told(plan, actuator_id, now):
+    """Return the last Change of a plan that an actuator has executed."""
+    found = (
+        [each for each in plan.changes if each.actuator == actuator_id and each.moment <= now] if plan else []
+    )
+    return found[-1] if found else None
+
+
+@pyscript_compile
+def worth(found, energy_per_fill_level=None):
+    """Return what a unit of fill level is worth, or None where no electric power moves it.
+
+    `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
+    it can only be filled (or emptied), all losses are left out: one unit is what it costs (or yields).
+    """
+    needs, yields = of_all(found, 1), of_all(found, -1)
+    if not (needs or yields):
+        return None
+    if energy_per_fill_level is not None:
+        return Worth(
+            energy_per_fill_level,
+            energy_per_fill_level / needs if needs else 1.0,
+            min(yields, needs or yields, energy_per_fill_level) / energy_per_fill_level if yields else 1.0,
+        )
+    if needs and yields:
+        share = min(math.sqrt(yields / needs), 1.0)
+        return Worth(needs * share, share, share)
+    return Worth(needs or yields, 1.0, 1.0)
+
+
+@pyscript_compile
+def of_all(found, sign):
+    """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
+    parts = [part for each in found.actuators if (part := devices.per_level(found, each, sign))]
+    rate = sum(power / energy for energy, power in parts)
+    return sum(power for _energy, power in parts) / rate if rate else None
+
+
+@pyscript_compile
+def problem(found, value, state, means, start, step, end, with_modes):
+    """Return the device as FlexMeasures' problem: a Storage, from `start` to `end` in steps (s).
+
+    The first interval has begun: only what is left of it counts, so its powers are means over all of it.
+    That is not so with operation modes, which are asked for where power has steps, and `with_modes` is true.
+    """
+    energy = value.energy / 3600
+    span = found.top - found.bottom
+    most, least = plans.greatest_power(found, 1), plans.greatest_power(found, -1)
+    modes = operation_modes(found) if with_modes else []
+    left = 1.0 if modes else (start + step - state.moment) / step
+    keeps = storage_efficiency(found, step)
+
+    def of_level(level):
+        return min(max(level - found.bottom, 0.0), span) * energy
+
+    wishes = [
+        (max(begin // step * step, start), min(-(-until // step) * step, end), lowest, highest)
+        for begin, until, lowest, highest in found.targets
+        if until > start and begin < end
+    ]
+    soc = max(state.level - found.bottom, 0.0) * energy
+    used = soc_usage(found, value.energy, state.moment, start, step, end)
+    gain = most * value.charging * step / 3600
+    return storages.Storage(
+        power_sensor=means.power_sensor,
+        soc_sensor=means.soc_sensor,
+        soc_at_start=soc,
+        soc_min=0.0,
+        soc_max=span * energy,
+        soc_minima=[
+            storages.Wish(moment(begin), moment(until), of_level(lowest))
+            for begin, until, lowest, _highest in wishes
+            if lowest > found.bottom
+        ],
+        soc_maxima=[
+            storages.Wish(moment(begin), moment(until), of_level(highest))
+            for begin, until, _lowest, highest in wishes
+            if highest < found.top
+        ],
+        power_capacity=max(most, least),
+        charging_efficiency=value.charging,
+        discharging_efficiency=value.discharging,
+        storage_efficiency=keeps ** (means.resolution / step),
+        consumption_capacity=less_at_first(most, left, start, step, end),
+        production_capacity=less_at_first(least, left, start, step, end),
+        soc_usage=as_spans(coverable(used, soc, gain, gain * left, keeps, span * energy, step), start, step),
+        operation_modes=modes,
+    )
+
+
+@pyscript_compile
+def moment(seconds):
+    """Return a moment in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+@pyscript_compile
+def less_at_first(power, left, start, step, end):
+    """Return a power, or Spans where only a part (`left`) of the first interval is left."""
+    if left >= 1.0 or not power:
+        return power
+    return [
+        storages.Span(moment(start), moment(start + step), power * left),
+        storages.Span(moment(start + step), moment(end), power),
+    ]
+
+
+@pyscript_compile
+def storage_efficiency(found, step):
+    """Return what a step (s) leaves of the state of charge, by leakage.
+
+    FlexMeasures' losses are a fixed share of what is stored; S2's are a rate for each range of fill levels.
+    The share is taken that comes nearest to those rates over the whole range (least squares).
+    """
+    product = square = 0.0
+    for bottom, top, rate in found.leakage:
+        low, high = (min(max(each, found.bottom), found.top) - found.bottom for each in (bottom, top))
+        product += rate * (high**2 - low**2) / 2
+        square += (high**3 - low**3) / 3
+    return min(math.exp(-product / square * step), 1.0) if square > 0 else 1.0
+
+
+@pyscript_compile
+def soc_usage(found, energy, now, start, step, end):
+    """Return the mean power (W) of the usage forecast in each step, from now on."""
+    powers = []
+    coming = [each for each in found.usage if each[1] > now and each[0] < end and each[2]]
+    for place in range(round((end - start) / step) if coming else 0):
+        begin = max(start + place * step, now)
+        until = start + (place + 1) * step
+        inside = [
+            (min(until, last) - max(begin, first)) * rate
+            for first, last, rate in coming
+            if first < until and last > begin
+        ]
+        powers.append(sum(inside) / step * energy)
+    return powers
+
+
+@pyscript_compile
+def coverable(powers, soc, gain, first_gain, keeps, full, step):
+    """Return the usage (W) that the device can serve: FlexMeasures has no plan at all for more.
+
+    `soc` is the state of charge (Wh) now, `gain` what a step of full power adds to it.
+    """
+    served, hours = [], step / 3600
+    for power in powers:
+        most = soc * keeps + (gain if served else first_gain)
+        taken = min(power, ALMOST * most / hours)
+        soc = min(most - taken * hours, full)
+        served.append(taken)
+    return served
+
+
+@pyscript_compile
+def as_spans(powers, start, step):
+    """Return powers per step as Spans, one for as long as it stays the same."""
+    spans = []
+    for place, value in enumerate(powers):
+        end = moment(start + (place + 1) * step)
+        if spans and spans[-1].value == value:
+            spans[-1].end = end
+        else:
+            spans.append(storages.Span(moment(start + place * step), end, value))
+    return spans
+
+
+@pyscript_compile
+def operation_modes(found):
+    """Return the ranges of power of a device whose power has steps, else nothing.
+
+    That is so for one actuator with a gap between its powers; several share the power among them.
+    """
+    if len(found.actuators) != 1 or plans.greatest_step(found) < LEAST_WATTS:
+        return []
+    middle = (found.bottom + found.top) / 2
+    elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
+    return sorted({tuple(sorted(each.powers)) for each in elements})
+
+
+@pyscript_compile
+def follow(found, state, powers, prices=None, limits=None):
+    """Return the Plan of a schedule: (start, end, power (W)) of each interval from now on."""
+    return plans.follow(found, state, powers, prices, limits)
+
+
+@pyscript_compile
+def departs(found, plan, memory, message, now):
+    """Return how a status departs from what the plan expects of the device now, or None."""
+    kind = message.message_type
+    if kind == STATUS[0]:
+        return level_departs(found, plan, message.present_fill_level, now)
+    if kind == ACTUATOR_STATUS:
+        return mode_departs(found, plan, message, now)
+    return None
+
+
+@pyscript_compile
+def level_departs(found, plan, level, now):
+    """Tell where a fill level is not what is expected."""
+    expected = plans.level_at(plan, now)
+    if abs(level - expected) > LEVEL_TOLERANCE * (found.top - found.bottom):
+        return f"the fill level is {level:g}, expected was {expected:g}"
+    return None
+
+
+@pyscript_compile
+def mode_departs(found, plan, message, now):
+    """Tell where an actuator does not do what it was told; what it did shortly before counts too."""
+    told = [each for each in plan.changes if each.actuator == message.actuator_id and each.moment <= now]
+    actuator = next((each for each in found.actuators if each.id == message.actuator_id), None)
+    if actuator is None or not told or now - told[-1].moment < LAG_SECONDS:
+        return None
+    mode = actuator.modes.get(message.active_operation_mode_id)
+    last = told[-1]
+    if mode is None:
+        return "an operation mode is active that no instruction may ask for"
+    level = plans.level_at(plan, now)
+    power = devices.power_of(devices.element_at(mode, level), message.operation_mode_factor)
+    wanted = devices.power_of(devices.element_at(actuator.modes[last.mode], level), last.factor)
+    return power_departs(found, power, wanted) or (
+        f"{mode.label} is active, expected was {actuator.modes[last.mode].label}"
+        if mode.id != last.mode
+        else None
+    )
+
+
+@pyscript_compile
+def measured_power_departs(found, plan, power, now):
+    """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
+    recently = [plans.power_at(plan, now - LAG_SECONDS * part) for part in (0, 0.5, 1)]
+    departs = [power_departs(found, power, each) for each in recently]
+    return departs[0] if all(departs) else None
+
+
+@pyscript_compile
+def power_departs(found, power, expected):
+    """Tell where a power (W) is not what is expected."""
+    greatest = max(plans.greatest_power(found, 1), plans.greatest_power(found, -1))
+    if abs(power - expected) > max(POWER_TOLERANCE * greatest, LEAST_WATTS):
+        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
+    return None
+
+
+@pyscript_compile
+def fields(change):
+    """Return the fields of the FRBC.Instruction that a Change calls for, but for its ids."""
+    return {
+        "actuator_id": change.actuator,
+        "operation_mode": change.mode,
+        "operation_mode_factor": change.factor,
+        "abnormal_condition": False,
+    }
+
+
+@pyscript_compile
+def label(memory, change):
+    """Return the label of a change's operation mode, or its id."""
+    for actuator in memory[DESCRIPTION].actuators if DESCRIPTION in memory else ():
+        if actuator.id == change.actuator:
+            for mode in actuator.operation_modes:
+                if mode.id == change.mode:
+                    return mode.diagnostic_label or mode.id
+    return change.mode
+
+
+@pyscript_compile
+def checked(memory, heard, plan, call, now):
+    """Return the fields of the FRBC.Instruction that a call asks for; raise InvalidInstruction.
+
+    A mode is given by its id or label; without `actuator_id` it is the only actuator's. From the mode
+    that is active there must be a transition, and no timer may block it at the execution_time.
+    """
+    if DESCRIPTION not in memory:
+        raise errors.InvalidInstruction(
+            f"resource_id: it has not sent {DESCRIPTION[0]} yet: call again later"
+        )
+    actuators = memory[DESCRIPTION].actuators
+    names = ", ".join(f"{each.id} ({each.diagnostic_label})" for each in actuators)
+    wanted = call.get("actuator_id")
+    if wanted is None and len(actuators) > 1:
+        raise errors.InvalidInstruction(f"actuator_id: there are several, give one of {names}")
+    actuator = next((each for each in actuators if wanted in (None, each.id, each.diagnostic_label)), None)
+    if actuator is None:
+        raise errors.InvalidInstruction(f"actuator_id: there is no {wanted!r}, but {names}")
+    is_abnormal = call.get("abnormal_condition", False)
+    mode = mode_of(actuator, call["operation_mode"])
+    if mode.abnormal_condition_only and not is_abnormal:
+        raise errors.InvalidInstruction(
+            f"operation_mode: {mode.diagnostic_label or mode.id} is for an abnormal condition only: in that "
+            f"case give abnormal_condition: true"
+        )
+    executed = call["execution_time"].timestamp() if "execution_time" in call else now + NEXT_SECONDS
+    if executed < now - NEXT_SECONDS:
+        raise errors.InvalidInstruction(
+            f"execution_time: {call['execution_time'].isoformat()} is past: leave it out for now"
+        )
+    check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed, now)
+    return {
+        "id": call.get("id") or str(uuid.uuid4()),
+        "actuator_id": actuator.id,
+        "operation_mode": mode.id,
+        "operation_mode_factor": call.get("operation_mode_factor", 1.0),
+        "execution_time": moment(max(executed, now + NEXT_SECONDS)),
+        "abnormal_condition": is_abnormal,
+    }
+
+
+@pyscript_compile
+def mode_of(actuator, wanted):
+    """Return an actuator's mode by its id or label."""
+    modes = actuator.operation_modes
+    found = [each for each in modes if each.id == wanted] or [
+        each for each in modes if each.diagnostic_label == wanted
+    ]
+    if len(found) != 1:
+        names = ", ".join(f"{each.id} ({each.diagnostic_label})" for each in modes)
+        raise errors.InvalidInstruction(
+            f"operation_mode: {'several are called' if found else 'there is no'} {wanted!r}, but {names}"
+        )
+    return found[0]
+
+
+@pyscript_compile
+def check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed, now):
+    """Refuse a mode that there is no transition to at a moment, as far as is known."""
+    state = condition(device(memory), memory, heard, plan, now).actuators[actuator.id]
+    if state.mode in (None, mode.id):
+        return
+    ways = [
+        each
+        for each in actuator.transitions
+        if each.from_ == state.mode
+        and each.to == mode.id
+        and (is_abnormal or not each.abnormal_condition_only)
+    ]
+    if not ways:
+        names = {each.id: each.diagnostic_label or each.id for each in actuator.operation_modes}
+        reachable = {names[each.to] for each in actuator.transitions if each.from_ == state.mode}
+        raise errors.InvalidInstruction(
+            f"operation_mode: from {names[state.mode]}, which is active, there is no transition to "
+            f"{names[mode.id]}; there is one to {', '.join(sorted(reachable)) or 'none'}"
+        )
+    free = min(max([state.timers.get(each, 0) for each in way.blocking_timers], default=0) for way in ways)
+    if free > executed:
+        raise errors.InvalidInstruction(
+            f"operation_mode: a timer blocks the transition until {moment(free).isoformat()}: give a later "
+            f"execution_time"
+        )
+
+
+@pyscript_compile
+def change_of(memory, given, now):
+    """Return the Change that an instruction's fields mean, or None where a plan may not ask for it."""
+    found = device(memory)
+    actuator = next(each for each in found.actuators if each.id == given["actuator_id"])
+    mode = actuator.modes.get(given["operation_mode"])
+    if mode is None:
+        return None
+    factor, at = given["operation_mode_factor"], given["execution_time"].timestamp()
+    level = memory[STATUS].present_fill_level if STATUS in memory else found.bottom
+    power = devices.power_of(devices.element_at(mode, level), factor)
+    return plans.Change(at, actuator.id, mode.id, factor, power, plans.Active(mode.id, factor, at, {}))

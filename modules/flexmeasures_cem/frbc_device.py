@@ -1,0 +1,325 @@
+"""A device under fill rate based control: what it can do, and how its fill level moves.
+
+Moments are seconds since 1970, fill rates fill level per second, power W of electricity, consumption
+positive. Where a fill level lies outside what the description covers, what holds nearest to it counts.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import flexmeasures_cem.transitions as transitions
+import flexmeasures_s2.commodities as commodities
+
+STRAIGHT = 1e-9
+"""Below this part of the storage's range per second, a fill level stands still."""
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass(frozen=True)
+    class Element:
+        """What an operation mode does between two fill levels, by its factor: at 0, and at 1.
+
+        `cost` is that of running (currency per hour), without the commodities.
+        """
+
+        bottom: float
+        top: float
+        rates: tuple
+        powers: tuple
+        cost: float
+
+    @dataclass(frozen=True)
+    class Mode:
+        """An operation mode; its elements by fill level, and where those begin."""
+
+        id: str
+        label: str
+        elements: tuple
+        bottoms: tuple
+
+    @dataclass
+    class Actuator:
+        """An actuator with its permitted modes by id; `transitions` by the mode that they start from."""
+
+        id: str
+        label: str
+        modes: dict
+        transitions: dict
+        durations: dict
+
+    @dataclass
+    class Device:
+        """Actuators (the most efficient first) on one storage, with what else moves its fill level.
+
+        `leakage` holds (bottom, top, rate), `usage` (start, end, rate), `targets` (start, end, lowest,
+        highest level). `edges` are the fill levels, and `moments` the times, at which any rate may change.
+        """
+
+        bottom: float
+        top: float
+        actuators: list
+        leakage: list = field(default_factory=list)
+        usage: list = field(default_factory=list)
+        targets: list = field(default_factory=list)
+        edges: list = field(default_factory=list)
+        moments: list = field(default_factory=list)
+
+    @dataclass(frozen=True)
+    class Setting:
+        """An actuator's mode and factor from a moment on; in a transition there is no mode."""
+
+        start: float
+        mode: object
+        factor: float
+
+    @dataclass
+    class Run:
+        """What came of some time: the level at its end, electric energy (J), and the pieces in between.
+
+        Each piece is (start, end, level at the start, level at the end, power). `below` and `above` are how
+        far the level was outside the storage's range, `hit` when it came to an end of it and pushed on.
+        """
+
+        level: float
+        energy: float
+        pieces: list
+        below: float
+        above: float
+        hit: float | None
+
+    return Element, Mode, Actuator, Device, Setting, Run
+
+
+Element, Mode, Actuator, Device, Setting, Run = records()
+
+
+@pyscript_compile
+def read(description, leakage, usage, targets):
+    """Return the Device that its messages describe; all but the FRBC.SystemDescription may be None."""
+    limits = description.storage.fill_level_range
+    actuators = [read_actuator(each) for each in description.actuators]
+    device = Device(limits.start_of_range, limits.end_of_range, actuators)
+    if leakage:
+        device.leakage = [
+            (each.fill_level_range.start_of_range, each.fill_level_range.end_of_range, each.leakage_rate)
+            for each in sorted(leakage.elements, key=lambda each: each.fill_level_range.start_of_range)
+        ]
+    if usage:
+        spans = of_profile(usage)
+        device.usage = [(start, end, each.usage_rate_expected) for start, end, each in spans]
+        device.moments = [spans[0][0], *[end for _start, end, _each in spans]]
+    if targets:
+        device.targets = [
+            (start, end, each.fill_level_range.start_of_range, each.fill_level_range.end_of_range)
+            for start, end, each in of_profile(targets)
+        ]
+    edges = {device.bottom, device.top}
+    for bottom, top, _rate in device.leakage:
+        edges |= {bottom, top}
+    for actuator in actuators:
+        for mode in actuator.modes.values():
+            for element in mode.elements:
+                edges |= {element.bottom, element.top}
+    device.edges = sorted(edges)
+    actuators.sort(key=lambda each: preference(device, each))
+    return device
+
+
+@pyscript_compile
+def of_profile(message):
+    """Return (start, end, element) of each element of a profile."""
+    found, start = [], message.start_time.timestamp()
+    for element in message.elements:
+        end = start + element.duration.root / 1000
+        found.append((start, end, element))
+        start = end
+    return found
+
+
+@pyscript_compile
+def read_actuator(described):
+    """Return an actuator of what is described, with the modes that a normal condition permits."""
+    moves, durations = transitions.read(described)
+    modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
+    return Actuator(
+        described.id,
+        described.diagnostic_label or described.id,
+        {mode.id: mode for mode in modes},
+        moves,
+        durations,
+    )
+
+
+@pyscript_compile
+def read_mode(described):
+    """Return an operation mode of what is described."""
+    elements = []
+    for each in sorted(described.elements, key=lambda each: each.fill_level_range.start_of_range):
+        starts = {power.commodity_quantity.value: power.start_of_range for power in each.power_ranges}
+        ends = {power.commodity_quantity.value: power.end_of_range for power in each.power_ranges}
+        costs = each.running_costs
+        elements.append(
+            Element(
+                each.fill_level_range.start_of_range,
+                each.fill_level_range.end_of_range,
+                (each.fill_rate.start_of_range, each.fill_rate.end_of_range),
+                (commodities.electric(starts) or 0.0, commodities.electric(ends) or 0.0),
+                (costs.start_of_range + costs.end_of_range) * 1800 if costs else 0.0,
+            )
+        )
+    bottoms = tuple(each.bottom for each in elements)
+    return Mode(described.id, described.diagnostic_label or described.id, tuple(elements), bottoms)
+
+
+@pyscript_compile
+def element_at(mode, level, upwards=True):
+    """Return a mode's element at a fill level; at the border of two the upper one, or the lower."""
+    bisect = bisect_right if upwards else bisect_left
+    return mode.elements[max(0, bisect(mode.bottoms, level) - 1)]
+
+
+@pyscript_compile
+def rate_of(element, factor):
+    """Return the fill rate at a factor."""
+    return element.rates[0] + factor * (element.rates[1] - element.rates[0])
+
+
+@pyscript_compile
+def power_of(element, factor):
+    """Return the power at a factor."""
+    return element.powers[0] + factor * (element.powers[1] - element.powers[0])
+
+
+@pyscript_compile
+def factor_of(element, power):
+    """Return the factor whose power comes nearest."""
+    start, end = element.powers
+    return 0.0 if start == end else min(max((power - start) / (end - start), 0.0), 1.0)
+
+
+@pyscript_compile
+def leak_at(device, level, upwards=True):
+    """Return how fast the storage leaks at a fill level."""
+    for bottom, top, rate in device.leakage:
+        if level < top or (level == top and not upwards):
+            return rate if level > bottom or (level == bottom and upwards) else 0.0
+    return 0.0
+
+
+@pyscript_compile
+def motion(device, level, settings, usage):
+    """Return (rate, power, next edge or None) while each actuator is set as it is.
+
+    Where the level is driven to an edge from both sides, it stays there.
+    """
+    up = [(element_at(each.mode, level), each.factor) for each in settings if each.mode]
+    down = [(element_at(each.mode, level, False), each.factor) for each in settings if each.mode]
+    rising = sum(rate_of(*each) for each in up) - leak_at(device, level) - usage
+    falling = sum(rate_of(*each) for each in down) - leak_at(device, level, False) - usage
+    still = STRAIGHT * (device.top - device.bottom)
+    if rising > still:
+        place = bisect_right(device.edges, level)
+        edge = device.edges[place] if place < len(device.edges) else None
+        return rising, sum(power_of(*each) for each in up), edge
+    if falling < -still:
+        place = bisect_left(device.edges, level) - 1
+        return falling, sum(power_of(*each) for each in down), device.edges[place] if place >= 0 else None
+    return 0.0, sum(power_of(*each) for each in down), None
+
+
+@pyscript_compile
+def run(device, level, timelines, start, end):
+    """Let time pass, and return the Run; each of `timelines` is an actuator's Settings in order."""
+    moments = {start, end}
+    for line in timelines:
+        moments |= {each.start for each in line if start < each.start < end}
+    moments.update(device.moments[bisect_right(device.moments, start) : bisect_left(device.moments, end)])
+    first, energy, pieces, hit = level, 0.0, [], None
+    lowest = highest = level
+    for begin, until in pairwise(sorted(moments)):
+        settings = [setting_at(line, begin) for line in timelines]
+        usage = usage_at(device, begin)
+        moment = begin
+        while moment < until:
+            rate, power, edge = motion(device, level, settings, usage)
+            if hit is None and ((rate > 0 and level >= device.top) or (rate < 0 and level <= device.bottom)):
+                hit = moment
+            after, reached = until, level + rate * (until - moment)
+            if edge is not None and (reached - edge) * rate >= 0:
+                after, reached = max(moment + (edge - level) / rate, math.nextafter(moment, until)), edge
+            after = min(after, until)
+            pieces.append((moment, after, level, reached, power))
+            energy += power * (after - moment)
+            moment, level = after, reached
+            lowest, highest = min(lowest, level), max(highest, level)
+    below = max(0.0, min(device.bottom, first) - lowest)
+    above = max(0.0, highest - max(device.top, first))
+    return Run(level, energy, pieces, below, above, hit)
+
+
+@pyscript_compile
+def setting_at(line, moment):
+    """Return what an actuator is set to at a moment."""
+    found = line[0]
+    for each in line:
+        if each.start > moment:
+            break
+        found = each
+    return found
+
+
+@pyscript_compile
+def usage_at(device, moment):
+    """Return how fast the storage is used at a moment."""
+    place = bisect_right(device.moments, moment) - 1
+    return device.usage[place][2] if 0 <= place < len(device.usage) else 0.0
+
+
+@pyscript_compile
+def mildest(mode, level):
+    """Return the factor at which a mode moves the fill level least, at a fill level."""
+    start, end = element_at(mode, level).rates
+    if start == end or start * end > 0:
+        return 0.0 if abs(start) <= abs(end) else 1.0
+    return -start / (end - start)
+
+
+@pyscript_compile
+def per_level(device, actuator, sign):
+    """Return (energy (J) of one unit of fill level, greatest power (W)) of filling (1) or emptying (-1).
+
+    The energy is the mean over the storage's range, in the mode of most power. None without such a mode.
+    """
+    best = None
+    for mode in actuator.modes.values():
+        energy = width = power = 0.0
+        for element in mode.elements:
+            ends = [
+                (sign * rate, sign * watts) for rate, watts in zip(element.rates, element.powers, strict=True)
+            ]
+            rate, watts = max(ends, key=lambda each: each[1])
+            span = min(element.top, device.top) - max(element.bottom, device.bottom)
+            if rate > 0 and watts > 0 and span > 0:
+                energy, width, power = energy + span * watts / rate, width + span, max(power, watts)
+        if width and (best is None or power > best[1]):
+            best = energy / width, power
+    return best
+
+
+@pyscript_compile
+def preference(device, actuator):
+    """Return by what actuators are ordered: the one that loses least first, and of those one of few steps."""
+    filling, emptying = per_level(device, actuator, 1), per_level(device, actuator, -1)
+    needs = filling[0] if filling else math.inf
+    yields = emptying[0] if emptying else 0.0
+    fixed = any(
+        element.powers[0] == element.powers[1] != 0
+        for mode in actuator.modes.values()
+        for element in mode.elements
+    )
+    return float(f"{needs:.2g}"), -float(f"{yields:.2g}"), not fixed

@@ -1,0 +1,917 @@
+"""When to plan the Resource Managers of a site, all in one question, and what each of them is told.
+
+Everything that changes the problem asks for another plan: those wishes are collected for a moment, and at
+most a few plans are made in some minutes, one after the other. A plan that was asked for a state that does
+not hold any more is not used. Moments are seconds since 1970.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.frbc as frbc
+import flexmeasures_optimiser.errors as optimiser_errors
+import flexmeasures_s2.commodities as commodities
+import flexmeasures_s2.errors as s2_errors
+import flexmeasures_s2.session as sessions
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+CONTROL_TYPES = {frbc.CONTROL_TYPE: frbc}
+"""The module of each control type that can be planned; all have the same public names."""
+SETTLING_SECONDS = 1.0
+"""How long other messages are waited for, before a change is planned."""
+MOST_PLANS, PLANS_SECONDS = 8, 300.0
+"""How many plans are made in some time, at most: FlexMeasures takes 10 in 5 minutes."""
+ROLLING_SECONDS = 900.0
+"""How long a plan is used before it is made anew, at most."""
+PRICES_SECONDS = 300.0
+"""How often is looked for new prices."""
+AFTER_SELECTION_SECONDS = 30.0
+LONGEST_SLEEP = 60.0
+KWH = 3_600_000.0
+"""J."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 900.0
+LONGEST_HORIZON = 172_800.0
+"""FlexMeasures plans no more than two days ahead, unless its owner has set another horizon."""
+LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
+"""How far ahead an instruction is, at least and at most, for its way and the device's processing."""
+MOST_SPLITS = 5
+MOST_WITH_MODES = 5
+"""Of how many devices FlexMeasures is asked to choose operation modes: that takes it twice the time."""
+MOST_INSTRUCTIONS = 500
+"""How many instructions of a session are remembered, for what becomes of them."""
+OF_A_PROBLEM = (
+    optimiser_errors.InvalidProblem,
+    optimiser_errors.Infeasible,
+    optimiser_errors.JobFailed,
+    optimiser_errors.NoAccess,
+    optimiser_errors.UnknownSensor,
+)
+"""Errors that one device of several may be the cause of."""
+BROKEN = ("REJECTED", "ABORTED")
+DONE = ("STARTED", "SUCCEEDED")
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Means:
+        """What a Resource Manager is planned with: its power sensor's number and resolution (s).
+
+        `soc_sensor` gets the planned state of charge; `energy` is what one unit of fill level is
+        configured to be worth (J).
+        """
+
+        power_sensor: int
+        resolution: float
+        soc_sensor: int | None
+        energy: float | None
+
+    @dataclass(eq=False)
+    class Controlled:
+        """A Resource Manager under a control type that can be planned, for as long as that is active.
+
+        `version` counts what changed its problem, `why` says what did last. `plan` is in force, and `device`
+        what it was made for; without a schedule it is one of our own (`is_fallback`). `worth` is what a unit
+        of its fill level is taken to be worth. `sent` maps the ids of instructions that were sent to their
+        Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
+        `refused` is why FlexMeasures cannot plan it, for `refused_version`.
+        """
+
+        resource: Any
+        session: Any
+        type: Any
+        version: int = 0
+        why: str | None = None
+        plan: Any = None
+        device: Any = None
+        is_fallback: bool = False
+        worth: Any = None
+        planned_version: int = -1
+        sent: dict = field(default_factory=dict)
+        current: str | None = None
+        heard: dict = field(default_factory=dict)
+        refused: str | None = None
+        refused_version: int = -1
+        was_broken: bool = False
+        strange_power: float | None = None
+        waiting: list = field(default_factory=list)
+        sending: Any = field(default_factory=asyncio.Lock)
+
+    @dataclass
+    class Site:
+        """Who is controlled, by resource_id, and how the site's plan is made.
+
+        `solve(storages, start, duration, resolution, left)` (async) returns a Schedule by power sensor, and
+        may raise an OptimiserError; `left` is which part of the first interval the powers are for.
+        `prices(start, end)` (async) returns (start, end, price) in order. `means(resource)` returns its
+        Means, or None while they are not known. `shown(resource)` is called when its plan or instruction has
+        changed, `told(resource, text)` with what keeps it from being planned, or None; `failed(error)` and
+        `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `limit` the
+        site's greatest power (W), `settling` how long is waited for further changes (s), `due` when the next
+        plan is to be made.
+        """
+
+        solve: Any
+        prices: Any
+        means: Any
+        shown: Any
+        told: Any
+        failed: Any
+        succeeded: Any
+        horizon: float
+        limit: float | None = None
+        now: Any = time.time
+        settling: float = SETTLING_SECONDS
+        controlled: dict = field(default_factory=dict)
+        due: float | None = None
+        is_urgent: bool = False
+        urged: asyncio.Event = field(default_factory=asyncio.Event)
+        made: deque = field(default_factory=deque)
+        known_prices: list | None = None
+        prices_due: float = 0.0
+        pause: float = FIRST_PAUSE_SECONDS
+        splits: int = 0
+        is_planning: bool = False
+        task: Any = None
+
+    return Means, Controlled, Site
+
+
+Means, Controlled, Site = records()
+
+
+@pyscript_compile
+def of(site, resource):
+    """Return what is controlled of a resource in its present session, or None."""
+    found = site.controlled.get(resource.resource_id)
+    return found if found and found.session is resource.session else None
+
+
+@pyscript_compile
+def changed(site, resource):
+    """Take note that a Resource Manager connected, disconnected, or is under another control type."""
+    session, found = resource.session, of(site, resource)
+    kind = CONTROL_TYPES.get(session.control_type) if session else None
+    if found and kind is found.type:
+        return
+    old = site.controlled.pop(resource.resource_id, None)
+    if old:
+        give_up(old, errors.NotPlannable(f"{resource.name} is not under {old.type.CONTROL_TYPE} any more"))
+        site.told(resource, None)
+    if kind:
+        site.controlled[resource.resource_id] = Controlled(resource, session, kind)
+    site.urged.set()
+
+
+@pyscript_compile
+def give_up(controlled, error):
+    """Tell those who wait for a plan that there will be none."""
+    for waiting in controlled.waiting:
+        if not waiting.done():
+            waiting.set_exception(error)
+    controlled.waiting.clear()
+
+
+@pyscript_compile
+def received(site, resource, message):
+    """Take note of what a Resource Manager said, and plan again where that matters."""
+    found = of(site, resource)
+    if found is None:
+        return
+    kind, memory, now = message.message_type, found.session.memory, site.now()
+    if kind in found.type.CALL_FOR_A_PLAN:
+        found.was_broken = False
+        want(site, found, f"a new {kind}")
+    elif kind == "RevokeObject":
+        revoked(site, found, message)
+    elif kind == "InstructionStatusUpdate":
+        status_updated(site, found, message)
+    elif found.type.lacks(memory):
+        return
+    elif kind == "PowerMeasurement":
+        power_measured(site, found, message, now)
+    else:
+        if hasattr(message, "actuator_id"):
+            found.heard[message.actuator_id] = now
+        if found.plan is None:
+            if found.planned_version < 0:
+                want(site, found, f"its first {kind}")
+        elif departs := found.type.departs(found.device, found.plan, memory, message, now):
+            want(site, found, departs)
+
+
+@pyscript_compile
+def want(site, found, why, pause=None):
+    """Plan a Resource Manager anew in a moment, since its state is another."""
+    found.version += 1
+    found.why = why
+    hasten(site, site.now() + (site.settling if pause is None else pause))
+
+
+@pyscript_compile
+def hasten(site, moment):
+    """Make the site's next plan no later than at a moment."""
+    if site.due is None or moment < site.due:
+        site.due = moment
+    site.urged.set()
+
+
+@pyscript_compile
+def plan_soon(site):
+    """Plan all anew in a moment, since what they are planned with is another."""
+    if site.controlled:
+        site.pause = FIRST_PAUSE_SECONDS
+        hasten(site, site.now() + site.settling)
+
+
+@pyscript_compile
+def revoked(site, found, message):
+    """Stop what was planned on what a Resource Manager revokes; or plan again without it."""
+    lacking = found.type.lacks(found.session.memory)
+    if lacking and found.plan:
+        found.plan = found.device = None
+        found.version += 1
+        sessions.spawn(found.session, revoke_all(found))
+        site.shown(found.resource)
+        return
+    if message.object_id in found.sent:
+        forget(found, message.object_id)
+    if not lacking:
+        want(site, found, f"it revoked a {message.object_type.value}")
+
+
+@pyscript_compile
+def forget(found, instruction_id):
+    """Take an instruction that will not be executed out of the plan."""
+    change = found.sent.pop(instruction_id)
+    if found.plan and change in found.plan.changes:
+        found.plan.changes.remove(change)
+
+
+@pyscript_compile
+def status_updated(site, found, message):
+    """Plan again, once, when an instruction is rejected or aborted."""
+    status = message.status_type.value
+    if status in DONE:
+        found.was_broken = False
+    if status in BROKEN and message.instruction_id in found.sent:
+        broken(site, found, message.instruction_id, status)
+    site.shown(found.resource)
+
+
+@pyscript_compile
+def broken(site, found, instruction_id, status):
+    """Take note of an instruction that the device will not follow."""
+    forget(found, instruction_id)
+    if found.was_broken:
+        LOGGER.warning("%s answered %s to an instruction again", found.resource.name, status)
+        return
+    found.was_broken = True
+    LOGGER.info("%s answered %s to an instruction: it is planned again", found.resource.name, status)
+    want(site, found, f"an instruction was {status}")
+
+
+@pyscript_compile
+def power_measured(site, found, message, now):
+    """Plan again, once, when the measured power has departed from the plan."""
+    if found.plan is None or now - found.plan.start < found.type.LAG_SECONDS:
+        return
+    power = commodities.electric({each.commodity_quantity.value: each.value for each in message.values})
+    if power is None:
+        return
+    departs = found.type.measured_power_departs(found.device, found.plan, power, now)
+    if departs is None:
+        found.strange_power = None
+    elif found.strange_power is None or found.type.power_departs(found.device, power, found.strange_power):
+        found.strange_power = power
+        want(site, found, departs)
+
+
+@pyscript_compile
+def start(site):
+    """Plan from now on, in a task of its own; return it."""
+    site.task = asyncio.get_running_loop().create_task(work(site), name="flexmeasures s2 planner")
+    return site.task
+
+
+@pyscript_compile
+async def stop(site):
+    """Plan no more; what the devices were told stays."""
+    if site.task:
+        site.task.cancel()
+        await asyncio.gather(site.task, return_exceptions=True)
+    for found in site.controlled.values():
+        give_up(found, errors.NotPlanned("The scripts were reloaded meanwhile: call again"))
+
+
+@pyscript_compile
+async def work(site):
+    """Plan whenever that is due."""
+    while True:
+        try:
+            await until_due(site)
+            site.is_planning = True
+            await plan(site)
+        except Exception:
+            LOGGER.exception("Planning the site failed: please report this")
+            site.due = site.now() + LONGEST_PAUSE_SECONDS
+        finally:
+            site.is_planning = False
+
+
+@pyscript_compile
+async def until_due(site):
+    """Wait until a plan is due; meanwhile follow the instructions that are, and look for new prices."""
+    while True:
+        site.urged.clear()
+        now = site.now()
+        for found in site.controlled.values():
+            follow_instructions(site, found, now)
+        if site.controlled and now >= site.prices_due:
+            await look_at_prices(site, now)
+        moment = due_at(site)
+        if moment is not None and moment <= site.now():
+            return
+        moments = [
+            each for each in (moment, site.prices_due if site.controlled else None) if each is not None
+        ]
+        moments += [each.moment for found in site.controlled.values() for each in upcoming(found, now)[:1]]
+        wait = min([each - now for each in moments], default=LONGEST_SLEEP)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(site.urged.wait(), min(max(wait, 0.01), LONGEST_SLEEP))
+
+
+@pyscript_compile
+def due_at(site):
+    """Return when the next plan may be made: not too many in a short time, unless somebody waits for it."""
+    if site.due is None or site.is_urgent:
+        return site.due
+    now = site.now()
+    while site.made and not now - PLANS_SECONDS < site.made[0] <= now:
+        site.made.popleft()
+    if len(site.made) < MOST_PLANS:
+        return site.due
+    return max(site.due, site.made[0] + PLANS_SECONDS)
+
+
+@pyscript_compile
+def upcoming(found, now):
+    """Return the changes that a device is still to make."""
+    return [each for each in found.plan.changes if each.moment > now] if found.plan else []
+
+
+@pyscript_compile
+def follow_instructions(site, found, now):
+    """Take note of the instruction that is in force now."""
+    due = [(each.moment, instruction) for instruction, each in found.sent.items() if each.moment <= now]
+    current = max(due)[1] if due else None
+    if current != found.current:
+        found.current = current
+        site.shown(found.resource)
+    if len(found.sent) > MOST_INSTRUCTIONS:
+        for _moment, instruction in sorted(due)[: len(found.sent) - MOST_INSTRUCTIONS]:
+            del found.sent[instruction]
+
+
+@pyscript_compile
+async def look_at_prices(site, now):
+    """Plan again when there are other prices than before for the same time."""
+    site.prices_due = now + PRICES_SECONDS
+    try:
+        found = await site.prices(now, now + LONGEST_HORIZON)
+    except optimiser_errors.OptimiserError as error:
+        LOGGER.debug("The prices cannot be read: %s", error)
+        return
+    known, site.known_prices = site.known_prices, found
+    if known is not None and differ(known, found, now):
+        LOGGER.info("There are new prices")
+        hasten(site, now)
+
+
+@pyscript_compile
+def differ(known, found, now):
+    """Tell whether prices differ; that the time known goes on by itself does not count."""
+    last = max([end for _start, end, price in known if price is not None], default=now)
+    before = {start: price for start, _end, price in known}
+    for start, end, price in found:
+        if price is not None and end > now and (start not in before or before[start] != price):
+            return start < known[-1][1] or last < start
+    return False
+
+
+@pyscript_compile
+def ready(site, now):
+    """Return those who can be planned now, with their Means."""
+    found = {}
+    for each in site.controlled.values():
+        if each.session.stage == sessions.ENDED or each.type.lacks(each.session.memory):
+            continue
+        if each.refused_version == each.version:
+            continue
+        begins = each.type.valid_from(each.session.memory)
+        if begins > now + LEAD_SECONDS:
+            hasten(site, begins)
+            continue
+        means = site.means(each.resource)
+        if means:
+            found[each] = means
+    return found
+
+
+@pyscript_compile
+async def plan(site):
+    """Plan all who can be planned in one question, and tell them."""
+    now = site.now()
+    site.due, site.is_urgent, site.splits = None, False, 0
+    group = ready(site, now)
+    refuse_others(site, group)
+    if not group:
+        return
+    versions = {each: each.version for each in group}
+    step = min(means.resolution for means in group.values())
+    start = now // step * step
+    asked = {}
+    for each, means in group.items():
+        question = await pose(site, each, means, now, start, step, len(group) <= MOST_WITH_MODES)
+        if question:
+            asked[each] = question
+    end = max([start + site.horizon, *[each.end for each in asked.values()]], default=None)
+    if not asked:
+        return
+    site.made.append(now)
+    try:
+        schedules, refusals = await solve(site, list(asked), asked, start, end, step)
+    except optimiser_errors.OptimiserError as error:
+        await without_schedule(site, asked, versions, error)
+        return
+    site.pause = FIRST_PAUSE_SECONDS
+    site.succeeded()
+    hasten(site, next_boundary(site.now(), max(step, ROLLING_SECONDS)))
+    for each, error in refusals.items():
+        refuse(site, each, versions[each], str(error), error)
+    powers = {each: powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
+    keep_limit_at_first(site, powers.values())
+    for each in schedules:
+        others = [found for other, found in powers.items() if other is not each]
+        await adopt(
+            site, each, versions[each], asked[each].device, powers[each], limits(site, powers[each], others)
+        )
+
+
+@pyscript_compile
+def next_boundary(now, step):
+    """Return when the next interval begins, and a moment more."""
+    return now // step * step + step + 0.5
+
+
+@pyscript_compile
+def refuse_others(site, group):
+    """Tell those who wait for the plan of a Resource Manager that cannot be planned now."""
+    for each in site.controlled.values():
+        if each not in group and each.waiting:
+            lacking = each.type.lacks(each.session.memory)
+            why = (
+                f"it has not sent {lacking} yet"
+                if lacking
+                else each.refused or "its sensors are not known yet"
+            )
+            give_up(each, errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}"))
+
+
+@pyscript_compile
+def question_kind():
+    """Define the record: natively, so that compiled code can make it."""
+
+    @dataclass
+    class Question:
+        """A device in the state that is planned from, as FlexMeasures' problem, until `end`.
+
+        `left` is which part is left of the first interval.
+        """
+
+        device: Any
+        storage: Any
+        end: float
+        left: float
+
+    return Question
+
+
+Question = question_kind()
+
+
+@pyscript_compile
+async def pose(site, each, means, now, start, step, with_modes):
+    """Return the question that a Resource Manager's state is, or None where it is refused."""
+    version, memory, kind = each.version, dict(each.session.memory), each.type
+    heard, plan_before = dict(each.heard), each.plan
+
+    def read():
+        device = kind.device(memory)
+        value = kind.worth(device, means.energy)
+        if value is None:
+            return device, None, None, None
+        last = max([until for _begin, until, *_levels in device.targets], default=start)
+        end = start + max(site.horizon, min(-(-(last - start) // step) * step, LONGEST_HORIZON))
+        state = kind.condition(device, memory, heard, plan_before, now)
+        return device, value, kind.problem(device, value, state, means, start, step, end, with_modes), end
+
+    try:
+        device, value, problem, end = await asyncio.to_thread(read)
+    except (ArithmeticError, ValueError) as error:
+        LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
+        refuse(site, each, version, f"what it told cannot be planned ({error!r})")
+        return None
+    if problem is None:
+        refuse(site, each, version, "no operation mode fills or empties it by electric power")
+        return None
+    tell_worth(each, value, means)
+    left = 1.0 if problem.operation_modes else (start + step - now) / step
+    return Question(device, problem, end, left)
+
+
+@pyscript_compile
+def tell_worth(each, value, means):
+    """Log what a unit of fill level is taken to be worth, once it is another."""
+    if each.worth is None or abs(each.worth.energy - value.energy) > 0.001 * value.energy:
+        LOGGER.info(
+            "%s: a unit of fill level is taken as %.4g kWh (%s), charging as %.1f %%, discharging as %.1f %%",
+            each.resource.name,
+            value.energy / KWH,
+            "configured" if means.energy else "by its power and fill rate",
+            100 * value.charging,
+            100 * value.discharging,
+        )
+    each.worth = value
+
+
+@pyscript_compile
+def refuse(site, each, version, why, error=None):
+    """Leave a Resource Manager out, until its state is another."""
+    if each.version != version:
+        return
+    each.refused, each.refused_version, each.planned_version = why, version, version
+    site.told(each.resource, f"it cannot be planned: {why}")
+    failure = errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}")
+    failure.__cause__ = error
+    give_up(each, failure)
+
+
+@pyscript_compile
+async def solve(site, group, asked, start, end, step):
+    """Return (the schedule of each, the error of each that FlexMeasures refuses).
+
+    Where it refuses several together, it is asked for each half, so that one does not keep the others from
+    their plan.
+    """
+    problems = [asked[each].storage for each in group]
+    try:
+        left = max(asked[each].left for each in group)
+        found = await site.solve(problems, start, end - start, step, left)
+    except OF_A_PROBLEM as error:
+        if len(group) == 1 and len(asked) > 1:
+            return {}, {group[0]: error}
+        if len(group) == 1 or site.splits >= MOST_SPLITS:
+            raise
+        site.splits += 1
+        LOGGER.warning(
+            "FlexMeasures cannot plan %s devices together, so less are tried: %s", len(group), error
+        )
+        middle = len(group) // 2
+        schedules, refusals = {}, {}
+        for half in (group[:middle], group[middle:]):
+            site.made.append(site.now())
+            some, refused = await solve(site, half, asked, start, end, step)
+            schedules |= some
+            refusals |= refused
+        return schedules, refusals
+    return {each: found[problem.power_sensor] for each, problem in zip(group, problems, strict=True)}, {}
+
+
+@pyscript_compile
+async def without_schedule(site, asked, versions, error):
+    """Go on with the plans in force, and try again later; who has none is left to itself, safely."""
+    site.failed(error)
+    wait = max(site.pause, error.retry_after or 0)
+    site.pause = min(2 * site.pause, LONGEST_PAUSE_SECONDS)
+    hasten(site, site.now() + wait)
+    for each, question in asked.items():
+        failure = errors.NotPlanned(str(error))
+        failure.__cause__ = error
+        give_up(each, failure)
+        now = site.now()
+        if each.plan is None or each.plan.end <= now:
+            step = ROLLING_SECONDS
+            idle = [
+                (now + place * step, now + (place + 1) * step, 0.0)
+                for place in range(round(site.horizon / step))
+            ]
+            await adopt(site, each, versions[each], question.device, idle, is_fallback=True)
+
+
+@pyscript_compile
+def powers_of(schedule, left):
+    """Return (start, end, power (W)) of each interval; of the first one only a part is left."""
+    first, step = schedule.start.timestamp(), schedule.resolution.total_seconds()
+    return [
+        (first + place * step, first + (place + 1) * step, (value or 0.0) / (1.0 if place else left))
+        for place, value in enumerate(schedule.values)
+    ]
+
+
+@pyscript_compile
+def keep_limit_at_first(site, all_powers):
+    """Lower what is consumed in the rest of the first interval to the site's limit."""
+    total = sum(powers[0][2] for powers in all_powers)
+    if site.limit is not None and total > site.limit:
+        for powers in all_powers:
+            start, end, power = powers[0]
+            powers[0] = start, end, power * site.limit / total if power > 0 else power
+
+
+@pyscript_compile
+def limits(site, powers, others):
+    """Return what the site's limit leaves for a device in each of its intervals (W), or None without any."""
+    if site.limit is None:
+        return None
+    found = []
+    for start, _end, power in powers:
+        taken = [each for other in others for begin, end, each in other if begin <= start < end]
+        found.append(max(site.limit - sum(taken), power))
+    return found
+
+
+@pyscript_compile
+def lead(session):
+    """Return how far ahead the first instruction is (s)."""
+    told = session.details.instruction_processing_delay.root / 1000
+    return min(max(LEAD_SECONDS, told), LONGEST_LEAD)
+
+
+@pyscript_compile
+async def adopt(site, each, version, device, powers, most=None, is_fallback=False):
+    """Put a plan in force that comes nearest to powers, and tell the device; unless its state is another."""
+    if stale(site, each, version):
+        return
+    now, kind = site.now(), each.type
+    memory, heard, before = dict(each.session.memory), dict(each.heard), each.plan
+    begin = now + lead(each.session)
+    wanted = [(max(start, begin), end, power) for start, end, power in powers if end > begin]
+    ceilings = most and most[len(powers) - len(wanted) :]
+    if not wanted:
+        hasten(site, now)
+        return
+    prices = prices_of(site, wanted)
+
+    def make():
+        return kind.follow(
+            device, kind.condition(device, memory, heard, before, now), wanted, prices, ceilings
+        )
+
+    try:
+        made = await asyncio.to_thread(make)
+    except (ArithmeticError, ValueError) as error:
+        LOGGER.exception("The schedule of %s cannot be followed: please report this", each.resource.name)
+        refuse(site, each, version, f"its schedule cannot be followed ({error!r})")
+        return
+    if stale(site, each, version):
+        return
+    each.plan, each.device, each.is_fallback = made, device, is_fallback
+    each.planned_version, each.strange_power = version, None
+    site.told(each.resource, None)
+    site.shown(each.resource)
+    sessions.spawn(each.session, instruct(site, each, made))
+    if not is_fallback:
+        for waiting in each.waiting:
+            if not waiting.done():
+                waiting.set_result(made)
+        each.waiting.clear()
+
+
+@pyscript_compile
+def stale(site, each, version):
+    """Tell whether a state does not hold any more; then another plan is made, where that can be."""
+    if of(site, each.resource) is not each or each.session.stage == sessions.ENDED:
+        return True
+    if each.version != version:
+        LOGGER.debug("A plan of %s is not used: meanwhile there was %s", each.resource.name, each.why)
+        hasten(site, site.now())
+        return True
+    return False
+
+
+@pyscript_compile
+def prices_of(site, wanted):
+    """Return the price of each interval, or None where some are not known."""
+    known = [(start, end, price) for start, end, price in site.known_prices or () if price is not None]
+    found, place = [], 0
+    for start, _end, _power in wanted:
+        while place < len(known) and known[place][1] <= start:
+            place += 1
+        if place == len(known) or known[place][0] > start:
+            return None
+        found.append(known[place][2])
+    return found
+
+
+@pyscript_compile
+async def instruct(site, each, made):
+    """Revoke the instructions that a plan supersedes, and send its own; those that stay the same stay."""
+    async with each.sending:
+        if each.plan is not made:
+            return
+        now = site.now()
+        new = list(made.changes)
+        for instruction, change in list(each.sent.items()):
+            if change.moment <= now:
+                continue
+            same = next((other for other in new if alike(change, other)), None)
+            if same:
+                new.remove(same)
+                each.sent[instruction] = same
+            else:
+                await revoke(each, instruction)
+        for place, change in enumerate(new):
+            soon = site.now() + LEAD_SECONDS / 2
+            overtaken = any(
+                other.actuator == change.actuator and other.moment <= soon for other in new[place + 1 :]
+            )
+            if each.plan is not made or each.session.stage == sessions.ENDED:
+                return
+            if not overtaken and change in made.changes:
+                await send(site, each, change, max(change.moment, soon))
+    site.shown(each.resource)
+
+
+@pyscript_compile
+def alike(one, other):
+    """Tell whether two changes come to the same instruction."""
+    return (
+        one.actuator == other.actuator
+        and one.mode == other.mode
+        and abs(one.factor - other.factor) < 0.005
+        and abs(one.moment - other.moment) < 1.0
+    )
+
+
+@pyscript_compile
+async def send(site, each, change, moment):
+    """Send an instruction, and plan again if it is refused."""
+    instruction = str(uuid.uuid4())
+    each.sent[instruction] = change
+    follow_instructions(site, each, site.now())
+    status = await sessions.request(
+        each.session,
+        each.type.INSTRUCTION,
+        id=instruction,
+        execution_time=each.type.moment(moment),
+        **each.type.fields(change),
+    )
+    if status.status.value != sessions.OK and instruction in each.sent:
+        broken(site, each, instruction, status.status.value)
+
+
+@pyscript_compile
+async def revoke(each, instruction):
+    """Revoke an instruction that is not executed yet. Its confirmation is not waited for: some send none."""
+    each.sent.pop(instruction, None)
+    known = each.session.instructions.get(instruction)
+    if known:
+        known["status"] = "REVOKED"
+    await sessions.send(
+        each.session, "RevokeObject", object_type=each.type.INSTRUCTION, object_id=instruction
+    )
+
+
+@pyscript_compile
+async def revoke_all(each, now=None):
+    """Revoke all instructions that are not executed yet."""
+    now = time.time() if now is None else now
+    async with each.sending:
+        for instruction, change in list(each.sent.items()):
+            if change.moment > now:
+                await revoke(each, instruction)
+
+
+@pyscript_compile
+async def leave(site, resource):
+    """End the control of a Resource Manager that is about to get another control type.
+
+    Should it refuse that, it is planned again.
+    """
+    found = of(site, resource)
+    if found:
+        found.plan = None
+        want(site, found, "another control type was to be selected", AFTER_SELECTION_SECONDS)
+        await revoke_all(found, site.now())
+
+
+@pyscript_compile
+async def plan_now(site, resource):
+    """Plan a Resource Manager again now, and return its Plan; raise NotPlannable or NotPlanned."""
+    found = of(site, resource)
+    if found is None:
+        raise errors.NotPlannable(
+            f"resource_id: {resource.name} is under {resource.session.control_type}, which is not planned: "
+            f"select {', '.join(CONTROL_TYPES)} by change_control_type, if it offers that"
+        )
+    waiting = asyncio.get_running_loop().create_future()
+    found.waiting.append(waiting)
+    site.is_urgent = True
+    want(site, found, "a call", pause=0.0)
+    return await waiting
+
+
+@pyscript_compile
+async def send_instruction(site, resource, call):
+    """Send an instruction that a user asks for, and return it.
+
+    It is in force until the plan's next one, or until another plan is made. Raise InvalidInstruction,
+    or NotConfirmed.
+    """
+    session = resource.session
+    kind = CONTROL_TYPES.get(session.control_type)
+    if kind is not frbc:
+        raise errors.InvalidInstruction(
+            f"resource_id: {resource.name} is under {session.control_type}, not {frbc.CONTROL_TYPE}: select "
+            f"that by change_control_type, if it offers it"
+        )
+    found, now = of(site, resource), site.now()
+    fields = frbc.checked(session.memory, found.heard, found.plan, call, now)
+    instruction = fields.pop("id")
+    change = frbc.change_of(session.memory, fields, now)
+    if instruction in session.instructions:
+        raise errors.InvalidInstruction(f"id: {instruction} was sent before: leave it out")
+    async with found.sending:
+        if change:
+            found.sent[instruction] = change
+        try:
+            status = await sessions.request(session, frbc.INSTRUCTION, id=instruction, **fields)
+        except s2_errors.NoConfirmation as error:
+            raise errors.NotConfirmed(str(error)) from error
+        if status.status.value != sessions.OK:
+            found.sent.pop(instruction, None)
+            raise errors.NotConfirmed(
+                f"{resource.name} answered {status.status.value} to the instruction: "
+                f"{status.diagnostic_label or 'without a reason'}"
+            )
+        if change and found.plan:
+            found.plan.changes = sorted([*found.plan.changes, change], key=lambda each: each.moment)
+    site.shown(resource)
+    return {"id": instruction} | fields
+
+
+@pyscript_compile
+def instruction_in_force(found):
+    """Return what the device was told last, with its status, or None."""
+    change = found.sent.get(found.current)
+    if change is None:
+        return None
+    known = found.session.instructions.get(found.current)
+    return {
+        "id": found.current,
+        **described(found, change),
+        "execution_time": found.type.moment(change.moment),
+        "status": known and known["status"],
+    }
+
+
+@pyscript_compile
+def described(found, change):
+    """Return what a change says, with the label of its operation mode and the power expected (W)."""
+    return {
+        **found.type.fields(change),
+        "label": found.type.label(found.session.memory, change),
+        "power": round(change.power),
+    }
+
+
+@pyscript_compile
+def next_instructions(found, now):
+    """Return what the device is to do next, in order."""
+    return [
+        {"execution_time": found.type.moment(each.moment), **described(found, each)}
+        for each in upcoming(found, now)
+    ]
+
+
+@pyscript_compile
+def missed_targets(found):
+    """Return the fill levels that the plan does not reach: when, what was wanted, and what is expected."""
+    return [
+        {
+            "datetime": found.type.moment(each.moment),
+            "asked": each.lowest if each.reached < each.lowest else each.highest,
+            "reached": round(each.reached, 3),
+        }
+        for each in (found.plan.missed if found.plan else ())
+    ]

@@ -1,0 +1,464 @@
+"""When resource managers are planned, and what they are told, with an optimiser of the test's own."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+
+from tests.modules.flexmeasures_s2.conftest import connected, until
+from tests.parts.s2_messages import example
+
+FRBC = "FILL_RATE_BASED_CONTROL"
+NOT_CONTROLABLE = "NOT_CONTROLABLE"
+QUARTER = 900.0
+NAMES = {"idle": 0, "charge": 1, "discharge": 2}
+
+
+@pytest.fixture
+async def site(serve, load):
+    """Run a CEM with a site's planner; its optimiser answers `powers` (W per quarter), or raises `error`."""
+    cem = await serve()
+    planners, schedules = load("flexmeasures_cem.planner"), load("flexmeasures_optimiser.schedule")
+    made = SimpleNamespace(
+        cem=cem,
+        planners=planners,
+        load=load,
+        powers=[5000, -5000] + 94 * [0],
+        error=None,
+        refuses=(),
+        questions=[],
+        failures=[],
+        told={},
+        prices=0.25,
+        ahead=0.0,
+        sensors={},
+        gate=None,
+    )
+
+    async def solve(storages, start, duration, resolution, left):
+        made.questions.append(SimpleNamespace(storages=storages, start=start, duration=duration, left=left))
+        powers = list(made.powers)
+        if made.gate:
+            await made.gate.wait()
+        for each in storages:
+            if each.power_sensor in made.refuses:
+                raise load("flexmeasures_optimiser.errors").Infeasible("no schedule meets all limits")
+        if made.error:
+            raise made.error
+        begin = datetime.fromtimestamp(start, UTC)
+        quarter = timedelta(seconds=resolution)
+        return {
+            each.power_sensor: schedules.Schedule(begin, quarter, "W", powers, "Wh", None, [], None, begin)
+            for each in storages
+        }
+
+    async def prices(start, end):
+        hours = range(int(start) // 3600 * 3600, int(end), 3600)
+        return [(each, each + 3600.0, made.prices) for each in hours]
+
+    def means(resource):
+        sensor = made.sensors.setdefault(resource.resource_id, len(made.sensors) + 1)
+        return planners.Means(sensor, QUARTER, None, None)
+
+    made.site = planners.Site(
+        solve,
+        prices,
+        means,
+        lambda resource: None,
+        lambda resource, text: made.told.__setitem__(resource.name, text),
+        made.failures.append,
+        lambda: made.failures.append(None),
+        24 * 3600.0,
+        now=lambda: time.time() + made.ahead,
+        settling=0.1,
+    )
+    cem.cem.changed = lambda resource: planners.changed(made.site, resource)
+    cem.cem.received = lambda resource, message: planners.received(made.site, resource, message)
+    cem.cem.leaving = lambda resource: planners.leave(made.site, resource)
+    planners.start(made.site)
+    yield made
+    await planners.stop(made.site)
+
+
+def ids(label="idle") -> tuple:
+    """Return the ids of the example's actuator, and of one of its modes."""
+    [actuator] = example("FRBC.SystemDescription")["actuators"]
+    return actuator["id"], actuator["operation_modes"][NAMES[label]]["id"]
+
+
+def status(label="idle", factor=0.0) -> dict:
+    """Return an ActuatorStatus."""
+    actuator, mode = ids(label)
+    return {
+        "message_type": "FRBC.ActuatorStatus",
+        "message_id": str(uuid4()),
+        "actuator_id": actuator,
+        "active_operation_mode_id": mode,
+        "operation_mode_factor": factor,
+    }
+
+
+async def introduce(rm, level=50, label="idle", factor=0.0, **description):
+    """Have a resource manager tell what it is, and how it is."""
+    await rm.ask(example("FRBC.SystemDescription", **description))
+    await rm.ask(status(label, factor))
+    await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
+
+
+@asynccontextmanager
+async def battery(site, **options):
+    """Give a resource manager that has got its first plan's instructions."""
+    async with connected(site.cem, **options) as rm:
+        await introduce(rm)
+        rm.first = [await rm.next("FRBC.Instruction") for _ in range(3)]
+        yield rm
+
+
+def controlled(site):
+    """Return what the planner knows of the only resource manager."""
+    [found] = site.site.controlled.values()
+    return found
+
+
+def of_type(rm, message_type) -> list:
+    """Return what a resource manager has received of a type."""
+    return [each for each in rm.received if each["message_type"] == message_type]
+
+
+async def planned(site, count):
+    """Wait until as many questions were asked, and a moment more for one too many."""
+    await until(lambda: len(site.questions) >= count)
+    await asyncio.sleep(0.4)
+    assert len(site.questions) == count
+
+
+def broken(rm, instruction, what="REJECTED"):
+    """Return what tells that an instruction is not followed."""
+    return example(
+        "InstructionStatusUpdate",
+        instruction_id=instruction["id"],
+        status_type=what,
+        timestamp=datetime.now(UTC).isoformat(),
+    )
+
+
+async def test_a_device_is_told_its_plan_from_now_on(site):
+    before = datetime.now(UTC)
+    async with battery(site) as rm:
+        charge, discharge, rest = rm.first
+        assert charge["operation_mode"] == ids("charge")[1]
+        assert charge["operation_mode_factor"] == pytest.approx(1.0)
+        moments = [datetime.fromisoformat(each["execution_time"]) for each in rm.first]
+        assert before < moments[0] < before + timedelta(seconds=6)
+        assert moments[0] < moments[1] < moments[2]
+        assert discharge["operation_mode"] == ids("discharge")[1]
+        assert rest["operation_mode"] == ids("idle")[1]
+        [question] = site.questions
+        assert question.start <= before.timestamp() < question.start + QUARTER + 1
+        assert question.left == pytest.approx(1 - before.timestamp() % QUARTER / QUARTER, abs=0.01)
+
+
+async def test_all_devices_of_a_site_are_one_question(site):
+    async with connected(site.cem) as one, connected(site.cem) as other, connected(site.cem) as third:
+        for rm in (one, other, third):
+            await introduce(rm)
+        for rm in (one, other, third):
+            await rm.next("FRBC.Instruction")
+    assert len(site.questions[-1].storages) == 3
+    assert len(site.questions) <= 3
+
+
+async def test_a_device_that_did_not_tell_its_level_is_not_planned(site):
+    async with connected(site.cem) as rm:
+        await rm.ask(example("FRBC.SystemDescription"))
+        await asyncio.sleep(0.4)
+        assert site.questions == []
+
+
+async def test_a_description_counts_from_when_it_is_valid(site):
+    async with connected(site.cem) as rm:
+        await introduce(rm, valid_from=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
+        await asyncio.sleep(0.4)
+        assert site.questions == []
+        site.ahead = 3600.0
+        site.site.urged.set()
+        await planned(site, 1)
+
+
+async def test_a_schedule_for_a_state_that_is_past_is_not_used(site):
+    site.gate = asyncio.Event()
+    async with connected(site.cem) as rm:
+        await introduce(rm)
+        await until(lambda: site.questions)
+        site.powers = [-5000] + 95 * [0]
+        await rm.ask(example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat()))
+        site.gate.set()
+        first = await rm.next("FRBC.Instruction")
+        assert first["operation_mode"] == ids("discharge")[1]
+        assert len(site.questions) == 2
+
+
+@pytest.mark.parametrize(("level", "count"), [(50.5, 1), (60, 2), (40, 2)])
+async def test_a_level_that_departs_is_planned_again(site, level, count):
+    async with battery(site) as rm:
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
+        await planned(site, count)
+
+
+async def test_a_mode_that_departs_is_planned_again(site):
+    async with battery(site) as rm:
+        await rm.ask(status("charge", 1.0))
+        await planned(site, 1)
+        site.ahead = 60.0
+        await rm.ask(status("idle"))
+        await planned(site, 2)
+
+
+async def test_a_power_that_departs_is_planned_again_but_once(site):
+    async with battery(site) as rm:
+        site.ahead = 60.0
+        for _time in range(3):
+            values = [{"commodity_quantity": "ELECTRIC.POWER.L1", "value": 1000.0}]
+            await rm.ask(example("PowerMeasurement", values=values))
+            await asyncio.sleep(0.3)
+        await planned(site, 2)
+
+
+@pytest.mark.parametrize("what", ["REJECTED", "ABORTED"])
+async def test_an_instruction_that_is_not_followed_is_planned_again_but_once(site, what):
+    async with battery(site) as rm:
+        await rm.ask(broken(rm, rm.first[0], what))
+        await planned(site, 2)
+        again = of_type(rm, "FRBC.Instruction")[-1]
+        await rm.ask(broken(rm, again, what))
+        await planned(site, 2)
+
+
+async def test_an_instruction_that_is_refused_is_planned_again_but_once(site):
+    async with connected(site.cem) as rm:
+        rm.answers["FRBC.Instruction"] = "INVALID_CONTENT"
+        await introduce(rm)
+        await planned(site, 2)
+
+
+async def test_what_a_newer_plan_supersedes_is_revoked_first(site):
+    async with battery(site) as rm:
+        site.powers = [5000, -5000, 3000] + 93 * [0]
+        await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
+        await planned(site, 2)
+        since = rm.received.index(rm.first[-1])
+        later = [
+            each
+            for each in rm.received[since + 1 :]
+            if each["message_type"] in ("FRBC.Instruction", "RevokeObject")
+        ]
+        revoked = [each["object_id"] for each in later if each["message_type"] == "RevokeObject"]
+        assert rm.first[2]["id"] in revoked
+        assert [each["message_type"] for each in later[: len(revoked)]] == ["RevokeObject"] * len(revoked)
+        assert rm.first[1]["id"] not in revoked
+
+
+async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_later(site, load):
+    site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+    async with connected(site.cem) as rm:
+        await introduce(rm, label="charge", factor=1.0)
+        instruction = await rm.next("FRBC.Instruction")
+        assert instruction["operation_mode"] == ids("idle")[1]
+        assert controlled(site).is_fallback
+        assert site.failures == [site.error]
+        site.error, site.ahead = None, 10.0
+        site.planners.plan_soon(site.site)
+        await until(lambda: not controlled(site).is_fallback)
+        again = await rm.next("FRBC.Instruction")
+        assert again["operation_mode"] == ids("charge")[1]
+
+
+async def test_without_a_schedule_a_target_is_still_met(site, load):
+    site.error = load("flexmeasures_optimiser.errors").PricesMissing("there are no prices")
+    async with connected(site.cem) as rm:
+        profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
+        profile["elements"][0]["duration"] = 2 * 3600_000
+        await rm.ask(example("FRBC.SystemDescription"))
+        await rm.ask(profile)
+        await rm.ask(status())
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=50))
+        instruction = await rm.next("FRBC.Instruction")
+        assert instruction["operation_mode"] == ids("charge")[1]
+        assert controlled(site).plan.missed == []
+
+
+async def test_without_a_new_schedule_the_one_in_force_goes_on(site, load):
+    async with battery(site) as rm:
+        site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        before = len(rm.received)
+        site.ahead = 900.0
+        site.site.urged.set()
+        await planned(site, 2)
+        assert not [each for each in rm.received[before:] if each["message_type"] != "ReceptionStatus"]
+        assert not controlled(site).is_fallback
+
+
+async def test_who_cannot_be_planned_does_not_keep_others_from_it(site):
+    site.refuses = (2,)
+    async with connected(site.cem, name="Good") as good, connected(site.cem, name="Bad") as bad:
+        site.sensors |= {good.details["resource_id"]: 1, bad.details["resource_id"]: 2}
+        await introduce(good)
+        await introduce(bad)
+        assert (await good.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+        await until(lambda: site.told.get("Bad"))
+        assert "no schedule meets all limits" in site.told["Bad"]
+        assert of_type(bad, "FRBC.Instruction") == []
+
+
+async def test_there_are_no_more_plans_than_the_server_takes(site):
+    async with battery(site) as rm:
+        for level in range(12):
+            await rm.ask(example("FRBC.StorageStatus", present_fill_level=20 + 5 * level))
+            await asyncio.sleep(0.15)
+        most = site.planners.MOST_PLANS
+        await planned(site, most)
+        site.ahead = site.planners.PLANS_SECONDS + 1
+        site.site.urged.set()
+        await until(lambda: len(site.questions) > most)
+
+
+async def test_new_prices_are_planned_with(site):
+    async with battery(site) as rm:
+        assert rm.first
+        site.prices = 0.5
+        site.ahead = site.planners.PRICES_SECONDS + 1
+        site.site.urged.set()
+        await until(lambda: len(site.questions) == 2)
+
+
+async def test_a_plan_is_made_anew_before_it_runs_out(site):
+    async with battery(site) as rm:
+        assert rm.first
+        site.ahead = 901.0
+        site.site.urged.set()
+        await until(lambda: len(site.questions) == 2)
+        assert site.questions[1].start == site.questions[0].start + QUARTER
+
+
+async def test_another_control_type_ends_the_plan(site, load):
+    async with battery(site, control_types=[FRBC, NOT_CONTROLABLE]) as rm:
+        cems = load("flexmeasures_cem.cem")
+        [resource] = site.cem.cem.resources.values()
+        await cems.change_control_type(site.cem.cem, resource, NOT_CONTROLABLE)
+        kinds = [each["message_type"] for each in rm.received]
+        assert kinds.index("RevokeObject") < len(kinds) - 1 - kinds[::-1].index("SelectControlType")
+        revoked = {each["object_id"] for each in of_type(rm, "RevokeObject")}
+        assert {each["id"] for each in rm.first[1:]} <= revoked
+        assert site.site.controlled == {}
+
+
+async def test_what_was_planned_on_a_revoked_description_stops(site):
+    async with battery(site) as rm:
+        found = controlled(site)
+        described = found.session.memory["FRBC.SystemDescription",].message_id
+        await rm.ask(
+            {
+                "message_type": "RevokeObject",
+                "message_id": str(uuid4()),
+                "object_type": "FRBC.SystemDescription",
+                "object_id": described,
+            }
+        )
+        await until(lambda: len(of_type(rm, "RevokeObject")) >= 2)
+        assert found.plan is None
+
+
+async def test_a_call_plans_now(site):
+    async with battery(site) as rm:
+        assert rm.first
+        plan = await site.planners.plan_now(site.site, controlled(site).resource)
+        assert plan is controlled(site).plan
+        assert len(site.questions) == 2
+
+
+async def test_a_call_is_told_what_failed(site, load):
+    errors = load("flexmeasures_cem.errors")
+    async with battery(site) as rm:
+        assert rm.first
+        site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        with pytest.raises(errors.NotPlanned, match="the server is away"):
+            await site.planners.plan_now(site.site, controlled(site).resource)
+
+
+async def test_a_call_is_told_why_a_device_cannot_be_planned(site, load):
+    errors = load("flexmeasures_cem.errors")
+    async with connected(site.cem) as rm:
+        await until(lambda: site.site.controlled)
+        with pytest.raises(errors.NotPlannable, match=r"it has not sent FRBC\.SystemDescription yet"):
+            await site.planners.plan_now(site.site, controlled(site).resource)
+        assert rm.selected == FRBC
+
+
+WRONG_INSTRUCTIONS = [
+    ({"operation_mode": "nonsense"}, r"operation_mode: there is no 'nonsense'; there are|but"),
+    ({"operation_mode": "charge", "actuator_id": "none"}, "actuator_id: there is no 'none'"),
+    ({"operation_mode": "backup charge"}, "operation_mode: backup charge is for an abnormal condition only"),
+    (
+        {"operation_mode": "charge", "execution_time": datetime(2026, 1, 1, tzinfo=UTC)},
+        "execution_time: .* is past",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "why"), WRONG_INSTRUCTIONS)
+async def test_an_instruction_that_does_not_fit_is_not_sent(site, load, call, why):
+    errors = load("flexmeasures_cem.errors")
+    async with battery(site) as rm:
+        before = len(of_type(rm, "FRBC.Instruction"))
+        with pytest.raises(errors.InvalidInstruction, match=why):
+            await site.planners.send_instruction(site.site, controlled(site).resource, call)
+        assert len(of_type(rm, "FRBC.Instruction")) == before
+
+
+async def test_an_instruction_that_a_timer_blocks_is_not_sent(site, load):
+    errors = load("flexmeasures_cem.errors")
+    async with battery(site) as rm:
+        [actuator] = example("FRBC.SystemDescription")["actuators"]
+        finished = datetime.now(UTC) + timedelta(minutes=5)
+        await rm.ask(status("idle"))
+        await rm.ask(
+            example(
+                "FRBC.TimerStatus",
+                timer_id=actuator["timers"][1]["id"],
+                finished_at=finished.isoformat(),
+            )
+        )
+        call = {"operation_mode": "discharge"}
+        controlled(site).heard.clear()
+        controlled(site).plan.changes.clear()
+        with pytest.raises(errors.InvalidInstruction, match="a timer blocks the transition until"):
+            await site.planners.send_instruction(site.site, controlled(site).resource, call)
+
+
+async def test_an_instruction_of_a_user_is_sent_and_shown(site):
+    async with battery(site) as rm:
+        call = {"operation_mode": "charge", "operation_mode_factor": 0.25}
+        site.ahead = 10.0
+        sent = await site.planners.send_instruction(site.site, controlled(site).resource, call)
+        found = of_type(rm, "FRBC.Instruction")[-1]
+        assert (found["id"], found["operation_mode_factor"]) == (sent["id"], 0.25)
+        assert found["operation_mode"] == ids("charge")[1]
+        site.ahead = 15.0
+        site.site.urged.set()
+        await until(lambda: controlled(site).current == sent["id"])
+        shown = site.planners.instruction_in_force(controlled(site))
+        assert (shown["label"], shown["power"]) == ("charge", 1250)
+
+
+async def test_an_instruction_that_is_refused_is_told(site, load):
+    errors = load("flexmeasures_cem.errors")
+    async with battery(site) as rm:
+        rm.answers["FRBC.Instruction"] = "INVALID_CONTENT"
+        with pytest.raises(errors.NotConfirmed, match="answered INVALID_CONTENT"):
+            await site.planners.send_instruction(
+                site.site, controlled(site).resource, {"operation_mode": "charge"}
+            )
