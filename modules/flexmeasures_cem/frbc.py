@@ -304,6 +304,12 @@ def follow(found, state, powers, prices=None, limits=None):
 
 
 @pyscript_compile
+def planned_power(plan, start, length):
+    """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
+    return plans.mean_power(plan, start, start + length) if plan else 0.0
+
+
+@pyscript_compile
 def departs(found, plan, memory, message, now):
     """Return how a status departs from what the plan expects of the device now, or None."""
     kind = message.message_type
@@ -443,6 +449,8 @@ def mode_of(actuator, wanted):
 @pyscript_compile
 def check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed, now):
     """Refuse a mode that there is no transition to at a moment, as far as is known."""
+    if STATUS not in memory:
+        return
     state = condition(device(memory), memory, heard, plan, now).actuators[actuator.id]
     if state.mode in (None, mode.id):
         return
@@ -469,14 +477,22 @@ def check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed,
 
 
 @pyscript_compile
-def change_of(memory, given, now):
+def change_of(memory, heard, plan, given, now):
     """Return the Change that an instruction's fields mean, or None where a plan may not ask for it."""
+    if STATUS not in memory:
+        return None
     found = device(memory)
     actuator = next(each for each in found.actuators if each.id == given["actuator_id"])
     mode = actuator.modes.get(given["operation_mode"])
     if mode is None:
         return None
-    factor, at = given["operation_mode_factor"], given["execution_time"].timestamp()
-    level = memory[STATUS].present_fill_level if STATUS in memory else found.bottom
-    power = devices.power_of(devices.element_at(mode, level), factor)
-    return plans.Change(at, actuator.id, mode.id, factor, power, plans.Active(mode.id, factor, at, {}))
+    state = condition(found, memory, heard, plan, now)
+    before, factor, at = state.actuators[actuator.id], given["operation_mode_factor"], given["execution_time"]
+    power = devices.power_of(devices.element_at(mode, state.level), factor)
+    active = plans.Active(mode.id, factor, at.timestamp(), before.timers)
+    for each in actuator.transitions.get(before.mode, ()):
+        if each.to == mode.id:
+            end = at.timestamp() + each.duration
+            timers = {timer: at.timestamp() + actuator.durations[timer] for timer in each.start_timers}
+            active = plans.Active(mode.id, factor, end, before.timers | timers)
+    return plans.Change(at.timestamp(), actuator.id, mode.id, factor, power, active)

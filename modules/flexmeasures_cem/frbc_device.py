@@ -12,6 +12,8 @@ from itertools import pairwise
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_s2.commodities as commodities
 
+MARGIN = 0.002
+"""How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
 STRAIGHT = 1e-9
 """Below this part of the storage's range per second, a fill level stands still."""
 
@@ -58,6 +60,7 @@ def records():
 
         `leakage` holds (bottom, top, rate), `usage` (start, end, rate), `targets` (start, end, lowest,
         highest level). `edges` are the fill levels, and `moments` the times, at which any rate may change.
+        A plan keeps the level between `floor` and `ceiling`, a little within the range.
         """
 
         bottom: float
@@ -68,6 +71,8 @@ def records():
         targets: list = field(default_factory=list)
         edges: list = field(default_factory=list)
         moments: list = field(default_factory=list)
+        floor: float = 0.0
+        ceiling: float = 0.0
 
     @dataclass(frozen=True)
     class Setting:
@@ -82,7 +87,7 @@ def records():
         """What came of some time: the level at its end, electric energy (J), and the pieces in between.
 
         Each piece is (start, end, level at the start, level at the end, power). `below` and `above` are how
-        far the level was outside the storage's range, `hit` when it came to an end of it and pushed on.
+        far the level was below the floor and above the ceiling, `hit` when it came there and pushed on.
         """
 
         level: float
@@ -118,7 +123,9 @@ def read(description, leakage, usage, targets):
             (start, end, each.fill_level_range.start_of_range, each.fill_level_range.end_of_range)
             for start, end, each in of_profile(targets)
         ]
-    edges = {device.bottom, device.top}
+    margin = MARGIN * (device.top - device.bottom)
+    device.floor, device.ceiling = device.bottom + margin, device.top - margin
+    edges = {device.bottom, device.floor, device.ceiling, device.top}
     for bottom, top, _rate in device.leakage:
         edges |= {bottom, top}
     for actuator in actuators:
@@ -247,7 +254,9 @@ def run(device, level, timelines, start, end):
         moment = begin
         while moment < until:
             rate, power, edge = motion(device, level, settings, usage)
-            if hit is None and ((rate > 0 and level >= device.top) or (rate < 0 and level <= device.bottom)):
+            if hit is None and (
+                (rate > 0 and level >= device.ceiling) or (rate < 0 and level <= device.floor)
+            ):
                 hit = moment
             after, reached = until, level + rate * (until - moment)
             if edge is not None and (reached - edge) * rate >= 0:
@@ -257,8 +266,8 @@ def run(device, level, timelines, start, end):
             energy += power * (after - moment)
             moment, level = after, reached
             lowest, highest = min(lowest, level), max(highest, level)
-    below = max(0.0, min(device.bottom, first) - lowest)
-    above = max(0.0, highest - max(device.top, first))
+    below = max(0.0, min(device.floor, first) - lowest)
+    above = max(0.0, highest - max(device.ceiling, first))
     return Run(level, energy, pieces, below, above, hit)
 
 

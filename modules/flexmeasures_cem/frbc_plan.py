@@ -93,7 +93,11 @@ def records():
 
     @dataclass
     class Choice:
-        """A way to spend an interval, or its first part until `until`, for one actuator."""
+        """A way to spend an interval, or its first part until `until`, for one actuator.
+
+        `mean` is its power, `badness` how far the fill level leaves its range, `restless` how fast the mode
+        could move the fill level.
+        """
 
         line: list
         steps: list
@@ -102,6 +106,7 @@ def records():
         badness: float
         cost: float
         active: Active
+        restless: float = 0.0
 
     @dataclass
     class Course:
@@ -261,14 +266,15 @@ def choose(device, actuator, now, until, power, others, limit, may_part):
     """Return the Choice whose mean power comes nearest, of those that keep the fill level in its range.
 
     Those above the limit come last. Of those that come as near, the cheapest to run is taken, then the one
-    with the fewest changes.
+    with the fewest changes; where no power is wanted, rather the mode that cannot have any.
     """
     scale = max(greatest_power(device, 1), greatest_power(device, -1), 1.0)
     best = None
     for choice in choices(device, actuator, now, until, power, others, may_part):
         miss = round(abs(choice.mean - power) / (SAME_POWER * scale))
         over = choice.mean > max(limit, 0.0) + SAME_POWER * scale
-        key = choice.badness, over, miss, choice.cost, len(choice.steps)
+        restless = choice.restless if abs(power) < SAME_POWER * scale else 0.0
+        key = choice.badness, over, miss, choice.cost, restless, len(choice.steps)
         if best is None or key < best[0]:
             best = key, choice
     return best[1]
@@ -401,7 +407,9 @@ def tried_out(device, actuator, now, until, power, others, mode, route, factor):
     badness = worst / span if worst > HAIR * span else 0.0
     hours = (until - now.moment) / 3600
     cost = route.cost + devices.element_at(mode, now.level).cost * hours
-    choice = Choice(line, steps, until, energy / (until - now.moment), round(badness, 6), cost, after)
+    restless = max(abs(each) for each in devices.element_at(mode, now.level).rates)
+    mean = energy / (until - now.moment)
+    choice = Choice(line, steps, until, mean, round(badness, 6), cost, after, restless)
     return choice, run
 
 
@@ -526,7 +534,7 @@ def tidy(device, condition, changes):
 @pyscript_compile
 def missed_targets(device, plan):
     """Return the targets that a plan does not meet, and where the storage runs dry or over."""
-    hair = 10 * HAIR * (device.top - device.bottom)
+    hair = 1.5 * devices.MARGIN * (device.top - device.bottom)
     found = []
     whole = (plan.start, plan.end, device.bottom, device.top)
     for start, end, lowest, highest in [*device.targets, whole]:
@@ -583,6 +591,13 @@ def level_at(plan, moment):
 def power_at(plan, moment):
     """Return the power (W) that is expected at a moment."""
     return piece_at(plan, moment)[4]
+
+
+@pyscript_compile
+def mean_power(plan, start, end):
+    """Return the mean power (W) that is expected from one moment to another."""
+    energy = sum(piece[4] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
+    return energy / (end - start)
 
 
 @pyscript_compile

@@ -33,6 +33,10 @@ ROLLING_SECONDS = 900.0
 PRICES_SECONDS = 300.0
 """How often is looked for new prices."""
 AFTER_SELECTION_SECONDS = 30.0
+REFUSED_SECONDS = 3600.0
+"""How long who is refused by FlexMeasures is left out."""
+MEANS_SECONDS = 60.0
+"""How long the sensors of a device may be unknown before it is brought to rest."""
 LONGEST_SLEEP = 60.0
 KWH = 3_600_000.0
 """J."""
@@ -42,7 +46,7 @@ LONGEST_HORIZON = 172_800.0
 LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
 """How far ahead an instruction is, at least and at most, for its way and the device's processing."""
 MOST_SPLITS = 5
-MOST_WITH_MODES = 5
+MOST_WITH_MODES = 2
 """Of how many devices FlexMeasures is asked to choose operation modes: that takes it twice the time."""
 MOST_INSTRUCTIONS = 500
 """How many instructions of a session are remembered, for what becomes of them."""
@@ -83,7 +87,8 @@ def records():
         what it was made for; without a schedule it is one of our own (`is_fallback`). `worth` is what a unit
         of its fill level is taken to be worth. `sent` maps the ids of instructions that were sent to their
         Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
-        `refused` is why FlexMeasures cannot plan it, for `refused_version`.
+        `refused` is why FlexMeasures cannot plan it, for `refused_version` and until `refused_until`. `since`
+        is when its control began. `is_manual` tells that it follows an instruction of the user.
         """
 
         resource: Any
@@ -101,6 +106,9 @@ def records():
         heard: dict = field(default_factory=dict)
         refused: str | None = None
         refused_version: int = -1
+        refused_until: float = 0.0
+        since: float = 0.0
+        is_manual: bool = False
         was_broken: bool = False
         strange_power: float | None = None
         waiting: list = field(default_factory=list)
@@ -116,8 +124,8 @@ def records():
         Means, or None while they are not known. `shown(resource)` is called when its plan or instruction has
         changed, `told(resource, text)` with what keeps it from being planned, or None; `failed(error)` and
         `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `limit` the
-        site's greatest power (W), `settling` how long is waited for further changes (s), `due` when the next
-        plan is to be made.
+        site's greatest power (W), `settling` how long is waited for further changes (s), `rolling`
+        how long a plan is used at most (s), `due` when the next one is to be made.
         """
 
         solve: Any
@@ -131,6 +139,7 @@ def records():
         limit: float | None = None
         now: Any = time.time
         settling: float = SETTLING_SECONDS
+        rolling: float = ROLLING_SECONDS
         controlled: dict = field(default_factory=dict)
         due: float | None = None
         is_urgent: bool = False
@@ -168,7 +177,7 @@ def changed(site, resource):
         give_up(old, errors.NotPlannable(f"{resource.name} is not under {old.type.CONTROL_TYPE} any more"))
         site.told(resource, None)
     if kind:
-        site.controlled[resource.resource_id] = Controlled(resource, session, kind)
+        site.controlled[resource.resource_id] = Controlled(resource, session, kind, since=site.now())
     site.urged.set()
 
 
@@ -205,6 +214,8 @@ def received(site, resource, message):
         if found.plan is None:
             if found.planned_version < 0:
                 want(site, found, f"its first {kind}")
+        elif found.is_manual:
+            return
         elif departs := found.type.departs(found.device, found.plan, memory, message, now):
             want(site, found, departs)
 
@@ -283,7 +294,7 @@ def broken(site, found, instruction_id, status):
 @pyscript_compile
 def power_measured(site, found, message, now):
     """Plan again, once, when the measured power has departed from the plan."""
-    if found.plan is None or now - found.plan.start < found.type.LAG_SECONDS:
+    if found.plan is None or found.is_manual or now - found.plan.start < found.type.LAG_SECONDS:
         return
     power = commodities.electric({each.commodity_quantity.value: each.value for each in message.values})
     if power is None:
@@ -415,7 +426,7 @@ def ready(site, now):
     for each in site.controlled.values():
         if each.session.stage == sessions.ENDED or each.type.lacks(each.session.memory):
             continue
-        if each.refused_version == each.version:
+        if each.refused_version == each.version and now < each.refused_until:
             continue
         begins = each.type.valid_from(each.session.memory)
         if begins > now + LEAD_SECONDS:
@@ -434,6 +445,7 @@ async def plan(site):
     site.due, site.is_urgent, site.splits = None, False, 0
     group = ready(site, now)
     refuse_others(site, group)
+    await rest_without_means(site, now)
     if not group:
         return
     versions = {each: each.version for each in group}
@@ -448,6 +460,10 @@ async def plan(site):
     if not asked:
         return
     site.made.append(now)
+    reasons = [f"{each.resource.name}: {each.why or 'its time'}" for each in asked]
+    for each in asked:
+        each.why = None
+    LOGGER.debug("Planning %s", "; ".join(reasons))
     try:
         schedules, refusals = await solve(site, list(asked), asked, start, end, step)
     except optimiser_errors.OptimiserError as error:
@@ -455,8 +471,9 @@ async def plan(site):
         return
     site.pause = FIRST_PAUSE_SECONDS
     site.succeeded()
-    hasten(site, next_boundary(site.now(), max(step, ROLLING_SECONDS)))
+    hasten(site, next_boundary(site.now(), max(step, site.rolling)))
     for each, error in refusals.items():
+        await go_on(site, each, versions[each], asked[each].device, len(asked))
         refuse(site, each, versions[each], str(error), error)
     powers = {each: powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
     keep_limit_at_first(site, powers.values())
@@ -556,10 +573,12 @@ def tell_worth(each, value, means):
 
 @pyscript_compile
 def refuse(site, each, version, why, error=None):
-    """Leave a Resource Manager out, until its state is another."""
+    """Leave a Resource Manager out, until its state is another, or for an hour."""
     if each.version != version:
         return
     each.refused, each.refused_version, each.planned_version = why, version, version
+    each.refused_until = site.now() + REFUSED_SECONDS
+    hasten(site, each.refused_until)
     site.told(each.resource, f"it cannot be planned: {why}")
     failure = errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}")
     failure.__cause__ = error
@@ -608,14 +627,38 @@ async def without_schedule(site, asked, versions, error):
         failure = errors.NotPlanned(str(error))
         failure.__cause__ = error
         give_up(each, failure)
-        now = site.now()
-        if each.plan is None or each.plan.end <= now:
-            step = ROLLING_SECONDS
-            idle = [
-                (now + place * step, now + (place + 1) * step, 0.0)
-                for place in range(round(site.horizon / step))
-            ]
-            await adopt(site, each, versions[each], question.device, idle, is_fallback=True)
+        await go_on(site, each, versions[each], question.device, len(asked))
+
+
+@pyscript_compile
+async def go_on(site, each, version, device, sharers):
+    """Have a device go on with the last schedule, or rest where that is over, as its state is now.
+
+    Its targets and the storage's range are kept to. `sharers` are how many share the site's limit.
+    """
+    now, before = site.now(), each.plan
+    if before and before.end > now and each.planned_version == version:
+        return
+    step = ROLLING_SECONDS
+    starts = [now + place * step for place in range(round(site.horizon / step))]
+    known = before if before and before.end > now else None
+    wanted = [(start, start + step, each.type.planned_power(known, start, step)) for start in starts]
+    most = None if site.limit is None else [site.limit / sharers] * len(wanted)
+    await adopt(site, each, version, device, wanted, most, is_fallback=known is None or each.is_fallback)
+
+
+@pyscript_compile
+async def rest_without_means(site, now):
+    """Bring those to rest whose sensors are not known for long, so that they cannot be planned."""
+    for each in list(site.controlled.values()):
+        if each.plan or each.type.lacks(each.session.memory) or site.means(each.resource):
+            continue
+        if now < each.since + MEANS_SECONDS:
+            hasten(site, each.since + MEANS_SECONDS)
+            continue
+        version, memory = each.version, dict(each.session.memory)
+        device = await asyncio.to_thread(each.type.device, memory)
+        await go_on(site, each, version, device, 1)
 
 
 @pyscript_compile
@@ -686,7 +729,7 @@ async def adopt(site, each, version, device, powers, most=None, is_fallback=Fals
     if stale(site, each, version):
         return
     each.plan, each.device, each.is_fallback = made, device, is_fallback
-    each.planned_version, each.strange_power = version, None
+    each.planned_version, each.strange_power, each.is_manual = version, None, False
     site.told(each.resource, None)
     site.shown(each.resource)
     sessions.spawn(each.session, instruct(site, each, made))
@@ -835,8 +878,9 @@ async def plan_now(site, resource):
 async def send_instruction(site, resource, call):
     """Send an instruction that a user asks for, and return it.
 
-    It is in force until the plan's next one, or until another plan is made. Raise InvalidInstruction,
-    or NotConfirmed.
+    It is in force until the plan's next one, or until another plan is made, at the next quarter at the
+    latest; that the device departs from the plan meanwhile calls for none. Raise InvalidInstruction, or
+    NotConfirmed.
     """
     session = resource.session
     kind = CONTROL_TYPES.get(session.control_type)
@@ -848,7 +892,7 @@ async def send_instruction(site, resource, call):
     found, now = of(site, resource), site.now()
     fields = frbc.checked(session.memory, found.heard, found.plan, call, now)
     instruction = fields.pop("id")
-    change = frbc.change_of(session.memory, fields, now)
+    change = frbc.change_of(session.memory, found.heard, found.plan, fields, now)
     if instruction in session.instructions:
         raise errors.InvalidInstruction(f"id: {instruction} was sent before: leave it out")
     async with found.sending:
@@ -864,6 +908,7 @@ async def send_instruction(site, resource, call):
                 f"{resource.name} answered {status.status.value} to the instruction: "
                 f"{status.diagnostic_label or 'without a reason'}"
             )
+        found.is_manual = True
         if change and found.plan:
             found.plan.changes = sorted([*found.plan.changes, change], key=lambda each: each.moment)
     site.shown(resource)

@@ -1,6 +1,7 @@
 """Simulated devices, on the connection that s2-python has for resource managers."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from bisect import insort
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -54,7 +55,7 @@ Usage = Callable[[datetime], float]
 Target = Iterable[tuple[datetime, datetime, float, float]]
 
 
-class Device:
+class Device(ABC):
     """A device that tells what its active control type calls for, until it is stopped or disconnected."""
 
     role: ClassVar[str]
@@ -102,9 +103,9 @@ class Device:
             with suppress(asyncio.CancelledError):
                 await telling
 
+    @abstractmethod
     def control_types(self) -> list[S2ControlType]:
         """Return the control types the device offers, the preferred one first."""
-        raise NotImplementedError
 
     def activate(self, control_type: str, telling: Coroutine) -> None:
         """Tell the CEM what the control type calls for."""

@@ -245,7 +245,7 @@ async def send_frbc_instruction(**data):
     name: Send FRBC instruction
     description: >-
       Tells an S2 device under fill rate based control which operation mode to go to. It is checked against
-      what the device has told of itself. It holds until the next instruction of the plan.
+      what the device has told of itself. It holds until the next instruction of the plan, or the next plan.
     fields:
       resource_id:
         name: Resource

@@ -15,9 +15,11 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 from tests.parts import in_process
 from tests.parts.home_assistant import free_port
+from tests.parts.resource_manager import ResourceManager
 
 SCHEDULE = "sensor.flexmeasures_schedule"
 STATUS = "sensor.flexmeasures_status"
+FRBC, METER = "FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE"
 
 
 @pytest.fixture
@@ -115,6 +117,66 @@ async def home(start, app_config) -> Home:
     home = await start(app_config)
     await home.checked()
     return home
+
+
+class Side:
+    """What a user sees of the Resource Managers at a home, and where those connect."""
+
+    def __init__(self, home, config, server) -> None:
+        """Take the home, its configuration, and its FlexMeasures server."""
+        self.home, self.config, self.server = home, config, server
+        self.url = f"ws://127.0.0.1:{config['s2']['port']}/s2"
+
+    def rm(self, name="Home battery", types=(FRBC, METER), **given) -> ResourceManager:
+        """Return a Resource Manager, not yet connected."""
+        return ResourceManager(self.url, name=name, control_types=types, **given)
+
+    def state(self, slug="home_battery"):
+        """Return the state of a Resource Manager."""
+        return self.home.hass.states.get(f"sensor.flexmeasures_s2_{slug}")
+
+    async def listening(self) -> None:
+        """Wait until a Resource Manager can connect."""
+        stage = self.home.hass.data["flexmeasures_for_pyscript"]
+        await self.home.until(lambda: stage.running and stage.running.devices)
+        await self.home.until(lambda: self.home.device.resources.listener.runner)
+
+    async def until(self, state, slug="home_battery") -> None:
+        """Wait until a Resource Manager has a state."""
+        await self.home.until(lambda: self.state(slug) and self.state(slug).state == state)
+
+    async def sensors(self, slug="home_battery") -> tuple:
+        """Wait until a Resource Manager has its sensors on FlexMeasures, and return them."""
+        await self.home.until(lambda: self.state(slug) and self.state(slug).attributes["power_sensor"])
+        attributes = self.state(slug).attributes
+        return attributes["power_sensor"], attributes["soc_sensor"]
+
+    async def stored(self, sensor, count) -> list:
+        """Wait until the server holds as many values of a sensor, and return them."""
+        deadline = asyncio.get_running_loop().time() + 30
+        while len(found := await asyncio.to_thread(self.server.beliefs, sensor)) < count:
+            assert asyncio.get_running_loop().time() < deadline, found
+            await asyncio.sleep(0.1)
+        return found
+
+
+@pytest.fixture
+async def side(home, app_config, flexmeasures_server) -> Side:
+    """Return the S2 side of a home whose app runs."""
+    return Side(home, app_config, flexmeasures_server)
+
+
+@pytest.fixture
+def starting(start, app_config, flexmeasures_server):
+    """Return a function that starts the app with keys under s2, and returns its S2 side."""
+
+    async def starting(**keys) -> Side:
+        config = app_config | {"s2": app_config["s2"] | keys}
+        home = await start(config)
+        await home.checked()
+        return Side(home, config, flexmeasures_server)
+
+    return starting
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -462,3 +462,96 @@ async def test_an_instruction_that_is_refused_is_told(site, load):
             await site.planners.send_instruction(
                 site.site, controlled(site).resource, {"operation_mode": "charge"}
             )
+
+
+async def test_an_instruction_of_a_user_is_not_undone_because_the_device_follows_it(site):
+    async with battery(site) as rm:
+        site.ahead = 60.0
+        await rm.ask(status("charge", 1.0))
+        call = {"operation_mode": "charge", "operation_mode_factor": 0.25}
+        await site.planners.send_instruction(site.site, controlled(site).resource, call)
+        values = [{"commodity_quantity": "ELECTRIC.POWER.L1", "value": 1250.0}]
+        await rm.ask(status("charge", 0.25))
+        await rm.ask(example("PowerMeasurement", values=values))
+        await planned(site, 1)
+        site.ahead = 901.0
+        site.site.urged.set()
+        await until(lambda: len(site.questions) == 2)
+        await until(lambda: not controlled(site).is_manual)
+
+
+async def test_who_is_refused_is_brought_to_rest_and_tried_again_later(site):
+    site.refuses = (2,)
+    async with connected(site.cem, name="Good") as good, connected(site.cem, name="Bad") as bad:
+        site.sensors |= {good.details["resource_id"]: 1, bad.details["resource_id"]: 2}
+        await introduce(good)
+        await introduce(bad, label="charge", factor=1.0)
+        assert (await bad.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        await until(lambda: site.told.get("Bad"))
+        site.refuses = ()
+        site.ahead = site.planners.REFUSED_SECONDS + 1
+        site.site.urged.set()
+        await until(lambda: site.told["Bad"] is None)
+
+
+async def test_without_a_schedule_a_new_target_is_met_with_the_last_one(site, load):
+    site.powers = [0] * 96
+    async with connected(site.cem) as rm:
+        await introduce(rm)
+        await until(lambda: controlled(site).plan)
+        site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
+        profile["elements"][0]["duration"] = 2 * 3600_000
+        await rm.ask(profile)
+        instruction = await rm.next("FRBC.Instruction")
+        assert instruction["operation_mode"] == ids("charge")[1]
+        assert controlled(site).plan.missed == []
+        assert not controlled(site).is_fallback
+
+
+async def test_a_device_whose_sensors_stay_unknown_is_brought_to_rest(site):
+    known = site.site.means
+    site.site.means = lambda resource: None
+    async with connected(site.cem) as rm:
+        await introduce(rm, label="charge", factor=1.0)
+        await asyncio.sleep(0.4)
+        assert of_type(rm, "FRBC.Instruction") == []
+        site.ahead = site.planners.MEANS_SECONDS + 1
+        site.site.urged.set()
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        site.site.means = known
+        site.ahead += 10
+        site.planners.plan_soon(site.site)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+
+
+async def test_a_site_without_a_schedule_keeps_its_limit(site, load):
+    site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+    site.site.limit = 4000.0
+    async with connected(site.cem) as one, connected(site.cem) as other:
+        for rm in (one, other):
+            profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
+            profile["elements"][0]["duration"] = 6 * 3600_000
+            await rm.ask(example("FRBC.SystemDescription"))
+            await rm.ask(profile)
+            await rm.ask(status())
+            await rm.ask(example("FRBC.StorageStatus", present_fill_level=40))
+        for rm in (one, other):
+            await rm.next("FRBC.Instruction")
+        for found in site.site.controlled.values():
+            assert 0 < max(each.power for each in found.plan.changes) <= 2000 * 1.03
+
+
+async def test_fifty_devices_that_talk_all_the_time_are_few_questions(site):
+    async with AsyncExitStack() as stack:
+        rms = [await stack.enter_async_context(connected(site.cem)) for _ in range(50)]
+        for round_ in range(4):
+            for place, rm in enumerate(rms):
+                if round_ == 0:
+                    await introduce(rm, level=50)
+                level = 20 + (place * 7 + round_ * 31) % 60
+                await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
+            await asyncio.sleep(0.2)
+        await until(lambda: len(site.questions[-1].storages) == 50)
+        await asyncio.sleep(1)
+        assert len(site.questions) <= site.planners.MOST_PLANS

@@ -1,0 +1,187 @@
+"""Devices under fill rate based control live through a day, planned by the real FlexMeasures server."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tests.apps.flexmeasures.conftest import Side
+from tests.parts.s2_day import QUARTER, Economy, live_through, moved_by_hand, settled
+from tests.parts.s2_devices import (
+    Boiler,
+    ElectricVehicle,
+    HomeBattery,
+    StorageDevice,
+    TwinBattery,
+    warm_water,
+)
+
+DAY, STEP = timedelta(hours=24), timedelta(minutes=5)
+ROLLING = 4 * 3600.0
+"""How long a plan is used in the test (s), so that a day takes minutes."""
+
+
+def boiler_drain(moment, energy):
+    """Return what a boiler loses and gives (W) at an energy above its 40 °C."""
+    level = 40 + energy / 233
+    leak = np.where(level < 50, 0.3, 0.6) / 3600
+    return (leak + warm_water(moment)) * 233 * 3600
+
+
+def keep_measurements(home):
+    """Have the outbox deliver nothing: a day's measurements in minutes would keep the server busy."""
+    home.device.outbox.tasks[1].cancel()
+
+
+async def prices_of_a_day(client, sensor, begin):
+    """Return the price of each quarter of a day (EUR/kWh)."""
+    start = begin.replace(minute=0, second=0, microsecond=0)
+    found = await client.get_sensor_data(
+        sensor, start=start.isoformat(), duration="P2D", unit="EUR/kWh", resolution="PT15M"
+    )
+    return start, found["values"]
+
+
+@pytest.fixture
+async def day(monkeypatch, start, app_config, flexmeasures_server, client):
+    """Give the S2 side of a home whose clock is moved by hand, and whose plans roll on slowly."""
+    begin = datetime.now(UTC).replace(second=30, microsecond=0)
+    start_of_prices, prices = await prices_of_a_day(client, flexmeasures_server.ids.price_sensor, begin)
+    home = await start(app_config)
+    await home.checked()
+    keep_measurements(home)
+    with moved_by_hand(monkeypatch, begin) as clock:
+        side = Side(home, app_config, flexmeasures_server)
+        side.clock, side.begin = clock, begin
+        side.site = home.device.resources.site
+        side.site.rolling = ROLLING
+        side.price = lambda moment: prices[(moment - start_of_prices) // QUARTER]
+        yield side
+
+
+async def lived(day, *devices):
+    """Have devices live through the day."""
+    for device in devices:
+        await asyncio.wait_for(device.active.wait(), 10)
+        await device.tell()
+    await day.home.until(lambda: len(day.site.controlled) == len(devices))
+    await day.home.until(lambda: all(day.site.means(each.resource) for each in day.site.controlled.values()))
+    day.clock.move_to(datetime.now(UTC) + timedelta(seconds=3))
+    await settled(day.site)
+    await live_through(day.clock, day.site, devices, DAY, STEP)
+
+
+@dataclass
+class Case:
+    """A device after its day, and what it would have cost (EUR) to do nothing, and left in it (Wh)."""
+
+    name: str
+    device: StorageDevice
+    economy: Economy
+    cost_of_nothing: float
+    left_by_nothing: float
+    least: Callable[[int], float] = lambda _: 0.0
+
+
+def charged_at_once(day, car, departure):
+    """Return the case of a car, which without control charges at once, at full power."""
+    hours = 30_000 / 0.92 / 11_040
+    cost = sum(price * 2.76 * min(1, max(0, hours * 4 - place)) for place, price in enumerate(quarters(day)))
+    leaves = (departure - day.begin) // QUARTER
+    economy = Economy(60_000, [0, 4140, 7500, 11_040], 0.92)
+    least = partial(at_least_at, leaves)
+    return Case("electric vehicle", car, economy, cost, 48_000, least)
+
+
+def at_least_at(leaves, quarter):
+    """Return what a car must have (Wh) by a quarter."""
+    return 48_000.0 if quarter == leaves else 0.0
+
+
+def kept_warm(day, boiler):
+    """Return the case of a boiler, which without control a thermostat keeps as warm as it was."""
+    thermostat = Boiler("ws://nowhere", start=day.begin)
+    while thermostat.moment < day.begin + DAY:
+        wanted = "on" if thermostat.fill_level < boiler.log[0][1] else "off"
+        thermostat.instruct(thermostat.instruction(wanted))
+        thermostat.advance(thermostat.moment + STEP)
+    economy = Economy(25 * 233, [0, 2500], 0.98, boiler_drain)
+    left = (thermostat.fill_level - 40) * 233
+    return Case("boiler", boiler, economy, thermostat.cost(day.price), left)
+
+
+def energy_in(case, level):
+    """Return what a fill level is worth (Wh) above the start of the range."""
+    limits = case.device.description["storage"]["fill_level_range"]
+    whole = limits["end_of_range"] - limits["start_of_range"]
+    return (level - limits["start_of_range"]) / whole * case.economy.capacity
+
+
+def level_at(device, moment):
+    """Return the fill level that a device had at a moment."""
+    return next(level for at, level, _power in device.log if at >= moment)
+
+
+def judged(day, case):
+    """Return what a day cost, what it had cost to do nothing, and at the least (EUR).
+
+    What nothing had left more or less in the storage counts at the mean price.
+    """
+    prices = quarters(day)
+    start = energy_in(case, case.device.log[0][1])
+    end = energy_in(case, case.device.fill_level)
+    worth = (end - case.left_by_nothing) / case.economy.efficiency / 1000 * sum(prices) / len(prices)
+    optimum = case.economy.optimum(day.begin, prices, start, end, case.least)
+    return case.device.cost(day.price), case.cost_of_nothing + worth, optimum
+
+
+def report(record_property, day, case):
+    """Print what a day cost, and keep it with the test's result."""
+    figures = dict(zip(("cost", "nothing", "optimum"), judged(day, case), strict=True))
+    for key, value in figures.items():
+        record_property(f"{case.name}: {key}", round(value, 3))
+    print(f"\n{case.name}: " + ", ".join(f"{key} EUR {value:.2f}" for key, value in figures.items()))
+
+
+def quarters(day):
+    """Return the prices of the day's quarters."""
+    return [day.price(day.begin + place * QUARTER) for place in range(96)]
+
+
+async def test_four_devices_live_through_a_day(day, record_property):
+    departure = (day.begin + timedelta(hours=9)).replace(minute=0, second=0)
+    async with (
+        HomeBattery(day.url, every=None) as battery,
+        ElectricVehicle(day.url, every=None, departure=departure) as car,
+        Boiler(day.url, every=None) as boiler,
+        TwinBattery(day.url, every=None) as twin,
+    ):
+        await lived(day, battery, car, boiler, twin)
+        cases = [
+            Case("home battery", battery, Economy(10_000, [-5000, -2500, 0, 2500, 5000], 0.95), 0, 5000),
+            Case(
+                "twin battery",
+                twin,
+                Economy(8000, [-4000, -3000, -1000, 0, 1000, 3000, 4000], 0.94),
+                0,
+                4000,
+            ),
+            charged_at_once(day, car, departure),
+            kept_warm(day, boiler),
+        ]
+        for case in cases:
+            report(record_property, day, case)
+        for device in (battery, car, boiler, twin):
+            assert device.instructions
+            assert device.rejected == []
+            assert device.violations == []
+        assert level_at(car, departure) >= 79.5
+        assert sum(units for _, units in boiler.shortfalls) < 0.2
+        for case in cases:
+            cost, nothing, optimum = judged(day, case)
+            assert optimum - 0.05 <= cost < nothing
+            assert nothing - cost > 0.6 * (nothing - optimum)

@@ -1,0 +1,87 @@
+"""A day of simulated devices under our control: its clock, and what it would have cost otherwise."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+from freezegun import freeze_time
+
+from tests.parts.s2_devices import StorageDevice
+
+QUARTER = timedelta(minutes=15)
+LEVELS = 400
+"""Into how many steps the search for the optimum divides a storage."""
+
+
+@contextmanager
+def moved_by_hand(monkeypatch, start: datetime):
+    """Stop the clock at a moment, but not that of asyncio; it is moved by `move_to`."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", time.monotonic)
+    with freeze_time(start) as clock:
+        yield clock
+
+
+async def settled(site, within: float = 90) -> None:
+    """Wait until the planner has nothing to do at this moment."""
+    deadline = time.monotonic() + within
+    quiet = 0
+    while quiet < 5:
+        assert time.monotonic() < deadline, "the planner did not come to rest"
+        site.urged.set()
+        await asyncio.sleep(0.02)
+        is_due = site.due is not None and site.due <= site.now()
+        sending = any(found.sending.locked() for found in site.controlled.values())
+        idle = not (site.is_planning or is_due or sending)
+        quiet = quiet + 1 if idle else 0
+
+
+async def live_through(clock, site, devices: list[StorageDevice], length: timedelta, step: timedelta) -> None:
+    """Let the devices live, tell and be told step by step; a second after each step is for plans."""
+    end = datetime.now(UTC) + length
+    while (now := datetime.now(UTC)) < end:
+        clock.move_to(now + step - timedelta(seconds=now.timestamp() % step.total_seconds()))
+        for device in devices:
+            await device.tell()
+        clock.move_to(datetime.now(UTC) + timedelta(seconds=2))
+        await settled(site)
+
+
+class Economy:
+    """What a device's storage is worth by its best mode, and the cheapest day that it could have had."""
+
+    def __init__(
+        self, capacity: float, powers: list[float], efficiency: float, drain: Callable = lambda *_: 0.0
+    ) -> None:
+        """Take Wh from empty to full, possible powers (W), one-way efficiency, drain (W) by (moment, Wh)."""
+        self.capacity, self.powers, self.efficiency, self.drain = capacity, powers, efficiency, drain
+
+    def after(self, energy, power: float, moment: datetime):
+        """Return the energy (Wh) after a quarter."""
+        stored = power * self.efficiency if power > 0 else power / self.efficiency
+        return energy + (stored - self.drain(moment, energy)) / 4
+
+    def optimum(
+        self,
+        begin: datetime,
+        prices: list[float],
+        start: float,
+        end: float,
+        least: Callable[[int], float] = lambda _: 0.0,
+    ) -> float:
+        """Return the lowest cost (EUR) from `start` to at least `end` (Wh), above `least` by quarter."""
+        grid = np.linspace(0, self.capacity, LEVELS + 1)
+        value = np.where(grid >= end - self.capacity / LEVELS, 0.0, np.inf)
+        for quarter in reversed(range(len(prices))):
+            moment = begin + quarter * QUARTER
+            best = np.full(LEVELS + 1, np.inf)
+            for power in self.powers:
+                then = self.after(grid, power, moment)
+                inside = (then >= least(quarter + 1) - 1e-6) & (then <= self.capacity + 1e-6)
+                ahead = np.interp(then, grid, np.where(np.isinf(value), 1e6, value))
+                cost = power / 4000 * prices[quarter] + np.where(inside, ahead, np.inf)
+                best = np.minimum(best, cost)
+            value = best
+        return float(np.interp(start, grid, value))
