@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.frbc_plan as plans
+import flexmeasures_cem.transitions as transitions
 import flexmeasures_optimiser.storage as storages
 
 CONTROL_TYPE = "FILL_RATE_BASED_CONTROL"
@@ -32,6 +33,8 @@ POWER_TOLERANCE = 0.1
 LAG_SECONDS = 30
 """How long after a change a device may still be as it was before."""
 LEAST_WATTS = 1.0
+MOST_LEAKAGE = 10.0
+"""Nothing is left of a storage that leaks more in a step (exponent)."""
 NEXT_SECONDS = 1.0
 """How far ahead an instruction is that is to be executed now."""
 ALMOST = 0.98
@@ -75,6 +78,14 @@ def device(memory):
 
 
 @pyscript_compile
+def unfit(found):
+    """Return why a device cannot be planned, or None."""
+    if worth(found) is None:
+        return "no operation mode fills or empties it by electric power"
+    return devices.unfit(found)
+
+
+@pyscript_compile
 def condition(found, memory, heard, plan, now):
     """Return what the device is now: as it told, or as it was told later.
 
@@ -83,7 +94,7 @@ def condition(found, memory, heard, plan, now):
     state = plans.Condition(now, memory[STATUS].present_fill_level, {})
     for actuator in found.actuators:
         timers = {
-            key[2]: message.finished_at.timestamp()
+            key[2]: min(message.finished_at.timestamp(), now + transitions.AGES)
             for key, message in memory.items()
             if key[:2] == (TIMER_STATUS, actuator.id)
         }
@@ -95,7 +106,7 @@ def condition(found, memory, heard, plan, now):
                 status.active_operation_mode_id, status.operation_mode_factor, ready, timers
             )
         told = last_told(plan, actuator.id, now)
-        if told and told.moment > heard.get(actuator.id, 0):
+        if told and told.moment > heard.get(actuator.id, 0) and told.mode in actuator.modes:
             both = {
                 each: max(told.active.timers.get(each, 0), timers.get(each, 0)) for each in actuator.durations
             }
@@ -156,15 +167,16 @@ def of_all(found, sign):
 
 
 @pyscript_compile
-def problem(found, value, state, means, start, step, end, with_modes):
+def problem(found, value, state, means, start, step, end, with_modes, limit=math.inf):
     """Return the device as FlexMeasures' problem: a Storage, from `start` to `end` in steps (s).
 
     The first interval has begun: only what is left of it counts, so its powers are means over all of it.
     That is not so with operation modes, which are asked for where power has steps, and `with_modes` is true.
+    `limit` is what the site's limit leaves for its usage (W).
     """
     energy = value.energy / 3600
     span = found.top - found.bottom
-    most, least = plans.greatest_power(found, 1), plans.greatest_power(found, -1)
+    most, least = found.most, found.least
     modes = operation_modes(found) if with_modes else []
     left = 1.0 if modes else (start + step - state.moment) / step
     keeps = storage_efficiency(found, step)
@@ -179,7 +191,7 @@ def problem(found, value, state, means, start, step, end, with_modes):
     ]
     soc = max(state.level - found.bottom, 0.0) * energy
     used = soc_usage(found, value.energy, state.moment, start, step, end)
-    gain = most * value.charging * step / 3600
+    gain = min(most, limit) * value.charging * step / 3600
     return storages.Storage(
         power_sensor=means.power_sensor,
         soc_sensor=means.soc_sensor,
@@ -236,7 +248,7 @@ def storage_efficiency(found, step):
         low, high = (min(max(each, found.bottom), found.top) - found.bottom for each in (bottom, top))
         product += rate * (high**2 - low**2) / 2
         square += (high**3 - low**3) / 3
-    return min(math.exp(-product / square * step), 1.0) if square > 0 else 1.0
+    return math.exp(-min(max(product / square * step, 0.0), MOST_LEAKAGE)) if square > 0 else 1.0
 
 
 @pyscript_compile
@@ -290,7 +302,7 @@ def operation_modes(found):
 
     That is so for one actuator with a gap between its powers; several share the power among them.
     """
-    if len(found.actuators) != 1 or plans.greatest_step(found) < LEAST_WATTS:
+    if len(found.actuators) != 1 or found.step < LEAST_WATTS:
         return []
     middle = (found.bottom + found.top) / 2
     elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
@@ -318,6 +330,15 @@ def departs(found, plan, memory, message, now):
     if kind == ACTUATOR_STATUS:
         return mode_departs(found, plan, message, now)
     return None
+
+
+@pyscript_compile
+def moved(found, level, message):
+    """Tell whether a status tells of another fill level than a plan was asked for."""
+    span = found.top - found.bottom
+    return (
+        message.message_type == STATUS[0] and abs(message.present_fill_level - level) > LEVEL_TOLERANCE * span
+    )
 
 
 @pyscript_compile
@@ -361,7 +382,7 @@ def measured_power_departs(found, plan, power, now):
 @pyscript_compile
 def power_departs(found, power, expected):
     """Tell where a power (W) is not what is expected."""
-    greatest = max(plans.greatest_power(found, 1), plans.greatest_power(found, -1))
+    greatest = max(found.most, found.least)
     if abs(power - expected) > max(POWER_TOLERANCE * greatest, LEAST_WATTS):
         return f"the power is {power:.0f} W, expected was {expected:.0f} W"
     return None
@@ -379,13 +400,11 @@ def fields(change):
 
 
 @pyscript_compile
-def label(memory, change):
+def label(found, change):
     """Return the label of a change's operation mode, or its id."""
-    for actuator in memory[DESCRIPTION].actuators if DESCRIPTION in memory else ():
-        if actuator.id == change.actuator:
-            for mode in actuator.operation_modes:
-                if mode.id == change.mode:
-                    return mode.diagnostic_label or mode.id
+    for actuator in found.actuators:
+        if actuator.id == change.actuator and change.mode in actuator.modes:
+            return actuator.modes[change.mode].label
     return change.mode
 
 
@@ -425,6 +444,7 @@ def checked(memory, heard, plan, call, now):
         "id": call.get("id") or str(uuid.uuid4()),
         "actuator_id": actuator.id,
         "operation_mode": mode.id,
+        "message_id": call.get("message_id"),
         "operation_mode_factor": call.get("operation_mode_factor", 1.0),
         "execution_time": moment(max(executed, now + NEXT_SECONDS)),
         "abnormal_condition": is_abnormal,
@@ -452,7 +472,7 @@ def check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed,
     if STATUS not in memory:
         return
     state = condition(device(memory), memory, heard, plan, now).actuators[actuator.id]
-    if state.mode in (None, mode.id):
+    if state.mode in (None, mode.id) or state.mode not in [each.id for each in actuator.operation_modes]:
         return
     ways = [
         each

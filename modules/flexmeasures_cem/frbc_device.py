@@ -14,6 +14,11 @@ import flexmeasures_s2.commodities as commodities
 
 MARGIN = 0.002
 """How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
+LONGEST_LABEL = 60
+SMALLEST, GREATEST = 1e-9, 1e9
+"""Beyond these, ranges of fill level, powers (W), and rates (ranges per second) are no sense."""
+MOST_WORK = 10_000
+"""How many pairs of a mode with a mode or transition are looked at, at most, in each interval."""
 STRAIGHT = 1e-9
 """Below this part of the storage's range per second, a fill level stands still."""
 
@@ -60,7 +65,9 @@ def records():
 
         `leakage` holds (bottom, top, rate), `usage` (start, end, rate), `targets` (start, end, lowest,
         highest level). `edges` are the fill levels, and `moments` the times, at which any rate may change.
-        A plan keeps the level between `floor` and `ceiling`, a little within the range.
+        A plan keeps the level between `floor` and `ceiling`, a little within the range. `most` and `least`
+        are the greatest powers of filling and emptying (W), of all actuators together; `step` is the widest
+        gap between the powers of one.
         """
 
         bottom: float
@@ -73,6 +80,9 @@ def records():
         moments: list = field(default_factory=list)
         floor: float = 0.0
         ceiling: float = 0.0
+        most: float = 0.0
+        least: float = 0.0
+        step: float = 0.0
 
     @dataclass(frozen=True)
     class Setting:
@@ -134,7 +144,50 @@ def read(description, leakage, usage, targets):
                 edges |= {element.bottom, element.top}
     device.edges = sorted(edges)
     actuators.sort(key=lambda each: preference(device, each))
+    device.most, device.least = greatest_power(device, 1), greatest_power(device, -1)
+    device.step = max(greatest_step(device, each) for each in actuators)
     return device
+
+
+@pyscript_compile
+def unfit(device):
+    """Return why a device cannot be reckoned with, or None."""
+    span = device.top - device.bottom
+    if not SMALLEST < span < GREATEST:
+        return f"the storage's fill_level_range is from {device.bottom:g} to {device.top:g}"
+    work = 0
+    for actuator in device.actuators:
+        moves = sum(len(each) for each in actuator.transitions.values())
+        work += len(actuator.modes) * (len(actuator.modes) + moves)
+        for mode in actuator.modes.values():
+            for element in mode.elements:
+                if max(abs(each) for each in element.powers) > GREATEST:
+                    return f"operation mode {mode.label} has powers of more than {GREATEST:g} W"
+                if max(abs(each) for each in element.rates) > GREATEST * span:
+                    return f"operation mode {mode.label} fills the storage in no time"
+    others = [rate for _bottom, _top, rate in device.leakage] + [rate for _start, _end, rate in device.usage]
+    if max([abs(each) for each in others], default=0.0) > GREATEST * span:
+        return "its leakage or usage empties the storage in no time"
+    return "it has too many operation modes and transitions" if work > MOST_WORK else None
+
+
+@pyscript_compile
+def greatest_power(device, sign):
+    """Return the greatest power (W) of filling (1) or of emptying (-1), of all actuators together."""
+    found = [per_level(device, each, sign) for each in device.actuators]
+    return sum(each[1] for each in found if each)
+
+
+@pyscript_compile
+def greatest_step(device, actuator):
+    """Return the widest gap (W) between the powers that an actuator can have, at any fill level."""
+    widest = 0.0
+    for level in device.edges:
+        ranges = sorted(tuple(sorted(element_at(mode, level).powers)) for mode in actuator.modes.values())
+        top = ranges[0][1] if ranges else 0.0
+        for low, high in ranges:
+            widest, top = max(widest, low - top), max(top, high)
+    return widest
 
 
 @pyscript_compile
@@ -155,7 +208,7 @@ def read_actuator(described):
     modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
     return Actuator(
         described.id,
-        described.diagnostic_label or described.id,
+        short_label(described),
         {mode.id: mode for mode in modes},
         moves,
         durations,
@@ -180,7 +233,13 @@ def read_mode(described):
             )
         )
     bottoms = tuple(each.bottom for each in elements)
-    return Mode(described.id, described.diagnostic_label or described.id, tuple(elements), bottoms)
+    return Mode(described.id, short_label(described), tuple(elements), bottoms)
+
+
+@pyscript_compile
+def short_label(described):
+    """Return the label of an actuator or mode on one line, or its id."""
+    return " ".join((described.diagnostic_label or "").split())[:LONGEST_LABEL] or described.id
 
 
 @pyscript_compile

@@ -9,9 +9,11 @@ Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
 
 import math
+import time
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 
+import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.transitions as transitions
 
@@ -25,6 +27,10 @@ MOST_CORRECTIONS = 12
 SAME_POWER = 0.01
 """Powers that differ by less than this part of the greatest count as the same."""
 SAME_FACTOR = 0.005
+LONGEST_SECONDS = 5.0
+"""How long may be reckoned for one plan."""
+LONGEST_STUCK = 86_400.0
+"""How far ahead is looked where a mode cannot be left (s)."""
 
 
 @pyscript_compile
@@ -96,7 +102,7 @@ def records():
         """A way to spend an interval, or its first part until `until`, for one actuator.
 
         `mean` is its power, `badness` how far the fill level leaves its range, `restless` how fast the mode
-        could move the fill level.
+        could move the fill level, `stuck` until when it cannot be left.
         """
 
         line: list
@@ -107,6 +113,8 @@ def records():
         cost: float
         active: Active
         restless: float = 0.0
+        mode: object = None
+        stuck: float = 0.0
 
     @dataclass
     class Course:
@@ -134,15 +142,18 @@ def follow(device, condition, wanted, prices=None, limits=None):
     """
     limits = limits or [math.inf] * len(wanted)
     powers = [power for _start, _end, power in wanted]
-    most = greatest_power(device, 1)
-    least = -greatest_power(device, -1)
-    best = None
+    deadline, best = time.monotonic() + LONGEST_SECONDS, None
     for correction in range(MOST_CORRECTIONS):
-        plan = walk(device, condition, wanted, powers, limits)
+        try:
+            plan = walk(device, condition, wanted, powers, limits, deadline)
+        except errors.NotPlannable:
+            if best is None:
+                raise
+            break
         missed = sum(each.lack for each in plan.missed)
         if best is None or missed < best[0] - HAIR * (device.top - device.bottom):
             best = missed, plan
-        bounds = [(least, min(most, limit)) for limit in limits]
+        bounds = [(-device.least, min(device.most, limit)) for limit in limits]
         surplus = 1.02 + correction / 4
         if not correct(device, plan, wanted, powers, bounds, prices, surplus):
             break
@@ -150,47 +161,26 @@ def follow(device, condition, wanted, prices=None, limits=None):
 
 
 @pyscript_compile
-def greatest_power(device, sign):
-    """Return the greatest power (W) of filling (1) or of emptying (-1), of all actuators together."""
-    found = [devices.per_level(device, each, sign) for each in device.actuators]
-    return sum(each[1] for each in found if each)
-
-
-@pyscript_compile
-def walk(device, condition, wanted, powers, limits):
-    """Return the Plan for powers, without corrections."""
+def walk(device, condition, wanted, powers, limits, deadline):
+    """Return the Plan for powers, without corrections; raise NotPlannable where that takes too long."""
     begin, end = wanted[0][0], wanted[-1][1]
     course = Course(condition)
     lines = [as_it_is(each, condition) for each in device.actuators]
     advance(device, course, lines, begin)
-    quantum = greatest_step(device)
     for (start, until, _power), power, limit in zip(wanted, powers, limits, strict=True):
+        if time.monotonic() > deadline:
+            raise errors.NotPlannable("its operation modes are too many to be planned in time")
         length = until - start
         energy = power * length + course.owed
         used = spend(device, course, until, energy, limit)
         owed = energy - used
-        limit = quantum / 2 * length
-        course.owed = owed if abs(owed) <= limit * 1.001 else 0.0
+        course.owed = owed if abs(owed) <= 0.501 * device.step * length else 0.0
     course.owed = 0.0
     rest(device, course, end)
     plan = Plan(condition.moment, end, tidy(device, condition, course.changes), course.pieces, [], [])
     plan.starts = [piece[0] for piece in plan.pieces]
     plan.missed = missed_targets(device, plan)
     return plan
-
-
-@pyscript_compile
-def greatest_step(device):
-    """Return the widest gap (W) between powers that the device can have, of its most stepped actuator."""
-    widest = 0.0
-    for actuator in device.actuators:
-        ranges = sorted(
-            sorted(element.powers) for mode in actuator.modes.values() for element in mode.elements[:1]
-        )
-        top = ranges[0][1] if ranges else 0.0
-        for low, high in ranges:
-            widest, top = max(widest, low - top), max(top, high)
-    return widest
 
 
 @pyscript_compile
@@ -235,11 +225,11 @@ def spend_part(device, course, until, energy, limit, may_part):
     now = course.condition
     want = energy / (until - now.moment)
     taken, left, end = [], want, until
-    for actuator in device.actuators:
-        lines = [choice.line for choice in taken]
+    for place, actuator in enumerate(device.actuators):
+        given = [*taken, *held_up(device, device.actuators[place + 1 :], now, until)]
         limits = (0.0, max(left, 0.0)) if want >= 0 else (min(left, 0.0), 0.0)
         power = min(max(left, limits[0]), limits[1])
-        choice = choose(device, actuator, now, until, power, lines, limit, may_part)
+        choice = choose(device, actuator, now, until, power, given, limit, may_part)
         taken.append(choice)
         left -= choice.mean
         limit -= choice.mean
@@ -247,6 +237,23 @@ def spend_part(device, course, until, energy, limit, may_part):
     for actuator, choice in zip(device.actuators, taken, strict=True):
         settle(device, course, actuator, choice, end)
     return advance(device, course, [choice.line for choice in taken], end)
+
+
+@pyscript_compile
+def held_up(device, actuators, now, until):
+    """Return what those do meanwhile that cannot be told anything yet: a timer blocks their way out."""
+    found = []
+    for actuator in actuators:
+        active = now.actuators[actuator.id]
+        mode = actuator.modes.get(active.mode)
+        stuck = stuck_until(device, actuator, mode, active, now.moment, now.level) if mode else now.moment
+        if stuck > now.moment:
+            mild = replace(active, factor=devices.mildest(mode, now.level))
+            line = as_it_is(actuator, replace(now, actuators={actuator.id: mild}))
+            if stuck < until:
+                line.append(devices.Setting(stuck, None, 0.0))
+            found.append(Choice(line, [], until, 0.0, 0.0, 0.0, active, mode=mode, stuck=stuck))
+    return found
 
 
 @pyscript_compile
@@ -268,7 +275,7 @@ def choose(device, actuator, now, until, power, others, limit, may_part):
     Those above the limit come last. Of those that come as near, the cheapest to run is taken, then the one
     with the fewest changes; where no power is wanted, rather the mode that cannot have any.
     """
-    scale = max(greatest_power(device, 1), greatest_power(device, -1), 1.0)
+    scale = max(device.most, device.least, 1.0)
     best = None
     for choice in choices(device, actuator, now, until, power, others, may_part):
         miss = round(abs(choice.mean - power) / (SAME_POWER * scale))
@@ -313,9 +320,9 @@ def routes_from(actuator, active, moment):
 def none_at_all(device, actuator, now, until, others):
     """Return the Choice to leave an actuator as it is, since no permitted mode can be reached."""
     active = now.actuators[actuator.id]
-    line = as_it_is(actuator, now)
-    run = devices.run(device, now.level, [*others, line], now.moment, until)
-    alone = devices.run(device, now.level, others, now.moment, until)
+    line, lines = as_it_is(actuator, now), [each.line for each in others]
+    run = devices.run(device, now.level, [*lines, line], now.moment, until)
+    alone = devices.run(device, now.level, lines, now.moment, until)
     mean = (run.energy - alone.energy) / (until - now.moment)
     return Choice(line, [], until, mean, 0.0, 0.0, active)
 
@@ -392,16 +399,18 @@ def tried_out(device, actuator, now, until, power, others, mode, route, factor):
     """
     active = now.actuators[actuator.id]
     line, steps = timeline(actuator, now, power, mode, route, factor)
-    lines = [*others, line]
-    run = devices.run(device, now.level, lines, now.moment, until)
-    alone = devices.run(device, now.level, others, now.moment, until) if others else None
+    lines = [each.line for each in others]
+    run = devices.run(device, now.level, [*lines, line], now.moment, until)
+    alone = devices.run(device, now.level, lines, now.moment, until) if others else None
     energy = run.energy - (alone.energy if alone else 0.0)
     worst = max(run.below, run.above)
     after = steps[-1][3] if steps else replace(active, factor=factor)
     stuck = stuck_until(device, actuator, mode, after, until, run.level)
-    if stuck > until:
-        still = devices.Setting(until, mode, devices.mildest(mode, run.level))
-        later = devices.run(device, run.level, [*others, [still]], until, stuck)
+    bound = [(mode, stuck), *[(each.mode, each.stuck) for each in others]]
+    last = min(max(each[1] for each in bound), until + LONGEST_STUCK)
+    if last > until:
+        still = [stays_until(each, end, until, run.level) for each, end in bound if end > until]
+        later = devices.run(device, run.level, still, until, last)
         worst = max(worst, later.below, later.above)
     span = device.top - device.bottom
     badness = worst / span if worst > HAIR * span else 0.0
@@ -409,8 +418,15 @@ def tried_out(device, actuator, now, until, power, others, mode, route, factor):
     cost = route.cost + devices.element_at(mode, now.level).cost * hours
     restless = max(abs(each) for each in devices.element_at(mode, now.level).rates)
     mean = energy / (until - now.moment)
-    choice = Choice(line, steps, until, mean, round(badness, 6), cost, after, restless)
+    choice = Choice(line, steps, until, mean, round(badness, 6), cost, after, restless, mode, stuck)
     return choice, run
+
+
+@pyscript_compile
+def stays_until(mode, end, moment, level):
+    """Return the Settings of a mode that is as mild as can be from a moment on, and is left at the end."""
+    mild = devices.Setting(moment, mode, devices.mildest(mode, level))
+    return [mild, devices.Setting(end, None, 0.0)]
 
 
 @pyscript_compile
@@ -489,7 +505,8 @@ def rest(device, course, end):
         _line, steps = timeline(actuator, now, 0.0, mode, route, factor)
         for moment, mode_id, value, active in steps:
             power = devices.power_of(devices.element_at(actuator.modes[mode_id], now.level), value)
-            course.changes.append(Change(max(moment, end), actuator.id, mode_id, value, power, active))
+            if moment < end + LONGEST_STUCK:
+                course.changes.append(Change(max(moment, end), actuator.id, mode_id, value, power, active))
 
 
 @pyscript_compile

@@ -7,9 +7,10 @@ not hold any more is not used. Moments are seconds since 1970.
 
 import asyncio
 import logging
+import math
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc as frbc
 import flexmeasures_optimiser.errors as optimiser_errors
-import flexmeasures_s2.commodities as commodities
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
 
@@ -26,8 +26,8 @@ CONTROL_TYPES = {frbc.CONTROL_TYPE: frbc}
 """The module of each control type that can be planned; all have the same public names."""
 SETTLING_SECONDS = 1.0
 """How long other messages are waited for, before a change is planned."""
-MOST_PLANS, PLANS_SECONDS = 8, 300.0
-"""How many plans are made in some time, at most: FlexMeasures takes 10 in 5 minutes."""
+MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
+"""How many plans are made in some time, at most, and with calls for more: FlexMeasures takes 10."""
 ROLLING_SECONDS = 900.0
 """How long a plan is used before it is made anew, at most."""
 PRICES_SECONDS = 300.0
@@ -46,6 +46,8 @@ LONGEST_HORIZON = 172_800.0
 LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
 """How far ahead an instruction is, at least and at most, for its way and the device's processing."""
 MOST_SPLITS = 5
+MOST_DROPPED = 2
+"""How many plans in a row are dropped because a state is past."""
 MOST_WITH_MODES = 2
 """Of how many devices FlexMeasures is asked to choose operation modes: that takes it twice the time."""
 MOST_INSTRUCTIONS = 500
@@ -88,7 +90,9 @@ def records():
         of its fill level is taken to be worth. `sent` maps the ids of instructions that were sent to their
         Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
         `refused` is why FlexMeasures cannot plan it, for `refused_version` and until `refused_until`. `since`
-        is when its control began. `is_manual` tells that it follows an instruction of the user.
+        is when its control began, `manual` from when until when it follows an instruction of the user.
+        `asked` is the device and level that a plan is being asked for, `dropped` how many plans in a row came
+        too late.
         """
 
         resource: Any
@@ -108,7 +112,9 @@ def records():
         refused_version: int = -1
         refused_until: float = 0.0
         since: float = 0.0
-        is_manual: bool = False
+        manual: tuple = (0.0, 0.0)
+        asked: tuple | None = None
+        dropped: int = 0
         was_broken: bool = False
         strange_power: float | None = None
         waiting: list = field(default_factory=list)
@@ -121,16 +127,20 @@ def records():
         `solve(storages, start, duration, resolution, left)` (async) returns a Schedule by power sensor, and
         may raise an OptimiserError; `left` is which part of the first interval the powers are for.
         `prices(start, end)` (async) returns (start, end, price) in order. `means(resource)` returns its
-        Means, or None while they are not known. `shown(resource)` is called when its plan or instruction has
-        changed, `told(resource, text)` with what keeps it from being planned, or None; `failed(error)` and
-        `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `limit` the
-        site's greatest power (W), `settling` how long is waited for further changes (s), `rolling`
-        how long a plan is used at most (s), `due` when the next one is to be made.
+        Means, or None while they are not known, `power(resource)` the power that it measures (W), or None.
+        `own(moment)` is what the app's own device is to have (W). `shown(resource)` is called when a plan or
+        instruction has changed, `told(resource, text)` with what keeps it from being planned, or None;
+        `failed(error)` and `succeeded()` with what became of the site's plan. `horizon` is how long a plan is
+        (s), `limit` the site's greatest power (W), `settling` how long is waited for further changes (s),
+        `rolling` how long a plan is used at most (s), `due` when the next one is to be made, and `not_before`
+        when it may be at the earliest.
         """
 
         solve: Any
         prices: Any
         means: Any
+        power: Any
+        own: Any
         shown: Any
         told: Any
         failed: Any
@@ -149,7 +159,7 @@ def records():
         prices_due: float = 0.0
         pause: float = FIRST_PAUSE_SECONDS
         splits: int = 0
-        is_planning: bool = False
+        not_before: float = 0.0
         task: Any = None
 
     return Means, Controlled, Site
@@ -174,7 +184,8 @@ def changed(site, resource):
         return
     old = site.controlled.pop(resource.resource_id, None)
     if old:
-        give_up(old, errors.NotPlannable(f"{resource.name} is not under {old.type.CONTROL_TYPE} any more"))
+        why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
+        give_up(old, errors.NotPlannable(f"{resource.name} {why}"))
         site.told(resource, None)
     if kind:
         site.controlled[resource.resource_id] = Controlled(resource, session, kind, since=site.now())
@@ -207,16 +218,21 @@ def received(site, resource, message):
     elif found.type.lacks(memory):
         return
     elif kind == "PowerMeasurement":
-        power_measured(site, found, message, now)
+        power_measured(site, found, now)
     else:
         if hasattr(message, "actuator_id"):
             found.heard[message.actuator_id] = now
         if found.plan is None:
             if found.planned_version < 0:
                 want(site, found, f"its first {kind}")
-        elif found.is_manual:
-            return
-        elif departs := found.type.departs(found.device, found.plan, memory, message, now):
+        elif found.asked and found.type.moved(*found.asked, message):
+            found.asked = None
+            want(site, found, "another fill level while it was planned")
+        elif (
+            found.version == found.planned_version
+            and not is_manual(found, now)
+            and (departs := found.type.departs(found.device, found.plan, memory, message, now))
+        ):
             want(site, found, departs)
 
 
@@ -240,7 +256,7 @@ def hasten(site, moment):
 def plan_soon(site):
     """Plan all anew in a moment, since what they are planned with is another."""
     if site.controlled:
-        site.pause = FIRST_PAUSE_SECONDS
+        site.pause, site.not_before = FIRST_PAUSE_SECONDS, 0.0
         hasten(site, site.now() + site.settling)
 
 
@@ -251,12 +267,12 @@ def revoked(site, found, message):
     if lacking and found.plan:
         found.plan = found.device = None
         found.version += 1
-        sessions.spawn(found.session, revoke_all(found))
+        sessions.spawn(found.session, revoke_all(found, site.now()))
         site.shown(found.resource)
         return
     if message.object_id in found.sent:
-        forget(found, message.object_id)
-    if not lacking:
+        broken(site, found, message.object_id, "a revocation")
+    elif not lacking:
         want(site, found, f"it revoked a {message.object_type.value}")
 
 
@@ -284,20 +300,20 @@ def broken(site, found, instruction_id, status):
     """Take note of an instruction that the device will not follow."""
     forget(found, instruction_id)
     if found.was_broken:
-        LOGGER.warning("%s answered %s to an instruction again", found.resource.name, status)
+        LOGGER.debug("%s answered %s to an instruction again", found.resource.name, status)
         return
     found.was_broken = True
-    LOGGER.info("%s answered %s to an instruction: it is planned again", found.resource.name, status)
+    LOGGER.warning("%s answered %s to an instruction: it is planned again", found.resource.name, status)
     want(site, found, f"an instruction was {status}")
 
 
 @pyscript_compile
-def power_measured(site, found, message, now):
+def power_measured(site, found, now):
     """Plan again, once, when the measured power has departed from the plan."""
-    if found.plan is None or found.is_manual or now - found.plan.start < found.type.LAG_SECONDS:
+    if found.plan is None or is_manual(found, now) or found.version != found.planned_version:
         return
-    power = commodities.electric({each.commodity_quantity.value: each.value for each in message.values})
-    if power is None:
+    power = site.power(found.resource)
+    if power is None or now - found.plan.start < found.type.LAG_SECONDS:
         return
     departs = found.type.measured_power_departs(found.device, found.plan, power, now)
     if departs is None:
@@ -330,13 +346,14 @@ async def work(site):
     while True:
         try:
             await until_due(site)
-            site.is_planning = True
             await plan(site)
-        except Exception:
+        except Exception as error:
             LOGGER.exception("Planning the site failed: please report this")
-            site.due = site.now() + LONGEST_PAUSE_SECONDS
-        finally:
-            site.is_planning = False
+            for found in site.controlled.values():
+                give_up(
+                    found, errors.NotPlanned(f"Planning failed unexpectedly ({error!r}): please report this")
+                )
+            hasten(site, site.now() + LONGEST_PAUSE_SECONDS)
 
 
 @pyscript_compile
@@ -345,6 +362,7 @@ async def until_due(site):
     while True:
         site.urged.clear()
         now = site.now()
+        mind_the_clock(site, now)
         for found in site.controlled.values():
             follow_instructions(site, found, now)
         if site.controlled and now >= site.prices_due:
@@ -362,16 +380,34 @@ async def until_due(site):
 
 
 @pyscript_compile
+def mind_the_clock(site, now):
+    """Wait for nothing longer than it ever takes, since the clock may have been put back."""
+    site.prices_due = min(site.prices_due, now + PRICES_SECONDS)
+    site.not_before = min(site.not_before, now + REFUSED_SECONDS)
+    if site.due is not None:
+        site.due = min(site.due, now + max(site.rolling, REFUSED_SECONDS) + 1.0)
+    for found in site.controlled.values():
+        found.refused_until = min(found.refused_until, now + REFUSED_SECONDS)
+        found.since = min(found.since, now)
+
+
+@pyscript_compile
 def due_at(site):
     """Return when the next plan may be made: not too many in a short time, unless somebody waits for it."""
     if site.due is None or site.is_urgent:
         return site.due
+    if lately_made(site) < MOST_PLANS:
+        return max(site.due, site.not_before)
+    return max(site.due, site.not_before, site.made[0] + PLANS_SECONDS)
+
+
+@pyscript_compile
+def lately_made(site):
+    """Return how many plans were asked for in the time that the server's limit is about."""
     now = site.now()
     while site.made and not now - PLANS_SECONDS < site.made[0] <= now:
         site.made.popleft()
-    if len(site.made) < MOST_PLANS:
-        return site.due
-    return max(site.due, site.made[0] + PLANS_SECONDS)
+    return len(site.made)
 
 
 @pyscript_compile
@@ -415,7 +451,7 @@ def differ(known, found, now):
     before = {start: price for start, _end, price in known}
     for start, end, price in found:
         if price is not None and end > now and (start not in before or before[start] != price):
-            return start < known[-1][1] or last < start
+            return not known or start < known[-1][1] or last < start
     return False
 
 
@@ -433,7 +469,12 @@ def ready(site, now):
             hasten(site, begins)
             continue
         means = site.means(each.resource)
-        if means:
+        others = [other for other, its in found.items() if means and its.power_sensor == means.power_sensor]
+        if others:
+            why = f"{others[0].resource.name} has the same power_sensor: give each one of its own"
+            each.refused = why
+            site.told(each.resource, f"it cannot be planned: {why}")
+        elif means:
             found[each] = means
     return found
 
@@ -453,7 +494,7 @@ async def plan(site):
     start = now // step * step
     asked = {}
     for each, means in group.items():
-        question = await pose(site, each, means, now, start, step, len(group) <= MOST_WITH_MODES)
+        question = await pose(site, each, means, now, start, step, len(group))
         if question:
             asked[each] = question
     end = max([start + site.horizon, *[each.end for each in asked.values()]], default=None)
@@ -473,21 +514,37 @@ async def plan(site):
     site.succeeded()
     hasten(site, next_boundary(site.now(), max(step, site.rolling)))
     for each, error in refusals.items():
-        await go_on(site, each, versions[each], asked[each].device, len(asked))
+        await go_on(site, each, versions[each], len(asked))
         refuse(site, each, versions[each], str(error), error)
     powers = {each: powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
     keep_limit_at_first(site, powers.values())
-    for each in schedules:
-        others = [found for other, found in powers.items() if other is not each]
-        await adopt(
-            site, each, versions[each], asked[each].device, powers[each], limits(site, powers[each], others)
-        )
+    total = Counter()
+    for found in powers.values():
+        for begin, _end, power in found:
+            total[begin] += power
+    await asyncio.gather(
+        *[
+            adopt(site, each, versions[each], found, limits(site, found, total))
+            for each, found in powers.items()
+        ]
+    )
 
 
 @pyscript_compile
 def next_boundary(now, step):
     """Return when the next interval begins, and a moment more."""
     return now // step * step + step + 0.5
+
+
+@pyscript_compile
+def why_not_ready(site, each):
+    """Return why a Resource Manager cannot be planned now."""
+    lacking = each.type.lacks(each.session.memory)
+    if lacking:
+        return f"it has not sent {lacking} yet"
+    if each.type.valid_from(each.session.memory) > site.now() + LEAD_SECONDS:
+        return "its description is not valid yet"
+    return each.refused or "its sensors are not known yet"
 
 
 @pyscript_compile
@@ -510,12 +567,11 @@ def question_kind():
 
     @dataclass
     class Question:
-        """A device in the state that is planned from, as FlexMeasures' problem, until `end`.
+        """A device as FlexMeasures' problem, planned until `end`.
 
         `left` is which part is left of the first interval.
         """
 
-        device: Any
         storage: Any
         end: float
         left: float
@@ -527,33 +583,36 @@ Question = question_kind()
 
 
 @pyscript_compile
-async def pose(site, each, means, now, start, step, with_modes):
+async def pose(site, each, means, now, start, step, sharers):
     """Return the question that a Resource Manager's state is, or None where it is refused."""
     version, memory, kind = each.version, dict(each.session.memory), each.type
     heard, plan_before = dict(each.heard), each.plan
+    with_modes, share = sharers <= MOST_WITH_MODES, (math.inf if site.limit is None else site.limit / sharers)
 
     def read():
         device = kind.device(memory)
+        if why := kind.unfit(device):
+            raise errors.NotPlannable(why)
         value = kind.worth(device, means.energy)
-        if value is None:
-            return device, None, None, None
         last = max([until for _begin, until, *_levels in device.targets], default=start)
         end = start + max(site.horizon, min(-(-(last - start) // step) * step, LONGEST_HORIZON))
         state = kind.condition(device, memory, heard, plan_before, now)
-        return device, value, kind.problem(device, value, state, means, start, step, end, with_modes), end
+        problem = kind.problem(device, value, state, means, start, step, end, with_modes, share)
+        return device, state.level, value, problem, end
 
     try:
-        device, value, problem, end = await asyncio.to_thread(read)
-    except (ArithmeticError, ValueError) as error:
+        device, level, value, problem, end = await asyncio.to_thread(read)
+    except errors.NotPlannable as error:
+        refuse(site, each, version, str(error))
+        return None
+    except Exception as error:
         LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
         refuse(site, each, version, f"what it told cannot be planned ({error!r})")
         return None
-    if problem is None:
-        refuse(site, each, version, "no operation mode fills or empties it by electric power")
-        return None
+    each.asked = device, level
     tell_worth(each, value, means)
     left = 1.0 if problem.operation_modes else (start + step - now) / step
-    return Question(device, problem, end, left)
+    return Question(problem, end, left)
 
 
 @pyscript_compile
@@ -574,6 +633,7 @@ def tell_worth(each, value, means):
 @pyscript_compile
 def refuse(site, each, version, why, error=None):
     """Leave a Resource Manager out, until its state is another, or for an hour."""
+    each.asked = None
     if each.version != version:
         return
     each.refused, each.refused_version, each.planned_version = why, version, version
@@ -599,7 +659,7 @@ async def solve(site, group, asked, start, end, step):
     except OF_A_PROBLEM as error:
         if len(group) == 1 and len(asked) > 1:
             return {}, {group[0]: error}
-        if len(group) == 1 or site.splits >= MOST_SPLITS:
+        if len(group) == 1 or site.splits >= MOST_SPLITS or lately_made(site) + 2 > MOST_PLANS:
             raise
         site.splits += 1
         LOGGER.warning(
@@ -622,16 +682,17 @@ async def without_schedule(site, asked, versions, error):
     site.failed(error)
     wait = max(site.pause, error.retry_after or 0)
     site.pause = min(2 * site.pause, LONGEST_PAUSE_SECONDS)
-    hasten(site, site.now() + wait)
-    for each, question in asked.items():
+    site.not_before = site.now() + wait
+    hasten(site, site.not_before)
+    for each in asked:
         failure = errors.NotPlanned(str(error))
         failure.__cause__ = error
         give_up(each, failure)
-        await go_on(site, each, versions[each], question.device, len(asked))
+        await go_on(site, each, versions[each], len(asked))
 
 
 @pyscript_compile
-async def go_on(site, each, version, device, sharers):
+async def go_on(site, each, version, sharers):
     """Have a device go on with the last schedule, or rest where that is over, as its state is now.
 
     Its targets and the storage's range are kept to. `sharers` are how many share the site's limit.
@@ -644,7 +705,7 @@ async def go_on(site, each, version, device, sharers):
     known = before if before and before.end > now else None
     wanted = [(start, start + step, each.type.planned_power(known, start, step)) for start in starts]
     most = None if site.limit is None else [site.limit / sharers] * len(wanted)
-    await adopt(site, each, version, device, wanted, most, is_fallback=known is None or each.is_fallback)
+    await adopt(site, each, version, wanted, most, is_fallback=known is None or each.is_fallback)
 
 
 @pyscript_compile
@@ -656,9 +717,7 @@ async def rest_without_means(site, now):
         if now < each.since + MEANS_SECONDS:
             hasten(site, each.since + MEANS_SECONDS)
             continue
-        version, memory = each.version, dict(each.session.memory)
-        device = await asyncio.to_thread(each.type.device, memory)
-        await go_on(site, each, version, device, 1)
+        await go_on(site, each, each.version, 1)
 
 
 @pyscript_compile
@@ -674,23 +733,24 @@ def powers_of(schedule, left):
 @pyscript_compile
 def keep_limit_at_first(site, all_powers):
     """Lower what is consumed in the rest of the first interval to the site's limit."""
-    total = sum(powers[0][2] for powers in all_powers)
-    if site.limit is not None and total > site.limit:
-        for powers in all_powers:
-            start, end, power = powers[0]
-            powers[0] = start, end, power * site.limit / total if power > 0 else power
+    if site.limit is None:
+        return
+    consumed = sum(max(powers[0][2], 0.0) for powers in all_powers)
+    produced = sum(min(powers[0][2], 0.0) for powers in all_powers)
+    for powers in all_powers:
+        start, end, power = powers[0]
+        most = max(site.limit - site.own(start) - produced, 0.0)
+        if power > 0 and consumed > most:
+            powers[0] = start, end, power * most / consumed
 
 
 @pyscript_compile
-def limits(site, powers, others):
+def limits(site, powers, total):
     """Return what the site's limit leaves for a device in each of its intervals (W), or None without any."""
     if site.limit is None:
         return None
-    found = []
-    for start, _end, power in powers:
-        taken = [each for other in others for begin, end, each in other if begin <= start < end]
-        found.append(max(site.limit - sum(taken), power))
-    return found
+    left = [site.limit - site.own(start) - total[start] + power for start, _end, power in powers]
+    return [max(most, power) for most, (_start, _end, power) in zip(left, powers, strict=True)]
 
 
 @pyscript_compile
@@ -701,8 +761,12 @@ def lead(session):
 
 
 @pyscript_compile
-async def adopt(site, each, version, device, powers, most=None, is_fallback=False):
-    """Put a plan in force that comes nearest to powers, and tell the device; unless its state is another."""
+async def adopt(site, each, version, powers, most=None, is_fallback=False):
+    """Put a plan in force that comes nearest to powers, and tell the device; unless its state is another.
+
+    What goes wrong with one device is told, and does not keep others from their plan.
+    """
+    each.asked = None
     if stale(site, each, version):
         return
     now, kind = site.now(), each.type
@@ -710,27 +774,35 @@ async def adopt(site, each, version, device, powers, most=None, is_fallback=Fals
     begin = now + lead(each.session)
     wanted = [(max(start, begin), end, power) for start, end, power in powers if end > begin]
     ceilings = most and most[len(powers) - len(wanted) :]
-    if not wanted:
-        hasten(site, now)
-        return
     prices = prices_of(site, wanted)
 
     def make():
-        return kind.follow(
-            device, kind.condition(device, memory, heard, before, now), wanted, prices, ceilings
-        )
+        device = kind.device(memory)
+        if why := kind.unfit(device):
+            raise errors.NotPlannable(why)
+        state = kind.condition(device, memory, heard, before, now)
+        return device, kind.follow(device, state, wanted, prices, ceilings)
 
+    if kind.lacks(memory):
+        return
+    if not wanted:
+        hasten(site, now)
+        return
     try:
-        made = await asyncio.to_thread(make)
-    except (ArithmeticError, ValueError) as error:
+        device, made = await asyncio.to_thread(make)
+    except errors.NotPlannable as error:
+        refuse(site, each, version, str(error))
+        return
+    except Exception as error:
         LOGGER.exception("The schedule of %s cannot be followed: please report this", each.resource.name)
         refuse(site, each, version, f"its schedule cannot be followed ({error!r})")
         return
-    if stale(site, each, version):
+    if is_gone(site, each) or each.plan is not before:
         return
     each.plan, each.device, each.is_fallback = made, device, is_fallback
-    each.planned_version, each.strange_power, each.is_manual = version, None, False
-    site.told(each.resource, None)
+    each.planned_version, each.manual, each.dropped = version, (0.0, 0.0), 0
+    if not is_fallback:
+        site.told(each.resource, None)
     site.shown(each.resource)
     sessions.spawn(each.session, instruct(site, each, made))
     if not is_fallback:
@@ -741,15 +813,27 @@ async def adopt(site, each, version, device, powers, most=None, is_fallback=Fals
 
 
 @pyscript_compile
+def is_gone(site, each):
+    """Tell whether a Resource Manager is not connected, or not controlled like this, any more."""
+    return of(site, each.resource) is not each or each.session.stage == sessions.ENDED
+
+
+@pyscript_compile
 def stale(site, each, version):
-    """Tell whether a state does not hold any more; then another plan is made, where that can be."""
-    if of(site, each.resource) is not each or each.session.stage == sessions.ENDED:
+    """Tell whether a plan is for a state that does not hold any more; then another one is made.
+
+    Where a state never holds for long, every third plan is used as it is.
+    """
+    if is_gone(site, each):
         return True
-    if each.version != version:
-        LOGGER.debug("A plan of %s is not used: meanwhile there was %s", each.resource.name, each.why)
-        hasten(site, site.now())
-        return True
-    return False
+    if each.version == version:
+        return False
+    LOGGER.debug("A plan of %s is for a state that is past: there was %s", each.resource.name, each.why)
+    hasten(site, site.now())
+    if each.dropped >= MOST_DROPPED:
+        return False
+    each.dropped += 1
+    return True
 
 
 @pyscript_compile
@@ -784,11 +868,11 @@ async def instruct(site, each, made):
             else:
                 await revoke(each, instruction)
         for place, change in enumerate(new):
-            soon = site.now() + LEAD_SECONDS / 2
+            soon = site.now() + lead(each.session) / 2
             overtaken = any(
                 other.actuator == change.actuator and other.moment <= soon for other in new[place + 1 :]
             )
-            if each.plan is not made or each.session.stage == sessions.ENDED:
+            if each.plan is not made or each.was_broken or each.session.stage == sessions.ENDED:
                 return
             if not overtaken and change in made.changes:
                 await send(site, each, change, max(change.moment, soon))
@@ -836,9 +920,8 @@ async def revoke(each, instruction):
 
 
 @pyscript_compile
-async def revoke_all(each, now=None):
+async def revoke_all(each, now):
     """Revoke all instructions that are not executed yet."""
-    now = time.time() if now is None else now
     async with each.sending:
         for instruction, change in list(each.sent.items()):
             if change.moment > now:
@@ -867,6 +950,11 @@ async def plan_now(site, resource):
             f"resource_id: {resource.name} is under {resource.session.control_type}, which is not planned: "
             f"select {', '.join(CONTROL_TYPES)} by change_control_type, if it offers that"
         )
+    if lately_made(site) >= MOST_WITH_CALLS:
+        wait = site.made[0] + PLANS_SECONDS - site.now()
+        raise errors.NotPlanned(
+            f"FlexMeasures takes {MOST_WITH_CALLS} plans in 5 minutes: call in {wait:.0f} s"
+        )
     waiting = asyncio.get_running_loop().create_future()
     found.waiting.append(waiting)
     site.is_urgent = True
@@ -889,13 +977,14 @@ async def send_instruction(site, resource, call):
             f"resource_id: {resource.name} is under {session.control_type}, not {frbc.CONTROL_TYPE}: select "
             f"that by change_control_type, if it offers it"
         )
-    found, now = of(site, resource), site.now()
-    fields = frbc.checked(session.memory, found.heard, found.plan, call, now)
-    instruction = fields.pop("id")
-    change = frbc.change_of(session.memory, found.heard, found.plan, fields, now)
-    if instruction in session.instructions:
-        raise errors.InvalidInstruction(f"id: {instruction} was sent before: leave it out")
+    found = of(site, resource)
     async with found.sending:
+        now = site.now()
+        fields = frbc.checked(session.memory, found.heard, found.plan, call, now)
+        instruction = fields.pop("id")
+        change = frbc.change_of(session.memory, found.heard, found.plan, fields, now)
+        if instruction in session.instructions:
+            raise errors.InvalidInstruction(f"id: {instruction} was sent before: leave it out")
         if change:
             found.sent[instruction] = change
         try:
@@ -908,18 +997,26 @@ async def send_instruction(site, resource, call):
                 f"{resource.name} answered {status.status.value} to the instruction: "
                 f"{status.diagnostic_label or 'without a reason'}"
             )
-        found.is_manual = True
+        begin = fields["execution_time"].timestamp()
+        following = [each.moment for each in upcoming(found, begin)]
+        found.manual = begin, min(following, default=begin + site.rolling)
         if change and found.plan:
             found.plan.changes = sorted([*found.plan.changes, change], key=lambda each: each.moment)
     site.shown(resource)
-    return {"id": instruction} | fields
+    return {"id": instruction} | {name: value for name, value in fields.items() if value is not None}
+
+
+@pyscript_compile
+def is_manual(found, now):
+    """Tell whether a device follows an instruction of the user now."""
+    return found.manual[0] <= now < found.manual[1]
 
 
 @pyscript_compile
 def instruction_in_force(found):
     """Return what the device was told last, with its status, or None."""
     change = found.sent.get(found.current)
-    if change is None:
+    if change is None or found.device is None:
         return None
     known = found.session.instructions.get(found.current)
     return {
@@ -935,17 +1032,17 @@ def described(found, change):
     """Return what a change says, with the label of its operation mode and the power expected (W)."""
     return {
         **found.type.fields(change),
-        "label": found.type.label(found.session.memory, change),
+        "label": found.type.label(found.device, change),
         "power": round(change.power),
     }
 
 
 @pyscript_compile
-def next_instructions(found, now):
-    """Return what the device is to do next, in order."""
+def next_instructions(found, now, most):
+    """Return what the device is to do next, in order, so many at most."""
     return [
         {"execution_time": found.type.moment(each.moment), **described(found, each)}
-        for each in upcoming(found, now)
+        for each in upcoming(found, now)[:most]
     ]
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 MARGIN = 1.0
 """How long after a timer's or transition's end the next transition begins (s): clocks differ."""
 
+AGES = 30 * 86_400.0
+"""Longer than any plan (s): what takes longer takes this long."""
+
 
 @pyscript_compile
 def records():
@@ -58,13 +61,13 @@ def read(described_by):
         if not each.abnormal_condition_only:
             transition = Transition(
                 each.to,
-                each.transition_duration.root / 1000 if each.transition_duration else 0.0,
+                min(each.transition_duration.root / 1000, AGES) if each.transition_duration else 0.0,
                 tuple(each.start_timers),
                 tuple(each.blocking_timers),
                 each.transition_costs or 0.0,
             )
             found.setdefault(each.from_, []).append(transition)
-    return found, {timer.id: timer.duration.root / 1000 for timer in described_by.timers}
+    return found, {timer.id: min(timer.duration.root / 1000, AGES) for timer in described_by.timers}
 
 
 @pyscript_compile

@@ -104,7 +104,7 @@ async def start(device):
             status,
             device.measurements,
             device.planning,
-            lambda: device.schedule is not None and schedules.end(device.schedule) > dt_util.utcnow(),
+            lambda: own_schedule(device),
         )
     status.when_recovered = lambda: recovered(device)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
@@ -122,6 +122,13 @@ async def start(device):
             crons.look(device.cron)
 
     device.forget_heartbeat = async_track_time_interval(hass, beat, HEARTBEAT, cancel_on_shutdown=True)
+
+
+@pyscript_compile
+def own_schedule(device):
+    """Return the schedule in force, or None after its end."""
+    schedule = device.schedule
+    return schedule if schedule and schedules.end(schedule) > dt_util.utcnow() else None
 
 
 @pyscript_compile

@@ -86,8 +86,8 @@ Resources = record()
 async def start(hass, given, link, outbox, status, meters, planning, own_schedule):
     """Show the Resource Managers that are known, listen for them, and plan them.
 
-    `planning` is the lock that all plans are made under, `own_schedule()` tells whether the app's own device
-    has a schedule.
+    `planning` is the lock that all plans are made under, `own_schedule()` returns that of the app's own
+    device, or None.
     """
     store = Store(hass, 1, "flexmeasures_for_pyscript.resources", atomic_writes=True)
     side = Resources(hass, given, link, outbox, status, meters, store)

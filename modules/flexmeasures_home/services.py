@@ -95,6 +95,7 @@ def send_frbc_instruction(_configuration):
             vol.Optional("execution_time"): fields.MOMENT,
             vol.Optional("abnormal_condition"): fields.BOOLEAN,
             vol.Optional("id"): fields.S2_ID,
+            vol.Optional("message_id"): fields.S2_ID,
         }
     )
 

@@ -9,10 +9,12 @@ import homeassistant.util.dt as dt_util
 
 import flexmeasures_cem.planner as planners
 import flexmeasures_home.relay as relays
+import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.planning as planning
 import flexmeasures_optimiser.provisioning as provisioning
 import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_optimiser.storage as storages
 
@@ -29,8 +31,8 @@ def record():
     class Asker:
         """How the site's plan is asked for: one question at a time, beside the app's own device.
 
-        `planning` is the lock that all plans of the app are made under. `own_schedule()` tells whether the
-        app's own device has a schedule, which then counts as load that is given.
+        `planning` is the lock that all plans of the app are made under. `own_schedule()` returns the
+        schedule of the app's own device, which counts as load that is given, or None.
         """
 
         given: Any
@@ -54,6 +56,8 @@ def new(asker, relay_of):
         partial(solve, asker),
         partial(prices, asker),
         lambda resource: means_of(relay_of(resource)),
+        lambda resource: relay_of(resource).power,
+        partial(own_power, asker),
         lambda resource: relays.want(relay_of(resource), "state"),
         lambda resource, text: tell(asker, relay_of(resource), text),
         lambda error: statuses.fail_with(asker.status, MATTER, error),
@@ -91,10 +95,19 @@ async def solve(asker, devices, start, duration, resolution, left):
 async def inflexible(asker, devices):
     """Return the flex-context's field that counts the schedule of the app's own device in, if it has one."""
     sensor_id = asker.given.power_sensor
-    if sensor_id in [each.power_sensor for each in devices] or not asker.own_schedule():
+    if sensor_id in [each.power_sensor for each in devices] or asker.own_schedule() is None:
         return {}
     sensor = await planning.power_sensor(asker.link, sensor_id)
     return {"inflexible-consumption" if sensor.sign > 0 else "inflexible-production": [{"sensor": sensor_id}]}
+
+
+@pyscript_compile
+def own_power(asker, moment):
+    """Return the power (W) that the app's own device is to have at a moment, 0 without a schedule."""
+    schedule, at = asker.own_schedule(), datetime.fromtimestamp(moment, UTC)
+    if schedule is None or not schedules.covers(schedule, at):
+        return 0.0
+    return schedules.watts(schedule)[(at - schedule.start) // schedule.resolution]
 
 
 @pyscript_compile
@@ -157,7 +170,10 @@ def attributes(site, resource):
     worth = found.worth
     return {
         "instruction": found_or_none(planners.instruction_in_force(found)),
-        "plan": [in_local_time(each) for each in planners.next_instructions(found, site.now())],
+        "plan": [
+            in_local_time(each)
+            for each in planners.next_instructions(found, site.now(), resource_state.MOST_OF_A_PLAN)
+        ],
         "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)],
         "planned_until": found.plan and local(found.type.moment(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,

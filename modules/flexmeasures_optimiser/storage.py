@@ -102,7 +102,7 @@ def flex_model(storage, start, end):
 @pyscript_compile
 def as_share(ratio):
     """Write a ratio as FlexMeasures reads it, or None."""
-    return ratio and quantities.as_percentage(ratio)
+    return None if ratio is None else quantities.as_percentage(ratio)
 
 
 @pyscript_compile

@@ -25,6 +25,8 @@ MOST_CHARACTERS = 2**22
 """How long those are all together."""
 MOST_STATUSES = 200
 """How many of one message_type are remembered, where each is of something described."""
+MOST_INSTRUCTIONS = 1000
+"""How many instructions are remembered."""
 LONGEST_ID, LONGEST_NAME = 64, 80
 PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 """Seconds after each TEMPORARY_ERROR."""
@@ -377,6 +379,8 @@ async def request(session, message_type, at_once=None, **fields):
     message = messages.new(message_type, **fields)
     if message_type.endswith("Instruction"):
         session.instructions[message["id"]] = {"message": message, "status": None}
+        while len(session.instructions) > MOST_INSTRUCTIONS:
+            del session.instructions[next(iter(session.instructions))]
     for pause in PAUSES_BETWEEN_TRIES:
         status = await confirmed(session, message, at_once)
         if status.status.value != "TEMPORARY_ERROR":

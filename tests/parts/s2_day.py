@@ -28,13 +28,14 @@ async def settled(site, within: float = 90) -> None:
     """Wait until the planner has nothing to do at this moment."""
     deadline = time.monotonic() + within
     quiet = 0
-    while quiet < 5:
+    while quiet < 8:
         assert time.monotonic() < deadline, "the planner did not come to rest"
         site.urged.set()
         await asyncio.sleep(0.02)
         is_due = site.due is not None and site.due <= site.now()
         sending = any(found.sending.locked() for found in site.controlled.values())
-        idle = not (site.is_planning or is_due or sending)
+        asking = any(found.asked for found in site.controlled.values())
+        idle = not (asking or is_due or sending)
         quiet = quiet + 1 if idle else 0
 
 

@@ -183,5 +183,7 @@ async def test_four_devices_live_through_a_day(day, record_property):
         assert sum(units for _, units in boiler.shortfalls) < 0.2
         for case in cases:
             cost, nothing, optimum = judged(day, case)
-            assert optimum - 0.05 <= cost < nothing
+            assert cost > optimum - 0.1 * (nothing - optimum), (
+                "the optimum is found on a grid, but not so coarse"
+            )
             assert nothing - cost > 0.6 * (nothing - optimum)

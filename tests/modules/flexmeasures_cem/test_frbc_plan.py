@@ -76,12 +76,11 @@ def test_any_device_can_follow_its_instructions_within_its_range(described, leve
 @given(st.lists(st.integers(-5000, 5000), min_size=1, max_size=12), st.floats(30, 70))
 def test_a_continuous_battery_does_what_is_wanted(powers, level):
     m = modules()
-    idle, charge, discharge = modes = [
+    modes = [
         mode("idle", element((0, 0))),
         mode("charge", element((0, 5000))),
         mode("discharge", element((-5000, 0))),
     ]
-    assert {idle["id"], charge["id"], discharge["id"]}
     small = [power / 20 for power in powers]
     described = description(actuator("inverter", modes))
     _device, plan = planned(m, described, level, small, begin=0.0)
@@ -286,7 +285,7 @@ def test_rests_at_the_end_in_the_mode_that_moves_least():
 def test_a_feasible_optimum_is_followed_exactly():
     """Search all courses of a stepped device by brute force; the cheapest is kept to, at its cost."""
     m = modules()
-    idle, charge, discharge = modes = [
+    modes = [
         mode("idle", element((0, 0))),
         mode("charge", element((4000, 4000))),
         mode("discharge", element((-4000, -4000))),
@@ -308,7 +307,6 @@ def test_a_feasible_optimum_is_followed_exactly():
         lived.energy(after(place), after(place + 1)) / 1000 * price for place, price in enumerate(prices)
     )
     assert cost == pytest.approx(best[0], abs=0.001)
-    assert {idle["id"], charge["id"], discharge["id"]} >= {each.mode for each in plan.changes}
 
 
 @pytest.mark.parametrize("level", [-5, 105])
@@ -321,3 +319,47 @@ def test_a_fill_level_outside_the_range_is_brought_back(level):
     ]
     _device, plan = planned(m, description(actuator("inverter", modes)), level, [0] * 4)
     assert 0 <= round(m.plans.level_at(plan, plan.end), 1) <= 100
+
+
+def test_what_one_actuator_cannot_stop_another_makes_room_for():
+    m = modules()
+    least = timer(7200)
+    off, on = mode("off", element((0, 0))), mode("on", element((1000, 1000)))
+    moves = [transition(off, on, starts=[least]), transition(on, off, blocked_by=[least])]
+    slow = actuator("slow", [off, on], moves, [least])
+    fast = actuator("fast", [mode("idle", element((0, 0))), mode("charge", element((0, 5000)))])
+    described = description(slow, fast)
+    _device, plan = planned(m, described, 70, [6000] * 12)
+    lived = live(described, plan, 70, after(12))
+    assert lived.violations == []
+    assert max(piece[3] for piece in plan.pieces) <= 100
+
+
+def test_a_device_that_has_steps_at_some_levels_only_makes_up_for_them():
+    m = modules()
+    modes = [
+        mode("off", element((0, 0))),
+        mode("on", element((0, 3000), (0, 20)), element((3000, 3000), (20, 100))),
+    ]
+    described = description(actuator("heater", modes))
+    _device, plan = planned(m, described, 30, [1000] * 12, begin=0.0)
+    lived = live(described, plan, 30, after(12))
+    assert lived.energy(START, after(12)) == pytest.approx(3000, abs=400)
+
+
+def test_what_is_too_large_to_be_planned_is_told():
+    m = modules()
+    modes = [mode(f"mode {place}", element((100 * place, 100 * place))) for place in range(100)]
+    moves = [transition(modes[0], each) for each in modes[1:]] * 10
+    for number, move in enumerate(moves):
+        move["id"] = f"move-{number}"
+    device = m.frbc.device(memory(m, description(actuator("large", modes, moves))))
+    assert m.frbc.unfit(device) == "it has too many operation modes and transitions"
+
+
+@pytest.mark.parametrize("levels", [(50, 50), (0, 1e12)])
+def test_a_storage_without_a_sensible_range_is_told(levels):
+    m = modules()
+    modes = [mode("off", element((0, 0))), mode("on", element((1000, 1000)))]
+    device = m.frbc.device(memory(m, description(actuator("odd", modes), levels=levels)))
+    assert m.frbc.unfit(device)
