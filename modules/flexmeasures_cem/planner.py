@@ -349,10 +349,10 @@ async def work(site):
             await plan(site)
         except Exception as error:
             LOGGER.exception("Planning the site failed: please report this")
+            failure = errors.NotPlanned(f"Planning failed unexpectedly ({error!r}): please report this")
             for found in site.controlled.values():
-                give_up(
-                    found, errors.NotPlanned(f"Planning failed unexpectedly ({error!r}): please report this")
-                )
+                found.asked = None
+                give_up(found, failure)
             hasten(site, site.now() + LONGEST_PAUSE_SECONDS)
 
 
@@ -552,12 +552,7 @@ def refuse_others(site, group):
     """Tell those who wait for the plan of a Resource Manager that cannot be planned now."""
     for each in site.controlled.values():
         if each not in group and each.waiting:
-            lacking = each.type.lacks(each.session.memory)
-            why = (
-                f"it has not sent {lacking} yet"
-                if lacking
-                else each.refused or "its sensors are not known yet"
-            )
+            why = why_not_ready(site, each)
             give_up(each, errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}"))
 
 
@@ -698,6 +693,7 @@ async def go_on(site, each, version, sharers):
     Its targets and the storage's range are kept to. `sharers` are how many share the site's limit.
     """
     now, before = site.now(), each.plan
+    each.asked = None
     if before and before.end > now and each.planned_version == version:
         return
     step = ROLLING_SECONDS
@@ -856,7 +852,7 @@ async def instruct(site, each, made):
     async with each.sending:
         if each.plan is not made:
             return
-        now = site.now()
+        now, version = site.now(), each.version
         new = list(made.changes)
         for instruction, change in list(each.sent.items()):
             if change.moment <= now:
@@ -872,7 +868,8 @@ async def instruct(site, each, made):
             overtaken = any(
                 other.actuator == change.actuator and other.moment <= soon for other in new[place + 1 :]
             )
-            if each.plan is not made or each.was_broken or each.session.stage == sessions.ENDED:
+            is_broken = each.was_broken and each.version != version
+            if each.plan is not made or is_broken or each.session.stage == sessions.ENDED:
                 return
             if not overtaken and change in made.changes:
                 await send(site, each, change, max(change.moment, soon))

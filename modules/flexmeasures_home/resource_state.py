@@ -18,7 +18,7 @@ NOTHING_PLANNED = {
     "has_schedule": False,
     "energy_per_fill_level": None,
 }
-MOST_OF_A_PLAN, MOST_MISSED = 30, 10
+MOST_OF_A_PLAN, MOST_MISSED = 24, 10
 """So that all attributes stay under what the recorder takes (16,384 bytes)."""
 
 

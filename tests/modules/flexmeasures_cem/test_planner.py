@@ -20,7 +20,11 @@ NAMES = {"idle": 0, "charge": 1, "discharge": 2}
 
 @pytest.fixture
 async def site(serve, load):
-    """Run a CEM with a site's planner; its optimiser answers `powers` (W per quarter), or raises `error`."""
+    """Run a CEM with a site's planner; its optimiser answers `powers` (W per quarter), or raises `error`.
+
+    Its clock is ahead, so that a quarter has just begun.
+    """
+    base = QUARTER - time.time() % QUARTER + 30
     cem = await serve()
     planners, schedules = load("flexmeasures_cem.planner"), load("flexmeasures_optimiser.schedule")
     made = SimpleNamespace(
@@ -77,7 +81,7 @@ async def site(serve, load):
         made.failures.append,
         lambda: made.failures.append(None),
         24 * 3600.0,
-        now=lambda: time.time() + made.ahead,
+        now=lambda: time.time() + base + made.ahead,
         settling=0.1,
     )
     cem.cem.changed = lambda resource: planners.changed(made.site, resource)
@@ -86,6 +90,11 @@ async def site(serve, load):
     planners.start(made.site)
     yield made
     await planners.stop(made.site)
+
+
+def now(site) -> datetime:
+    """Return the time by the site's clock."""
+    return datetime.fromtimestamp(site.site.now(), UTC)
 
 
 def ids(label="idle") -> tuple:
@@ -151,7 +160,7 @@ def broken(rm, instruction, what="REJECTED"):
 
 
 async def test_a_device_is_told_its_plan_from_now_on(site):
-    before = datetime.now(UTC)
+    before = now(site)
     async with battery(site) as rm:
         charge, discharge, rest = rm.first
         assert charge["operation_mode"] == ids("charge")[1]
@@ -241,6 +250,8 @@ async def test_an_instruction_that_is_not_followed_is_planned_again_but_once(sit
         await rm.ask(broken(rm, rm.first[0], what))
         await planned(site, 2)
         again = of_type(rm, "FRBC.Instruction")[-1]
+        assert again["operation_mode"] == rm.first[0]["operation_mode"]
+        assert again["id"] not in [each["id"] for each in rm.first]
         await rm.ask(broken(rm, again, what))
         await planned(site, 2)
 
@@ -430,7 +441,7 @@ async def test_an_instruction_that_a_timer_blocks_is_not_sent(site, load):
     errors = load("flexmeasures_cem.errors")
     async with battery(site) as rm:
         [actuator] = example("FRBC.SystemDescription")["actuators"]
-        finished = datetime.now(UTC) + timedelta(minutes=5)
+        finished = now(site) + timedelta(minutes=5)
         await rm.ask(status("idle"))
         await rm.ask(
             example(
@@ -574,7 +585,7 @@ async def test_a_device_that_tells_another_level_each_moment_is_planned_all_the_
             site.gate.set()
             site.gate = asyncio.Event()
         site.gate.set()
-        await until(lambda: controlled(site).plan.start > time.time() - 3)
+        await until(lambda: controlled(site).plan.start > site.site.now() - 3)
         assert len(site.questions) < 8
 
 
@@ -648,7 +659,7 @@ async def test_a_clock_that_is_put_back_does_not_keep_it_from_planning(site):
         assert rm.first
         site.ahead = 0.0
         site.site.urged.set()
-        await until(lambda: site.site.due and site.site.due < time.time() + 7200)
+        await until(lambda: site.site.due and site.site.due < site.site.now() + 7200)
 
 
 async def test_an_instruction_that_the_device_revokes_is_planned_again_but_once(site):
