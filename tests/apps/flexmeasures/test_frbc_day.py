@@ -20,8 +20,8 @@ from tests.parts.s2_devices import (
     warm_water,
 )
 
-DAY, STEP = timedelta(hours=24), timedelta(minutes=5)
-ROLLING = 4 * 3600.0
+DAY, STEP = timedelta(hours=24), timedelta(minutes=15)
+ROLLING = 6 * 3600.0
 """How long a plan is used in the test (s), so that a day takes minutes."""
 
 
