@@ -35,9 +35,9 @@ from tests.parts.s2_devices import ElectricVehicle, HomeBattery, Meter, StorageD
 COLUMNS = 100
 SOC_AT_START, SOC_MIN, SOC_MAX = 2, 1, 10
 METER, METER_ENTITY = "Kitchen meter", "sensor.flexmeasures_s2_kitchen_meter"
-BATTERY, CAR = "Home battery S2", "Electric vehicle"
+BATTERY, CAR = "Home battery", "Electric vehicle"
 ENTITIES = {
-    BATTERY: "sensor.flexmeasures_s2_home_battery_s2",
+    BATTERY: "sensor.flexmeasures_s2_home_battery",
     CAR: "sensor.flexmeasures_s2_electric_vehicle",
 }
 SECONDS_BETWEEN_MEASUREMENTS = 1

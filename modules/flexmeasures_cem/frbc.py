@@ -101,7 +101,7 @@ def condition(found, memory, heard, plan, now):
         status = memory.get((ACTUATOR_STATUS, actuator.id))
         active = plans.Active(None, 0.0, now, timers)
         if status:
-            ready = ready_after(actuator, memory, status)
+            ready = ready_after(actuator, status)
             active = plans.Active(
                 status.active_operation_mode_id, status.operation_mode_factor, ready, timers
             )
@@ -116,7 +116,7 @@ def condition(found, memory, heard, plan, now):
 
 
 @pyscript_compile
-def ready_after(actuator, memory, status):
+def ready_after(actuator, status):
     """Return when the transition is done that an ActuatorStatus tells of."""
     began = status.transition_timestamp
     if began is None:
@@ -322,7 +322,7 @@ def planned_power(plan, start, length):
 
 
 @pyscript_compile
-def departs(found, plan, memory, message, now):
+def departs(found, plan, message, now):
     """Return how a status departs from what the plan expects of the device now, or None."""
     kind = message.message_type
     if kind == STATUS[0]:
@@ -394,7 +394,7 @@ def fields(change):
     return {
         "actuator_id": change.actuator,
         "operation_mode": change.mode,
-        "operation_mode_factor": change.factor,
+        "operation_mode_factor": round(change.factor, 6),
         "abnormal_condition": False,
     }
 
@@ -409,7 +409,16 @@ def label(found, change):
 
 
 @pyscript_compile
-def checked(memory, heard, plan, call, now):
+def refuse_without_description(memory):
+    """Raise InvalidInstruction where nothing is described yet."""
+    if DESCRIPTION not in memory:
+        raise errors.InvalidInstruction(
+            f"resource_id: it has not sent {DESCRIPTION[0]} yet: call again later"
+        )
+
+
+@pyscript_compile
+def checked(memory, state, call, now):
     """Return the fields of the FRBC.Instruction that a call asks for; raise InvalidInstruction.
 
     A mode is given by its id or label; without `actuator_id` it is the only actuator's. From the mode
@@ -439,7 +448,8 @@ def checked(memory, heard, plan, call, now):
         raise errors.InvalidInstruction(
             f"execution_time: {call['execution_time'].isoformat()} is past: leave it out for now"
         )
-    check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed, now)
+    if state:
+        check_transition(actuator, mode, is_abnormal, state.actuators[actuator.id], executed)
     return {
         "id": call.get("id") or str(uuid.uuid4()),
         "actuator_id": actuator.id,
@@ -467,11 +477,8 @@ def mode_of(actuator, wanted):
 
 
 @pyscript_compile
-def check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed, now):
+def check_transition(actuator, mode, is_abnormal, state, executed):
     """Refuse a mode that there is no transition to at a moment, as far as is known."""
-    if STATUS not in memory:
-        return
-    state = condition(device(memory), memory, heard, plan, now).actuators[actuator.id]
     if state.mode in (None, mode.id) or state.mode not in [each.id for each in actuator.operation_modes]:
         return
     ways = [
@@ -497,16 +504,12 @@ def check_transition(actuator, mode, is_abnormal, memory, heard, plan, executed,
 
 
 @pyscript_compile
-def change_of(memory, heard, plan, given, now):
-    """Return the Change that an instruction's fields mean, or None where a plan may not ask for it."""
-    if STATUS not in memory:
-        return None
-    found = device(memory)
+def change_of(found, state, given):
+    """Return (Change, mode) that an instruction's fields mean, or None twice where no plan may ask for it."""
     actuator = next(each for each in found.actuators if each.id == given["actuator_id"])
     mode = actuator.modes.get(given["operation_mode"])
     if mode is None:
-        return None
-    state = condition(found, memory, heard, plan, now)
+        return None, None
     before, factor, at = state.actuators[actuator.id], given["operation_mode_factor"], given["execution_time"]
     power = devices.power_of(devices.element_at(mode, state.level), factor)
     active = plans.Active(mode.id, factor, at.timestamp(), before.timers)
@@ -515,4 +518,4 @@ def change_of(memory, heard, plan, given, now):
             end = at.timestamp() + each.duration
             timers = {timer: at.timestamp() + actuator.durations[timer] for timer in each.start_timers}
             active = plans.Active(mode.id, factor, end, before.timers | timers)
-    return plans.Change(at.timestamp(), actuator.id, mode.id, factor, power, active)
+    return plans.Change(at.timestamp(), actuator.id, mode.id, factor, power, active), mode

@@ -54,7 +54,6 @@ def records():
         """An actuator with its permitted modes by id; `transitions` by the mode that they start from."""
 
         id: str
-        label: str
         modes: dict
         transitions: dict
         durations: dict
@@ -208,7 +207,6 @@ def read_actuator(described):
     modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
     return Actuator(
         described.id,
-        short_label(described),
         {mode.id: mode for mode in modes},
         moves,
         durations,
@@ -238,7 +236,7 @@ def read_mode(described):
 
 @pyscript_compile
 def short_label(described):
-    """Return the label of an actuator or mode on one line, or its id."""
+    """Return the label of a mode on one line, or its id."""
     return " ".join((described.diagnostic_label or "").split())[:LONGEST_LABEL] or described.id
 
 

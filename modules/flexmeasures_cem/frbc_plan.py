@@ -235,7 +235,7 @@ def spend_part(device, course, until, energy, limit, may_part):
         limit -= choice.mean
         end = min(end, choice.until)
     for actuator, choice in zip(device.actuators, taken, strict=True):
-        settle(device, course, actuator, choice, end)
+        settle(course, actuator, choice, end)
     return advance(device, course, [choice.line for choice in taken], end)
 
 
@@ -246,7 +246,7 @@ def held_up(device, actuators, now, until):
     for actuator in actuators:
         active = now.actuators[actuator.id]
         mode = actuator.modes.get(active.mode)
-        stuck = stuck_until(device, actuator, mode, active, now.moment, now.level) if mode else now.moment
+        stuck = stuck_until(actuator, mode, active, now.moment, now.level) if mode else now.moment
         if stuck > now.moment:
             mild = replace(active, factor=devices.mildest(mode, now.level))
             line = as_it_is(actuator, replace(now, actuators={actuator.id: mild}))
@@ -257,7 +257,7 @@ def held_up(device, actuators, now, until):
 
 
 @pyscript_compile
-def settle(device, course, actuator, choice, end):
+def settle(course, actuator, choice, end):
     """Take note of what an actuator is told until `end`."""
     now = course.condition
     for moment, mode_id, factor, active in choice.steps:
@@ -405,7 +405,7 @@ def tried_out(device, actuator, now, until, power, others, mode, route, factor):
     energy = run.energy - (alone.energy if alone else 0.0)
     worst = max(run.below, run.above)
     after = steps[-1][3] if steps else replace(active, factor=factor)
-    stuck = stuck_until(device, actuator, mode, after, until, run.level)
+    stuck = stuck_until(actuator, mode, after, until, run.level)
     bound = [(mode, stuck), *[(each.mode, each.stuck) for each in others]]
     last = min(max(each[1] for each in bound), until + LONGEST_STUCK)
     if last > until:
@@ -478,8 +478,11 @@ def nearest_factor(mode, level, power):
 
 
 @pyscript_compile
-def stuck_until(device, actuator, mode, active, moment, level):
-    """Return until when a mode that moves the fill level cannot be left, from a moment on."""
+def stuck_until(actuator, mode, active, moment, level):
+    """Return until when a mode that moves the fill level cannot be left, from a moment on.
+
+    One that cannot be left at all is taken to end by itself.
+    """
     element = devices.element_at(mode, level)
     rate = devices.rate_of(element, devices.mildest(mode, level))
     if not rate:
@@ -499,7 +502,7 @@ def rest(device, course, end):
     """Bring the device to rest after the plan: see `resting`."""
     now = course.condition
     for actuator in device.actuators:
-        mode, factor, route = resting(device, actuator, now)
+        mode, factor, route = resting(actuator, now)
         if mode is None:
             continue
         _line, steps = timeline(actuator, now, 0.0, mode, route, factor)
@@ -510,7 +513,7 @@ def rest(device, course, end):
 
 
 @pyscript_compile
-def resting(device, actuator, condition):
+def resting(actuator, condition):
     """Return (mode, factor, route) of an actuator's safest permitted mode that can be reached.
 
     It is the one that moves the fill level least, and could not do otherwise; of those, the one of least

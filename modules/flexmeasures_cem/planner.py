@@ -26,6 +26,8 @@ CONTROL_TYPES = {frbc.CONTROL_TYPE: frbc}
 """The module of each control type that can be planned; all have the same public names."""
 SETTLING_SECONDS = 1.0
 """How long other messages are waited for, before a change is planned."""
+CALLING_SECONDS = 0.1
+"""How long is waited for other calls."""
 MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
 """How many plans are made in some time, at most, and with calls for more: FlexMeasures takes 10."""
 ROLLING_SECONDS = 900.0
@@ -37,6 +39,7 @@ REFUSED_SECONDS = 3600.0
 """How long who is refused by FlexMeasures is left out."""
 MEANS_SECONDS = 60.0
 """How long the sensors of a device may be unknown before it is brought to rest."""
+SECONDS_AFTER_A_FAULT = 5.0
 LONGEST_SLEEP = 60.0
 KWH = 3_600_000.0
 """J."""
@@ -50,8 +53,8 @@ MOST_DROPPED = 2
 """How many plans in a row are dropped because a state is past."""
 MOST_WITH_MODES = 2
 """Of how many devices FlexMeasures is asked to choose operation modes: that takes it twice the time."""
-MOST_INSTRUCTIONS = 500
-"""How many instructions of a session are remembered, for what becomes of them."""
+MOST_SENT = 500
+"""How many instructions of a device are remembered beside those that are still to be executed."""
 OF_A_PROBLEM = (
     optimiser_errors.InvalidProblem,
     optimiser_errors.Infeasible,
@@ -90,7 +93,7 @@ def records():
         of its fill level is taken to be worth. `sent` maps the ids of instructions that were sent to their
         Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
         `refused` is why FlexMeasures cannot plan it, for `refused_version` and until `refused_until`. `since`
-        is when its control began, `manual` from when until when it follows an instruction of the user.
+        is when its control began, `manual` maps the ids of a user's instructions to when they begin and end.
         `asked` is the device and level that a plan is being asked for, `dropped` how many plans in a row came
         too late.
         """
@@ -112,7 +115,7 @@ def records():
         refused_version: int = -1
         refused_until: float = 0.0
         since: float = 0.0
-        manual: tuple = (0.0, 0.0)
+        manual: dict = field(default_factory=dict)
         asked: tuple | None = None
         dropped: int = 0
         was_broken: bool = False
@@ -231,7 +234,7 @@ def received(site, resource, message):
         elif (
             found.version == found.planned_version
             and not is_manual(found, now)
-            and (departs := found.type.departs(found.device, found.plan, memory, message, now))
+            and (departs := found.type.departs(found.device, found.plan, message, now))
         ):
             want(site, found, departs)
 
@@ -265,13 +268,14 @@ def revoked(site, found, message):
     """Stop what was planned on what a Resource Manager revokes; or plan again without it."""
     lacking = found.type.lacks(found.session.memory)
     if lacking and found.plan:
+        give_up(found, errors.NotPlannable(f"{found.resource.name} has revoked its {lacking}"))
         found.plan = found.device = None
         found.version += 1
         sessions.spawn(found.session, revoke_all(found, site.now()))
         site.shown(found.resource)
         return
     if message.object_id in found.sent:
-        broken(site, found, message.object_id, "a revocation")
+        broken(site, found, message.object_id, "REVOKED")
     elif not lacking:
         want(site, found, f"it revoked a {message.object_type.value}")
 
@@ -354,6 +358,7 @@ async def work(site):
                 found.asked = None
                 give_up(found, failure)
             hasten(site, site.now() + LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(SECONDS_AFTER_A_FAULT)
 
 
 @pyscript_compile
@@ -419,14 +424,20 @@ def upcoming(found, now):
 @pyscript_compile
 def follow_instructions(site, found, now):
     """Take note of the instruction that is in force now."""
-    due = [(each.moment, instruction) for instruction, each in found.sent.items() if each.moment <= now]
-    current = max(due)[1] if due else None
+    due = due_instructions(found, now)
+    current = due[-1] if due else None
     if current != found.current:
         found.current = current
         site.shown(found.resource)
-    if len(found.sent) > MOST_INSTRUCTIONS:
-        for _moment, instruction in sorted(due)[: len(found.sent) - MOST_INSTRUCTIONS]:
-            del found.sent[instruction]
+    for instruction in due[: max(0, len(found.sent) - MOST_SENT)]:
+        del found.sent[instruction]
+
+
+@pyscript_compile
+def due_instructions(found, now):
+    """Return the ids of the instructions that were to be executed by now, in order."""
+    due = [(each.moment, instruction) for instruction, each in found.sent.items() if each.moment <= now]
+    return [instruction for _moment, instruction in sorted(due)]
 
 
 @pyscript_compile
@@ -510,7 +521,7 @@ async def plan(site):
     except optimiser_errors.OptimiserError as error:
         await without_schedule(site, asked, versions, error)
         return
-    site.pause = FIRST_PAUSE_SECONDS
+    site.pause, site.not_before = FIRST_PAUSE_SECONDS, 0.0
     site.succeeded()
     hasten(site, next_boundary(site.now(), max(step, site.rolling)))
     for each, error in refusals.items():
@@ -518,13 +529,10 @@ async def plan(site):
         refuse(site, each, versions[each], str(error), error)
     powers = {each: powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
     keep_limit_at_first(site, powers.values())
-    total = Counter()
-    for found in powers.values():
-        for begin, _end, power in found:
-            total[begin] += power
+    total = total_of(powers.values(), step)
     await asyncio.gather(
         *[
-            adopt(site, each, versions[each], found, limits(site, found, total))
+            adopt(site, each, versions[each], found, limits(site, found, total, step))
             for each, found in powers.items()
         ]
     )
@@ -652,9 +660,9 @@ async def solve(site, group, asked, start, end, step):
         left = max(asked[each].left for each in group)
         found = await site.solve(problems, start, end - start, step, left)
     except OF_A_PROBLEM as error:
-        if len(group) == 1 and len(asked) > 1:
-            return {}, {group[0]: error}
         if len(group) == 1 or site.splits >= MOST_SPLITS or lately_made(site) + 2 > MOST_PLANS:
+            if len(group) < len(asked):
+                return {}, dict.fromkeys(group, error)
             raise
         site.splits += 1
         LOGGER.warning(
@@ -673,7 +681,7 @@ async def solve(site, group, asked, start, end, step):
 
 @pyscript_compile
 async def without_schedule(site, asked, versions, error):
-    """Go on with the plans in force, and try again later; who has none is left to itself, safely."""
+    """Go on with the plans in force, and try again later; who has none is brought to rest."""
     site.failed(error)
     wait = max(site.pause, error.retry_after or 0)
     site.pause = min(2 * site.pause, LONGEST_PAUSE_SECONDS)
@@ -697,7 +705,7 @@ async def go_on(site, each, version, sharers):
     if before and before.end > now and each.planned_version == version:
         return
     step = ROLLING_SECONDS
-    starts = [now + place * step for place in range(round(site.horizon / step))]
+    starts = [now + place * step for place in range(math.ceil(site.horizon / step))]
     known = before if before and before.end > now else None
     wanted = [(start, start + step, each.type.planned_power(known, start, step)) for start in starts]
     most = None if site.limit is None else [site.limit / sharers] * len(wanted)
@@ -713,7 +721,7 @@ async def rest_without_means(site, now):
         if now < each.since + MEANS_SECONDS:
             hasten(site, each.since + MEANS_SECONDS)
             continue
-        await go_on(site, each, each.version, 1)
+        await go_on(site, each, each.version, len(site.controlled))
 
 
 @pyscript_compile
@@ -741,12 +749,27 @@ def keep_limit_at_first(site, all_powers):
 
 
 @pyscript_compile
-def limits(site, powers, total):
+def total_of(all_powers, step):
+    """Return the power of all devices together (W) by when each step starts."""
+    total = Counter()
+    for powers in all_powers:
+        for start, end, power in powers:
+            for place in range(round((end - start) / step)):
+                total[start + place * step] += power
+    return total
+
+
+@pyscript_compile
+def limits(site, powers, total, step):
     """Return what the site's limit leaves for a device in each of its intervals (W), or None without any."""
     if site.limit is None:
         return None
-    left = [site.limit - site.own(start) - total[start] + power for start, _end, power in powers]
-    return [max(most, power) for most, (_start, _end, power) in zip(left, powers, strict=True)]
+    found = []
+    for start, end, power in powers:
+        steps = [start + place * step for place in range(round((end - start) / step))]
+        left = [site.limit - site.own(each) - total[each] + power for each in steps]
+        found.append(max(min(left, default=power), power))
+    return found
 
 
 @pyscript_compile
@@ -782,7 +805,7 @@ async def adopt(site, each, version, powers, most=None, is_fallback=False):
     if kind.lacks(memory):
         return
     if not wanted:
-        hasten(site, now)
+        hasten(site, now + site.settling)
         return
     try:
         device, made = await asyncio.to_thread(make)
@@ -796,8 +819,12 @@ async def adopt(site, each, version, powers, most=None, is_fallback=False):
     if is_gone(site, each) or each.plan is not before:
         return
     each.plan, each.device, each.is_fallback = made, device, is_fallback
-    each.planned_version, each.manual, each.dropped = version, (0.0, 0.0), 0
+    each.planned_version, each.dropped = version, 0
+    each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
+    asked_for = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
+    made.changes = sorted([*made.changes, *asked_for], key=lambda change: change.moment)
     if not is_fallback:
+        each.refused = None
         site.told(each.resource, None)
     site.shown(each.resource)
     sessions.spawn(each.session, instruct(site, each, made))
@@ -826,6 +853,7 @@ def stale(site, each, version):
         return False
     LOGGER.debug("A plan of %s is for a state that is past: there was %s", each.resource.name, each.why)
     hasten(site, site.now())
+    site.is_urgent = site.is_urgent or bool(each.waiting)
     if each.dropped >= MOST_DROPPED:
         return False
     each.dropped += 1
@@ -955,7 +983,7 @@ async def plan_now(site, resource):
     waiting = asyncio.get_running_loop().create_future()
     found.waiting.append(waiting)
     site.is_urgent = True
-    want(site, found, "a call", pause=0.0)
+    want(site, found, "a call", CALLING_SECONDS)
     return await waiting
 
 
@@ -976,10 +1004,13 @@ async def send_instruction(site, resource, call):
         )
     found = of(site, resource)
     async with found.sending:
-        now = site.now()
-        fields = frbc.checked(session.memory, found.heard, found.plan, call, now)
+        now, memory = site.now(), dict(session.memory)
+        frbc.refuse_without_description(memory)
+        device = await asyncio.to_thread(frbc.device, memory)
+        state = None if frbc.lacks(memory) else frbc.condition(device, memory, found.heard, found.plan, now)
+        fields = frbc.checked(memory, state, call, now)
         instruction = fields.pop("id")
-        change = frbc.change_of(session.memory, found.heard, found.plan, fields, now)
+        change, mode = frbc.change_of(device, state, fields) if state else (None, None)
         if instruction in session.instructions:
             raise errors.InvalidInstruction(f"id: {instruction} was sent before: leave it out")
         if change:
@@ -996,28 +1027,32 @@ async def send_instruction(site, resource, call):
             )
         begin = fields["execution_time"].timestamp()
         following = [each.moment for each in upcoming(found, begin)]
-        found.manual = begin, min(following, default=begin + site.rolling)
+        found.manual[instruction] = begin, min(following, default=begin + site.rolling)
         if change and found.plan:
             found.plan.changes = sorted([*found.plan.changes, change], key=lambda each: each.moment)
+    site.urged.set()
     site.shown(resource)
-    return {"id": instruction} | {name: value for name, value in fields.items() if value is not None}
+    sent = {name: value for name, value in fields.items() if value is not None}
+    return (
+        {"id": instruction} | sent | ({"label": mode.label, "power": round(change.power)} if change else {})
+    )
 
 
 @pyscript_compile
 def is_manual(found, now):
     """Tell whether a device follows an instruction of the user now."""
-    return found.manual[0] <= now < found.manual[1]
+    return any(begin <= now < end for begin, end in found.manual.values())
 
 
 @pyscript_compile
-def instruction_in_force(found):
+def instruction_in_force(found, now):
     """Return what the device was told last, with its status, or None."""
-    change = found.sent.get(found.current)
-    if change is None or found.device is None:
+    due = due_instructions(found, now)
+    if not due or found.device is None:
         return None
-    known = found.session.instructions.get(found.current)
+    change, known = found.sent[due[-1]], found.session.instructions.get(due[-1])
     return {
-        "id": found.current,
+        "id": due[-1],
         **described(found, change),
         "execution_time": found.type.moment(change.moment),
         "status": known and known["status"],

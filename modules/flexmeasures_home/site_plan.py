@@ -169,7 +169,7 @@ def attributes(site, resource):
         return {}
     worth = found.worth
     return {
-        "instruction": found_or_none(planners.instruction_in_force(found)),
+        "instruction": found_or_none(planners.instruction_in_force(found, site.now())),
         "plan": [
             in_local_time(each)
             for each in planners.next_instructions(found, site.now(), resource_state.MOST_OF_A_PLAN)

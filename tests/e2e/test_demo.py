@@ -43,7 +43,7 @@ async def test_the_demo_plans_measures_and_instructs_until_ctrl_c(source):
         "Power, kW",
         "State of charge, kWh",
         "Forecast of Kitchen meter",
-        "Home battery S2: planned power, kW",
+        "Home battery: planned power, kW",
         "Electric vehicle: planned power, kW",
     ):
         assert title in shown
@@ -54,7 +54,7 @@ async def test_the_demo_plans_measures_and_instructs_until_ctrl_c(source):
     assert re.search(r"it got asset \d+ \(Kitchen meter\) with sensor \d+ \(power, kW\)", words)
     assert re.search(r"FlexMeasures has 9[56] values of the forecast", words)
     assert int(re.search(r"Kitchen meter measured (\d+) times; it disconnects", words)[1]) > 3
-    for name, mode in (("Home battery S2", "(?:dis)?charge|idle"), ("Electric vehicle", "charge|off")):
+    for name, mode in (("Home battery", "(?:dis)?charge|idle"), ("Electric vehicle", "charge|off")):
         assert f"{name} is connected. Home Assistant selected FILL_RATE_BASED_CONTROL." in words
         assert re.search(rf"\d\d:\d\d:\d\d {name}: \d+ instructions came", words)
         assert re.search(rf"{name}: \d+ of \d+ instructions", words)

@@ -468,7 +468,7 @@ async def test_an_instruction_of_a_user_is_sent_and_shown(site):
         site.ahead = 15.0
         site.site.urged.set()
         await until(lambda: controlled(site).current == sent["id"])
-        shown = site.planners.instruction_in_force(controlled(site))
+        shown = site.planners.instruction_in_force(controlled(site), site.site.now())
         assert (shown["label"], shown["power"]) == ("charge", 1250)
 
 
@@ -495,7 +495,7 @@ async def test_an_instruction_of_a_user_is_not_undone_because_the_device_follows
         site.ahead = 901.0
         site.site.urged.set()
         await until(lambda: len(site.questions) == 2)
-        await until(lambda: controlled(site).manual == (0.0, 0.0))
+        await until(lambda: not controlled(site).manual)
 
 
 async def test_who_is_refused_is_brought_to_rest_and_tried_again_later(site):
@@ -689,3 +689,45 @@ async def test_the_apps_own_device_takes_of_the_sites_limit(site):
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=40))
         await rm.next("FRBC.Instruction")
         assert 0 < max(each.power for each in controlled(site).plan.changes) <= 2000 * 1.03
+
+
+async def test_a_users_instruction_for_later_outlasts_other_plans(site):
+    async with battery(site) as rm:
+        assert rm.first
+        call = {"operation_mode": "charge", "execution_time": now(site) + timedelta(hours=2)}
+        sent = await site.planners.send_instruction(site.site, controlled(site).resource, call)
+        site.ahead = 901.0
+        site.site.urged.set()
+        await planned(site, 2)
+        assert sent["id"] not in [each["object_id"] for each in of_type(rm, "RevokeObject")]
+        assert (sent["label"], sent["power"]) == ("charge", 5000)
+
+
+async def test_a_plan_of_minutes_does_not_keep_all_from_running(site):
+    site.site.horizon, site.site.means = 300.0, lambda resource: None
+    async with connected(site.cem) as rm:
+        await introduce(rm, label="charge", factor=1.0)
+        site.ahead = site.planners.MEANS_SECONDS + 1
+        site.site.urged.set()
+        assert await rm.next("FRBC.Instruction")
+
+
+async def test_after_a_failure_that_is_over_nothing_waits(site, load):
+    async with battery(site) as rm:
+        site.error = load("flexmeasures_optimiser.errors").Infeasible("not now")
+        await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
+        await planned(site, 2)
+        site.error = None
+        await site.planners.plan_now(site.site, controlled(site).resource)
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=80))
+        await until(lambda: len(site.questions) == 4)
+
+
+def test_a_limit_holds_over_devices_of_other_resolutions(load):
+    planners = load("flexmeasures_cem.planner")
+    coarse = [(0.0, 900.0, 9000.0)]
+    fine = [(0.0, 300.0, 1000.0), (300.0, 600.0, 500.0), (600.0, 900.0, 0.0)]
+    total = planners.total_of([coarse, fine], 300.0)
+    limited = SimpleNamespace(limit=10_000.0, own=lambda moment: 0.0)
+    assert planners.limits(limited, fine, total, 300.0) == [1000, 1000, 1000]
+    assert planners.limits(limited, coarse, total, 300.0) == [9000]
