@@ -227,8 +227,7 @@ def spend_part(device, course, until, energy, limit, may_part):
     taken, left, end = [], want, until
     for place, actuator in enumerate(device.actuators):
         given = [*taken, *held_up(device, device.actuators[place + 1 :], now, until)]
-        limits = (0.0, max(left, 0.0)) if want >= 0 else (min(left, 0.0), 0.0)
-        power = min(max(left, limits[0]), limits[1])
+        power = max(left, 0.0) if want >= 0 else min(left, 0.0)
         choice = choose(device, actuator, now, until, power, given, limit, may_part)
         taken.append(choice)
         left -= choice.mean

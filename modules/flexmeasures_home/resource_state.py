@@ -18,8 +18,6 @@ NOTHING_PLANNED = {
     "has_schedule": False,
     "energy_per_fill_level": None,
 }
-MOST_OF_A_PLAN, MOST_MISSED = 24, 10
-"""So that all attributes stay under what the recorder takes (16,384 bytes)."""
 
 
 @pyscript_compile
@@ -56,7 +54,7 @@ def attributes(resource, sensors, planned):
     session, last = resource.session, resource.last_session
     details = last and last.details
     heard = last and last.last_message
-    told = {
+    return {
         "friendly_name": f"FlexMeasures S2 {resource.name}",
         "device_class": "enum",
         "options": STATES,
@@ -72,8 +70,4 @@ def attributes(resource, sensors, planned):
         "soc_sensor": sensors.soc_sensor,
         **NOTHING_PLANNED,
         **planned,
-    }
-    return told | {
-        "plan": told["plan"][:MOST_OF_A_PLAN],
-        "missed_targets": told["missed_targets"][:MOST_MISSED],
     }

@@ -9,7 +9,6 @@ import homeassistant.util.dt as dt_util
 
 import flexmeasures_cem.planner as planners
 import flexmeasures_home.relay as relays
-import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.planning as planning
 import flexmeasures_optimiser.provisioning as provisioning
@@ -19,6 +18,8 @@ import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_optimiser.storage as storages
 
 MATTER = "s2 plan"
+MOST_OF_A_PLAN, MOST_MISSED = 24, 10
+"""So that all attributes of a state stay under what the recorder takes (16,384 bytes)."""
 JOULES_PER_WATT_HOUR = 3600.0
 SITE_POWER_CAPACITY = "site-power-capacity"
 
@@ -167,24 +168,17 @@ def attributes(site, resource):
     found = planners.of(site, resource)
     if found is None:
         return {}
-    worth = found.worth
+    worth, current = found.worth, planners.instruction_in_force(found, site.now())
     return {
-        "instruction": found_or_none(planners.instruction_in_force(found, site.now())),
+        "instruction": current and in_local_time(current),
         "plan": [
-            in_local_time(each)
-            for each in planners.next_instructions(found, site.now(), resource_state.MOST_OF_A_PLAN)
+            in_local_time(each) for each in planners.next_instructions(found, site.now(), MOST_OF_A_PLAN)
         ],
-        "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)],
+        "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)[:MOST_MISSED]],
         "planned_until": found.plan and local(found.type.moment(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,
         "energy_per_fill_level": worth and quantities.tidy(worth.energy / JOULES_PER_WATT_HOUR / 1000),
     }
-
-
-@pyscript_compile
-def found_or_none(item):
-    """Return an item with its moments in local time, or None."""
-    return item and in_local_time(item)
 
 
 @pyscript_compile

@@ -122,6 +122,26 @@ async def introduce(rm, level=50, label="idle", factor=0.0, **description):
     await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
 
 
+def target_in(hours) -> dict:
+    """Return the example's target profile, whose fill level of 80 is wanted in some hours."""
+    profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
+    profile["elements"][0]["duration"] = hours * 3600_000
+    return profile
+
+
+async def introduce_with_target(rm, hours, level):
+    """Have a resource manager tell what it is, what is wanted of it, and how it is."""
+    await rm.ask(example("FRBC.SystemDescription"))
+    await rm.ask(target_in(hours))
+    await rm.ask(status())
+    await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
+
+
+def revocation(kind, object_id) -> dict:
+    """Return a RevokeObject."""
+    return example("RevokeObject", object_type=kind, object_id=object_id)
+
+
 @asynccontextmanager
 async def battery(site, **options):
     """Give a resource manager that has got its first plan's instructions."""
@@ -298,12 +318,7 @@ async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_lat
 async def test_without_a_schedule_a_target_is_still_met(site, load):
     site.error = load("flexmeasures_optimiser.errors").PricesMissing("there are no prices")
     async with connected(site.cem) as rm:
-        profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
-        profile["elements"][0]["duration"] = 2 * 3600_000
-        await rm.ask(example("FRBC.SystemDescription"))
-        await rm.ask(profile)
-        await rm.ask(status())
-        await rm.ask(example("FRBC.StorageStatus", present_fill_level=50))
+        await introduce_with_target(rm, hours=2, level=50)
         instruction = await rm.next("FRBC.Instruction")
         assert instruction["operation_mode"] == ids("charge")[1]
         assert controlled(site).plan.missed == []
@@ -378,14 +393,7 @@ async def test_what_was_planned_on_a_revoked_description_stops(site):
     async with battery(site) as rm:
         found = controlled(site)
         described = found.session.memory["FRBC.SystemDescription",].message_id
-        await rm.ask(
-            {
-                "message_type": "RevokeObject",
-                "message_id": str(uuid4()),
-                "object_type": "FRBC.SystemDescription",
-                "object_id": described,
-            }
-        )
+        await rm.ask(revocation("FRBC.SystemDescription", described))
         await until(lambda: len(of_type(rm, "RevokeObject")) >= 2)
         assert found.plan is None
 
@@ -518,9 +526,7 @@ async def test_without_a_schedule_a_new_target_is_met_with_the_last_one(site, lo
         await introduce(rm)
         await until(lambda: controlled(site).plan)
         site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
-        profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
-        profile["elements"][0]["duration"] = 2 * 3600_000
-        await rm.ask(profile)
+        await rm.ask(target_in(hours=2))
         instruction = await rm.next("FRBC.Instruction")
         assert instruction["operation_mode"] == ids("charge")[1]
         assert controlled(site).plan.missed == []
@@ -548,12 +554,7 @@ async def test_a_site_without_a_schedule_keeps_its_limit(site, load):
     site.site.limit = 4000.0
     async with connected(site.cem) as one, connected(site.cem) as other:
         for rm in (one, other):
-            profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
-            profile["elements"][0]["duration"] = 6 * 3600_000
-            await rm.ask(example("FRBC.SystemDescription"))
-            await rm.ask(profile)
-            await rm.ask(status())
-            await rm.ask(example("FRBC.StorageStatus", present_fill_level=40))
+            await introduce_with_target(rm, hours=6, level=40)
         for rm in (one, other):
             await rm.next("FRBC.Instruction")
         for found in site.site.controlled.values():
@@ -666,14 +667,7 @@ async def test_an_instruction_that_the_device_revokes_is_planned_again_but_once(
     async with battery(site) as rm:
         for count in (2, 2):
             last = of_type(rm, "FRBC.Instruction")[-1]["id"]
-            await rm.ask(
-                {
-                    "message_type": "RevokeObject",
-                    "message_id": str(uuid4()),
-                    "object_type": "FRBC.Instruction",
-                    "object_id": last,
-                }
-            )
+            await rm.ask(revocation("FRBC.Instruction", last))
             await planned(site, count)
 
 
@@ -681,12 +675,7 @@ async def test_the_apps_own_device_takes_of_the_sites_limit(site):
     site.site.limit, site.own = 5000.0, 3000.0
     site.powers = [0] * 96
     async with connected(site.cem) as rm:
-        profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
-        profile["elements"][0]["duration"] = 4 * 3600_000
-        await rm.ask(example("FRBC.SystemDescription"))
-        await rm.ask(profile)
-        await rm.ask(status())
-        await rm.ask(example("FRBC.StorageStatus", present_fill_level=40))
+        await introduce_with_target(rm, hours=4, level=40)
         await rm.next("FRBC.Instruction")
         assert 0 < max(each.power for each in controlled(site).plan.changes) <= 2000 * 1.03
 
