@@ -22,7 +22,7 @@ def records():
         """A Resource Manager by its resource_id, and its session while it is connected.
 
         `last_session` stays after it. `choice` is the control type that the user chose, over reconnects
-        and restarts.
+        and restarts; `unplannable` are those that what it told in this session cannot be planned under.
         """
 
         resource_id: str
@@ -30,6 +30,7 @@ def records():
         choice: str | None = None
         session: Any = None
         last_session: Any = None
+        unplannable: set = field(default_factory=set)
 
     @dataclass
     class Cem:
@@ -99,6 +100,7 @@ def take_in(cem, session, message):
     resource.session = resource.last_session = session
     if before is session:
         return None
+    resource.unplannable = set()
     LOGGER.info("%s (%s) connected from %s", name, resource.resource_id, session.peer)
     if before is None:
         return None
@@ -139,8 +141,24 @@ def control_type(resource):
 def best(cem, resource, session):
     """Return the control type to select: the user's choice, the preferred, or the first that we can plan."""
     can = [*offered(session), control_types.NO_SELECTION]
-    wanted = [resource.choice, cem.preferred, *control_types.NAMES]
-    return next(each for each in wanted if each in can)
+    wanted = [resource.choice, cem.preferred]
+    wanted += [each for each in control_types.NAMES if each not in resource.unplannable]
+    return next(each for each in [*wanted, *control_types.NAMES] if each in can)
+
+
+@pyscript_compile
+async def give_way(cem, resource, session, unplannable):
+    """Select the next best of the control types that can be planned, since what was told does not fit this.
+
+    A control type that the user chose or prefers stays, and so does the last that could be planned.
+    """
+    resource.unplannable.add(unplannable)
+    can = [each for each in control_types.PLANNABLE if each in offered(session)]
+    is_wanted = unplannable in (resource.choice, cem.preferred)
+    if is_wanted or set(can) <= resource.unplannable or session.control_type != unplannable:
+        return
+    LOGGER.warning("%s cannot be planned under %s: another one is selected", resource.name, unplannable)
+    await select_best(cem, resource, session)
 
 
 @pyscript_compile

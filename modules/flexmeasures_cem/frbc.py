@@ -32,6 +32,8 @@ POWER_TOLERANCE = 0.1
 """By which part of the greatest power a power may depart from the plan."""
 LAG_SECONDS = 30
 """How long after a change a device may still be as it was before."""
+SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
+"""Instructions that differ by less are the same."""
 LEAST_WATTS = 1.0
 MOST_LEAKAGE = 10.0
 """Nothing is left of a storage that leaks more in a step (exponent)."""
@@ -99,10 +101,10 @@ def condition(found, memory, heard, plan, now):
             if key[:2] == (TIMER_STATUS, actuator.id)
         }
         status = memory.get((ACTUATOR_STATUS, actuator.id))
-        active = plans.Active(None, 0.0, now, timers)
+        active = transitions.Active(None, 0.0, now, timers)
         if status:
             ready = ready_after(actuator, status)
-            active = plans.Active(
+            active = transitions.Active(
                 status.active_operation_mode_id, status.operation_mode_factor, ready, timers
             )
         told = last_told(plan, actuator.id, now)
@@ -110,7 +112,7 @@ def condition(found, memory, heard, plan, now):
             both = {
                 each: max(told.active.timers.get(each, 0), timers.get(each, 0)) for each in actuator.durations
             }
-            active = plans.Active(told.active.mode, told.active.factor, told.active.ready, both)
+            active = transitions.Active(told.active.mode, told.active.factor, told.active.ready, both)
         state.actuators[actuator.id] = active
     return state
 
@@ -167,18 +169,25 @@ def of_all(found, sign):
 
 
 @pyscript_compile
-def problem(found, value, state, means, start, step, end, with_modes, limit=math.inf):
-    """Return the device as FlexMeasures' problem: a Storage, from `start` to `end` in steps (s).
+def until(found):
+    """Return when the last target ends, or 0."""
+    return max([end for _start, end, *_levels in found.targets], default=0.0)
+
+
+@pyscript_compile
+def problem(found, state, means, window):
+    """Return the device as FlexMeasures' problem: a Storage, over a Window.
 
     The first interval has begun: only what is left of it counts, so its powers are means over all of it.
-    That is not so with operation modes, which are asked for where power has steps, and `with_modes` is true.
-    `limit` is what the site's limit leaves for its usage (W).
+    That is not so with operation modes, which are asked for where power has steps.
     """
+    value = worth(found, means.energy)
+    start, step, end = window.start, window.step, window.end
     energy = value.energy / 3600
     span = found.top - found.bottom
     most, least = found.most, found.least
-    modes = operation_modes(found) if with_modes else []
-    left = 1.0 if modes else (start + step - state.moment) / step
+    modes = operation_modes(found) if window.with_modes else []
+    left = 1.0 if modes else window.left
     keeps = storage_efficiency(found, step)
 
     def of_level(level):
@@ -191,7 +200,7 @@ def problem(found, value, state, means, start, step, end, with_modes, limit=math
     ]
     soc = max(state.level - found.bottom, 0.0) * energy
     used = soc_usage(found, value.energy, state.moment, start, step, end)
-    gain = min(most, limit) * value.charging * step / 3600
+    gain = min(most, window.share) * value.charging * step / 3600
     return storages.Storage(
         power_sensor=means.power_sensor,
         soc_sensor=means.soc_sensor,
@@ -310,9 +319,14 @@ def operation_modes(found):
 
 
 @pyscript_compile
-def follow(found, state, powers, prices=None, limits=None):
-    """Return the Plan of a schedule: (start, end, power (W)) of each interval from now on."""
-    return plans.follow(found, state, powers, prices, limits)
+def follow(found, state, wanted, market, _tariffs):
+    """Return the Plan of a schedule: (start, end, power (W)) of each interval of the market, or None."""
+    if wanted is None:
+        wanted = [(each.start, each.end, 0.0) for each in market]
+    limits = [
+        max(each.limit - each.load, power) for each, (_start, _end, power) in zip(market, wanted, strict=True)
+    ]
+    return plans.follow(found, state, wanted, [each.consumption_price for each in market], limits)
 
 
 @pyscript_compile
@@ -333,12 +347,10 @@ def departs(found, plan, message, now):
 
 
 @pyscript_compile
-def moved(found, level, message):
+def moved(found, state, message):
     """Tell whether a status tells of another fill level than a plan was asked for."""
-    span = found.top - found.bottom
-    return (
-        message.message_type == STATUS[0] and abs(message.present_fill_level - level) > LEVEL_TOLERANCE * span
-    )
+    tolerance = LEVEL_TOLERANCE * (found.top - found.bottom)
+    return message.message_type == STATUS[0] and abs(message.present_fill_level - state.level) > tolerance
 
 
 @pyscript_compile
@@ -400,12 +412,47 @@ def fields(change):
 
 
 @pyscript_compile
-def label(found, change):
-    """Return the label of a change's operation mode, or its id."""
-    for actuator in found.actuators:
-        if actuator.id == change.actuator and change.mode in actuator.modes:
-            return actuator.modes[change.mode].label
-    return change.mode
+def message_type(_change):
+    """Return the type of the message that a Change calls for."""
+    return INSTRUCTION
+
+
+@pyscript_compile
+def alike(one, other):
+    """Tell whether two changes come to the same instruction."""
+    return (
+        one.actuator == other.actuator
+        and one.mode == other.mode
+        and abs(one.factor - other.factor) < SAME_FACTOR
+        and abs(one.moment - other.moment) < SAME_SECONDS
+    )
+
+
+@pyscript_compile
+def describe(found, change, _now):
+    """Return what a Change says, with the label of its operation mode and the power expected (W)."""
+    modes = next((each.modes for each in found.actuators if each.id == change.actuator), {})
+    label = modes[change.mode].label if change.mode in modes else change.mode
+    return {**fields(change), "label": label, "power": round(change.power)}
+
+
+@pyscript_compile
+def upcoming(plan, now):
+    """Return the changes that are still to come."""
+    return [each for each in plan.changes if each.moment > now]
+
+
+@pyscript_compile
+def missed(plan):
+    """Return the fill levels that a plan does not reach: when, what was wanted, and what is expected."""
+    return [
+        {
+            "datetime": moment(each.moment),
+            "asked": each.lowest if each.reached < each.lowest else each.highest,
+            "reached": round(each.reached, 3),
+        }
+        for each in plan.missed
+    ]
 
 
 @pyscript_compile
@@ -512,10 +559,10 @@ def change_of(found, state, given):
         return None, None
     before, factor, at = state.actuators[actuator.id], given["operation_mode_factor"], given["execution_time"]
     power = devices.power_of(devices.element_at(mode, state.level), factor)
-    active = plans.Active(mode.id, factor, at.timestamp(), before.timers)
+    active = transitions.Active(mode.id, factor, at.timestamp(), before.timers)
     for each in actuator.transitions.get(before.mode, ()):
         if each.to == mode.id:
             end = at.timestamp() + each.duration
             timers = {timer: at.timestamp() + actuator.durations[timer] for timer in each.start_timers}
-            active = plans.Active(mode.id, factor, end, before.timers | timers)
-    return plans.Change(at.timestamp(), actuator.id, mode.id, factor, power, active), mode
+            active = transitions.Active(mode.id, factor, end, before.timers | timers)
+    return transitions.Change(at.timestamp(), actuator.id, mode.id, factor, power, active), mode

@@ -37,15 +37,6 @@ LONGEST_STUCK = 86_400.0
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass(frozen=True)
-    class Active:
-        """An actuator's mode (None: not known) and factor, reached at `ready`; when its timers finish."""
-
-        mode: str | None
-        factor: float
-        ready: float
-        timers: dict
-
     @dataclass
     class Condition:
         """What a device is at a moment: its fill level, and each actuator's Active by its id."""
@@ -53,20 +44,6 @@ def records():
         moment: float
         level: float
         actuators: dict
-
-    @dataclass(frozen=True)
-    class Change:
-        """What an actuator is told to do at a moment: a mode and its factor.
-
-        `power` is what is expected of it then; `active` is the actuator's state that follows.
-        """
-
-        moment: float
-        actuator: str
-        mode: str
-        factor: float
-        power: float
-        active: Active
 
     @dataclass(frozen=True)
     class Target:
@@ -111,7 +88,7 @@ def records():
         mean: float
         badness: float
         cost: float
-        active: Active
+        active: transitions.Active
         restless: float = 0.0
         mode: object = None
         stuck: float = 0.0
@@ -125,10 +102,10 @@ def records():
         pieces: list = field(default_factory=list)
         owed: float = 0.0
 
-    return Active, Condition, Change, Target, Plan, Choice, Course
+    return Condition, Target, Plan, Choice, Course
 
 
-Active, Condition, Change, Target, Plan, Choice, Course = records()
+Condition, Target, Plan, Choice, Course = records()
 
 
 @pyscript_compile
@@ -262,7 +239,7 @@ def settle(course, actuator, choice, end):
     for moment, mode_id, factor, active in choice.steps:
         if moment < end:
             power = devices.power_of(devices.element_at(actuator.modes[mode_id], now.level), factor)
-            course.changes.append(Change(moment, actuator.id, mode_id, factor, power, active))
+            course.changes.append(transitions.Change(moment, actuator.id, mode_id, factor, power, active))
             now = replace(now, actuators=now.actuators | {actuator.id: active})
     course.condition = now
 
@@ -454,7 +431,7 @@ def timeline(actuator, now, power, mode, route, factor):
         passed = actuator.modes[step.to]
         value = factor if passed is mode else nearest_factor(passed, now.level, power)
         timers = started(actuator, at, step, timers)
-        reached = Active(step.to, value, step.end, timers)
+        reached = transitions.Active(step.to, value, step.end, timers)
         steps.append((step.start, step.to, value, reached))
         line += [devices.Setting(step.start, None, 0.0), devices.Setting(step.end, passed, value)]
         at = step.to
@@ -508,7 +485,9 @@ def rest(device, course, end):
         for moment, mode_id, value, active in steps:
             power = devices.power_of(devices.element_at(actuator.modes[mode_id], now.level), value)
             if moment < end + LONGEST_STUCK:
-                course.changes.append(Change(max(moment, end), actuator.id, mode_id, value, power, active))
+                course.changes.append(
+                    transitions.Change(max(moment, end), actuator.id, mode_id, value, power, active)
+                )
 
 
 @pyscript_compile

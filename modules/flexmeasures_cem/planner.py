@@ -1,8 +1,9 @@
 """When to plan the Resource Managers of a site, all in one question, and what each of them is told.
 
-Everything that changes the problem asks for another plan: those wishes are collected for a moment, and at
-most a few plans are made in some minutes, one after the other. A plan that was asked for a state that does
-not hold any more is not used. Moments are seconds since 1970.
+What FlexMeasures cannot express is chosen here first, and enters its question as given. Everything that
+changes the problem asks for another plan: those wishes are collected for a moment, and at most a few
+questions are asked in some minutes, one after the other. A plan that was asked for a state that does not
+hold any more is not used. Moments are seconds since 1970.
 """
 
 import asyncio
@@ -10,20 +11,33 @@ import logging
 import math
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+import flexmeasures_cem.ddbc as ddbc
 import flexmeasures_cem.errors as errors
+import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.frbc as frbc
+import flexmeasures_cem.ombc as ombc
+import flexmeasures_cem.outlook as outlooks
+import flexmeasures_cem.pebc as pebc
+import flexmeasures_cem.ppbc as ppbc
 import flexmeasures_optimiser.errors as optimiser_errors
+import flexmeasures_optimiser.storage as storages
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
-CONTROL_TYPES = {frbc.CONTROL_TYPE: frbc}
+CONTROL_TYPES = {each.CONTROL_TYPE: each for each in (frbc, ombc, ddbc, ppbc, pebc)}
 """The module of each control type that can be planned; all have the same public names."""
+PLANNED_HERE = (ombc, ddbc, ppbc)
+"""Those that FlexMeasures is never asked about, so that they are planned without a sensor too."""
+LEAST_FLEXIBLE_FIRST = [each.CONTROL_TYPE for each in (ppbc, ddbc, ombc, pebc, frbc)]
+"""In which order choices are made here: each takes those before it as given."""
 SETTLING_SECONDS = 1.0
 """How long other messages are waited for, before a change is planned."""
 CALLING_SECONDS = 0.1
@@ -40,6 +54,8 @@ REFUSED_SECONDS = 3600.0
 MEANS_SECONDS = 60.0
 """How long the sensors of a device may be unknown before it is brought to rest."""
 SECONDS_AFTER_A_FAULT = 5.0
+BETWEEN_FORECASTS_SECONDS = 60.0
+"""How long after a plan a forecast of a device that is not controlled waits for another one."""
 LONGEST_SLEEP = 60.0
 KWH = 3_600_000.0
 """J."""
@@ -48,11 +64,17 @@ LONGEST_HORIZON = 172_800.0
 """FlexMeasures plans no more than two days ahead, unless its owner has set another horizon."""
 LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
 """How far ahead an instruction is, at least and at most, for its way and the device's processing."""
+ABOVE = 1.001
+"""Where given loads exceed the site's limit, it is raised to a little more than they are."""
 MOST_SPLITS = 5
 MOST_DROPPED = 2
 """How many plans in a row are dropped because a state is past."""
 MOST_WITH_MODES = 2
 """Of how many devices FlexMeasures is asked to choose operation modes: that takes it twice the time."""
+STEP_SECONDS, FINEST_STEP_SECONDS = 900.0, 300.0
+"""The time between two samples of what is expected of the site, at most and at least."""
+CHOICE_SECONDS = 5.0
+"""How long a choice that is made here holds at least."""
 MOST_SENT = 500
 """How many instructions of a device are remembered beside those that are still to be executed."""
 OF_A_PROBLEM = (
@@ -84,6 +106,21 @@ def records():
         soc_sensor: int | None
         energy: float | None
 
+    @dataclass(frozen=True)
+    class Window:
+        """The time that FlexMeasures plans: from `start` to `end` in steps (s).
+
+        `left` is which part of the first step is left, `share` how much of the site's limit each device has
+        (W), and `with_modes` tells whether operation modes may be asked for.
+        """
+
+        start: float
+        step: float
+        end: float
+        left: float
+        share: float
+        with_modes: bool
+
     @dataclass(eq=False)
     class Controlled:
         """A Resource Manager under a control type that can be planned, for as long as that is active.
@@ -94,8 +131,9 @@ def records():
         Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
         `refused` is why FlexMeasures cannot plan it, for `refused_version` and until `refused_until`. `since`
         is when its control began, `manual` maps the ids of a user's instructions to when they begin and end.
-        `asked` is the device and level that a plan is being asked for, `dropped` how many plans in a row came
-        too late.
+        `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
+        too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
+        it was last planned here.
         """
 
         resource: Any
@@ -117,6 +155,8 @@ def records():
         since: float = 0.0
         manual: dict = field(default_factory=dict)
         asked: tuple | None = None
+        is_asked: bool | None = None
+        chosen_at: float = 0.0
         dropped: int = 0
         was_broken: bool = False
         strange_power: float | None = None
@@ -127,16 +167,20 @@ def records():
     class Site:
         """Who is controlled, by resource_id, and how the site's plan is made.
 
-        `solve(storages, start, duration, resolution, left)` (async) returns a Schedule by power sensor, and
-        may raise an OptimiserError; `left` is which part of the first interval the powers are for.
-        `prices(start, end)` (async) returns (start, end, price) in order. `means(resource)` returns its
+        `solve(problems, window, given, limits)` (async) returns a Schedule by power sensor, and may raise an
+        OptimiserError. `given` maps the power sensors of other devices to their powers (start, end, W), or to
+        None where the server has them; `limits` are the site's (start, end, W) where those vary.
+        `prices(start, end)` (async) returns (start, end, consumption price, production price) per kWh, in
+        order; `tariffs` are those of other commodities. `means(resource)` returns its
         Means, or None while they are not known, `power(resource)` the power that it measures (W), or None.
         `own(moment)` is what the app's own device is to have (W). `shown(resource)` is called when a plan or
         instruction has changed, `told(resource, text)` with what keeps it from being planned, or None;
-        `failed(error)` and `succeeded()` with what became of the site's plan. `horizon` is how long a plan is
+        `unfit(resource)` when what it told cannot be planned under its control type, and `failed(error)` and
+        `succeeded()` with what became of the site's plan. `horizon` is how long a plan is
         (s), `limit` the site's greatest power (W), `settling` how long is waited for further changes (s),
         `rolling` how long a plan is used at most (s), `due` when the next one is to be made, and `not_before`
-        when it may be at the earliest.
+        when FlexMeasures may be asked at the earliest. `others` are the Resource Managers that are connected
+        and not controlled.
         """
 
         solve: Any
@@ -146,6 +190,7 @@ def records():
         own: Any
         shown: Any
         told: Any
+        unfit: Any
         failed: Any
         succeeded: Any
         horizon: float
@@ -153,6 +198,8 @@ def records():
         now: Any = time.time
         settling: float = SETTLING_SECONDS
         rolling: float = ROLLING_SECONDS
+        tariffs: dict = field(default_factory=dict)
+        others: dict = field(default_factory=dict)
         controlled: dict = field(default_factory=dict)
         due: float | None = None
         is_urgent: bool = False
@@ -165,10 +212,10 @@ def records():
         not_before: float = 0.0
         task: Any = None
 
-    return Means, Controlled, Site
+    return Means, Window, Controlled, Site
 
 
-Means, Controlled, Site = records()
+Means, Window, Controlled, Site = records()
 
 
 @pyscript_compile
@@ -185,6 +232,11 @@ def changed(site, resource):
     kind = CONTROL_TYPES.get(session.control_type) if session else None
     if found and kind is found.type:
         return
+    other = site.others.pop(resource.resource_id, None)
+    if session and kind is None:
+        site.others[resource.resource_id] = resource
+    elif other and site.controlled:
+        hasten(site, site.now() + site.settling)
     old = site.controlled.pop(resource.resource_id, None)
     if old:
         why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
@@ -209,6 +261,9 @@ def received(site, resource, message):
     """Take note of what a Resource Manager said, and plan again where that matters."""
     found = of(site, resource)
     if found is None:
+        if message.message_type == "PowerForecast" and site.controlled:
+            last = site.made[-1] if site.made else 0.0
+            hasten(site, max(site.now() + site.settling, last + BETWEEN_FORECASTS_SECONDS))
         return
     kind, memory, now = message.message_type, found.session.memory, site.now()
     if kind in found.type.CALL_FOR_A_PLAN:
@@ -223,8 +278,8 @@ def received(site, resource, message):
     elif kind == "PowerMeasurement":
         power_measured(site, found, now)
     else:
-        if hasattr(message, "actuator_id"):
-            found.heard[message.actuator_id] = now
+        if hasattr(message, "active_operation_mode_id") or hasattr(message, "sequence_container_status"):
+            found.heard[getattr(message, "actuator_id", None)] = now
         if found.plan is None:
             if found.planned_version < 0:
                 want(site, found, f"its first {kind}")
@@ -372,7 +427,7 @@ async def until_due(site):
             follow_instructions(site, found, now)
         if site.controlled and now >= site.prices_due:
             await look_at_prices(site, now)
-        moment = due_at(site)
+        moment = site.due
         if moment is not None and moment <= site.now():
             return
         moments = [
@@ -393,17 +448,18 @@ def mind_the_clock(site, now):
         site.due = min(site.due, now + max(site.rolling, REFUSED_SECONDS) + 1.0)
     for found in site.controlled.values():
         found.refused_until = min(found.refused_until, now + REFUSED_SECONDS)
+        found.chosen_at = min(found.chosen_at, now)
         found.since = min(found.since, now)
 
 
 @pyscript_compile
-def due_at(site):
-    """Return when the next plan may be made: not too many in a short time, unless somebody waits for it."""
-    if site.due is None or site.is_urgent:
-        return site.due
+def may_ask_at(site, now):
+    """Return when FlexMeasures may be asked: not too often, unless somebody waits for it."""
+    if site.is_urgent:
+        return now
     if lately_made(site) < MOST_PLANS:
-        return max(site.due, site.not_before)
-    return max(site.due, site.not_before, site.made[0] + PLANS_SECONDS)
+        return max(now, site.not_before)
+    return max(now, site.not_before, site.made[0] + PLANS_SECONDS)
 
 
 @pyscript_compile
@@ -448,7 +504,11 @@ async def look_at_prices(site, now):
         found = await site.prices(now, now + LONGEST_HORIZON)
     except optimiser_errors.OptimiserError as error:
         LOGGER.debug("The prices cannot be read: %s", error)
+        if any(each.is_asked is False for each in site.controlled.values()):
+            site.failed(error)
         return
+    if all(each.is_asked is False for each in site.controlled.values()):
+        site.succeeded()
     known, site.known_prices = site.known_prices, found
     if known is not None and differ(known, found, now):
         LOGGER.info("There are new prices")
@@ -458,17 +518,17 @@ async def look_at_prices(site, now):
 @pyscript_compile
 def differ(known, found, now):
     """Tell whether prices differ; that the time known goes on by itself does not count."""
-    last = max([end for _start, end, price in known if price is not None], default=now)
-    before = {start: price for start, _end, price in known}
-    for start, end, price in found:
-        if price is not None and end > now and (start not in before or before[start] != price):
+    last = max([end for _start, end, price, _production in known if price is not None], default=now)
+    before = {start: prices for start, _end, *prices in known}
+    for start, end, *prices in found:
+        if prices[0] is not None and end > now and before.get(start) != prices:
             return not known or start < known[-1][1] or last < start
     return False
 
 
 @pyscript_compile
 def ready(site, now):
-    """Return those who can be planned now, with their Means."""
+    """Return those who can be planned now, with their Means, or None where those are not known."""
     found = {}
     for each in site.controlled.values():
         if each.session.stage == sessions.ENDED or each.type.lacks(each.session.memory):
@@ -480,62 +540,208 @@ def ready(site, now):
             hasten(site, begins)
             continue
         means = site.means(each.resource)
-        others = [other for other, its in found.items() if means and its.power_sensor == means.power_sensor]
+        others = [
+            other for other, its in found.items() if means and its and its.power_sensor == means.power_sensor
+        ]
         if others:
             why = f"{others[0].resource.name} has the same power_sensor: give each one of its own"
             each.refused = why
             site.told(each.resource, f"it cannot be planned: {why}")
-        elif means:
+        elif means or each.type in PLANNED_HERE:
             found[each] = means
     return found
 
 
 @pyscript_compile
 async def plan(site):
-    """Plan all who can be planned in one question, and tell them."""
+    """Plan all who can be planned, and tell them: who is planned here, then the others in one question."""
     now = site.now()
+    may_ask_from = may_ask_at(site, now)
+    asks, is_urgent = may_ask_from <= now, site.is_urgent
     site.due, site.is_urgent, site.splits = None, False, 0
     group = ready(site, now)
     refuse_others(site, group)
     await rest_without_means(site, now)
     if not group:
         return
+    hasten(site, next_boundary(now, site.rolling) if asks else may_ask_from)
     versions = {each: each.version for each in group}
-    step = min(means.resolution for means in group.values())
+    step = min([means.resolution for means in group.values() if means], default=STEP_SECONDS)
     start = now // step * step
-    asked = {}
+    posed = {}
     for each, means in group.items():
+        if may_wait(site, each, asks, is_urgent, now):
+            continue
         question = await pose(site, each, means, now, start, step, len(group))
         if question:
-            asked[each] = question
-    end = max([start + site.horizon, *[each.end for each in asked.values()]], default=None)
-    if not asked:
-        return
-    site.made.append(now)
+            posed[each] = question
+    end = max([start + site.horizon, *[each.end for each in posed.values()]])
+    asked = {each: question for each, question in posed.items() if question.problem is not None}
+    if not asks:
+        for each in asked:
+            each.asked = None
+            del posed[each]
+        asked = {}
+    outlook = await expected(site, asked, start, end, step)
+    here = [each for each in posed if each not in asked]
+    here.sort(
+        key=lambda each: (LEAST_FLEXIBLE_FIRST.index(each.type.CONTROL_TYPE), each.resource.resource_id)
+    )
+    for each in here:
+        await adopt(site, each, versions[each], None, outlook, site.limit, site.known_prices is None)
+        take_in(site, each, outlook)
+        if site.known_prices is None:
+            give_up(each, errors.NotPlanned("The prices are not known: see sensor.flexmeasures_status"))
+    if asked:
+        await ask(site, asked, versions, outlook, Window(start, step, end, 1.0, math.inf, False))
+
+
+@pyscript_compile
+def may_wait(site, each, asks, is_urgent, now):
+    """Tell whether a Resource Manager is not planned now, since it was a moment ago, or cannot be."""
+    if not asks and each.is_asked:
+        return True
+    is_same = each.version == each.planned_version
+    if each.is_asked is False and not is_urgent and now < each.chosen_at + CHOICE_SECONDS:
+        if not is_same:
+            hasten(site, each.chosen_at + CHOICE_SECONDS)
+        return True
+    return not asks and is_same
+
+
+@pyscript_compile
+async def ask(site, asked, versions, outlook, window):
+    """Ask FlexMeasures for the schedules of all whom it can plan, and tell them."""
+    site.made.append(site.now())
     reasons = [f"{each.resource.name}: {each.why or 'its time'}" for each in asked]
     for each in asked:
         each.why = None
     LOGGER.debug("Planning %s", "; ".join(reasons))
+    for each in asked:
+        outlooks.put(outlook, each, [0.0] * len(outlook.total))
+    given = list(outlook.total)
+    window = replace(window, left=max([each.left for each in asked.values()]))
+    loads, most = given_loads(site, asked, window), limits(site, outlook, window)
     try:
-        schedules, refusals = await solve(site, list(asked), asked, start, end, step)
+        schedules, refusals = await solve(site, list(asked), asked, window, loads, most)
     except optimiser_errors.OptimiserError as error:
         await without_schedule(site, asked, versions, error)
         return
     site.pause, site.not_before = FIRST_PAUSE_SECONDS, 0.0
     site.succeeded()
-    hasten(site, next_boundary(site.now(), max(step, site.rolling)))
+    hasten(site, next_boundary(site.now(), max(window.step, site.rolling)))
     for each, error in refusals.items():
-        await go_on(site, each, versions[each], len(asked))
+        await go_on(site, each, versions[each], len(site.controlled))
         refuse(site, each, versions[each], str(error), error)
     powers = {each: powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
-    keep_limit_at_first(site, powers.values())
-    total = total_of(powers.values(), step)
+    keep_limit_at_first(site, powers.values(), given[0])
+    for each, found in powers.items():
+        outlooks.put(outlook, each, outlooks.of_spans(outlook, found))
     await asyncio.gather(
-        *[
-            adopt(site, each, versions[each], found, limits(site, found, total, step))
-            for each, found in powers.items()
-        ]
+        *[adopt(site, each, versions[each], found, outlook, site.limit) for each, found in powers.items()]
     )
+
+
+@pyscript_compile
+async def expected(site, asked, start, end, step):
+    """Return the Outlook of the site, without those whom FlexMeasures is asked about.
+
+    Of a device that it may curtail, what is forecast counts.
+    """
+    sample = min(max(step, FINEST_STEP_SECONDS), STEP_SECONDS)
+    found = outlooks.new(site.known_prices or [], start, end, sample)
+    planned = [(each, each.plan) for each in site.controlled.values() if each.plan and each not in asked]
+    told = [(each.resource_id, forecast_of(each)) for each in site.others.values()]
+    told += [
+        (each, forecast_of(each.resource))
+        for each, question in asked.items()
+        if isinstance(question.problem, storages.Flow)
+    ]
+
+    def reckon():
+        outlooks.put(found, "own", outlooks.sampled(found, lambda begin, _length: site.own(begin)))
+        for each, made in planned:
+            outlooks.put(found, each, *outlooks.of_pieces(found, made.pieces))
+        for key, message in told:
+            if message:
+                outlooks.put(found, key, outlooks.sampled(found, partial(forecast_power, message)))
+
+    await asyncio.to_thread(reckon)
+    return found
+
+
+@pyscript_compile
+def forecast_of(resource):
+    """Return the PowerForecast of a Resource Manager, or None."""
+    return resource.session.memory.get(("PowerForecast",)) if resource.session else None
+
+
+@pyscript_compile
+def forecast_power(message, start, length):
+    """Return the mean power (W) that a PowerForecast tells of in some time."""
+    return forecasts.power(message, start, start + length)
+
+
+@pyscript_compile
+def take_in(site, each, outlook):
+    """Count what a device that was planned here is expected to have."""
+    made = each.plan
+    if made and not is_gone(site, each):
+        outlooks.put(outlook, each, *outlooks.of_pieces(outlook, made.pieces))
+
+
+@pyscript_compile
+def given_loads(site, asked, window):
+    """Return the powers (start, end, W) of those whom FlexMeasures is not asked about, by power sensor.
+
+    They are None for a device whose forecast the server has.
+    """
+    found = {}
+    for resource in site.others.values():
+        means = site.means(resource)
+        if means and forecast_of(resource):
+            found[means.power_sensor] = None
+    for each in site.controlled.values():
+        means = site.means(each.resource)
+        if means and each.plan and each not in asked:
+            found[means.power_sensor] = planned_spans(site, each, means.resolution, window)
+    for each in asked.values():
+        found.pop(each.problem.power_sensor, None)
+    return found
+
+
+@pyscript_compile
+def planned_spans(site, each, step, window):
+    """Return what a device is expected to have, as (start, end, power (W)) on the clock of its sensor."""
+    spans, now = [], site.now()
+    for place in range(math.ceil((window.end - window.start) / step)):
+        start = window.start // step * step + place * step
+        begin = min(max(start, now), start + step - 1.0)
+        spans.append((start, start + step, each.type.planned_power(each.plan, begin, start + step - begin)))
+    return spans
+
+
+@pyscript_compile
+def limits(site, outlook, window):
+    """Return the site's limit as (start, end, W) where it varies, else None; the Outlook has what is given.
+
+    Of the first interval only a part is left, so its limit is less, unless loads are given for all of it.
+    Where those exceed the limit, they are the limit: else there would be no plan at all.
+    """
+    if site.limit is None:
+        return None
+    found = []
+    for place in range(round((window.end - window.start) / window.step)):
+        start, end = window.start + place * window.step, window.start + (place + 1) * window.step
+        most = max([abs(each) for each in outlooks.during(outlook, start, end)])
+        limit = max(site.limit, most * ABOVE)
+        if not place and not any(outlook.total):
+            limit *= window.left
+        if found and found[-1][2] == limit:
+            found[-1] = found[-1][0], end, limit
+        else:
+            found.append((start, end, limit))
+    return None if found == [(window.start, window.end, site.limit)] else found
 
 
 @pyscript_compile
@@ -570,12 +776,12 @@ def question_kind():
 
     @dataclass
     class Question:
-        """A device as FlexMeasures' problem, planned until `end`.
+        """A device as FlexMeasures' problem, planned until `end`; without one, it is planned here.
 
         `left` is which part is left of the first interval.
         """
 
-        storage: Any
+        problem: Any
         end: float
         left: float
 
@@ -590,32 +796,34 @@ async def pose(site, each, means, now, start, step, sharers):
     """Return the question that a Resource Manager's state is, or None where it is refused."""
     version, memory, kind = each.version, dict(each.session.memory), each.type
     heard, plan_before = dict(each.heard), each.plan
-    with_modes, share = sharers <= MOST_WITH_MODES, (math.inf if site.limit is None else site.limit / sharers)
+    share = math.inf if site.limit is None else site.limit / sharers
 
     def read():
         device = kind.device(memory)
         if why := kind.unfit(device):
             raise errors.NotPlannable(why)
-        value = kind.worth(device, means.energy)
-        last = max([until for _begin, until, *_levels in device.targets], default=start)
-        end = start + max(site.horizon, min(-(-(last - start) // step) * step, LONGEST_HORIZON))
+        longest = min(math.ceil((kind.until(device) - start) / step) * step, LONGEST_HORIZON)
+        end = start + max(site.horizon, longest)
         state = kind.condition(device, memory, heard, plan_before, now)
-        problem = kind.problem(device, value, state, means, start, step, end, with_modes, share)
-        return device, state.level, value, problem, end
+        left = (start + step - now) / step
+        window = Window(start, step, end, left, share, sharers <= MOST_WITH_MODES)
+        return device, state, kind.problem(device, state, means, window), window
 
     try:
-        device, level, value, problem, end = await asyncio.to_thread(read)
+        device, state, problem, window = await asyncio.to_thread(read)
     except errors.NotPlannable as error:
         refuse(site, each, version, str(error))
+        site.unfit(each.resource)
         return None
     except Exception as error:
         LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
         refuse(site, each, version, f"what it told cannot be planned ({error!r})")
         return None
-    each.asked = device, level
-    tell_worth(each, value, means)
-    left = 1.0 if problem.operation_modes else (start + step - now) / step
-    return Question(problem, end, left)
+    each.asked, each.is_asked = (device, state), problem is not None
+    if kind is frbc:
+        tell_worth(each, frbc.worth(device, means.energy), means)
+    has_modes = isinstance(problem, storages.Storage) and problem.operation_modes
+    return Question(problem, window.end, 1.0 if has_modes else window.left)
 
 
 @pyscript_compile
@@ -649,16 +857,15 @@ def refuse(site, each, version, why, error=None):
 
 
 @pyscript_compile
-async def solve(site, group, asked, start, end, step):
+async def solve(site, group, asked, window, loads, most):
     """Return (the schedule of each, the error of each that FlexMeasures refuses).
 
     Where it refuses several together, it is asked for each half, so that one does not keep the others from
     their plan.
     """
-    problems = [asked[each].storage for each in group]
+    problems = [asked[each].problem for each in group]
     try:
-        left = max(asked[each].left for each in group)
-        found = await site.solve(problems, start, end - start, step, left)
+        found = await site.solve(problems, window, loads, most)
     except OF_A_PROBLEM as error:
         if len(group) == 1 or site.splits >= MOST_SPLITS or lately_made(site) + 2 > MOST_PLANS:
             if len(group) < len(asked):
@@ -672,7 +879,7 @@ async def solve(site, group, asked, start, end, step):
         schedules, refusals = {}, {}
         for half in (group[:middle], group[middle:]):
             site.made.append(site.now())
-            some, refused = await solve(site, half, asked, start, end, step)
+            some, refused = await solve(site, half, asked, window, loads, most)
             schedules |= some
             refusals |= refused
         return schedules, refusals
@@ -691,7 +898,7 @@ async def without_schedule(site, asked, versions, error):
         failure = errors.NotPlanned(str(error))
         failure.__cause__ = error
         give_up(each, failure)
-        await go_on(site, each, versions[each], len(asked))
+        await go_on(site, each, versions[each], len(site.controlled))
 
 
 @pyscript_compile
@@ -704,12 +911,17 @@ async def go_on(site, each, version, sharers):
     each.asked = None
     if before and before.end > now and each.planned_version == version:
         return
-    step = ROLLING_SECONDS
-    starts = [now + place * step for place in range(math.ceil(site.horizon / step))]
-    known = before if before and before.end > now else None
-    wanted = [(start, start + step, each.type.planned_power(known, start, step)) for start in starts]
-    most = None if site.limit is None else [site.limit / sharers] * len(wanted)
-    await adopt(site, each, version, wanted, most, is_fallback=known is None or each.is_fallback)
+    wanted, end = None, now + site.horizon
+    if before and before.end > now:
+        starts = [now + place * STEP_SECONDS for place in range(math.ceil(site.horizon / STEP_SECONDS))]
+        wanted = [
+            (start, start + STEP_SECONDS, each.type.planned_power(before, start, STEP_SECONDS))
+            for start in starts
+        ]
+        end = wanted[-1][1]
+    outlook = outlooks.new(site.known_prices or [], now, end, STEP_SECONDS)
+    share = None if site.limit is None else site.limit / sharers
+    await adopt(site, each, version, wanted, outlook, share, wanted is None or each.is_fallback)
 
 
 @pyscript_compile
@@ -735,41 +947,17 @@ def powers_of(schedule, left):
 
 
 @pyscript_compile
-def keep_limit_at_first(site, all_powers):
-    """Lower what is consumed in the rest of the first interval to the site's limit."""
+def keep_limit_at_first(site, all_powers, given):
+    """Lower what is consumed in the rest of the first interval to the site's limit, beside a load (W)."""
     if site.limit is None:
         return
     consumed = sum(max(powers[0][2], 0.0) for powers in all_powers)
     produced = sum(min(powers[0][2], 0.0) for powers in all_powers)
     for powers in all_powers:
         start, end, power = powers[0]
-        most = max(site.limit - site.own(start) - produced, 0.0)
+        most = max(site.limit - given - produced, 0.0)
         if power > 0 and consumed > most:
             powers[0] = start, end, power * most / consumed
-
-
-@pyscript_compile
-def total_of(all_powers, step):
-    """Return the power of all devices together (W) by when each step starts."""
-    total = Counter()
-    for powers in all_powers:
-        for start, end, power in powers:
-            for place in range(round((end - start) / step)):
-                total[start + place * step] += power
-    return total
-
-
-@pyscript_compile
-def limits(site, powers, total, step):
-    """Return what the site's limit leaves for a device in each of its intervals (W), or None without any."""
-    if site.limit is None:
-        return None
-    found = []
-    for start, end, power in powers:
-        steps = [start + place * step for place in range(round((end - start) / step))]
-        left = [site.limit - site.own(each) - total[each] + power for each in steps]
-        found.append(max(min(left, default=power), power))
-    return found
 
 
 @pyscript_compile
@@ -780,31 +968,40 @@ def lead(session):
 
 
 @pyscript_compile
-async def adopt(site, each, version, powers, most=None, is_fallback=False):
-    """Put a plan in force that comes nearest to powers, and tell the device; unless its state is another.
+async def adopt(site, each, version, powers, outlook, limit, is_fallback=False):
+    """Put a plan in force that comes nearest to powers (or is chosen here), and tell the device.
 
-    What goes wrong with one device is told, and does not keep others from their plan.
+    That is not done where its state is another by now. What goes wrong with one device is told, and does
+    not keep others from their plan.
     """
-    each.asked = None
+    try:
+        await put_in_force(site, each, version, powers, outlook, limit, is_fallback)
+    finally:
+        each.asked = None
+
+
+@pyscript_compile
+async def put_in_force(site, each, version, powers, outlook, limit, is_fallback):
+    """Do what `adopt` says."""
     if stale(site, each, version):
         return
     now, kind = site.now(), each.type
     memory, heard, before = dict(each.session.memory), dict(each.heard), each.plan
+    if kind.lacks(memory):
+        return
     begin = now + lead(each.session)
-    wanted = [(max(start, begin), end, power) for start, end, power in powers if end > begin]
-    ceilings = most and most[len(powers) - len(wanted) :]
-    prices = prices_of(site, wanted)
+    market = outlooks.market(outlook, each, spans(powers, outlook, begin), limit)
+    wanted = powers and [(max(start, begin), end, power) for start, end, power in powers if end > begin]
+    tariffs = site.tariffs
 
     def make():
         device = kind.device(memory)
         if why := kind.unfit(device):
             raise errors.NotPlannable(why)
         state = kind.condition(device, memory, heard, before, now)
-        return device, kind.follow(device, state, wanted, prices, ceilings)
+        return device, kind.follow(device, state, wanted, market, tariffs)
 
-    if kind.lacks(memory):
-        return
-    if not wanted:
+    if not market:
         hasten(site, now + site.settling)
         return
     try:
@@ -819,7 +1016,7 @@ async def adopt(site, each, version, powers, most=None, is_fallback=False):
     if is_gone(site, each) or each.plan is not before:
         return
     each.plan, each.device, each.is_fallback = made, device, is_fallback
-    each.planned_version, each.dropped = version, 0
+    each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
     asked_for = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
     made.changes = sorted([*made.changes, *asked_for], key=lambda change: change.moment)
@@ -833,6 +1030,15 @@ async def adopt(site, each, version, powers, most=None, is_fallback=False):
             if not waiting.done():
                 waiting.set_result(made)
         each.waiting.clear()
+
+
+@pyscript_compile
+def spans(powers, outlook, begin):
+    """Return (start, end) of each interval from a moment on: those of powers, or else of an Outlook."""
+    if powers is None:
+        starts = [outlook.start + place * outlook.step for place in range(len(outlook.total))]
+        powers = [(start, start + outlook.step, None) for start in starts]
+    return [(max(start, begin), end) for start, end, _power in powers if end > begin]
 
 
 @pyscript_compile
@@ -861,31 +1067,18 @@ def stale(site, each, version):
 
 
 @pyscript_compile
-def prices_of(site, wanted):
-    """Return the price of each interval, or None where some are not known."""
-    known = [(start, end, price) for start, end, price in site.known_prices or () if price is not None]
-    found, place = [], 0
-    for start, _end, _power in wanted:
-        while place < len(known) and known[place][1] <= start:
-            place += 1
-        if place == len(known) or known[place][0] > start:
-            return None
-        found.append(known[place][2])
-    return found
-
-
-@pyscript_compile
 async def instruct(site, each, made):
     """Revoke the instructions that a plan supersedes, and send its own; those that stay the same stay."""
     async with each.sending:
         if each.plan is not made:
             return
         now, version = site.now(), each.version
-        new = list(made.changes)
+        sent = list(each.sent.values())
+        new = [change for change in made.changes if not any(change is other for other in sent)]
         for instruction, change in list(each.sent.items()):
-            if change.moment <= now:
+            if change.moment <= now or any(change is other for other in made.changes):
                 continue
-            same = next((other for other in new if alike(change, other)), None)
+            same = next((other for other in new if each.type.alike(change, other)), None)
             if same:
                 new.remove(same)
                 each.sent[instruction] = same
@@ -905,17 +1098,6 @@ async def instruct(site, each, made):
 
 
 @pyscript_compile
-def alike(one, other):
-    """Tell whether two changes come to the same instruction."""
-    return (
-        one.actuator == other.actuator
-        and one.mode == other.mode
-        and abs(one.factor - other.factor) < 0.005
-        and abs(one.moment - other.moment) < 1.0
-    )
-
-
-@pyscript_compile
 async def send(site, each, change, moment):
     """Send an instruction, and plan again if it is refused."""
     instruction = str(uuid.uuid4())
@@ -923,9 +1105,9 @@ async def send(site, each, change, moment):
     follow_instructions(site, each, site.now())
     status = await sessions.request(
         each.session,
-        each.type.INSTRUCTION,
+        each.type.message_type(change),
         id=instruction,
-        execution_time=each.type.moment(moment),
+        execution_time=as_datetime(moment),
         **each.type.fields(change),
     )
     if status.status.value != sessions.OK and instruction in each.sent:
@@ -935,12 +1117,15 @@ async def send(site, each, change, moment):
 @pyscript_compile
 async def revoke(each, instruction):
     """Revoke an instruction that is not executed yet. Its confirmation is not waited for: some send none."""
-    each.sent.pop(instruction, None)
+    change = each.sent.pop(instruction)
     known = each.session.instructions.get(instruction)
     if known:
         known["status"] = "REVOKED"
     await sessions.send(
-        each.session, "RevokeObject", object_type=each.type.INSTRUCTION, object_id=instruction
+        each.session,
+        "RevokeObject",
+        object_type=each.type.message_type(change),
+        object_id=instruction,
     )
 
 
@@ -1053,39 +1238,33 @@ def instruction_in_force(found, now):
     change, known = found.sent[due[-1]], found.session.instructions.get(due[-1])
     return {
         "id": due[-1],
-        **described(found, change),
-        "execution_time": found.type.moment(change.moment),
+        **found.type.describe(found.device, change, now),
+        "execution_time": as_datetime(change.moment),
         "status": known and known["status"],
-    }
-
-
-@pyscript_compile
-def described(found, change):
-    """Return what a change says, with the label of its operation mode and the power expected (W)."""
-    return {
-        **found.type.fields(change),
-        "label": found.type.label(found.device, change),
-        "power": round(change.power),
     }
 
 
 @pyscript_compile
 def next_instructions(found, now, most):
     """Return what the device is to do next, in order, so many at most."""
+    if found.plan is None:
+        return []
     return [
-        {"execution_time": found.type.moment(each.moment), **described(found, each)}
-        for each in upcoming(found, now)[:most]
+        {
+            "execution_time": as_datetime(each.moment),
+            **found.type.describe(found.device, each, each.moment),
+        }
+        for each in found.type.upcoming(found.plan, now)[:most]
     ]
 
 
 @pyscript_compile
 def missed_targets(found):
-    """Return the fill levels that the plan does not reach: when, what was wanted, and what is expected."""
-    return [
-        {
-            "datetime": found.type.moment(each.moment),
-            "asked": each.lowest if each.reached < each.lowest else each.highest,
-            "reached": round(each.reached, 3),
-        }
-        for each in (found.plan.missed if found.plan else ())
-    ]
+    """Return what the device needs and the plan does not reach: when, what was wanted, what is expected."""
+    return found.type.missed(found.plan) if found.plan else []
+
+
+@pyscript_compile
+def as_datetime(seconds):
+    """Return a moment in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)

@@ -44,10 +44,34 @@ def records():
         cost: float
         timers: dict
 
-    return Transition, Step, Route
+    @dataclass(frozen=True)
+    class Active:
+        """An actuator's mode (None: not known) and factor, reached at `ready`; when its timers finish."""
+
+        mode: str | None
+        factor: float
+        ready: float
+        timers: dict
+
+    @dataclass(frozen=True)
+    class Change:
+        """What an actuator is told to do at a moment: a mode and its factor.
+
+        `actuator` is None where a device has only one. `power` is what is expected of it then; `active` is
+        the actuator's state that follows.
+        """
+
+        moment: float
+        actuator: str | None
+        mode: str
+        factor: float
+        power: float
+        active: Active
+
+    return Transition, Step, Route, Active, Change
 
 
-Transition, Step, Route = records()
+Transition, Step, Route, Active, Change = records()
 
 
 @pyscript_compile

@@ -26,6 +26,7 @@ import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.listener as listeners
 import flexmeasures_s2.messages as messages
+import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MATTER = "s2"
@@ -92,7 +93,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     store = Store(hass, 1, "flexmeasures_for_pyscript.resources", atomic_writes=True)
     side = Resources(hass, given, link, outbox, status, meters, store)
     asker = site_plan.Asker(given, link, status, planning, own_schedule)
-    side.site = site_plan.new(asker, partial(relay_of, side))
+    side.site = site_plan.new(asker, partial(relay_of, side), partial(give_way, side))
     side.cem = cems.Cem(
         partial(changed, side),
         partial(received, side),
@@ -120,6 +121,13 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     if not await listen(side):
         side.listening = hass.async_create_background_task(keep_trying(side), "flexmeasures s2 listener")
     return side
+
+
+@pyscript_compile
+def give_way(side, resource):
+    """Have another control type selected, since what a Resource Manager told does not fit its own."""
+    session = resource.session
+    sessions.spawn(session, cems.give_way(side.cem, resource, session, session.control_type))
 
 
 @pyscript_compile

@@ -1,8 +1,10 @@
 """The site's plan: what FlexMeasures is asked for all S2 devices together, and what is told of it."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import homeassistant.util.dt as dt_util
@@ -10,6 +12,7 @@ import homeassistant.util.dt as dt_util
 import flexmeasures_cem.planner as planners
 import flexmeasures_home.relay as relays
 import flexmeasures_home.status as statuses
+import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.planning as planning
 import flexmeasures_optimiser.provisioning as provisioning
 import flexmeasures_optimiser.quantities as quantities
@@ -22,6 +25,8 @@ MOST_OF_A_PLAN, MOST_MISSED = 24, 10
 """So that all attributes of a state stay under what the recorder takes (16,384 bytes)."""
 JOULES_PER_WATT_HOUR = 3600.0
 SITE_POWER_CAPACITY = "site-power-capacity"
+SCHEDULER = "scheduler"
+"""The type of the data source that FlexMeasures' schedules are from."""
 
 
 @pyscript_compile
@@ -50,8 +55,12 @@ Asker = record()
 
 
 @pyscript_compile
-def new(asker, relay_of):
-    """Return the site's planner, not yet started; `relay_of(resource)` returns a Resource Manager's relay."""
+def new(asker, relay_of, unfit):
+    """Return the site's planner, not yet started.
+
+    `relay_of(resource)` returns a Resource Manager's relay; `unfit(resource)` is called when what it told
+    cannot be planned under its control type.
+    """
     given = asker.given
     return planners.Site(
         partial(solve, asker),
@@ -61,45 +70,70 @@ def new(asker, relay_of):
         partial(own_power, asker),
         lambda resource: relays.want(relay_of(resource), "state"),
         lambda resource, text: tell(asker, relay_of(resource), text),
+        unfit,
         lambda error: statuses.fail_with(asker.status, MATTER, error),
         lambda: statuses.succeed(asker.status, MATTER),
         given.schedule_duration.total_seconds(),
         given.site_power_capacity,
         now=lambda: dt_util.utcnow().timestamp(),
+        tariffs=given.s2.prices,
     )
 
 
 @pyscript_compile
-async def solve(asker, devices, start, duration, resolution, left):
-    """Return the Schedule (W) of each power sensor; raise an OptimiserError."""
-    begin, length = datetime.fromtimestamp(start, UTC), timedelta(seconds=duration)
+async def solve(asker, problems, window, loads, limits):
+    """Return the Schedule (W) of each power sensor; raise an OptimiserError.
+
+    `loads` maps the power sensors of other devices to what they are to have, which is posted first, and
+    `limits` is the site's limit where that varies: see planner.Site.
+    """
+    begin, length = datetime.fromtimestamp(window.start, UTC), timedelta(seconds=window.end - window.start)
     given, link = asker.given, asker.link
     async with asker.planning:
         asker.site = given.site or asker.site or await provisioning.site_of(link, given.power_sensor)
-        own = await inflexible(asker, devices)
-        step = timedelta(seconds=resolution)
-        limit = {} if own else less_at_first(given, begin, begin + step, begin + length, left)
         context = storages.flex_context(
             given.consumption_price_sensor,
             given.production_price_sensor,
             given.site_power_capacity,
-            limit,
-            own,
+            limit_over_time(given, limits),
+            await inflexible(asker, problems, loads),
             given.flex_context,
         )
+        step = timedelta(seconds=window.step)
         return await planning.plan_site(
-            link, asker.site, devices, context, begin, length, step, dt_util.utcnow()
+            link, asker.site, problems, context, begin, length, step, dt_util.utcnow()
         )
 
 
 @pyscript_compile
-async def inflexible(asker, devices):
-    """Return the flex-context's field that counts the schedule of the app's own device in, if it has one."""
-    sensor_id = asker.given.power_sensor
-    if sensor_id in [each.power_sensor for each in devices] or asker.own_schedule() is None:
-        return {}
-    sensor = await planning.power_sensor(asker.link, sensor_id)
-    return {"inflexible-consumption" if sensor.sign > 0 else "inflexible-production": [{"sensor": sensor_id}]}
+async def inflexible(asker, problems, loads):
+    """Return the flex-context's fields that count other devices in, the app's own with its schedule too.
+
+    Of other devices old schedules do not count, which they may have from another control type.
+    """
+    own = asker.given.power_sensor
+    references = {each: {"exclude-source-types": [SCHEDULER]} for each in loads}
+    if asker.own_schedule() is not None and own not in [each.power_sensor for each in problems]:
+        references[own] = {}
+    fields = {}
+    for sensor_id, reference in references.items():
+        sensor = await planning.power_sensor(asker.link, sensor_id)
+        if loads.get(sensor_id) is not None:
+            await post(asker.link, sensor, loads[sensor_id])
+        name = "inflexible-consumption" if sensor.sign > 0 else "inflexible-production"
+        fields.setdefault(name, []).append({"sensor": sensor_id} | reference)
+    return fields
+
+
+@pyscript_compile
+async def post(link, sensor, powers):
+    """Post what a device is to have (start, end, W), and have it stored; raise an OptimiserError."""
+    values = [sensor.sign * power for _start, _end, power in powers]
+    start, end, _power = powers[0]
+    step = timedelta(seconds=end - start)
+    run = sensor_data.Run(sensor.id, datetime.fromtimestamp(start, UTC), values, "W", step)
+    if job := await sensor_data.post(link, run):
+        await sensor_data.stored(link, job)
 
 
 @pyscript_compile
@@ -112,29 +146,61 @@ def own_power(asker, moment):
 
 
 @pyscript_compile
-def less_at_first(given, start, second, end, left):
-    """Return the site's limit where only a part (`left`) of the first interval is left, if it has one."""
+def limit_over_time(given, limits):
+    """Return the site's limit where it varies; the user's own loads in flex_context void what we know."""
     raw = given.flex_context or {}
-    if given.site_power_capacity is None or left >= 1 or any(name.startswith("inflexible") for name in raw):
+    if not limits or any(name.startswith("inflexible") for name in raw):
         return {}
     spans = [
-        storages.Span(start, second, given.site_power_capacity * left),
-        storages.Span(second, end, given.site_power_capacity),
+        storages.Span(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC), power)
+        for start, end, power in limits
     ]
     return {SITE_POWER_CAPACITY: storages.as_powers(spans)}
 
 
 @pyscript_compile
 async def prices(asker, start, end):
-    """Return (start, end, price) as FlexMeasures knows the consumption price; raise an OptimiserError."""
-    begin = datetime.fromtimestamp(start, UTC)
-    length = timedelta(seconds=end - start)
-    found = await sensor_data.read(asker.link, asker.given.consumption_price_sensor, begin, length)
+    """Return (start, end, consumption price, production price) per kWh; raise an OptimiserError."""
+    given = asker.given
+    consumption = await prices_of(asker, given.consumption_price_sensor, start, end)
+    if given.production_price_sensor == given.consumption_price_sensor:
+        return [(*each, each[2]) for each in consumption]
+    production = await prices_of(asker, given.production_price_sensor, start, end)
+    return side_by_side(consumption, production)
+
+
+@pyscript_compile
+async def prices_of(asker, sensor_id, start, end):
+    """Return (start, end, price per kWh) as FlexMeasures knows them; raise an OptimiserError."""
+    begin, length = datetime.fromtimestamp(start, UTC), timedelta(seconds=end - start)
+    found = await sensor_data.read(asker.link, sensor_id, begin, length)
     first, step = found["start"].timestamp(), found["resolution"].total_seconds()
+    try:
+        factor = quantities.per_kilowatt_hour(found["unit"])
+    except ValueError as error:
+        raise errors.UnknownSensor(f"Sensor {sensor_id} is no sensor of prices: {error}") from error
     return [
-        (first + place * step, first + (place + 1) * step, value)
+        (first + place * step, first + (place + 1) * step, None if value is None else factor * value)
         for place, value in enumerate(found["values"])
     ]
+
+
+@pyscript_compile
+def side_by_side(consumption, production):
+    """Return (start, end, consumption price, production price) of both prices, on the finer one's clock."""
+    moments = sorted({each[0] for each in (*consumption, *production)} | {consumption[-1][1]})
+    found = []
+    for start, end in pairwise(moments):
+        pair = [price_at(each, start) for each in (consumption, production)]
+        found.append((start, end, *pair))
+    return found
+
+
+@pyscript_compile
+def price_at(known, moment):
+    """Return the price of the (start, end, price) that a moment is in, or None."""
+    place = bisect_right(known, moment, key=lambda each: each[0]) - 1
+    return known[place][2] if place >= 0 and moment < known[place][1] else None
 
 
 @pyscript_compile
@@ -175,7 +241,7 @@ def attributes(site, resource):
             in_local_time(each) for each in planners.next_instructions(found, site.now(), MOST_OF_A_PLAN)
         ],
         "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)[:MOST_MISSED]],
-        "planned_until": found.plan and local(found.type.moment(found.plan.end)),
+        "planned_until": found.plan and local(planners.as_datetime(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,
         "energy_per_fill_level": worth and quantities.tidy(worth.energy / JOULES_PER_WATT_HOUR / 1000),
     }

@@ -94,7 +94,7 @@ async def plan_site(link, site, devices, flex_context, start, duration, resoluti
             "start": start.isoformat(),
             "duration": isodate.duration_isoformat(duration),
             "resolution": isodate.duration_isoformat(resolution),
-            "flex-model": [storages.flex_model(each, start, start + duration) for each in devices],
+            "flex-model": [storages.model_of(each, start, start + duration) for each in devices],
             "flex-context": flex_context,
             "force-new-job-creation": True,
         },

@@ -78,3 +78,12 @@ def as_percentage(fraction):
 def tidy(number):
     """Return the number without the noise of binary fractions (9 decimals)."""
     return round(number, 9) + 0.0
+
+
+@pyscript_compile
+def per_kilowatt_hour(unit):
+    """Return what a price in a unit such as EUR/MWh is multiplied with to be per kWh; raise ValueError."""
+    _currency, slash, energy_unit = unit.rpartition("/")
+    if not slash or energy_unit not in ENERGY_UNITS:
+        raise ValueError(f"expected a price such as EUR/kWh, not {unit}")
+    return 1 / EnergyConverter.convert(1, energy_unit, "kWh")

@@ -1,4 +1,4 @@
-"""A storage device as FlexMeasures' problem: its flex-model and the site's flex-context."""
+"""A device as FlexMeasures' problem: its flex-model and the site's flex-context."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -55,10 +55,33 @@ def records():
         operation_modes: list = field(default_factory=list)
         flex_model: Any = None
 
-    return Wish, Span, Storage
+    @dataclass
+    class Flow:
+        """A device that stores nothing, such as solar panels: what it may consume and produce at most (W).
+
+        A capacity is a power, or a list of Spans that cover all of the time.
+        """
+
+        power_sensor: int
+        consumption_capacity: Any
+        production_capacity: Any
+
+    return Wish, Span, Storage, Flow
 
 
-Wish, Span, Storage = records()
+Wish, Span, Storage, Flow = records()
+
+
+@pyscript_compile
+def model_of(device, start, end):
+    """Return the entry of a Storage or a Flow for a trigger's `flex-model` list."""
+    if isinstance(device, Flow):
+        return {
+            "sensor": device.power_sensor,
+            "consumption-capacity": as_powers(device.consumption_capacity),
+            "production-capacity": as_powers(device.production_capacity),
+        }
+    return flex_model(device, start, end)
 
 
 @pyscript_compile

@@ -20,7 +20,8 @@ ABBREVIATIONS = {
     "PEBC": "POWER_ENVELOPE_BASED_CONTROL",
 }
 """What stands before the point in a message_type, by preference: the most that can be optimised first."""
-NAMES = [*ABBREVIATIONS.values(), NOT_CONTROLABLE, NO_SELECTION]
+PLANNABLE = list(ABBREVIATIONS.values())
+NAMES = [*PLANNABLE, NOT_CONTROLABLE, NO_SELECTION]
 ALL_NAMES = [*NAMES, *ABBREVIATIONS]
 CHECKS = frbc.CHECKS | ombc.CHECKS | ddbc.CHECKS | ppbc.CHECKS | pebc.CHECKS
 OF = {message_type: ABBREVIATIONS[message_type.split(".")[0]] for message_type in CHECKS}

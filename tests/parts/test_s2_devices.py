@@ -1,18 +1,14 @@
 """The simulated devices: their physics by the clock, and what they say to a CEM of a few lines."""
 
 import asyncio
-import json
-import time
 from datetime import datetime, timedelta
 from itertools import pairwise
 from uuid import uuid4
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
-from freezegun import freeze_time
 
-from tests.parts import s2_devices, s2_schemas
+from tests.parts import s2_device
+from tests.parts.s2_cem import introduced
 from tests.parts.s2_devices import (
     AMSTERDAM,
     Boiler,
@@ -191,7 +187,7 @@ def test_the_log_has_each_minute_and_little_more():
 
 
 def test_the_log_forgets_what_is_long_ago(monkeypatch):
-    monkeypatch.setattr(s2_devices, "LONGEST_LOG", 100)
+    monkeypatch.setattr(s2_device, "LONGEST_LOG", 100)
     device = made()
     device.advance(NOW + DAY)
     assert 100 <= len(device.log) <= 200
@@ -309,106 +305,6 @@ def test_a_revoked_instruction_is_not_carried_out():
 
 
 # Over a websocket
-
-
-class Cem:
-    """A CEM that confirms everything and selects a control type, and says what a test wants."""
-
-    def __init__(self) -> None:
-        self.received: list[dict] = []
-        self.control_type = FRBC
-
-    async def session(self, request: web.Request) -> web.WebSocketResponse:
-        """Take a device."""
-        self.socket = web.WebSocketResponse()
-        await self.socket.prepare(request)
-        await self.socket.send_json(example("Handshake", role="CEM"))
-        async for frame in self.socket:
-            message = json.loads(frame.data)
-            self.received.append(message)
-            if "message_id" in message:
-                subject = message["message_id"]
-                await self.socket.send_json(example("ReceptionStatus", subject_message_id=subject))
-            match message["message_type"]:
-                case "Handshake":
-                    await self.socket.send_json(example("HandshakeResponse"))
-                case "ResourceManagerDetails":
-                    await self.select(self.control_type)
-        return self.socket
-
-    async def select(self, control_type: str) -> None:
-        """Select a control type."""
-        await self.socket.send_json(example("SelectControlType", control_type=control_type))
-
-    async def ask(self, message: dict) -> str:
-        """Send a message, and return the status it gets."""
-        await self.socket.send_json(message)
-        await self.until(lambda: self.statuses(message))
-        return self.statuses(message)[0]
-
-    async def until(self, happened) -> None:
-        """Wait until something happened."""
-        async with asyncio.timeout(5):
-            while not happened():
-                await asyncio.sleep(0.005)
-
-    def statuses(self, message: dict) -> list[str]:
-        """Return each status that a message got."""
-        return [
-            answer["status"]
-            for answer in self.of("ReceptionStatus")
-            if answer["subject_message_id"] == message["message_id"]
-        ]
-
-    def of(self, message_type: str) -> list[dict]:
-        """Return the messages of a type."""
-        return [message for message in self.received if message["message_type"] == message_type]
-
-    def kinds(self) -> list[str]:
-        """Return the types of what was told, and forget it."""
-        kinds = [message["message_type"] for message in self.received]
-        self.received.clear()
-        return [kind for kind in kinds if kind != "ReceptionStatus"]
-
-    def updates(self) -> list[tuple[str, str]]:
-        """Return what became of the instructions, by id."""
-        return [
-            (update["instruction_id"], update["status_type"]) for update in self.of("InstructionStatusUpdate")
-        ]
-
-
-@pytest.fixture
-async def cem(socket_enabled):
-    """Run a CEM, which looks at the end whether all it received is valid."""
-    cem = Cem()
-    app = web.Application()
-    app.router.add_get("/", cem.session)
-    invalid = []
-
-    class Checked(list):
-        def append(self, message: dict) -> None:
-            invalid.extend(s2_schemas.problems(message))
-            super().append(message)
-
-    cem.received = Checked()
-    async with TestServer(app) as server:
-        cem.url = str(server.make_url("/")).replace("http", "ws", 1)
-        yield cem
-    assert invalid == []
-
-
-@pytest.fixture
-async def clock(monkeypatch):
-    """Stop the clock at NOW, but not that of asyncio."""
-    monkeypatch.setattr(asyncio.get_running_loop(), "time", time.monotonic)
-    with freeze_time(NOW) as clock:
-        yield clock
-
-
-async def introduced(device: StorageDevice) -> None:
-    """Wait until a device has told all there is to know, and a round."""
-    await asyncio.wait_for(device.active.wait(), 5)
-    await device.tell()
 
 
 @pytest.mark.parametrize(

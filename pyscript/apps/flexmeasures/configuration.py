@@ -49,7 +49,11 @@ def records():
 
     @dataclass
     class S2:
-        """Where and for whom the CEM listens; `resources` maps a resource_id or name to its sensors."""
+        """Where and for whom the CEM listens; `resources` maps a resource_id or name to its sensors.
+
+        `prices` are those of commodities other than electricity: GAS per m3, HEAT per kWh, OIL per litre,
+        HYDROGEN per kg.
+        """
 
         enabled: bool
         host: str
@@ -62,6 +66,7 @@ def records():
         control_type: str | None
         auto_provision: bool
         resources: dict
+        prices: dict
         limits: Any
 
     return Configuration, S2
@@ -135,6 +140,12 @@ def energy_per_fill_level(value):
 
 
 @pyscript_compile
+def prices(value):
+    """Return prices by the commodity's name in S2."""
+    return {name.upper(): price for name, price in PRICES_SCHEMA(value).items()}
+
+
+@pyscript_compile
 def or_nothing(schema):
     """Return a validator of a section, of which nothing at all means the defaults."""
 
@@ -185,6 +196,14 @@ RESOURCE = {
         energy_per_fill_level, "the energy of one unit of fill level, such as '0.1 kWh'"
     ),
 }
+PRICES_SCHEMA = vol.Schema(
+    {
+        vol.Optional("gas"): fields.PRICE,
+        vol.Optional("heat"): fields.PRICE,
+        vol.Optional("oil"): fields.PRICE,
+        vol.Optional("hydrogen"): fields.PRICE,
+    }
+)
 S2_SCHEMA = vol.Schema(
     {
         vol.Optional("enabled", default=True): fields.BOOLEAN,
@@ -198,6 +217,7 @@ S2_SCHEMA = vol.Schema(
         vol.Optional("control_type"): fields.CONTROL_TYPE,
         vol.Optional("auto_provision", default=True): fields.BOOLEAN,
         vol.Optional("resources", default=dict): or_nothing(vol.Schema({NAME_OR_ID: RESOURCE})),
+        vol.Optional("prices", default=dict): or_nothing(prices),
         vol.Optional("limits", default=dict): or_nothing(limits),
     }
 )

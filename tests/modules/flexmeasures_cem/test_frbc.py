@@ -44,11 +44,11 @@ def problem(described, level, energy=None, now=NOW, with_modes=True, resolution=
     activate(m, remembered, described)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, now)
-    from flexmeasures_cem.planner import Means
+    from flexmeasures_cem.planner import Means, Window
 
-    means = Means(7, resolution, 8, energy)
-    value = m.frbc.worth(device, energy)
-    return m.frbc.problem(device, value, state, means, NOW, QUARTER, NOW + DAY, with_modes)
+    left = (NOW + QUARTER - now) / QUARTER
+    window = Window(NOW, QUARTER, NOW + DAY, left, math.inf, with_modes)
+    return m.frbc.problem(device, state, Means(7, resolution, 8, energy), window)
 
 
 def test_a_unit_of_fill_level_is_worth_what_power_and_fill_rate_say():
@@ -237,7 +237,7 @@ def test_what_was_told_later_than_a_status_counts():
     activate(m, remembered, described)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
-    plan = m.frbc.follow(device, state, [(NOW + 2, NOW + QUARTER, 2500.0)])
+    plan = m.plans.follow(device, state, [(NOW + 2, NOW + QUARTER, 2500.0)])
     actuator_id = described["actuators"][0]["id"]
     [active] = m.frbc.condition(device, remembered, {actuator_id: NOW}, plan, NOW + 60).actuators.values()
     assert active.factor == pytest.approx(0.5)

@@ -35,7 +35,7 @@ def planned(m, described, level, powers, modes=None, begin=2.0, prices=None, lim
     activate(m, remembered, described, modes)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
-    return device, m.frbc.follow(device, state, intervals(powers, begin), prices, limits)
+    return device, m.plans.follow(device, state, intervals(powers, begin), prices, limits)
 
 
 def after(quarters):

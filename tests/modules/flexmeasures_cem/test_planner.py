@@ -37,6 +37,7 @@ async def site(serve, load):
         questions=[],
         failures=[],
         told={},
+        unfit=[],
         prices=0.25,
         power=None,
         own=0.0,
@@ -45,8 +46,11 @@ async def site(serve, load):
         gate=None,
     )
 
-    async def solve(storages, start, duration, resolution, left):
-        made.questions.append(SimpleNamespace(storages=storages, start=start, duration=duration, left=left))
+    async def solve(storages, window, given, limits):
+        duration = window.end - window.start
+        question = SimpleNamespace(storages=storages, start=window.start, duration=duration, left=window.left)
+        question.given, question.limits = given, limits
+        made.questions.append(question)
         powers = list(made.powers)
         if made.gate:
             await made.gate.wait()
@@ -55,8 +59,8 @@ async def site(serve, load):
                 raise load("flexmeasures_optimiser.errors").Infeasible("no schedule meets all limits")
         if made.error:
             raise made.error
-        begin = datetime.fromtimestamp(start, UTC)
-        quarter = timedelta(seconds=resolution)
+        begin = datetime.fromtimestamp(window.start, UTC)
+        quarter = timedelta(seconds=window.step)
         return {
             each.power_sensor: schedules.Schedule(begin, quarter, "W", powers, "Wh", None, [], None, begin)
             for each in storages
@@ -64,7 +68,7 @@ async def site(serve, load):
 
     async def prices(start, end):
         hours = range(int(start) // 3600 * 3600, int(end), 3600)
-        return [(each, each + 3600.0, made.prices) for each in hours]
+        return [(each, each + 3600.0, made.prices, made.prices) for each in hours]
 
     def means(resource):
         sensor = made.sensors.setdefault(resource.resource_id, len(made.sensors) + 1)
@@ -78,6 +82,7 @@ async def site(serve, load):
         lambda moment: made.own,
         lambda resource: None,
         lambda resource, text: made.told.__setitem__(resource.name, text),
+        lambda resource: made.unfit.append(resource.name),
         made.failures.append,
         lambda: made.failures.append(None),
         24 * 3600.0,
@@ -349,10 +354,10 @@ async def test_who_cannot_be_planned_does_not_keep_others_from_it(site):
 
 async def test_there_are_no_more_plans_than_the_server_takes(site):
     async with battery(site) as rm:
-        for level in range(12):
-            await rm.ask(example("FRBC.StorageStatus", present_fill_level=20 + 5 * level))
-            await asyncio.sleep(0.15)
         most = site.planners.MOST_PLANS
+        for number in range(12):
+            await rm.ask(example("FRBC.StorageStatus", present_fill_level=20 + 5 * number))
+            await until(lambda number=number: len(site.questions) >= min(number + 2, most))
         await planned(site, most)
         site.ahead = site.planners.PLANS_SECONDS + 1
         site.site.urged.set()
@@ -587,7 +592,7 @@ async def test_a_device_that_tells_another_level_each_moment_is_planned_all_the_
             site.gate = asyncio.Event()
         site.gate.set()
         await until(lambda: controlled(site).plan.start > site.site.now() - 3)
-        assert len(site.questions) < 8
+        assert len(site.questions) <= site.planners.MOST_PLANS
 
 
 async def test_a_timer_that_never_ends_harms_nobody(site):
@@ -712,11 +717,161 @@ async def test_after_a_failure_that_is_over_nothing_waits(site, load):
         await until(lambda: len(site.questions) == 4)
 
 
-def test_a_limit_holds_over_devices_of_other_resolutions(load):
-    planners = load("flexmeasures_cem.planner")
+async def test_a_limit_holds_over_devices_of_other_resolutions(load):
+    outlooks = load("flexmeasures_cem.outlook")
     coarse = [(0.0, 900.0, 9000.0)]
     fine = [(0.0, 300.0, 1000.0), (300.0, 600.0, 500.0), (600.0, 900.0, 0.0)]
-    total = planners.total_of([coarse, fine], 300.0)
-    limited = SimpleNamespace(limit=10_000.0, own=lambda moment: 0.0)
-    assert planners.limits(limited, fine, total, 300.0) == [1000, 1000, 1000]
-    assert planners.limits(limited, coarse, total, 300.0) == [9000]
+    outlook = outlooks.new([], 0.0, 900.0, 300.0)
+    for powers in (coarse, fine):
+        outlooks.put(outlook, str(powers), outlooks.of_spans(outlook, powers))
+    [left] = outlooks.market(outlook, str(coarse), [(0.0, 900.0)], 10_000.0)
+    assert left.limit - left.load == 9000
+    left = outlooks.market(outlook, str(fine), [each[:2] for each in fine], 10_000.0)
+    assert [each.limit - each.load for each in left] == [1000, 1000, 1000]
+
+
+PPBC = "POWER_PROFILE_BASED_CONTROL"
+LAUNDRY, FORECAST = "PPBC.PowerProfileDefinition", "PowerForecast"
+
+
+def laundry(site, hours, watts=2000, length=3600_000) -> dict:
+    """Return a profile of one sequence that is to be finished in some hours."""
+    sequence = {
+        "id": str(uuid4()),
+        "elements": [
+            {
+                "duration": length,
+                "power_values": [{"value_expected": watts, "commodity_quantity": "ELECTRIC.POWER.L1"}],
+            }
+        ],
+        "is_interruptible": False,
+        "abnormal_condition_only": False,
+    }
+    return example(
+        LAUNDRY,
+        id=str(uuid4()),
+        start_time=now(site).isoformat(),
+        end_time=(now(site) + timedelta(hours=hours)).isoformat(),
+        power_sequences_containers=[{"id": str(uuid4()), "power_sequences": [sequence]}],
+    )
+
+
+def washing_machine(site, name="Washing machine"):
+    """Connect a resource manager that offers power profile based control."""
+    return connected(site.cem, name=name, control_types=[PPBC, NOT_CONTROLABLE])
+
+
+def planned_for(site, name):
+    """Return what the planner knows of a resource manager."""
+    return next(found for found in site.site.controlled.values() if found.resource.name == name)
+
+
+def forecast(site, watts) -> dict:
+    """Return a forecast of the same power for a day."""
+    value = {"value_expected": watts, "commodity_quantity": "ELECTRIC.POWER.L1"}
+    start = datetime.fromtimestamp(site.site.now() // QUARTER * QUARTER, UTC)
+    return example(
+        FORECAST,
+        start_time=start.isoformat(),
+        elements=[{"duration": 86_400_000, "power_values": [value]}],
+    )
+
+
+async def test_what_flexmeasures_cannot_express_is_planned_here_and_given_to_it(site):
+    async with battery(site), washing_machine(site) as machine:
+        await machine.ask(laundry(site, hours=1))
+        instruction = await machine.next("PPBC.ScheduleInstruction")
+        assert datetime.fromisoformat(instruction["execution_time"]) < now(site) + timedelta(seconds=5)
+        await until(lambda: site.questions[-1].given)
+        sensor = site.sensors[machine.details["resource_id"]]
+        assert [each.power_sensor for each in site.questions[-1].storages] != [sensor]
+        powers = [power for _start, _end, power in site.questions[-1].given[sensor]]
+        assert powers[0] > 1000
+        assert powers[1:3] == [2000, 2000]
+        assert powers[5:] == [0] * 91
+
+
+async def test_who_is_planned_here_does_not_wait_until_flexmeasures_may_be_asked(site):
+    async with battery(site), washing_machine(site) as machine:
+        site.site.made.extend([site.site.now()] * site.planners.MOST_PLANS)
+        asked = len(site.questions)
+        await machine.ask(laundry(site, hours=1))
+        assert await machine.next("PPBC.ScheduleInstruction")
+        await asyncio.sleep(0.4)
+        assert len(site.questions) == asked
+        site.ahead = site.planners.PLANS_SECONDS + 1
+        site.site.urged.set()
+        await until(lambda: len(site.questions) > asked)
+
+
+async def test_who_is_planned_here_needs_no_sensor(site):
+    site.site.means = lambda resource: None
+    async with washing_machine(site) as machine:
+        await machine.ask(laundry(site, hours=1))
+        assert await machine.next("PPBC.ScheduleInstruction")
+        assert site.questions == []
+
+
+async def test_the_forecast_of_who_is_not_controlled_is_given(site):
+    site.site.limit = 4000.0
+    async with battery(site), connected(site.cem, name="Meter", control_types=[NOT_CONTROLABLE]) as meter:
+        await meter.ask(forecast(site, 3000))
+        sensor = site.sensors.setdefault(meter.details["resource_id"], 99)
+        site.ahead = site.planners.BETWEEN_FORECASTS_SECONDS + 1
+        site.site.urged.set()
+        await until(lambda: site.questions[-1].given == {sensor: None})
+        assert site.questions[-1].limits is None
+        asked = len(site.questions)
+        await meter.ask(forecast(site, 5000))
+        site.ahead = 2 * site.planners.BETWEEN_FORECASTS_SECONDS + 2
+        site.site.urged.set()
+        await until(lambda: len(site.questions) > asked)
+        [(_start, _end, limit)] = site.questions[-1].limits
+        assert limit == pytest.approx(5000 * site.planners.ABOVE)
+
+
+async def test_a_machine_that_starts_keeps_the_site_under_its_limit(site):
+    site.site.limit = 3000.0
+    async with washing_machine(site, "One") as one, washing_machine(site, "Two") as two:
+        for each in (one, two):
+            await each.ask(laundry(site, hours=4))
+        for each in (one, two):
+            await each.next("PPBC.ScheduleInstruction")
+        await asyncio.sleep(0.5)
+        plans = [planned_for(site, name).plan for name in ("One", "Two")]
+        first, second = sorted([each.start, each.end] for plan in plans for each in runs(plan))
+        assert first[1] <= second[0] + 1
+
+
+def runs(plan):
+    """Return when a plan of one sequence has power."""
+    pieces = [piece for piece in plan.pieces if piece[2]]
+    return [SimpleNamespace(start=pieces[0][0], end=pieces[-1][1])]
+
+
+async def test_a_control_type_that_what_was_told_does_not_fit_is_told_so(site):
+    async with connected(site.cem) as rm:
+        description = example("FRBC.SystemDescription")
+        for actuator in description["actuators"]:
+            for mode in actuator["operation_modes"]:
+                for element in mode["elements"]:
+                    element["fill_rate"] = {"start_of_range": 0.0, "end_of_range": 0.0}
+        await rm.ask(description)
+        await rm.ask(status())
+        await rm.ask(example("FRBC.StorageStatus"))
+        await until(lambda: site.unfit)
+        assert site.told["Battery"].startswith("it cannot be planned")
+
+
+async def test_nothing_of_the_control_type_before_is_left_after_another(site):
+    async with washing_machine(site) as machine:
+        site.prices = 0.25
+        await machine.ask(laundry(site, hours=8))
+        await until(lambda: planned_for(site, "Washing machine").plan)
+        [resource] = site.cem.cem.resources.values()
+        cems = site.load("flexmeasures_cem.cem")
+        change = asyncio.create_task(cems.change_control_type(site.cem.cem, resource, NOT_CONTROLABLE))
+        await machine.next("SelectControlType")
+        await change
+        assert site.site.controlled == {}
+        assert [each.name for each in site.site.others.values()] == ["Washing machine"]

@@ -1,0 +1,200 @@
+"""Operation mode based control: which mode a device is in, and when, at the least cost.
+
+Nothing is asked of FlexMeasures but its prices: what a mode costs in each interval is known, and the choice
+is made here, exactly.
+"""
+
+import math
+from datetime import UTC, datetime
+
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.modes as modes
+import flexmeasures_cem.plans as plans
+
+CONTROL_TYPE = "OPERATION_MODE_BASED_CONTROL"
+INSTRUCTION = "OMBC.Instruction"
+DESCRIPTION, STATUS, TIMER_STATUS = "OMBC.SystemDescription", "OMBC.Status", "OMBC.TimerStatus"
+CALL_FOR_A_PLAN = (DESCRIPTION,)
+"""The messages that change the problem."""
+LAG_SECONDS = 30
+"""How long after a change a device may still be as it was before."""
+
+
+@pyscript_compile
+def lacks(memory):
+    """Return which message is still missing to plan on, or None."""
+    return None if (DESCRIPTION,) in memory else DESCRIPTION
+
+
+@pyscript_compile
+def valid_from(memory):
+    """Return from when on the description holds."""
+    return memory[DESCRIPTION,].valid_from.timestamp()
+
+
+@pyscript_compile
+def device(memory):
+    """Return the device that is described: one Actuator."""
+    return modes.read(memory[DESCRIPTION,])
+
+
+@pyscript_compile
+def unfit(found):
+    """Return why a device cannot be planned, or None."""
+    return modes.unfit([found])
+
+
+@pyscript_compile
+def until(_found):
+    """Return the last moment that the plan has to look ahead to: there is none."""
+    return 0.0
+
+
+@pyscript_compile
+def condition(found, memory, heard, plan, now):
+    """Return what the device is now: as it told, or as it was told later.
+
+    `heard` has when it told its status last; `plan` is the one in force, or None.
+    """
+    finished = modes.finished(memory, (TIMER_STATUS,), now)
+    told = plans.last_told(plan, now)
+    active = modes.active(found, memory.get((STATUS,)), finished, told, heard.get(None, 0.0), now)
+    return modes.Condition(now, {None: active})
+
+
+@pyscript_compile
+def problem(_found, _state, _means, _window):
+    """Return what FlexMeasures is asked: nothing."""
+
+
+@pyscript_compile
+def follow(found, state, _wanted, market, tariffs):
+    """Return the Plan of the least cost in a market (Intervals), with the tariffs of other commodities."""
+    actuator = modes.as_it_is(found, state.actuators[None])
+    costs = {each.id: modes.other_cost(each, tariffs) for each in actuator.modes.values()}
+
+    def rate(span, chosen, factors):
+        if chosen[0] is None:
+            return modes.Rates(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (0.0,))
+        return rated(span.interval, actuator.modes[chosen[0]], costs[chosen[0]], factors[0])
+
+    def settle(span, chosen):
+        if chosen[0] is None:
+            return rate(span, chosen, (0.0,))
+        mode = actuator.modes[chosen[0]]
+        tried = [rate(span, chosen, (factor,)) for factor in kinks(span.interval, mode)]
+        return min(tried, key=rank)
+
+    plan, _pieces = modes.plan([actuator], state, modes.spans(market), settle, rate)
+    return plan
+
+
+@pyscript_compile
+def rated(interval, mode, cost, factor):
+    """Return the Rates of a mode at a factor; `cost` is that of all but electricity at 0 and at 1."""
+    power = modes.at(mode.powers, factor)
+    hourly = markets.cost(interval, power, 3600) + modes.at(cost, factor)
+    return modes.Rates(markets.excess(interval, power), 0.0, 0.0, hourly, power, 0.0, (factor,))
+
+
+@pyscript_compile
+def rank(rates):
+    """Return by what factors are chosen: the site's limit first, then cost, then the least power."""
+    return round(rates.excess, 3), round(rates.cost, 9), abs(rates.power), rates.factors
+
+
+@pyscript_compile
+def kinks(interval, mode):
+    """Return the factors one of which is best: the ends, and where the site is at 0 W or at its limit."""
+    start, end = mode.powers
+    if start == end and not any(low != high for _quantity, low, high in mode.flows):
+        return [0.0]
+    limit = max(interval.limit, abs(interval.load))
+    powers = [net - interval.load for net in (-limit, 0.0, limit) if math.isfinite(net)]
+    factors = [(power - start) / (end - start) for power in powers] if start != end else []
+    return [0.0, 1.0, *[each for each in factors if 0.0 < each < 1.0]]
+
+
+@pyscript_compile
+def planned_power(plan, start, length):
+    """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
+    return plans.mean_power(plan, start, start + length) if plan else 0.0
+
+
+@pyscript_compile
+def departs(found, plan, message, now):
+    """Return how a status departs from what the plan expects of the device now, or None."""
+    if message.message_type == STATUS:
+        return modes.status_departs(found, message, plan, now, LAG_SECONDS, tolerance(found))
+    if message.message_type == TIMER_STATUS:
+        return modes.timer_departs(found, message, plan, now)
+    return None
+
+
+@pyscript_compile
+def tolerance(found):
+    """Return by how much a power may depart from the plan (W)."""
+    return max(modes.POWER_TOLERANCE * modes.greatest_power([found]), modes.LEAST_WATTS)
+
+
+@pyscript_compile
+def measured_power_departs(found, plan, power, now):
+    """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
+    return plans.power_departs(plan, power, now, LAG_SECONDS, tolerance(found))
+
+
+@pyscript_compile
+def power_departs(found, power, expected):
+    """Tell where a power (W) is not what is expected."""
+    if abs(power - expected) > tolerance(found):
+        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
+    return None
+
+
+@pyscript_compile
+def moved(found, state, message):
+    """Tell whether a status tells of another state than a plan was asked for."""
+    if message.message_type not in (STATUS, TIMER_STATUS):
+        return False
+    return modes.is_elsewhere(found, state.actuators[None], message, state.moment)
+
+
+@pyscript_compile
+def message_type(_change):
+    """Return the message that a change is told with."""
+    return INSTRUCTION
+
+
+@pyscript_compile
+def fields(change):
+    """Return the fields of the OMBC.Instruction that a Change calls for, but for its ids and time."""
+    return modes.fields(change)
+
+
+@pyscript_compile
+def alike(one, other):
+    """Tell whether two changes come to the same instruction."""
+    return modes.alike(one, other)
+
+
+@pyscript_compile
+def describe(found, change, _now):
+    """Return what a Change says, with the label of its operation mode and the power expected (W)."""
+    mode = found.modes.get(change.mode)
+    label = mode.label if mode else change.mode
+    return {**fields(change), "label": label, "power": round(change.power)}
+
+
+@pyscript_compile
+def upcoming(plan, now):
+    """Return the changes that are still to come."""
+    return [each for each in plan.changes if each.moment > now]
+
+
+@pyscript_compile
+def missed(plan):
+    """Return what the device needs and does not get: it needs nothing."""
+    return [
+        {"datetime": datetime.fromtimestamp(each.moment, UTC), "asked": each.asked, "reached": each.reached}
+        for each in plan.missed
+    ]

@@ -1,0 +1,175 @@
+"""What is expected of a site: prices, and the power of each device there, sampled over the time to plan.
+
+Moments are seconds since 1970, power is W of electricity, consumption positive, prices are currency per kWh.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import flexmeasures_cem.market as markets
+
+DAY = 86_400.0
+SHORTEST = 1.0
+"""Pieces that are shorter (s) do not count."""
+NOMINAL_PRICE = 0.25
+"""What a kWh is taken to cost while no price is known."""
+
+
+@pyscript_compile
+def record():
+    """Define the record: natively, so that compiled code can make it."""
+
+    @dataclass
+    class Outlook:
+        """Samples from `start` on, `step` (s) apart: (consumption price, production price), and powers.
+
+        `powers` has (mean, greatest) of each device by a key of its own, `total` and `most` are their sums.
+        """
+
+        start: float
+        step: float
+        prices: list
+        total: list
+        most: list
+        powers: dict = field(default_factory=dict)
+
+    return Outlook
+
+
+Outlook = record()
+
+
+@pyscript_compile
+def new(known_prices, start, end, step):
+    """Return an Outlook without any power.
+
+    `known_prices` are (start, end, consumption price, production price), in order.
+    """
+    count = max(1, math.ceil((end - start) / step))
+    return Outlook(start, step, prices(known_prices, start, step, count), [0.0] * count, [0.0] * count)
+
+
+@pyscript_compile
+def prices(known, start, step, count):
+    """Return the prices at each sample; where none are known, those of the day before, or else the mean."""
+    known = [each for each in known if each[2] is not None and each[3] is not None]
+    starts = [each[0] for each in known]
+    mean = (
+        (fmean([each[2] for each in known]), fmean([each[3] for each in known]))
+        if known
+        else (NOMINAL_PRICE, NOMINAL_PRICE)
+    )
+    found = []
+    for place in range(count):
+        moment = start + place * step
+        at = price_at(known, starts, moment) or price_at(known, starts, moment - DAY)
+        before = place - round(DAY / step)
+        found.append(at or (found[before] if before >= 0 else mean))
+    return found
+
+
+@pyscript_compile
+def price_at(known, starts, moment):
+    """Return (consumption price, production price) at a moment, or None."""
+    place = bisect_right(starts, moment) - 1
+    if place < 0 or known[place][1] <= moment:
+        return None
+    return known[place][2], known[place][3]
+
+
+@pyscript_compile
+def put(outlook, who, powers, most=None):
+    """Take in what a device is expected to have at each sample, its mean and its greatest power."""
+    none = [0.0] * len(outlook.total)
+    before, most_before = outlook.powers.get(who, (none, none))
+    most = powers if most is None else most
+    outlook.powers[who] = powers, most
+    outlook.total = [total - old + new for total, old, new in zip(outlook.total, before, powers, strict=True)]
+    outlook.most = [
+        total - old + new for total, old, new in zip(outlook.most, most_before, most, strict=True)
+    ]
+
+
+@pyscript_compile
+def sampled(outlook, power):
+    """Return a power at each sample; `power(start, length)` is its mean in some time."""
+    return [power(outlook.start + place * outlook.step, outlook.step) for place in range(len(outlook.total))]
+
+
+@pyscript_compile
+def of_pieces(outlook, pieces):
+    """Return means and greatest powers at each sample, of the pieces (start, end, ..., power) of a plan."""
+    energies, greatest = [0.0] * len(outlook.total), [None] * len(outlook.total)
+    for piece in pieces:
+        start, end, power = piece[0], piece[1], piece[-1]
+        if end - start < SHORTEST or end <= outlook.start:
+            continue
+        for sample in samples(outlook, start, end):
+            begin = outlook.start + sample * outlook.step
+            length = min(end, begin + outlook.step) - max(start, begin)
+            if length > 0:
+                energies[sample] += power * length
+                most = greatest[sample]
+                greatest[sample] = power if most is None else max(most, power)
+    means = [energy / outlook.step for energy in energies]
+    return means, [mean if most is None else most for mean, most in zip(means, greatest, strict=True)]
+
+
+@pyscript_compile
+def of_spans(outlook, spans):
+    """Return powers (start, end, power), in order, at each sample: the greatest in it, or 0."""
+    found, place = [], 0
+    for sample in range(len(outlook.total)):
+        moment = outlook.start + sample * outlook.step
+        while place < len(spans) and spans[place][1] <= moment:
+            place += 1
+        greatest, at = 0.0, place
+        while at < len(spans) and spans[at][0] < moment + outlook.step:
+            greatest, at = max(greatest, spans[at][2], key=abs), at + 1
+        found.append(greatest)
+    return found
+
+
+@pyscript_compile
+def samples(outlook, start, end):
+    """Return the numbers of the samples that a time has part in, or of the nearest."""
+    last = len(outlook.total) - 1
+    first = min(max(int((start - outlook.start) // outlook.step), 0), last)
+    return range(first, min(max(math.ceil((end - outlook.start) / outlook.step), first + 1), last + 1))
+
+
+@pyscript_compile
+def during(outlook, start, end):
+    """Return the power of all together (W) at each sample that a time has part in."""
+    return [outlook.total[each] for each in samples(outlook, start, end)]
+
+
+@pyscript_compile
+def market(outlook, who, spans, limit):
+    """Return a market.Interval for each (start, end) of a device, with the load of all others.
+
+    The limit is lower by how far the load may exceed its mean.
+    """
+    none = [0.0] * len(outlook.total)
+    own, own_most = outlook.powers.get(who, (none, none))
+    found = []
+    for start, end in spans:
+        inside = samples(outlook, start, end)
+        loads = [outlook.total[each] - own[each] for each in inside]
+        most = max([outlook.most[each] - own_most[each] for each in inside])
+        tariffs = [outlook.prices[each] for each in inside]
+        load = fmean(loads)
+        peak = max(most - load, 0.0)
+        found.append(
+            markets.Interval(
+                start,
+                end,
+                fmean([each[0] for each in tariffs]),
+                fmean([each[1] for each in tariffs]),
+                load,
+                math.inf if limit is None else max(limit - peak, 0.0),
+            )
+        )
+    return found

@@ -1,0 +1,71 @@
+"""What a device is told, and what is expected of it, under a control type whose plan is made here.
+
+Moments are seconds since 1970, power is W of electricity, consumption positive.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass(frozen=True)
+    class Missed:
+        """What a device needs and does not get: when, what was asked for, and what comes of it."""
+
+        moment: float
+        asked: float
+        reached: float
+
+    @dataclass
+    class Plan:
+        """Changes in order of their moments, and what is expected: pieces (start, end, power), in order.
+
+        Each Change has at least a `moment` and the `power` that is expected from then on. `cost` is what is
+        expected to be paid (currency).
+        """
+
+        start: float
+        end: float
+        changes: list
+        pieces: list
+        missed: list = field(default_factory=list)
+        cost: float = 0.0
+
+    return Missed, Plan
+
+
+Missed, Plan = records()
+
+
+@pyscript_compile
+def power_at(plan, moment):
+    """Return the power (W) that is expected at a moment, 0 where there is no plan for it."""
+    place = bisect_right(plan.pieces, moment, key=lambda piece: piece[0]) - 1
+    return plan.pieces[place][2] if place >= 0 and moment < plan.pieces[place][1] else 0.0
+
+
+@pyscript_compile
+def mean_power(plan, start, end):
+    """Return the mean power (W) that is expected from one moment to another."""
+    energy = sum(piece[2] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
+    return energy / (end - start)
+
+
+@pyscript_compile
+def last_told(plan, now, actuator=None):
+    """Return the last Change of a plan that was to be executed by now (of an actuator), or None."""
+    changes = [each for each in plan.changes if each.moment <= now] if plan else []
+    found = [each for each in changes if actuator in (None, each.actuator)]
+    return found[-1] if found else None
+
+
+@pyscript_compile
+def power_departs(plan, power, now, lag, tolerance):
+    """Tell where a measured power (W) is neither what is expected now nor what was, within a lag (s)."""
+    expected = [power_at(plan, now - lag * part) for part in (0, 0.5, 1)]
+    if all(abs(power - each) > tolerance for each in expected):
+        return f"the power is {power:.0f} W, expected was {expected[0]:.0f} W"
+    return None

@@ -1,0 +1,115 @@
+"""What is expected of a site, and what a device's power costs it."""
+
+import math
+
+import pytest
+
+HOUR, QUARTER, DAY = 3600.0, 900.0, 86_400.0
+
+
+@pytest.fixture
+def outlooks(load):
+    """Return the module."""
+    return load("flexmeasures_cem.outlook")
+
+
+@pytest.fixture
+def markets(load):
+    """Return the module."""
+    return load("flexmeasures_cem.market")
+
+
+def hourly(*prices):
+    """Return prices of one hour each, from 0 on."""
+    return [(hour * HOUR, (hour + 1) * HOUR, *pair) for hour, pair in enumerate(prices)]
+
+
+def test_power_costs_what_the_site_takes_from_the_grid_for_it(markets):
+    interval = markets.Interval(0.0, HOUR, 0.3, 0.1, load=-1000.0)
+    assert markets.cost(interval, 1000) == pytest.approx(0.1)
+    assert markets.cost(interval, 3000) == pytest.approx(0.1 + 0.6)
+    assert markets.cost(interval, -1000) == pytest.approx(-0.1)
+    assert markets.cost(interval, 3000, seconds=QUARTER) == pytest.approx(0.7 / 4)
+
+
+def test_a_load_beyond_the_limit_is_not_the_devices_excess(markets):
+    interval = markets.Interval(0.0, HOUR, 0.3, 0.1, load=5000.0, limit=4000.0)
+    assert markets.excess(interval, 0) == 0
+    assert markets.excess(interval, 500) == 500
+    assert markets.excess(interval, -2000) == 0
+    assert markets.excess(interval, -10_000) == 0
+    assert markets.excess(interval, -10_500) == 500
+
+
+def test_a_market_begins_in_the_midst_of_an_interval(markets):
+    market = [markets.Interval(place * HOUR, (place + 1) * HOUR, place, place) for place in range(3)]
+    first, second = markets.starting_at(market, 5400.0)
+    assert (first.start, first.end, first.consumption_price) == (5400.0, 2 * HOUR, 1)
+    assert second is market[2]
+    parts = markets.overlapping(market, 5400.0, 2.5 * HOUR)
+    assert [(begin, until) for _interval, begin, until in parts] == [
+        (5400.0, 2 * HOUR),
+        (2 * HOUR, 2.5 * HOUR),
+    ]
+
+
+def test_prices_that_are_not_known_are_those_of_the_day_before(outlooks):
+    known = hourly(*[(hour / 10, hour / 100) for hour in range(24)])
+    found = outlooks.new(known, 12 * HOUR, 12 * HOUR + 2 * DAY, HOUR)
+    assert found.prices[0] == (1.2, 0.12)
+    assert found.prices[12] == (0.0, 0.0)
+    assert found.prices[24] == found.prices[0]
+    assert found.prices[47] == found.prices[23] == (1.1, 0.11)
+
+
+def test_prices_of_less_than_a_day_are_gone_on_with_by_their_mean(outlooks):
+    known = [*hourly((0.2, 0.1), (0.4, 0.3)), (2 * HOUR, 3 * HOUR, None, None)]
+    found = outlooks.new(known, 0.0, 4 * HOUR, HOUR)
+    assert found.prices[2] == pytest.approx((0.3, 0.2))
+
+
+def test_prices_on_another_clock_than_the_full_hour_are_found(outlooks):
+    known = [(1800.0, 5400.0, 0.2, 0.2), (5400.0, 9000.0, 0.5, 0.5)]
+    found = outlooks.new(known, 1800.0, 9000.0, 1800.0)
+    assert [each[0] for each in found.prices] == [0.2, 0.2, 0.5, 0.5]
+
+
+def test_without_any_price_one_is_assumed(outlooks):
+    found = outlooks.new([], 0.0, HOUR, QUARTER)
+    assert set(found.prices) == {(outlooks.NOMINAL_PRICE, outlooks.NOMINAL_PRICE)}
+
+
+def test_the_load_of_a_device_is_that_of_all_others(outlooks):
+    found = outlooks.new([], 0.0, HOUR, QUARTER)
+    outlooks.put(found, "car", [1000.0, 2000.0, 0.0, 0.0])
+    outlooks.put(found, "panels", [-500.0] * 4)
+    outlooks.put(found, "car", [3000.0, 2000.0, 0.0, 0.0])
+    car = outlooks.market(found, "car", [(0.0, QUARTER), (QUARTER, HOUR)], None)
+    assert [each.load for each in car] == [-500, -500]
+    assert car[0].limit == math.inf
+    [other] = outlooks.market(found, "other", [(0.0, 2 * QUARTER)], 4000.0)
+    assert other.load == 2000
+    assert other.limit - other.load == 1500
+
+
+def test_powers_are_taken_at_their_greatest_in_each_sample(outlooks):
+    found = outlooks.new([], 0.0, HOUR, QUARTER)
+    spans = [(0.0, 300.0, 1000.0), (300.0, 900.0, -3000.0), (900.0, 2700.0, 500.0)]
+    assert outlooks.of_spans(found, spans) == [-3000.0, 500.0, 500.0, 0.0]
+    assert outlooks.sampled(found, lambda start, length: start + length) == [900, 1800, 2700, 3600]
+    outlooks.put(found, "one", [1.0, 2.0, 3.0, 4.0])
+    assert outlooks.during(found, 850.0, 1900.0) == [1.0, 2.0, 3.0]
+    assert outlooks.during(found, HOUR, 2 * HOUR) == [4.0]
+
+
+def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit(outlooks):
+    found = outlooks.new([], 0.0, HOUR, QUARTER)
+    means, most = outlooks.of_pieces(
+        found, [(-100.0, 450.0, 2000.0), (450.0, 450.5, 9000.0), (450.5, 1000.0, 0.0)]
+    )
+    assert means == pytest.approx([1000, 0, 0, 0])
+    assert most == [2000, 0, 0, 0]
+    outlooks.put(found, "machine", means, most)
+    [first, second] = outlooks.market(found, "other", [(0.0, QUARTER), (QUARTER, HOUR)], 3000.0)
+    assert (first.load, first.limit - first.load) == (1000, 1000)
+    assert (second.load, second.limit) == (0, 3000)

@@ -1,0 +1,60 @@
+"""The simulated devices by the names that a user knows them by."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from tests.parts.s2_device import AMSTERDAM, Device
+from tests.parts.s2_devices import Boiler, ElectricVehicle, HomeBattery, Meter, TwinBattery
+from tests.parts.s2_envelope_devices import EnvelopeCharger, PvInverter
+from tests.parts.s2_mode_devices import DistrictHeat, HeatPump, HybridHeatPump, StepCharger
+from tests.parts.s2_profile_devices import Dishwasher, Dryer, WashingMachine
+
+
+class Entry(NamedTuple):
+    """A device's class, the options that suit a moment, and what it is."""
+
+    kind: type[Device]
+    what: str
+    options: Callable[[datetime], dict] = lambda _: {}
+
+    def __call__(self, url: str, **options) -> Device:
+        """Return such a device, with options of its own where others are given."""
+        return self.kind(url, **self.options(datetime.now(AMSTERDAM)) | options)
+
+
+def _leaves_in_the_morning(now: datetime) -> dict:
+    return {"departure": _next(now, 7)}
+
+
+def _done_by_the_morning(now: datetime) -> dict:
+    """Return a deadline at seven, which leaves eight hours at least."""
+    return {"deadline": _next(now + timedelta(hours=8), 7)}
+
+
+def _next(now: datetime, hour: int) -> datetime:
+    """Return when an hour of the day (in Amsterdam) comes next."""
+    at = now.replace(hour=hour, minute=0, second=0, microsecond=0)
+    return at if at > now else at + timedelta(days=1)
+
+
+DEVICES: dict[str, Entry] = {
+    "battery": Entry(HomeBattery, "a battery of 10 kWh and 5 kW (FRBC)"),
+    "ev": Entry(ElectricVehicle, "a car that is to be at 80 % at seven (FRBC)", _leaves_in_the_morning),
+    "boiler": Entry(Boiler, "a boiler of 200 l for warm water (FRBC)"),
+    "twin-battery": Entry(TwinBattery, "a battery of 8 kWh with two inverters (FRBC)"),
+    "meter": Entry(Meter, "a consumer of 500 W that is only measured (NOT_CONTROLABLE)"),
+    "heat-pump": Entry(HeatPump, "a heat pump of 2.5 kW with minimum on and off times (OMBC)"),
+    "step-charger": Entry(StepCharger, "a charger of three steps up to 11 kW (OMBC)"),
+    "pv": Entry(PvInverter, "a solar inverter of 5 kW that can be curtailed (PEBC)"),
+    "envelope-charger": Entry(
+        EnvelopeCharger, "a car that takes 20 kWh by seven, at 4 to 11 kW (PEBC)", _leaves_in_the_morning
+    ),
+    "washing-machine": Entry(
+        WashingMachine, "a washing machine with an eco and a quick programme (PPBC)", _done_by_the_morning
+    ),
+    "dishwasher": Entry(Dishwasher, "a dishwasher that washes, then dries (PPBC)", _done_by_the_morning),
+    "dryer": Entry(Dryer, "a tumble dryer that can be interrupted (PPBC)", _done_by_the_morning),
+    "hybrid-heat-pump": Entry(HybridHeatPump, "a heat pump with a gas boiler, for a house's heat (DDBC)"),
+    "district-heat": Entry(DistrictHeat, "district heat with an electric boiler of three steps (DDBC)"),
+}

@@ -1,0 +1,90 @@
+"""A CEM of a few lines, to try the simulated devices over a websocket."""
+
+import asyncio
+import json
+
+from aiohttp import web
+
+from tests.parts import s2_schemas
+from tests.parts.s2_device import Device
+from tests.parts.s2_messages import example
+
+
+class Cem:
+    """A CEM that confirms everything and selects a control type, and says what a test wants."""
+
+    def __init__(self) -> None:
+        self.received: list[dict] = []
+        self.control_type: str | None = None
+        self.invalid: list[str] = []
+        self.takes_s2_python_for_the_schema = False
+
+    async def session(self, request: web.Request) -> web.WebSocketResponse:
+        """Take a device."""
+        self.socket = web.WebSocketResponse()
+        await self.socket.prepare(request)
+        await self.socket.send_json(example("Handshake", role="CEM"))
+        async for frame in self.socket:
+            message = json.loads(frame.data)
+            self.received.append(message)
+            self._check(message)
+            if "message_id" in message:
+                subject = message["message_id"]
+                await self.socket.send_json(example("ReceptionStatus", subject_message_id=subject))
+            match message["message_type"]:
+                case "Handshake":
+                    await self.socket.send_json(example("HandshakeResponse"))
+                case "ResourceManagerDetails":
+                    await self.select(self.control_type or message["available_control_types"][0])
+        return self.socket
+
+    def _check(self, message: dict) -> None:
+        as_it_is = message["message_type"] == "DDBC.SystemDescription"
+        if not (as_it_is and self.takes_s2_python_for_the_schema):
+            self.invalid.extend(s2_schemas.problems(message))
+
+    async def select(self, control_type: str) -> None:
+        """Select a control type."""
+        await self.socket.send_json(example("SelectControlType", control_type=control_type))
+
+    async def ask(self, message: dict) -> str:
+        """Send a message, and return the status it gets."""
+        await self.socket.send_json(message)
+        await self.until(lambda: self.statuses(message))
+        return self.statuses(message)[0]
+
+    async def until(self, happened) -> None:
+        """Wait until something happened."""
+        async with asyncio.timeout(5):
+            while not happened():
+                await asyncio.sleep(0.005)
+
+    def statuses(self, message: dict) -> list[str]:
+        """Return each status that a message got."""
+        return [
+            answer["status"]
+            for answer in self.of("ReceptionStatus")
+            if answer["subject_message_id"] == message["message_id"]
+        ]
+
+    def of(self, message_type: str) -> list[dict]:
+        """Return the messages of a type."""
+        return [message for message in self.received if message["message_type"] == message_type]
+
+    def kinds(self) -> list[str]:
+        """Return the types of what was told, and forget it."""
+        kinds = [message["message_type"] for message in self.received]
+        self.received.clear()
+        return [kind for kind in kinds if kind != "ReceptionStatus"]
+
+    def updates(self) -> list[tuple[str, str]]:
+        """Return what became of the instructions, by id."""
+        return [
+            (update["instruction_id"], update["status_type"]) for update in self.of("InstructionStatusUpdate")
+        ]
+
+
+async def introduced(device: Device) -> None:
+    """Wait until a device has told all there is to know, and a round."""
+    await asyncio.wait_for(device.active.wait(), 5)
+    await device.tell()

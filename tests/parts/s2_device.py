@@ -1,0 +1,850 @@
+"""What simulated devices share: life by the clock, instructions, and s2-python's own connection."""
+
+import asyncio
+import json
+from abc import ABC, abstractmethod
+from bisect import insort
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain, pairwise
+from typing import ClassVar, Self
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+from zoneinfo import ZoneInfo
+
+from s2python.common import (
+    CommodityQuantity,
+    ControlType,
+    Duration,
+    ReceptionStatusValues,
+    RevokeObject,
+    Role,
+)
+from s2python.connection.asset_details import AssetDetails
+from s2python.connection.async_ import CouldNotReceiveStatusReceptionError, S2AsyncConnection
+from s2python.connection.async_.control_type.class_based import (
+    NoControlControlType,
+    ResourceManagerHandler,
+    S2ControlType,
+)
+from s2python.connection.async_.medium.s2_medium import MediumClosedConnectionError
+from s2python.connection.async_.medium.websocket import WebsocketClientMedium
+from s2python.s2_parser import S2Parser
+
+from tests.parts.s2_messages import example
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+QUARTER = timedelta(minutes=15)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+LONGEST_LOG = 100_000
+POWER = CommodityQuantity.ELECTRIC_POWER_L1
+THREE_PHASES = CommodityQuantity.ELECTRIC_POWER_3_PHASE_SYMMETRIC
+NOT_CONTROLABLE = ControlType.NOT_CONTROLABLE.value
+AMSTERDAM = ZoneInfo("Europe/Amsterdam")
+DISCONNECTED = (MediumClosedConnectionError, CouldNotReceiveStatusReceptionError)
+
+Curve = Callable[[datetime], float]
+
+
+class Device(ABC):
+    """A device that tells what its active control type calls for, until it is stopped or disconnected."""
+
+    role: ClassVar[str]
+    commodities: ClassVar[tuple[str, ...]] = ("ELECTRICITY",)
+    provides_forecast = False
+    as_json: frozenset[str] = frozenset()
+    """The types of messages that s2-python's models would refuse or change: they are sent as they are."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        name: str,
+        resource_id: str | None = None,
+        every: float | None = 1.0,
+        quantity: str = POWER,
+        further_quantities: Iterable[str] = (),
+    ) -> None:
+        self.every = every
+        self.quantity = CommodityQuantity(quantity)
+        self.control_type: str | None = None
+        self.active = asyncio.Event()
+        self._new_medium = partial(WebsocketClientMedium, url, bearer_token=token)
+        self._details = AssetDetails(
+            resource_id=UUID(resource_id) if resource_id else uuid4(),
+            name=name,
+            roles=[Role(role=self.role, commodity=commodity) for commodity in self.commodities],
+            instruction_processing_delay=Duration(root=0),
+            provides_forecast=self.provides_forecast,
+            provides_power_measurements=[self.quantity, *map(CommodityQuantity, further_quantities)],
+        )
+
+    async def __aenter__(self) -> Self:
+        self._telling: list[asyncio.Task] = []
+        self._medium = self._new_medium()
+        await self._medium.connect()
+        self._connection = Connection(self._medium)
+        ResourceManagerHandler(self.control_types(), self._details).register_handlers(self._connection)
+        self._running = asyncio.create_task(self._connection.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.stop()
+        await self._medium.disconnect()
+        with suppress(*DISCONNECTED):
+            await self._running
+        for telling in self._telling:
+            with suppress(asyncio.CancelledError):
+                await telling
+
+    @abstractmethod
+    def control_types(self) -> list[S2ControlType]:
+        """Return the control types the device offers, the preferred one first."""
+
+    def activate(self, control_type: str, telling: Coroutine) -> None:
+        """Tell the CEM what the control type calls for."""
+        self.control_type = control_type
+        self._start(telling)
+        self.active.set()
+
+    def deactivate(self) -> None:
+        """Fall silent."""
+        self.control_type = None
+        self.active.clear()
+        for telling in self._telling:
+            telling.cancel()
+
+    async def say(self, message: dict) -> None:
+        """Send a message, and wait until the CEM has confirmed it."""
+        as_it_is = message["message_type"] in self.as_json
+        made = _AsJson(message) if as_it_is else S2Parser.parse_as_any_message(message)
+        await self._connection.send_msg_and_await_reception_status(made)
+
+    def _start(self, telling: Coroutine) -> None:
+        self._telling.append(asyncio.create_task(_while_connected(telling)))
+
+
+async def _while_connected(telling: Coroutine) -> None:
+    with suppress(*DISCONNECTED):
+        await telling
+
+
+@dataclass
+class _AsJson:
+    """A message that is sent as it is, with what s2-python's connection asks of one."""
+
+    message: dict
+
+    @property
+    def message_id(self) -> UUID:
+        return UUID(self.message["message_id"])
+
+    def to_json(self) -> str:
+        return json.dumps(self.message)
+
+
+class ControlledDevice(Device):
+    """A device that lives by the clock and follows instructions, each at its time.
+
+    A round is told each `every` seconds, or with None only on `tell()`. `also` are the control types that
+    it offers beside its own; without control it only measures and forecasts. Its `log` has moments, what
+    it did or had until then, and its power (W).
+    """
+
+    offers: ClassVar[dict[str, type["Controlled"]]]
+    """Its own control types, the preferred one first."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        start: datetime | None = None,
+        also: Iterable[str] = (NOT_CONTROLABLE,),
+        **options,
+    ) -> None:
+        super().__init__(url, **options)
+        self.moment = start or datetime.now(UTC)
+        self.also = tuple(also)
+        self.log: list[tuple[datetime, object, float]] = [(self.moment, None, 0.0)]
+        self.instructions: list[dict] = []
+        self.revoked: set[str] = set()
+        self.rejected: list[tuple[str, str]] = []
+        self.violations: list[tuple[datetime, object]] = []
+        self._agenda: list[tuple[datetime, int, dict]] = []
+        self._updates: list[dict] = []
+        self._before: str | None = None
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._before = None
+        return await super().__aenter__()
+
+    # Physics
+
+    @property
+    @abstractmethod
+    def power(self) -> float:
+        """The present power in W."""
+
+    def advance(self, until: datetime) -> None:
+        """Let time pass: carry out the instructions that are due, and live by them meanwhile."""
+        while self.moment < until:
+            self._step(until)
+            self._settle()
+
+    def energy(self, start: datetime, end: datetime) -> float:
+        """Return the energy in Wh that was consumed, less what was produced, as far as the log goes back."""
+        return sum(
+            power * max(timedelta(), min(to, end) - max(since, start)) / HOUR
+            for since, to, power in self._logged()
+        )
+
+    def cost(self, price: Curve) -> float:
+        """Return what the energy in the log costs (EUR), at a price in EUR/kWh."""
+        return sum(power / 1000 * (to - since) / HOUR * price(since) for since, to, power in self._logged())
+
+    def _logged(self) -> Iterator[tuple[datetime, datetime, float]]:
+        for (since, _, _), (to, _, power) in pairwise(self.log):
+            yield since, to, power
+
+    def _step(self, until: datetime) -> None:
+        """Let time pass until something may change, to the next whole minute at most."""
+        since, power, doing = self.moment, self.power, self._doing()
+        ends = [moment for moment, _, _ in self._agenda[:1]]
+        ends += [moment for moment in self._changes() if moment > since]
+        self.moment = min(until, floor(since, MINUTE) + MINUTE, *ends)
+        self._live((self.moment - since) / SECOND)
+        self._note(since, doing, power)
+
+    def _changes(self) -> Iterable[datetime]:
+        """Return when something may change by itself."""
+        return ()
+
+    def _live(self, seconds: float) -> None:
+        """Count what comes of doing the same for some seconds, which are over."""
+
+    @property
+    @abstractmethod
+    def doing(self) -> str:
+        """What it does now, in words."""
+
+    def _doing(self) -> object:
+        """Return what the log says of the present, beside the power."""
+        return self.doing
+
+    def _note(self, since: datetime, doing: object, power: float) -> None:
+        """Log a step, as one with those before it in the same minute that were alike."""
+        entry = (self.moment, doing, power)
+        if len(self.log) > 1 and since != floor(since, MINUTE) and self._alike(self.log[-1], entry):
+            self.log[-1] = entry
+        else:
+            self.log.append(entry)
+        if len(self.log) > 2 * LONGEST_LOG:
+            del self.log[:-LONGEST_LOG]
+
+    def _alike(self, one: tuple, other: tuple) -> bool:
+        return one[1:] == other[1:]
+
+    # Instructions
+
+    @property
+    def pending(self) -> list[dict]:
+        """The instructions that are accepted and not yet carried out, in order of execution."""
+        return [instruction for _, _, instruction in self._agenda]
+
+    def instruct(self, instruction: dict) -> str | None:
+        """Accept an instruction, and carry it out if it is due; return what is wrong with it, if anything."""
+        self.instructions.append(instruction)
+        if problem := self._problem(instruction):
+            self.rejected.append((instruction["id"], problem))
+            return problem
+        self._update(instruction["id"], "ACCEPTED")
+        insort(self._agenda, (executed_at(instruction), len(self.instructions), instruction))
+        self._accepted(instruction)
+        self._settle()
+        return None
+
+    @abstractmethod
+    def _problem(self, instruction: dict) -> str | None:
+        """Return which content of an instruction refers to nothing or is out of bounds, if any."""
+
+    @abstractmethod
+    def _execute(self, instruction: dict) -> str | None:
+        """Carry out an instruction that is due; return why not, if it cannot be."""
+
+    def _accepted(self, instruction: dict) -> None:
+        """Prepare for an instruction."""
+
+    def _dropped(self, instruction: dict) -> None:
+        """Forget an instruction that is not carried out."""
+
+    def revoke(self, instruction_id: str) -> str | None:
+        """Drop an instruction that is not yet carried out; return what is wrong if it was never given."""
+        if all(instruction["id"] != instruction_id for instruction in self.instructions):
+            return f"object_id: {instruction_id} is no instruction"
+        for entry in [entry for entry in self._agenda if entry[2]["id"] == instruction_id]:
+            self._agenda.remove(entry)
+            self._dropped(entry[2])
+            self.revoked.add(instruction_id)
+            self._update(instruction_id, "REVOKED")
+        return None
+
+    def _forget(self, instructions: list[dict]) -> None:
+        """Drop instructions that are still to come, and say nothing of it."""
+        self._agenda = [entry for entry in self._agenda if entry[2] not in instructions]
+        for instruction in instructions:
+            self._dropped(instruction)
+
+    def _settle(self) -> None:
+        """Let end what is over by itself, and carry out the instructions that are due."""
+        self._come_to_an_end()
+        while self._agenda and self._agenda[0][0] <= self.moment:
+            _, _, instruction = self._agenda.pop(0)
+            if refusal := self._execute(instruction):
+                self._dropped(instruction)
+                self.rejected.append((instruction["id"], refusal))
+                self._update(instruction["id"], "REJECTED")
+
+    def _come_to_an_end(self) -> None:
+        """Let end what is over by itself."""
+
+    def _update(self, instruction_id: str, status: str) -> None:
+        self._updates.append(
+            example(
+                "InstructionStatusUpdate",
+                instruction_id=instruction_id,
+                status_type=status,
+                timestamp=self.moment.isoformat(),
+            )
+        )
+
+    # Messages
+
+    @property
+    def is_controlled(self) -> bool:
+        """Whether a control type is active under which there are instructions."""
+        return self.control_type in self.offers
+
+    def control_types(self) -> list[S2ControlType]:
+        """Offer its own control types, then the others."""
+        own = [kind(self, self._introduce) for kind in self.offers.values()]
+        return own + [OTHERS[name](self, self._tell_all_rounds) for name in self.also]
+
+    def activate(self, control_type: str, telling: Coroutine) -> None:
+        """Begin anew, without the instructions from before, which after another control type are none."""
+        self.advance(datetime.now(UTC))
+        if self._before not in (None, control_type):
+            for instruction in self.pending:
+                text = f"{instruction['message_type']} {instruction['id']} was left behind"
+                self.violations.append((self.moment, text))
+        self._forget(self.pending)
+        self._updates.clear()
+        super().activate(control_type, telling)
+        self._begin(control_type)
+
+    def _begin(self, control_type: str) -> None:
+        """Prepare for a session, or for another control type in it."""
+
+    def deactivate(self) -> None:
+        """Fall silent."""
+        self._before = self.control_type or self._before
+        super().deactivate()
+
+    async def tell(self) -> None:
+        """Tell a round at once: what is new, and the power."""
+        async with self._turn:
+            self.advance(datetime.now(UTC))
+            if self.is_controlled:
+                await self._say_updates()
+                for message in self._news():
+                    await self.say(message)
+            if self.control_type:
+                for message in self._forecast_news():
+                    await self.say(message)
+                await self.say(measurement(self.moment, self._measured()))
+
+    def report(self) -> None:
+        """Tell soon what became of the instructions."""
+        self._start(self._report())
+
+    async def _report(self) -> None:
+        async with self._turn:
+            await self._say_updates()
+
+    async def _say_updates(self) -> None:
+        while self._updates:
+            await self.say(self._updates.pop(0))
+
+    async def _say_under_control(self, messages: Callable[[], Iterable[dict]]) -> None:
+        """Tell something at once, if there is control."""
+        async with self._turn:
+            if self.is_controlled:
+                for message in messages():
+                    await self.say(message)
+
+    async def _introduce(self) -> None:
+        """Tell all there is to know, then each round."""
+        async with self._turn:
+            self.advance(datetime.now(UTC))
+            for message in chain(self._introduction(), self._forecast_news()):
+                await self.say(message)
+        await self._tell_rounds()
+
+    async def _tell_all_rounds(self) -> None:
+        """Tell each round, the first one at once if there is a forecast to tell."""
+        if self.every is not None and self.provides_forecast:
+            await self.tell()
+        await self._tell_rounds()
+
+    async def _tell_rounds(self) -> None:
+        while self.every is not None:
+            await asyncio.sleep(self.every)
+            await self.tell()
+
+    @abstractmethod
+    def _introduction(self) -> Iterable[dict]:
+        """Return all that the active control type calls for."""
+
+    @abstractmethod
+    def _news(self) -> Iterable[dict]:
+        """Return what changed since it was told."""
+
+    def _forecast_news(self) -> Iterable[dict]:
+        """Return the forecast of power, when it is time for one."""
+        return ()
+
+    def _measured(self) -> dict[str, float]:
+        """Return what is measured now, by commodity quantity."""
+        return {self.quantity: self.power}
+
+
+# Operation modes
+
+
+@dataclass
+class StateMachine:
+    """An actuator of a description: its mode and factor, its transition and its timers.
+
+    `ready` is when a transition ends, if one is under way; `under_way` are the instructions that wait for
+    it. `timers` say when they finish; `untold` are those started since they were told.
+    """
+
+    description: dict
+    factor: float = 0.0
+    previous: str | None = None
+    changed: datetime | None = None
+    ready: datetime | None = None
+    under_way: list[str] = field(default_factory=list)
+    timers: dict[str, datetime] = field(default_factory=dict)
+    untold: list[str] = field(default_factory=list)
+    told: tuple | None = None
+
+    def __post_init__(self) -> None:
+        self.modes = {mode["id"]: mode for mode in self.description["operation_modes"]}
+        self.transitions = {(each["from"], each["to"]): each for each in self.description["transitions"]}
+        self.mode = next(iter(self.modes))
+
+    def between(self, ends: dict) -> float:
+        """Return where the factor is in a range."""
+        return ends["start_of_range"] + self.factor * (ends["end_of_range"] - ends["start_of_range"])
+
+    def refusal(self, mode: str, moment: datetime, abnormal: bool) -> str | None:
+        """Return why the device does not go to a mode, or None if it does."""
+        if mode == self.mode:
+            return None
+        names = f"{self.label(self.mode)} to {self.label(mode)}"
+        transition = self.transitions.get((self.mode, mode))
+        if transition is None:
+            return f"no transition from {names}"
+        if not abnormal and self.modes[mode]["abnormal_condition_only"]:
+            return f"{self.label(mode)} is for abnormal conditions only"
+        if not abnormal and transition["abnormal_condition_only"]:
+            return f"the transition from {names} is for abnormal conditions only"
+        for timer in transition["blocking_timers"]:
+            if timer in self.timers and self.timers[timer] > moment:
+                return f"a timer blocks the transition from {names} until {self.timers[timer]}"
+        return None
+
+    def leave(self, mode: str, moment: datetime) -> list[str]:
+        """Start the transition to a mode; return the instructions whose transition this ends."""
+        transition = self.transitions[self.mode, mode]
+        durations = {timer["id"]: timer["duration"] for timer in self.description["timers"]}
+        for timer in transition["start_timers"]:
+            self.timers[timer] = moment + durations[timer] * MILLISECOND
+            self.untold.append(timer)
+        duration = transition.get("transition_duration", 0) * MILLISECOND
+        self.previous, self.mode, self.changed = self.mode, mode, moment
+        self.ready = moment + duration if duration else None
+        aborted, self.under_way = self.under_way, []
+        return aborted
+
+    def arrive(self) -> list[str]:
+        """End the transition; return the instructions that waited for it."""
+        self.ready = None
+        done, self.under_way = self.under_way, []
+        return done
+
+    def jump(self, mode: str, factor: float, moment: datetime) -> None:
+        """Go to a mode at once, whatever the transitions and timers say."""
+        if mode != self.mode:
+            self.previous, self.mode, self.changed = self.mode, mode, moment
+        self.factor, self.ready = factor, None
+
+    def doing(self) -> str:
+        """Return the mode and the factor in words, or where a transition leads."""
+        if self.ready:
+            return f"to {self.label(self.mode)}"
+        return f"{self.label(self.mode)}, factor {self.factor:.2f}"
+
+    def label(self, mode: str) -> str:
+        """Return the label of a mode."""
+        return self.modes[mode].get("diagnostic_label", mode)
+
+    def labelled(self, label: str) -> str:
+        """Return the mode that has a label."""
+        return next(mode for mode in self.modes if self.label(mode) == label)
+
+    def state(self) -> tuple:
+        """Return what its status tells."""
+        return self.mode, self.factor, self.previous, self.changed
+
+    def status(self, message_type: str, **ids: str) -> dict:
+        """Return the status of a type, with the ids that it has."""
+        self.told = self.state()
+        return {
+            "message_type": message_type,
+            "message_id": str(uuid4()),
+            **ids,
+            "active_operation_mode_id": self.mode,
+            "operation_mode_factor": self.factor,
+        } | (
+            {"previous_operation_mode_id": self.previous, "transition_timestamp": self.changed.isoformat()}
+            if self.changed
+            else {}
+        )
+
+    def timer_status(self, message_type: str, timer: str, **ids: str) -> dict:
+        """Return the status of a timer that was started."""
+        return example(message_type, timer_id=timer, **ids, finished_at=self.timers[timer].isoformat())
+
+
+class ModeDevice(ControlledDevice):
+    """A device whose actuators are state machines: they go from mode to mode as they are instructed."""
+
+    prefix: ClassVar[str]
+    """What the types of its messages begin with."""
+    status_type: ClassVar[str] = "ActuatorStatus"
+    mode_field: ClassVar[str] = "operation_mode_id"
+    actuators: dict[str, StateMachine]
+    description: dict
+
+    def actuator_of(self, instruction: dict) -> StateMachine | None:
+        """Return the actuator that an instruction is for."""
+        return self.actuators.get(instruction["actuator_id"])
+
+    def ids_of(self, actuator: str) -> dict[str, str]:
+        """Return the ids by which a message says which actuator it is about."""
+        return {"actuator_id": actuator}
+
+    def instruction(
+        self,
+        mode: str,
+        factor: float = 1.0,
+        at: datetime | None = None,
+        actuator: str | None = None,
+        **changes,
+    ) -> dict:
+        """Return an instruction for a mode, and an actuator if there are several, by their labels."""
+        number, machine = self._labelled(actuator)
+        return example(
+            f"{self.prefix}.Instruction",
+            **{
+                "id": str(uuid4()),
+                **self.ids_of(number),
+                self.mode_field: machine.labelled(mode),
+                "operation_mode_factor": factor,
+                "execution_time": (at or self.moment).isoformat(),
+            }
+            | changes,
+        )
+
+    def _labelled(self, actuator: str | None) -> tuple[str, StateMachine]:
+        return next(
+            (number, machine)
+            for number, machine in self.actuators.items()
+            if actuator in (None, machine.description.get("diagnostic_label"))
+        )
+
+    def switch(self, mode: str, factor: float = 1.0, actuator: str | None = None) -> None:
+        """Go to a mode at once, as one who does it by hand."""
+        _, machine = self._labelled(actuator)
+        machine.jump(machine.labelled(mode), factor, self.moment)
+
+    @property
+    def doing(self) -> str:
+        """The mode and factor of each actuator."""
+        if len(self.actuators) == 1:
+            return next(iter(self.actuators.values())).doing()
+        return "; ".join(
+            f"{machine.description['diagnostic_label']} {machine.doing()}"
+            for machine in self.actuators.values()
+        )
+
+    def _problem(self, instruction: dict) -> str | None:
+        machine = self.actuator_of(instruction)
+        if machine is None:
+            return f"actuator_id: {instruction['actuator_id']} is unknown"
+        if instruction[self.mode_field] not in machine.modes:
+            return f"{self.mode_field}: {instruction[self.mode_field]} is unknown"
+        if not 0 <= instruction["operation_mode_factor"] <= 1:
+            return f"operation_mode_factor: {instruction['operation_mode_factor']} is not in 0..1"
+        return None
+
+    def _changes(self) -> Iterable[datetime]:
+        return (machine.ready for machine in self.actuators.values() if machine.ready)
+
+    def _come_to_an_end(self) -> None:
+        for machine in self.actuators.values():
+            if machine.ready and machine.ready <= self.moment:
+                for instruction_id in machine.arrive():
+                    self._update(instruction_id, "SUCCEEDED")
+
+    def _execute(self, instruction: dict) -> str | None:
+        machine = self.actuator_of(instruction)
+        mode = instruction[self.mode_field]
+        if refusal := machine.refusal(mode, self.moment, instruction["abnormal_condition"]):
+            return refusal
+        self._update(instruction["id"], "STARTED")
+        if mode != machine.mode:
+            for instruction_id in machine.leave(mode, self.moment):
+                self._update(instruction_id, "ABORTED")
+        machine.factor = instruction["operation_mode_factor"]
+        if machine.ready:
+            machine.under_way.append(instruction["id"])
+        else:
+            self._update(instruction["id"], "SUCCEEDED")
+        return None
+
+    def _begin(self, control_type: str) -> None:
+        for machine in self.actuators.values():
+            machine.under_way.clear()
+
+    def _described(self) -> dict:
+        """Return the system description, as one that holds from now on."""
+        return self.description | {"message_id": str(uuid4()), "valid_from": self.moment.isoformat()}
+
+    def _statuses(self) -> Iterator[dict]:
+        """Return the status of each actuator, and of its timers that run."""
+        for number, machine in self.actuators.items():
+            machine.untold.clear()
+            yield machine.status(f"{self.prefix}.{self.status_type}", **self.ids_of(number))
+            for timer, finished_at in machine.timers.items():
+                if finished_at > self.moment:
+                    yield machine.timer_status(f"{self.prefix}.TimerStatus", timer, **self.ids_of(number))
+
+    def _status_news(self) -> Iterator[dict]:
+        """Return the status of each actuator that changed, and of the timers that started."""
+        for number, machine in self.actuators.items():
+            if machine.state() != machine.told:
+                yield machine.status(f"{self.prefix}.{self.status_type}", **self.ids_of(number))
+            while machine.untold:
+                timer = machine.untold.pop(0)
+                yield machine.timer_status(f"{self.prefix}.TimerStatus", timer, **self.ids_of(number))
+
+
+def transitions(
+    label: str,
+    of: dict[str, str],
+    modes: Iterable[str],
+    rules: dict[tuple[str, str], dict],
+    timers: dict[str, timedelta] | None = None,
+) -> dict:
+    """Return the transitions and timers of a description, from labels; `of` has the ids by label.
+
+    A rule may have `starts` and `blocked_by` (labels of timers), `seconds`, `costs` and `abnormal`.
+    """
+    assert {mode for pair in rules for mode in pair} <= set(modes)
+    return {
+        "transitions": [
+            {
+                "id": named_id(label, since, to),
+                "from": of[since],
+                "to": of[to],
+                "start_timers": [of[timer] for timer in rule.get("starts", ())],
+                "blocking_timers": [of[timer] for timer in rule.get("blocked_by", ())],
+                "transition_duration": round(rule.get("seconds", 0) * 1000),
+                "abnormal_condition_only": rule.get("abnormal", False),
+            }
+            | ({"transition_costs": rule["costs"]} if "costs" in rule else {})
+            for (since, to), rule in rules.items()
+        ],
+        "timers": [
+            {"id": of[timer], "diagnostic_label": timer, "duration": duration // MILLISECOND}
+            for timer, duration in (timers or {}).items()
+        ],
+    }
+
+
+def between_all(*modes: str, seconds: float = 0) -> dict[tuple[str, str], dict]:
+    """Return the rules of transitions from each mode to each other one."""
+    return {(since, to): {"seconds": seconds} for since in modes for to in modes if since != to}
+
+
+# Values
+
+
+def floor(moment: datetime, period: timedelta) -> datetime:
+    """Return the last moment up to this one at which a period begins."""
+    return moment - (moment - EPOCH) % period
+
+
+def executed_at(instruction: dict) -> datetime:
+    """Return when an instruction is to be executed."""
+    return datetime.fromisoformat(instruction["execution_time"])
+
+
+def number_range(low: float, high: float) -> dict:
+    """Return a NumberRange."""
+    return {"start_of_range": low, "end_of_range": high}
+
+
+def power_range(quantity: str, low: float, high: float | None = None) -> dict:
+    """Return a PowerRange, of one value if no end is given."""
+    return number_range(low, low if high is None else high) | {"commodity_quantity": quantity}
+
+
+def measurement(moment: datetime, measured: dict[str, float]) -> dict:
+    """Return a PowerMeasurement of values by commodity quantity."""
+    return example(
+        "PowerMeasurement",
+        measurement_timestamp=moment.isoformat(),
+        values=[{"value": value, "commodity_quantity": quantity} for quantity, value in measured.items()],
+    )
+
+
+def quarterly(curve: Curve, start: datetime) -> list[float]:
+    """Return a curve's means over the quarters of a day."""
+    return [
+        sum(curve(start + quarter * QUARTER + minute * MINUTE) for minute in range(15)) / 15
+        for quarter in range(96)
+    ]
+
+
+def power_forecast(start: datetime, quantity: str, powers: Iterable[float]) -> dict:
+    """Return a PowerForecast of powers (W) by quarter."""
+    return example(
+        "PowerForecast",
+        start_time=start.isoformat(),
+        elements=[
+            {
+                "duration": QUARTER // MILLISECOND,
+                "power_values": [{"value_expected": power, "commodity_quantity": quantity}],
+            }
+            for power in powers
+        ],
+    )
+
+
+def named_id(*names: str) -> str:
+    """Return an id that is always the same for the same names."""
+    return str(uuid5(NAMESPACE_URL, "/".join(names)))
+
+
+# On the connection of s2-python
+
+
+class Connection(S2AsyncConnection):
+    """A connection on which a message can be refused: s2-python itself only answers OK, or gives up."""
+
+    def __init__(self, medium: WebsocketClientMedium) -> None:
+        super().__init__(medium)
+        self._refused: set[UUID] = set()
+
+    async def refuse(self, message_id: UUID, reason: str) -> None:
+        """Answer INVALID_CONTENT, and not with the OK that s2-python sends after each handler."""
+        await self.respond_with_reception_status(message_id, ReceptionStatusValues.INVALID_CONTENT, reason)
+        self._refused.add(message_id)
+
+    async def respond_with_reception_status(
+        self, subject_message_id: UUID, status: ReceptionStatusValues, diagnostic_label: str
+    ) -> None:
+        if subject_message_id in self._refused:
+            self._refused.remove(subject_message_id)
+            return
+        await super().respond_with_reception_status(subject_message_id, status, diagnostic_label)
+
+
+class OfDevice:
+    """What our control types share: the device tells what is called for while one is active."""
+
+    def __init__(self, device: Device, telling: Callable[[], Coroutine]) -> None:
+        self.device = device
+        self.telling = telling
+
+    async def activate(self, _: S2AsyncConnection) -> None:
+        self.device.activate(self.get_protocol_control_type().value, self.telling())
+
+    async def deactivate(self, _: S2AsyncConnection) -> None:
+        self.device.deactivate()
+
+
+class NotControlable(OfDevice, NoControlControlType):
+    """No control."""
+
+
+OTHERS = {NOT_CONTROLABLE: NotControlable}
+"""Control types that any device can offer beside its own."""
+
+
+class Controlled(OfDevice):
+    """What the control types with instructions share: these are obeyed while the type is active.
+
+    It comes before the one of s2-python's classes whose instructions are taken.
+    """
+
+    revokable: ClassVar[tuple[str, ...]]
+    """The types of the instructions."""
+    further: ClassVar[tuple[type, ...]] = ()
+    """The classes of instructions that s2-python's class does not take."""
+
+    def register_handlers(self, connection: Connection) -> None:
+        super().register_handlers(connection)
+        for kind in self.further:
+            connection.register_handler(kind, self.handle_instruction)
+        connection.register_handler(RevokeObject, self.handle_revocation)
+
+    async def handle_instruction(self, connection: Connection, message, send_okay) -> None:
+        await self._answer(
+            connection, message, send_okay, lambda: self.device.instruct(message.to_json_dict())
+        )
+
+    async def handle_revocation(self, connection: Connection, message, send_okay) -> None:
+        def revoke() -> str | None:
+            if message.object_type.value not in self.revokable:
+                return f"object_type: there is no {message.object_type.value}"
+            return self.device.revoke(str(message.object_id))
+
+        await self._answer(connection, message, send_okay, revoke)
+
+    async def _answer(
+        self, connection: Connection, message, send_okay, obey: Callable[[], str | None]
+    ) -> None:
+        """Confirm a message of this control type, or refuse it; tell afterwards what became of it."""
+        control_type = self.get_protocol_control_type().value
+        if self.device.control_type != control_type:
+            problem = f"{control_type} is not active"
+        else:
+            self.device.advance(datetime.now(UTC))
+            problem = obey()
+        if problem:
+            await connection.refuse(message.message_id, problem)
+        await send_okay()
+        if not problem:
+            self.device.report()

@@ -1,0 +1,39 @@
+"""The catalogue of simulated devices: each connects, and tells what is valid."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from tests.parts.s2_catalogue import DEVICES
+from tests.parts.s2_device import AMSTERDAM
+
+NAMES = [name for name in DEVICES if name != "meter"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_each_device_introduces_itself_with_something_to_plan(cem, name):
+    cem.takes_s2_python_for_the_schema = True
+    async with DEVICES[name](cem.url, name=name, every=0.05):
+        await cem.until(lambda: len(cem.of("PowerMeasurement")) > 2)
+    assert cem.of("ResourceManagerDetails")[0]["name"] == name
+    told = {message_type.partition(".")[0] for message_type in cem.kinds()}
+    assert told & {"FRBC", "OMBC", "PEBC", "PPBC", "DDBC"}
+
+
+async def test_the_meter_is_only_measured(cem):
+    async with DEVICES["meter"](cem.url, name="meter", every=0.05):
+        await cem.until(lambda: len(cem.of("PowerMeasurement")) > 2)
+    assert cem.of("ResourceManagerDetails")[0]["available_control_types"] == ["NOT_CONTROLABLE"]
+
+
+@pytest.mark.parametrize(("hour", "leaves", "ends"), [(6, 7, 31), (8, 31, 31), (22, 31, 31), (23.5, 31, 55)])
+def test_what_is_to_be_done_is_to_be_done_by_seven(hour, leaves, ends):
+    midnight = datetime(2026, 3, 2, tzinfo=AMSTERDAM)
+    now = midnight + timedelta(hours=hour)
+    assert DEVICES["ev"].options(now)["departure"] == midnight + timedelta(hours=leaves)
+    assert DEVICES["dryer"].options(now)["deadline"] == midnight + timedelta(hours=ends)
+
+
+def test_other_options_prevail():
+    departure = datetime(2030, 1, 1, tzinfo=AMSTERDAM)
+    assert DEVICES["envelope-charger"]("ws://nowhere", departure=departure).departure == departure
