@@ -253,7 +253,7 @@ def choose(device, actuator, now, until, power, others, limit, may_part):
     """
     scale = max(device.most, device.least, 1.0)
     best = None
-    for choice in choices(device, actuator, now, until, power, others, may_part):
+    for choice in choices(device, actuator, now, until, power, others, limit, may_part):
         miss = round(abs(choice.mean - power) / (SAME_POWER * scale))
         over = choice.mean > max(limit, 0.0) + SAME_POWER * scale
         restless = choice.restless if abs(power) < SAME_POWER * scale else 0.0
@@ -264,7 +264,7 @@ def choose(device, actuator, now, until, power, others, limit, may_part):
 
 
 @pyscript_compile
-def choices(device, actuator, now, until, power, others, may_part):
+def choices(device, actuator, now, until, power, others, limit, may_part):
     """Return a Choice, or two, for each mode that an actuator can reach in time, the present one included."""
     active = now.actuators[actuator.id]
     routes = routes_from(actuator, active, now.moment)
@@ -274,7 +274,7 @@ def choices(device, actuator, now, until, power, others, may_part):
         stays = not route.steps
         if mode is None or (route.arrival >= until and not stays):
             continue
-        found += ways(device, actuator, now, until, power, others, may_part, mode, route)
+        found += ways(device, actuator, now, until, power, others, limit, may_part, mode, route)
     return found or [none_at_all(device, actuator, now, until, others)]
 
 
@@ -304,7 +304,7 @@ def none_at_all(device, actuator, now, until, others):
 
 
 @pyscript_compile
-def ways(device, actuator, now, until, power, others, may_part, mode, route):
+def ways(device, actuator, now, until, power, others, limit, may_part, mode, route):
     """Return the Choices of one mode: its factor for the power, and one that keeps the level in range."""
     tried, found = [], []
     near = devices.element_at(mode, now.level)
@@ -317,7 +317,7 @@ def ways(device, actuator, now, until, power, others, may_part, mode, route):
         time = (until - max(route.arrival, now.moment)) / (until - now.moment)
         if near.powers[0] == near.powers[1] or not time or abs(lack) * time < 1.0:
             break
-        wish = devices.power_of(near, factor) + lack / time
+        wish = min(devices.power_of(near, factor) + lack / time, max(limit, power))
     choice = min(tried, key=lambda each: abs(each.mean - power))
     found.append(choice)
     if choice.badness:

@@ -35,8 +35,11 @@ MOST_PATHS = 64
 FEW_MODES = 6
 """With no more in a lone actuator, ways through others are looked at even where there is a direct one."""
 FEW_COURSES = 12
+"""How many Courses of several actuators are kept at least, where that leaves room to look at each."""
 MOST_MODES, MOST_TRANSITIONS = 50, 300
+"""How many a device may have to be planned in time."""
 MOST_AHEAD = 2
+"""How many ends of steps a transition is timed for that begins in one step."""
 TARIFFS = {
     "NATURAL_GAS.FLOW_RATE": ("GAS", 3.6),
     "HYDROGEN.FLOW_RATE": ("HYDROGEN", 3.6),
@@ -786,8 +789,10 @@ def status_departs(actuator, status, plan, now, lag, tolerance=None):
 
     With a `tolerance` (W), and nothing told yet, its power counts.
     """
-    mode, factor = actuator.modes[status.active_operation_mode_id], status.operation_mode_factor
+    mode, factor = actuator.modes.get(status.active_operation_mode_id), status.operation_mode_factor
     change = plans.last_told(plan, now, actuator.id)
+    if mode is None or (change and change.mode not in actuator.modes):
+        return "an operation mode is active that was not described when it was planned"
     if change is None:
         done, _timers = under_way(actuator, status)
         if tolerance is None or now - done < lag or now - plan.start < lag:

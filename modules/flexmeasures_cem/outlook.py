@@ -142,8 +142,9 @@ def samples(outlook, start, end):
 
 @pyscript_compile
 def during(outlook, start, end):
-    """Return the power of all together (W) at each sample that a time has part in."""
-    return [outlook.total[each] for each in samples(outlook, start, end)]
+    """Return the mean and the greatest power (W) of all together, in the samples that a time has part in."""
+    inside = samples(outlook, start, end)
+    return fmean([outlook.total[each] for each in inside]), max([outlook.most[each] for each in inside])
 
 
 @pyscript_compile

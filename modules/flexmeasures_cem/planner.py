@@ -725,16 +725,17 @@ def planned_spans(site, each, step, window):
 def limits(site, outlook, window):
     """Return the site's limit as (start, end, W) where it varies, else None; the Outlook has what is given.
 
-    Of the first interval only a part is left, so its limit is less, unless loads are given for all of it.
-    Where those exceed the limit, they are the limit: else there would be no plan at all.
+    It is less by what the loads exceed their means at times. Of the first interval only a part is left, so
+    its limit is less, unless loads are given for all of it. Where those exceed the limit, they are the
+    limit: else there would be no plan at all.
     """
     if site.limit is None:
         return None
     found = []
     for place in range(round((window.end - window.start) / window.step)):
         start, end = window.start + place * window.step, window.start + (place + 1) * window.step
-        most = max([abs(each) for each in outlooks.during(outlook, start, end)])
-        limit = max(site.limit, most * ABOVE)
+        load, most = outlooks.during(outlook, start, end)
+        limit = max(site.limit - max(most - load, 0.0), abs(load) * ABOVE)
         if not place and not any(outlook.total):
             limit *= window.left
         if found and found[-1][2] == limit:

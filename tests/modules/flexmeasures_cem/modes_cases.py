@@ -23,7 +23,6 @@ NAMES = {
     "plans": "flexmeasures_cem.plans",
     "messages": "flexmeasures_s2.messages",
 }
-__all__ = ["number_range", "timer", "transition"]
 
 
 def loaded(load) -> SimpleNamespace:

@@ -461,7 +461,7 @@ def random_actuators(draw, number, grid=None):
     return actuator(f"actuator{number}", modes, ways, timers)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_device_accepts_every_instruction(data):
     m = natively()
