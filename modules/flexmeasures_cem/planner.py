@@ -36,6 +36,8 @@ CONTROL_TYPES = {each.CONTROL_TYPE: each for each in (frbc, ombc, ddbc, ppbc, pe
 """The module of each control type that can be planned; all have the same public names."""
 PLANNED_HERE = (ombc, ddbc, ppbc)
 """Those that FlexMeasures is never asked about, so that they are planned without a sensor too."""
+BY_MODES = (frbc, ombc, ddbc)
+"""Those whose devices stay in the operation mode that they were told, until they are told another."""
 LEAST_FLEXIBLE_FIRST = [each.CONTROL_TYPE for each in (ppbc, ddbc, ombc, pebc, frbc)]
 """In which order choices are made here: each takes those before it as given."""
 SETTLING_SECONDS = 1.0
@@ -621,7 +623,7 @@ async def ask(site, asked, versions, outlook, window):
         outlooks.put(outlook, each, [0.0] * len(outlook.total))
     given = list(outlook.total)
     window = replace(window, left=max([each.left for each in asked.values()]))
-    loads, most = given_loads(site, asked, window), limits(site, outlook, window)
+    loads, most = await given_loads(site, asked, window), limits(site, outlook, window)
     try:
         schedules, refusals = await solve(site, list(asked), asked, window, loads, most)
     except optimiser_errors.OptimiserError as error:
@@ -691,12 +693,12 @@ def take_in(site, each, outlook):
 
 
 @pyscript_compile
-def given_loads(site, asked, window):
+async def given_loads(site, asked, window):
     """Return the powers (start, end, W) of those whom FlexMeasures is not asked about, by power sensor.
 
     They are None for a device whose forecast the server has.
     """
-    found = {}
+    found, planned = {}, {}
     for resource in site.others.values():
         means = site.means(resource)
         if means and forecast_of(resource):
@@ -704,21 +706,25 @@ def given_loads(site, asked, window):
     for each in site.controlled.values():
         means = site.means(each.resource)
         if means and each.plan and each not in asked:
-            found[means.power_sensor] = planned_spans(site, each, means.resolution, window)
+            planned[means.power_sensor] = each.plan, means.resolution
     for each in asked.values():
         found.pop(each.problem.power_sensor, None)
-    return found
+        planned.pop(each.problem.power_sensor, None)
+
+    def reckon():
+        return {sensor: planned_spans(made, step, window) for sensor, (made, step) in planned.items()}
+
+    return found | await asyncio.to_thread(reckon)
 
 
 @pyscript_compile
-def planned_spans(site, each, step, window):
-    """Return what a device is expected to have, as (start, end, power (W)) on the clock of its sensor."""
-    spans, now = [], site.now()
-    for place in range(math.ceil((window.end - window.start) / step)):
-        start = window.start // step * step + place * step
-        begin = min(max(start, now), start + step - 1.0)
-        spans.append((start, start + step, each.type.planned_power(each.plan, begin, start + step - begin)))
-    return spans
+def planned_spans(made, step, window):
+    """Return what a plan expects from its start on, as (start, end, power (W)) on the clock of a sensor."""
+    start = window.start // step * step
+    grid = outlooks.new([], start, window.end, step)
+    powers, _most = outlooks.of_pieces(grid, made.pieces)
+    powers[0] *= step / max(start + step - max(start, made.start), 1.0)
+    return [(start + place * step, start + (place + 1) * step, power) for place, power in enumerate(powers)]
 
 
 @pyscript_compile
@@ -1019,8 +1025,10 @@ async def put_in_force(site, each, version, powers, outlook, limit, is_fallback)
     each.plan, each.device, each.is_fallback = made, device, is_fallback
     each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
-    asked_for = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
-    made.changes = sorted([*made.changes, *asked_for], key=lambda change: change.moment)
+    kept = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
+    if kind in BY_MODES:
+        kept += executed(before, heard, now)
+    made.changes = sorted([*made.changes, *kept], key=lambda change: change.moment)
     if not is_fallback:
         each.refused = None
         site.told(each.resource, None)
@@ -1031,6 +1039,14 @@ async def put_in_force(site, each, version, powers, outlook, limit, is_fallback)
             if not waiting.done():
                 waiting.set_result(made)
         each.waiting.clear()
+
+
+@pyscript_compile
+def executed(made, heard, now):
+    """Return the last change that was due by now of each actuator that has told no status since."""
+    changes = [change for change in made.changes if change.moment <= now] if made else []
+    last = {change.actuator: change for change in changes}
+    return [change for actuator, change in last.items() if change.moment > heard.get(actuator, 0.0)]
 
 
 @pyscript_compile
@@ -1075,7 +1091,11 @@ async def instruct(site, each, made):
             return
         now, version = site.now(), each.version
         sent = list(each.sent.values())
-        new = [change for change in made.changes if not any(change is other for other in sent)]
+        new = [
+            change
+            for change in made.changes
+            if change.moment > each.chosen_at and not any(change is other for other in sent)
+        ]
         for instruction, change in list(each.sent.items()):
             if change.moment <= now or any(change is other for other in made.changes):
                 continue

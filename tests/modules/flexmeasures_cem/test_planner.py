@@ -875,3 +875,58 @@ async def test_nothing_of_the_control_type_before_is_left_after_another(site):
         await change
         assert site.site.controlled == {}
         assert [each.name for each in site.site.others.values()] == ["Washing machine"]
+
+
+OMBC = "OPERATION_MODE_BASED_CONTROL"
+
+
+def heat_pump() -> dict:
+    """Return a description of what is off or on for an hour at least; to be on is worth its power."""
+    modes = [
+        {
+            "id": label,
+            "diagnostic_label": label,
+            "power_ranges": [
+                {"start_of_range": power, "end_of_range": power, "commodity_quantity": "ELECTRIC.POWER.L1"}
+            ],
+            "running_costs": {"start_of_range": cost / 3600, "end_of_range": cost / 3600},
+            "abnormal_condition_only": False,
+        }
+        for label, power, cost in [("off", 0, 1.0), ("on", 2000, 0.0)]
+    ]
+    ways = [("off", "on", ["time"], []), ("on", "off", [], ["time"])]
+    return example(
+        "OMBC.SystemDescription",
+        operation_modes=modes,
+        timers=[{"id": "time", "duration": 3600_000}],
+        transitions=[
+            {
+                "id": f"to-{to}",
+                "from": begin,
+                "to": to,
+                "start_timers": starts,
+                "blocking_timers": blocks,
+                "abnormal_condition_only": False,
+            }
+            for begin, to, starts, blocks in ways
+        ],
+    )
+
+
+async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_was_told(site):
+    async with connected(site.cem, name="Pump", control_types=[OMBC, NOT_CONTROLABLE]) as pump:
+        await pump.ask(heat_pump())
+        first = await pump.next("OMBC.Instruction")
+        assert first["operation_mode_id"] == "on"
+        for minutes in (2, 4):
+            site.ahead = 60.0 * minutes
+            version = planned_for(site, "Pump").planned_version
+            site.planners.want(site.site, planned_for(site, "Pump"), "a test")
+            await until(lambda version=version: planned_for(site, "Pump").planned_version > version)
+        site.prices = 2.0
+        site.ahead = site.planners.PRICES_SECONDS + 60.0
+        site.site.urged.set()
+        off = await pump.next("OMBC.Instruction")
+        assert off["operation_mode_id"] == "off"
+        began = datetime.fromisoformat(first["execution_time"])
+        assert datetime.fromisoformat(off["execution_time"]) >= began + timedelta(hours=1)
