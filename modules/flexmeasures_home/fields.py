@@ -72,10 +72,11 @@ def positive(convert):
 
 @pyscript_compile
 def price(value):
-    """Return a finite number that is no text."""
-    if isinstance(value, (bool, str)) or not math.isfinite(value):
+    """Return a price as a number: its unit is fixed."""
+    number, unit = quantities.parse(value)
+    if unit:
         raise ValueError
-    return float(value)
+    return number
 
 
 @pyscript_compile
@@ -348,7 +349,7 @@ SCHEDULE_DURATION = expects(
     schedule_duration, "an ISO 8601 duration of whole minutes above zero and at most P31D, such as PT24H"
 )
 MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
-PRICE = expects(price, "a price, such as 1.35")
+PRICE = expects(price, "a price such as 1.35, without a unit")
 POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")
 RAW_FIELDS = expects(raw_fields, "FlexMeasures' own fields as keys and values")
 DATA_DURATION = expects(

@@ -1,6 +1,5 @@
 """Devices under fill rate based control live through a day, planned by the real FlexMeasures server."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.apps.flexmeasures.conftest import Side
-from tests.parts.s2_day import QUARTER, Economy, live_through, moved_by_hand, settled
+from tests.parts.s2_day import DAY, QUARTER, Economy, a_day, lived, quarters, report
 from tests.parts.s2_devices import (
     Boiler,
     ElectricVehicle,
@@ -20,21 +19,12 @@ from tests.parts.s2_devices import (
     warm_water,
 )
 
-DAY, STEP = timedelta(hours=24), timedelta(minutes=15)
-ROLLING = 6 * 3600.0
-"""How long a plan is used in the test (s), so that a day takes minutes."""
-
 
 def boiler_drain(moment, energy):
     """Return what a boiler loses and gives (W) at an energy above its 40 °C."""
     level = 40 + energy / 233
     leak = np.where(level < 50, 0.3, 0.6) / 3600
     return (leak + warm_water(moment)) * 233 * 3600
-
-
-def keep_measurements(home):
-    """Have the outbox deliver nothing: a day's measurements in minutes would keep the server busy."""
-    home.device.outbox.tasks[1].cancel()
 
 
 async def prices_of_a_day(client, sensor, begin):
@@ -53,26 +43,9 @@ async def day(monkeypatch, start, app_config, flexmeasures_server, client):
     start_of_prices, prices = await prices_of_a_day(client, flexmeasures_server.ids.price_sensor, begin)
     home = await start(app_config)
     await home.checked()
-    keep_measurements(home)
-    with moved_by_hand(monkeypatch, begin) as clock:
-        side = Side(home, app_config, flexmeasures_server)
-        side.clock, side.begin = clock, begin
-        side.site = home.device.resources.site
-        side.site.rolling = ROLLING
+    with a_day(monkeypatch, Side(home, app_config, flexmeasures_server), begin) as side:
         side.price = lambda moment: prices[(moment - start_of_prices) // QUARTER]
         yield side
-
-
-async def lived(day, *devices):
-    """Have devices live through the day."""
-    for device in devices:
-        await asyncio.wait_for(device.active.wait(), 10)
-        await device.tell()
-    await day.home.until(lambda: len(day.site.controlled) == len(devices))
-    await day.home.until(lambda: all(day.site.means(each.resource) for each in day.site.controlled.values()))
-    day.clock.move_to(datetime.now(UTC) + timedelta(seconds=3))
-    await settled(day.site)
-    await live_through(day.clock, day.site, devices, DAY, STEP)
 
 
 @dataclass
@@ -108,7 +81,7 @@ def kept_warm(day, boiler):
     while thermostat.moment < day.begin + DAY:
         wanted = "on" if thermostat.fill_level < boiler.log[0][1] else "off"
         thermostat.instruct(thermostat.instruction(wanted))
-        thermostat.advance(thermostat.moment + STEP)
+        thermostat.advance(thermostat.moment + QUARTER)
     economy = Economy(25 * 233, [0, 2500], 0.98, boiler_drain)
     left = (thermostat.fill_level - 40) * 233
     return Case("boiler", boiler, economy, thermostat.cost(day.price), left)
@@ -139,19 +112,6 @@ def judged(day, case):
     return case.device.cost(day.price), case.cost_of_nothing + worth, optimum
 
 
-def report(record_property, day, case):
-    """Print what a day cost, and keep it with the test's result."""
-    figures = dict(zip(("cost", "nothing", "optimum"), judged(day, case), strict=True))
-    for key, value in figures.items():
-        record_property(f"{case.name}: {key}", round(value, 3))
-    print(f"\n{case.name}: " + ", ".join(f"{key} EUR {value:.2f}" for key, value in figures.items()))
-
-
-def quarters(day):
-    """Return the prices of the day's quarters."""
-    return [day.price(day.begin + place * QUARTER) for place in range(96)]
-
-
 async def test_four_devices_live_through_a_day(day, record_property):
     departure = (day.begin + timedelta(hours=9)).replace(minute=0, second=0)
     async with (
@@ -174,7 +134,8 @@ async def test_four_devices_live_through_a_day(day, record_property):
             kept_warm(day, boiler),
         ]
         for case in cases:
-            report(record_property, day, case)
+            figures = zip(("cost", "nothing", "optimum"), judged(day, case), strict=True)
+            report(record_property, case.name, **dict(figures))
         for device in (battery, car, boiler, twin):
             assert device.instructions
             assert device.rejected == []

@@ -199,3 +199,26 @@ async def test_a_device_without_a_name_goes_by_its_id(cem, cems):
         details = {name: value for name, value in rm.details.items() if name != "name"}
         assert (await rm.ask(details | {"message_id": "again"}))["status"] == "OK"
         assert cems.connected(cem.cem, "ev:1").name == "ev:1"
+
+
+async def test_what_cannot_be_planned_gives_way_to_the_next_best(cem, cems):
+    async with connected(cem, control_types=[FRBC, OMBC, NOT_CONTROLABLE]) as rm:
+        [resource] = cem.cem.resources.values()
+        await settled(resource, FRBC)
+        change = asyncio.create_task(cems.give_way(cem.cem, resource, resource.session, FRBC))
+        assert (await rm.next("SelectControlType"))["control_type"] == OMBC
+        await change
+        await settled(resource, OMBC)
+        await cems.give_way(cem.cem, resource, resource.session, OMBC)
+        assert resource.session.control_type == OMBC
+    async with connected(cem, control_types=[FRBC, OMBC], resource_id=rm.details["resource_id"]) as again:
+        assert again.selected == FRBC
+
+
+async def test_what_the_user_chose_does_not_give_way(serve, cems):
+    cem = await serve(preferred=PEBC)
+    async with connected(cem, control_types=[FRBC, PEBC, NOT_CONTROLABLE]):
+        [resource] = cem.cem.resources.values()
+        await settled(resource, PEBC)
+        await cems.give_way(cem.cem, resource, resource.session, PEBC)
+        assert resource.session.control_type == PEBC

@@ -67,3 +67,14 @@ def test_writes_without_the_noise_of_binary_fractions(quantities):
     assert quantities.as_energy(0) == "0.0 kWh"
     assert quantities.as_power(10_000) == "10.0 kW"
     assert quantities.as_percentage(0.57) == "57.0 %"
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("EUR/kWh", 1), ("EUR/MWh", 0.001), ("ct/Wh", 1000)])
+def test_a_price_is_turned_into_one_per_kilowatt_hour(quantities, unit, factor):
+    assert quantities.per_kilowatt_hour(unit) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("unit", ["kWh", "EUR", "EUR/m3", ""])
+def test_what_is_no_price_of_energy_is_refused(quantities, unit):
+    with pytest.raises(ValueError):
+        quantities.per_kilowatt_hour(unit)

@@ -89,3 +89,14 @@ def test_prices_are_sensors_in_the_flex_context(storages):
     assert storages.flex_context(1, 2, None, {"consumption-price": "0.3 EUR/kWh"})["consumption-price"] == (
         "0.3 EUR/kWh"
     )
+
+
+def test_a_device_that_stores_nothing_has_capacities_alone(storages):
+    panels = storages.Flow(7, 0.0, [storages.Span(START, END, 3000.0)])
+    assert storages.model_of(panels, START, END) == {
+        "sensor": 7,
+        "consumption-capacity": "0.0 kW",
+        "production-capacity": [
+            {"start": "2026-06-01T12:00:00+00:00", "end": "2026-06-02T12:00:00+00:00", "value": "3.0 kW"}
+        ],
+    }

@@ -1,0 +1,39 @@
+"""What FlexMeasures is asked for a site beside its devices: limits and prices."""
+
+from types import SimpleNamespace
+
+import pytest
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def site_plan(load):
+    """Return the module."""
+    return load("flexmeasures_home.site_plan")
+
+
+def test_prices_of_both_directions_are_put_side_by_side(site_plan):
+    consumption = [(0.0, HOUR, 0.2), (HOUR, 2 * HOUR, 0.3)]
+    production = [(0.0, HOUR / 2, 0.1), (HOUR / 2, HOUR, None)]
+    assert site_plan.side_by_side(consumption, production) == [
+        (0.0, HOUR / 2, 0.2, 0.1),
+        (HOUR / 2, HOUR, 0.2, None),
+        (HOUR, 2 * HOUR, 0.3, None),
+    ]
+
+
+def test_the_sites_limit_is_told_where_it_varies(site_plan):
+    given = SimpleNamespace(flex_context=None)
+    assert site_plan.limit_over_time(given, None) == {}
+    assert site_plan.limit_over_time(given, [(0.0, HOUR, 9000.0), (HOUR, 2 * HOUR, 10_000.0)]) == {
+        "site-power-capacity": [
+            {"start": "1970-01-01T00:00:00+00:00", "end": "1970-01-01T01:00:00+00:00", "value": "9.0 kW"},
+            {"start": "1970-01-01T01:00:00+00:00", "end": "1970-01-01T02:00:00+00:00", "value": "10.0 kW"},
+        ]
+    }
+
+
+def test_loads_of_the_users_own_void_what_is_known_of_the_limit(site_plan):
+    given = SimpleNamespace(flex_context={"inflexible-consumption": [{"sensor": 9}]})
+    assert site_plan.limit_over_time(given, [(0.0, HOUR, 9000.0)]) == {}
