@@ -6,7 +6,6 @@ choice is made here, by FlexMeasures' prices and the tariffs of other commoditie
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import pairwise
 
 import flexmeasures_cem.market as markets
@@ -20,8 +19,6 @@ DESCRIPTION, FORECAST = "DDBC.SystemDescription", "DDBC.AverageDemandRateForecas
 ACTUATOR_STATUS, TIMER_STATUS = "DDBC.ActuatorStatus", "DDBC.TimerStatus"
 CALL_FOR_A_PLAN = (DESCRIPTION, FORECAST)
 """The messages that change the problem."""
-LAG_SECONDS = 30
-"""How long after a change a device may still be as it was before."""
 FINEST_SECONDS = 60.0
 """How much time there is at least between changes that follow the demand."""
 MOST_WAYS = 60
@@ -51,6 +48,7 @@ def record():
 
 
 Device = record()
+alike, upcoming, missed = transitions.alike, plans.upcoming, plans.missed
 
 
 @pyscript_compile
@@ -388,7 +386,7 @@ def departs(found, plan, message, now):
     actuator = actuator_of(found, getattr(message, "actuator_id", None))
     if actuator and message.message_type == ACTUATOR_STATUS:
         alone = tolerance(found) if len(found.actuators) == 1 else None
-        return modes.status_departs(actuator, message, plan, now, LAG_SECONDS, alone)
+        return modes.status_departs(actuator, message, plan, now, plans.LAG_SECONDS, alone)
     if actuator and message.message_type == TIMER_STATUS:
         return modes.timer_departs(actuator, message, plan, now)
     return None
@@ -403,21 +401,13 @@ def actuator_of(found, actuator_id):
 @pyscript_compile
 def tolerance(found):
     """Return by how much a power may depart from the plan (W)."""
-    return max(modes.POWER_TOLERANCE * modes.greatest_power(found.actuators), modes.LEAST_WATTS)
+    return plans.tolerance(modes.greatest_power(found.actuators))
 
 
 @pyscript_compile
 def measured_power_departs(found, plan, power, now):
     """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
-    return plans.power_departs(plan, power, now, LAG_SECONDS, tolerance(found))
-
-
-@pyscript_compile
-def power_departs(found, power, expected):
-    """Tell where a power (W) is not what is expected."""
-    if abs(power - expected) > tolerance(found):
-        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
-    return None
+    return plans.measured_power_departs(plan, power, now, tolerance(found))
 
 
 @pyscript_compile
@@ -442,34 +432,9 @@ def fields(change):
 
 
 @pyscript_compile
-def alike(one, other):
-    """Tell whether two changes come to the same instruction."""
-    return modes.alike(one, other)
-
-
-@pyscript_compile
 def describe(found, change, _now):
     """Return what a Change says, with the label of its operation mode and the power expected (W)."""
     actuator = actuator_of(found, change.actuator)
     mode = actuator.modes.get(change.mode) if actuator else None
     label = mode.label if mode else change.mode
     return {**fields(change), "label": label, "power": round(change.power)}
-
-
-@pyscript_compile
-def upcoming(plan, now):
-    """Return the changes that are still to come."""
-    return [each for each in plan.changes if each.moment > now]
-
-
-@pyscript_compile
-def missed(plan):
-    """Return where the supply stays below the demand: since when, and the worst of it."""
-    return [
-        {
-            "datetime": datetime.fromtimestamp(each.moment, UTC),
-            "asked": round(each.asked, 3),
-            "reached": round(each.reached, 3),
-        }
-        for each in plan.missed
-    ]

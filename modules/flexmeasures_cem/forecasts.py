@@ -8,7 +8,7 @@ import flexmeasures_s2.commodities as commodities
 AGES = 30 * 86_400.0
 """Longer than any plan (s): what takes longer takes this long."""
 MOST_WATTS = 1e12
-"""What is forecast to be more is no power."""
+"""What is more is no power."""
 
 
 @pyscript_compile

@@ -7,11 +7,11 @@ rate. The state of charge is the energy above the start of the storage's fill_le
 import math
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.frbc_plan as plans
+import flexmeasures_cem.plans as all_plans
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_optimiser.storage as storages
 
@@ -28,19 +28,13 @@ CALL_FOR_A_PLAN = (*DESCRIPTION, *LEAKAGE, *USAGE, *TARGETS)
 """The messages that change the problem."""
 LEVEL_TOLERANCE = 0.02
 """By which part of the storage's range a fill level may depart from the plan."""
-POWER_TOLERANCE = 0.1
-"""By which part of the greatest power a power may depart from the plan."""
-LAG_SECONDS = 30
-"""How long after a change a device may still be as it was before."""
-SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
-"""Instructions that differ by less are the same."""
-LEAST_WATTS = 1.0
 MOST_LEAKAGE = 10.0
 """Nothing is left of a storage that leaks more in a step (exponent)."""
 NEXT_SECONDS = 1.0
 """How far ahead an instruction is that is to be executed now."""
 ALMOST = 0.98
 """Which part of what could be had at full power a usage may take, so that there is a plan."""
+alike, upcoming = transitions.alike, all_plans.upcoming
 
 
 @pyscript_compile
@@ -208,12 +202,12 @@ def problem(found, state, means, window):
         soc_min=0.0,
         soc_max=span * energy,
         soc_minima=[
-            storages.Wish(moment(begin), moment(until), of_level(lowest))
+            storages.Wish(all_plans.moment(begin), all_plans.moment(until), of_level(lowest))
             for begin, until, lowest, _highest in wishes
             if lowest > found.bottom
         ],
         soc_maxima=[
-            storages.Wish(moment(begin), moment(until), of_level(highest))
+            storages.Wish(all_plans.moment(begin), all_plans.moment(until), of_level(highest))
             for begin, until, _lowest, highest in wishes
             if highest < found.top
         ],
@@ -223,15 +217,11 @@ def problem(found, state, means, window):
         storage_efficiency=keeps ** (means.resolution / step),
         consumption_capacity=less_at_first(most, left, start, step, end),
         production_capacity=less_at_first(least, left, start, step, end),
-        soc_usage=as_spans(coverable(used, soc, gain, gain * left, keeps, span * energy, step), start, step),
+        soc_usage=storages.as_spans(
+            coverable(used, soc, gain, gain * left, keeps, span * energy, step), start, step
+        ),
         operation_modes=modes,
     )
-
-
-@pyscript_compile
-def moment(seconds):
-    """Return a moment in UTC."""
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 @pyscript_compile
@@ -240,8 +230,8 @@ def less_at_first(power, left, start, step, end):
     if left >= 1.0 or not power:
         return power
     return [
-        storages.Span(moment(start), moment(start + step), power * left),
-        storages.Span(moment(start + step), moment(end), power),
+        storages.Span(all_plans.moment(start), all_plans.moment(start + step), power * left),
+        storages.Span(all_plans.moment(start + step), all_plans.moment(end), power),
     ]
 
 
@@ -293,25 +283,12 @@ def coverable(powers, soc, gain, first_gain, keeps, full, step):
 
 
 @pyscript_compile
-def as_spans(powers, start, step):
-    """Return powers per step as Spans, one for as long as it stays the same."""
-    spans = []
-    for place, value in enumerate(powers):
-        end = moment(start + (place + 1) * step)
-        if spans and spans[-1].value == value:
-            spans[-1].end = end
-        else:
-            spans.append(storages.Span(moment(start + place * step), end, value))
-    return spans
-
-
-@pyscript_compile
 def operation_modes(found):
     """Return the ranges of power of a device whose power has steps, else nothing.
 
     That is so for one actuator with a gap between its powers; several share the power among them.
     """
-    if len(found.actuators) != 1 or found.step < LEAST_WATTS:
+    if len(found.actuators) != 1 or found.step < all_plans.LEAST_WATTS:
         return []
     middle = (found.bottom + found.top) / 2
     elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
@@ -367,7 +344,7 @@ def mode_departs(found, plan, message, now):
     """Tell where an actuator does not do what it was told; what it did shortly before counts too."""
     told = [each for each in plan.changes if each.actuator == message.actuator_id and each.moment <= now]
     actuator = next((each for each in found.actuators if each.id == message.actuator_id), None)
-    if actuator is None or not told or now - told[-1].moment < LAG_SECONDS:
+    if actuator is None or not told or now - told[-1].moment < all_plans.LAG_SECONDS:
         return None
     mode = actuator.modes.get(message.active_operation_mode_id)
     last = told[-1]
@@ -376,7 +353,7 @@ def mode_departs(found, plan, message, now):
     level = plans.level_at(plan, now)
     power = devices.power_of(devices.element_at(mode, level), message.operation_mode_factor)
     wanted = devices.power_of(devices.element_at(actuator.modes[last.mode], level), last.factor)
-    return power_departs(found, power, wanted) or (
+    return all_plans.power_departs(power, wanted, tolerance(found)) or (
         f"{mode.label} is active, expected was {actuator.modes[last.mode].label}"
         if mode.id != last.mode
         else None
@@ -386,18 +363,15 @@ def mode_departs(found, plan, message, now):
 @pyscript_compile
 def measured_power_departs(found, plan, power, now):
     """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
-    recently = [plans.power_at(plan, now - LAG_SECONDS * part) for part in (0, 0.5, 1)]
-    departs = [power_departs(found, power, each) for each in recently]
+    recently = [plans.power_at(plan, now - all_plans.LAG_SECONDS * part) for part in (0, 0.5, 1)]
+    departs = [all_plans.power_departs(power, each, tolerance(found)) for each in recently]
     return departs[0] if all(departs) else None
 
 
 @pyscript_compile
-def power_departs(found, power, expected):
-    """Tell where a power (W) is not what is expected."""
-    greatest = max(found.most, found.least)
-    if abs(power - expected) > max(POWER_TOLERANCE * greatest, LEAST_WATTS):
-        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
-    return None
+def tolerance(found):
+    """Return by how much a power may depart from the plan (W)."""
+    return all_plans.tolerance(max(found.most, found.least))
 
 
 @pyscript_compile
@@ -418,17 +392,6 @@ def message_type(_change):
 
 
 @pyscript_compile
-def alike(one, other):
-    """Tell whether two changes come to the same instruction."""
-    return (
-        one.actuator == other.actuator
-        and one.mode == other.mode
-        and abs(one.factor - other.factor) < SAME_FACTOR
-        and abs(one.moment - other.moment) < SAME_SECONDS
-    )
-
-
-@pyscript_compile
 def describe(found, change, _now):
     """Return what a Change says, with the label of its operation mode and the power expected (W)."""
     modes = next((each.modes for each in found.actuators if each.id == change.actuator), {})
@@ -437,17 +400,11 @@ def describe(found, change, _now):
 
 
 @pyscript_compile
-def upcoming(plan, now):
-    """Return the changes that are still to come."""
-    return [each for each in plan.changes if each.moment > now]
-
-
-@pyscript_compile
 def missed(plan):
     """Return the fill levels that a plan does not reach: when, what was wanted, and what is expected."""
     return [
         {
-            "datetime": moment(each.moment),
+            "datetime": all_plans.moment(each.moment),
             "asked": each.lowest if each.reached < each.lowest else each.highest,
             "reached": round(each.reached, 3),
         }
@@ -503,7 +460,7 @@ def checked(memory, state, call, now):
         "operation_mode": mode.id,
         "message_id": call.get("message_id"),
         "operation_mode_factor": call.get("operation_mode_factor", 1.0),
-        "execution_time": moment(max(executed, now + NEXT_SECONDS)),
+        "execution_time": all_plans.moment(max(executed, now + NEXT_SECONDS)),
         "abnormal_condition": is_abnormal,
     }
 
@@ -545,8 +502,8 @@ def check_transition(actuator, mode, is_abnormal, state, executed):
     free = min(max([state.timers.get(each, 0) for each in way.blocking_timers], default=0) for way in ways)
     if free > executed:
         raise errors.InvalidInstruction(
-            f"operation_mode: a timer blocks the transition until {moment(free).isoformat()}: give a later "
-            f"execution_time"
+            f"operation_mode: a timer blocks the transition until {all_plans.moment(free).isoformat()}: give "
+            f"a later execution_time"
         )
 
 

@@ -6,6 +6,8 @@ Moments are seconds since 1970, power is W of electricity, consumption positive,
 import math
 from dataclasses import dataclass, replace
 
+import flexmeasures_s2.commodities as commodities
+
 
 @pyscript_compile
 def record():
@@ -46,6 +48,13 @@ def grid_cost(interval, power):
     """Return what the site pays in an hour (currency) for its power."""
     price = interval.consumption_price if power > 0 else interval.production_price
     return price * power / 1000
+
+
+@pyscript_compile
+def other_cost(quantity, value, tariffs):
+    """Return what another commodity costs in an hour (currency), 0 where its price is not known."""
+    commodity, units = commodities.TARIFFS[quantity]
+    return tariffs.get(commodity, 0.0) * units * value
 
 
 @pyscript_compile

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import flexmeasures_cem.market as markets
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_s2.commodities as commodities
@@ -20,11 +21,8 @@ GREATEST = 1e9
 """Beyond this, powers (W), flows, supplies and costs are no sense."""
 LONGEST_LABEL = 60
 MINUTE = 60.0
-SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
-"""Instructions that differ by less are the same."""
-LEAST_WATTS = 1.0
-POWER_TOLERANCE = 0.1
-"""By which part of the greatest power a power may depart from the plan."""
+FACTOR_TOLERANCE = 0.1
+"""By how much a factor may depart from the plan."""
 PER_CHANGE, PER_DAY = 1e-6, 1e-8
 """What a change, and that it comes a day earlier, must save at least (currency)."""
 NOTHING = 1e-9
@@ -40,13 +38,6 @@ MOST_MODES, MOST_TRANSITIONS = 50, 300
 """How many a device may have to be planned in time."""
 MOST_AHEAD = 2
 """How many ends of steps a transition is timed for that begins in one step."""
-TARIFFS = {
-    "NATURAL_GAS.FLOW_RATE": ("GAS", 3.6),
-    "HYDROGEN.FLOW_RATE": ("HYDROGEN", 3.6),
-    "HEAT.THERMAL_POWER": ("HEAT", 0.001),
-    "OIL.FLOW_RATE": ("OIL", 1.0),
-}
-"""By commodity quantity: whose tariff it is, and how many of the tariff's units one of it is in an hour."""
 
 
 @pyscript_compile
@@ -199,7 +190,7 @@ def read_mode(mode):
     ranges = {each.commodity_quantity.value: each for each in mode.power_ranges}
     starts = {quantity: each.start_of_range for quantity, each in ranges.items()}
     ends = {quantity: each.end_of_range for quantity, each in ranges.items()}
-    flows = tuple((each, starts[each], ends[each]) for each in sorted(ranges) if each in TARIFFS)
+    flows = tuple((each, starts[each], ends[each]) for each in sorted(ranges) if each in commodities.TARIFFS)
     supplied = (getattr(mode, "supply_range", None) or [None])[0]
     costs = mode.running_costs
     return Mode(
@@ -267,9 +258,9 @@ def other_cost(mode, tariffs):
     """Return what a mode costs in an hour at a factor of 0 and of 1 (currency), but for electricity."""
     costs = [mode.cost, mode.cost]
     for quantity, *ends in mode.flows:
-        commodity, units = TARIFFS[quantity]
-        price = tariffs.get(commodity) or 0.0
-        costs = [cost + price * units * end for cost, end in zip(costs, ends, strict=True)]
+        costs = [
+            cost + markets.other_cost(quantity, end, tariffs) for cost, end in zip(costs, ends, strict=True)
+        ]
     return tuple(costs)
 
 
@@ -798,7 +789,7 @@ def status_departs(actuator, status, plan, now, lag, tolerance=None):
         if tolerance is None or now - done < lag or now - plan.start < lag:
             return None
         power = at(mode.powers, factor)
-        if plans.power_departs(plan, power, now, lag, tolerance):
+        if plans.measured_power_departs(plan, power, now, tolerance):
             return f"{mode.label} is active at {power:.0f} W, expected was {plans.power_at(plan, now):.0f} W"
         return None
     if now - max(change.moment, change.active.ready) < lag:
@@ -809,7 +800,7 @@ def status_departs(actuator, status, plan, now, lag, tolerance=None):
     is_ranged = any(
         ends[0] != ends[1] for ends in (mode.powers, mode.supply, *[each[1:] for each in mode.flows])
     )
-    if is_ranged and abs(factor - change.factor) > POWER_TOLERANCE:
+    if is_ranged and abs(factor - change.factor) > FACTOR_TOLERANCE:
         return f"{mode.label} has the factor {factor:g}, expected was {change.factor:g}"
     return None
 
@@ -840,17 +831,6 @@ def is_elsewhere(actuator, before, message, moment):
         ends = message.finished_at.timestamp()
         return message.timer_id in actuator.blocking and ends > expected + transitions.MARGIN
     return message.active_operation_mode_id != before.mode
-
-
-@pyscript_compile
-def alike(one, other):
-    """Tell whether two changes come to the same instruction."""
-    return (
-        one.actuator == other.actuator
-        and one.mode == other.mode
-        and abs(one.factor - other.factor) < SAME_FACTOR
-        and abs(one.moment - other.moment) < SAME_SECONDS
-    )
 
 
 @pyscript_compile

@@ -5,19 +5,18 @@ is made here, exactly.
 """
 
 import math
-from datetime import UTC, datetime
 
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.modes as modes
 import flexmeasures_cem.plans as plans
+import flexmeasures_cem.transitions as transitions
 
 CONTROL_TYPE = "OPERATION_MODE_BASED_CONTROL"
 INSTRUCTION = "OMBC.Instruction"
 DESCRIPTION, STATUS, TIMER_STATUS = "OMBC.SystemDescription", "OMBC.Status", "OMBC.TimerStatus"
 CALL_FOR_A_PLAN = (DESCRIPTION,)
 """The messages that change the problem."""
-LAG_SECONDS = 30
-"""How long after a change a device may still be as it was before."""
+alike, upcoming, missed = transitions.alike, plans.upcoming, plans.missed
 
 
 @pyscript_compile
@@ -125,7 +124,7 @@ def planned_power(plan, start, length):
 def departs(found, plan, message, now):
     """Return how a status departs from what the plan expects of the device now, or None."""
     if message.message_type == STATUS:
-        return modes.status_departs(found, message, plan, now, LAG_SECONDS, tolerance(found))
+        return modes.status_departs(found, message, plan, now, plans.LAG_SECONDS, tolerance(found))
     if message.message_type == TIMER_STATUS:
         return modes.timer_departs(found, message, plan, now)
     return None
@@ -134,21 +133,13 @@ def departs(found, plan, message, now):
 @pyscript_compile
 def tolerance(found):
     """Return by how much a power may depart from the plan (W)."""
-    return max(modes.POWER_TOLERANCE * modes.greatest_power([found]), modes.LEAST_WATTS)
+    return plans.tolerance(modes.greatest_power([found]))
 
 
 @pyscript_compile
 def measured_power_departs(found, plan, power, now):
     """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
-    return plans.power_departs(plan, power, now, LAG_SECONDS, tolerance(found))
-
-
-@pyscript_compile
-def power_departs(found, power, expected):
-    """Tell where a power (W) is not what is expected."""
-    if abs(power - expected) > tolerance(found):
-        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
-    return None
+    return plans.measured_power_departs(plan, power, now, tolerance(found))
 
 
 @pyscript_compile
@@ -172,29 +163,8 @@ def fields(change):
 
 
 @pyscript_compile
-def alike(one, other):
-    """Tell whether two changes come to the same instruction."""
-    return modes.alike(one, other)
-
-
-@pyscript_compile
 def describe(found, change, _now):
     """Return what a Change says, with the label of its operation mode and the power expected (W)."""
     mode = found.modes.get(change.mode)
     label = mode.label if mode else change.mode
     return {**fields(change), "label": label, "power": round(change.power)}
-
-
-@pyscript_compile
-def upcoming(plan, now):
-    """Return the changes that are still to come."""
-    return [each for each in plan.changes if each.moment > now]
-
-
-@pyscript_compile
-def missed(plan):
-    """Return what the device needs and does not get: it needs nothing."""
-    return [
-        {"datetime": datetime.fromtimestamp(each.moment, UTC), "asked": each.asked, "reached": each.reached}
-        for each in plan.missed
-    ]

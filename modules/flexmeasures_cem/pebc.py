@@ -10,7 +10,6 @@ import math
 import uuid
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -29,11 +28,6 @@ CALL_FOR_A_PLAN = (POWER_CONSTRAINTS, ENERGY_CONSTRAINT, *FORECAST)
 """The messages that change the problem."""
 UPPER, LOWER, DEFER = "UPPER_LIMIT", "LOWER_LIMIT", "DEFER"
 SIDES = (1, -1)
-LAG_SECONDS = 30
-"""How long after a change a device may still be as it was before."""
-POWER_TOLERANCE = 0.1
-"""By which part of the greatest power a power may depart from the plan."""
-LEAST_WATTS = 1.0
 HAIR = 0.01
 """By which part of a forecast a schedule has to produce less, so that it means to curtail."""
 FEW = 0.02
@@ -582,12 +576,6 @@ def governed(start, end, constraints, needs, side):
 
 
 @pyscript_compile
-def moment(seconds):
-    """Return a moment in UTC."""
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-@pyscript_compile
 def problem(found, state, means, window):
     """Return what FlexMeasures is asked, or None where nothing can be gained by it.
 
@@ -624,10 +612,11 @@ def deferred(found, needs, means, window, side):
     full = max([energy for _at, energy in wishes], default=0.0)
     if full <= LEAST_MISSED:
         return None
-    spans = as_spans(powers, window)
+    spans = storages.as_spans(powers, window.start, window.step)
     consumes = side > 0
     made = [
-        storages.Wish(moment(at), moment(at), energy if consumes else full - energy) for at, energy in wishes
+        storages.Wish(plans.moment(at), plans.moment(at), energy if consumes else full - energy)
+        for at, energy in wishes
     ]
     return storages.Storage(
         power_sensor=means.power_sensor,
@@ -671,7 +660,7 @@ def gap(found, needs, window, side):
         constraints = valid(found, (start + end) / 2)
         if governed(start, end, constraints, needs, side):
             ranges = constraints.sides[side].ranges
-            if len(ranges) == 1 and ranges[0][0] < LEAST_WATTS:
+            if len(ranges) == 1 and ranges[0][0] < plans.LEAST_WATTS:
                 return []
             return sorted({(0.0, 0.0), *ranges} if side > 0 else {(0.0, 0.0), *mirrored(ranges)})
     return []
@@ -695,20 +684,7 @@ def curtailable(found, means, window):
     ]
     if not can or not any(powers):
         return None
-    return storages.Flow(means.power_sensor, 0.0, as_spans(powers, window))
-
-
-@pyscript_compile
-def as_spans(powers, window):
-    """Return powers per step as Spans, one for as long as it stays the same."""
-    spans = []
-    for place, value in enumerate(powers):
-        end = moment(window.start + (place + 1) * window.step)
-        if spans and spans[-1].value == value:
-            spans[-1].end = end
-        else:
-            spans.append(storages.Span(moment(window.start + place * window.step), end, value))
-    return spans
+    return storages.Flow(means.power_sensor, 0.0, storages.as_spans(powers, window.start, window.step))
 
 
 @pyscript_compile
@@ -774,7 +750,7 @@ def slots_of(found, wanted, market):
 def is_less(found, start, end, power):
     """Tell whether a schedule's power (W) is less production than is forecast, by more than a hair."""
     forecast = forecasts.mean(found.forecast or (), start, end)
-    return forecast < 0 and power > forecast + max(LEAST_WATTS, HAIR * -forecast)
+    return forecast < 0 and power > forecast + max(plans.LEAST_WATTS, HAIR * -forecast)
 
 
 @pyscript_compile
@@ -792,7 +768,7 @@ def hold_back(found, slot, needs):
         if governed(slot.start, slot.end, slot.constraints, needs, side):
             slot.amounts[side] = ranges[0][0]
         elif side < 0 and curtails(slot, may > room):
-            slot.amounts[side] = min(up(ranges, -slot.wanted, LEAST_WATTS / 2), slot.ceilings[side])
+            slot.amounts[side] = min(up(ranges, -slot.wanted, plans.LEAST_WATTS / 2), slot.ceilings[side])
 
 
 @pyscript_compile
@@ -843,7 +819,7 @@ def places(slots, need, last):
     if first and last:
         now, least = allowed(last, need.quantity, need.side), first.sides[need.side].ranges[0][0]
         low = counted(first, need, least)
-        before = now is not None and low is not None and now > low + LEAST_WATTS
+        before = now is not None and low is not None and now > low + plans.LEAST_WATTS
     else:
         before = False
     around = [before, *gives, False]
@@ -858,7 +834,7 @@ def is_given(slot, side):
     """Tell whether a Slot allows more on a side than it has to."""
     if slot.constraints is None:
         return False
-    return slot.amounts[side] > slot.constraints.sides[side].ranges[0][0] + LEAST_WATTS
+    return slot.amounts[side] > slot.constraints.sides[side].ranges[0][0] + plans.LEAST_WATTS
 
 
 @pyscript_compile
@@ -874,7 +850,7 @@ def take_part(slots, need, offer, share):
     ranges = slot.constraints.sides[side].ranges
     amount = offer.low + share * (offer.high - offer.low)
     higher = up(ranges, amount)
-    if higher - amount <= LEAST_WATTS:
+    if higher - amount <= plans.LEAST_WATTS:
         slot.amounts[side] = higher
         return
     seconds = (amount - offer.low) / (higher - offer.low) * (slot.end - slot.start)
@@ -883,7 +859,7 @@ def take_part(slots, need, offer, share):
         return
     place = next(number for number, each in enumerate(slots) if each is slot)
     following = slots[place + 1] if place + 1 < len(slots) else None
-    is_late = following and following.constraints and following.amounts[side] > offer.low + LEAST_WATTS
+    is_late = following and following.constraints and following.amounts[side] > offer.low + plans.LEAST_WATTS
     at = slot.end - seconds if is_late else slot.start + seconds
     rest = replace(slot, start=at, amounts=dict(slot.amounts))
     slot.end = at
@@ -900,7 +876,7 @@ def offers(slot, need):
     side = need.side
     ranges, now, ceiling = slot.constraints.sides[side].ranges, slot.amounts[side], slot.ceilings[side]
     wanted, balance, found = side * (slot.wanted or 0.0), -side * slot.interval.load, []
-    target = min(up(ranges, wanted, LEAST_WATTS / 2), ceiling) if wanted > LEAST_WATTS else now
+    target = min(up(ranges, wanted, plans.LEAST_WATTS / 2), ceiling) if wanted > plans.LEAST_WATTS else now
     for rank, low, high in ((0, now, target), (1, max(now, target), ceiling)):
         if high > low:
             edges = {down(ranges, balance), up(ranges, balance)}
@@ -1048,7 +1024,7 @@ def same(some, others):
     if some is None or others is None or some.keys() != others.keys():
         return some is others
     return all(
-        abs(value - other) <= max(LEAST_WATTS, SAME * abs(other))
+        abs(value - other) <= max(plans.LEAST_WATTS, SAME * abs(other))
         for name in some
         for value, other in zip(some[name], others[name], strict=True)
     )
@@ -1088,7 +1064,7 @@ def moved(found, state, message):
 @pyscript_compile
 def tolerance(found):
     """Return by how much (W) a power may depart."""
-    return max(POWER_TOLERANCE * max(found.most, found.least), LEAST_WATTS)
+    return plans.tolerance(max(found.most, found.least))
 
 
 @pyscript_compile
@@ -1096,7 +1072,7 @@ def measured_power_departs(found, plan, power, now):
     """Tell where a measured power (W) is outside the limits, and was so a moment before."""
     told = None
     for share in (1, 0.5, 0):
-        limits = limits_told(plan, now - LAG_SECONDS * share)
+        limits = limits_told(plan, now - plans.LAG_SECONDS * share)
         upper, lower = (allowed(limits or {}, commodities.ALL_PHASES, side) for side in SIDES)
         if upper is None:
             return None
@@ -1107,14 +1083,6 @@ def measured_power_departs(found, plan, power, now):
         else:
             return None
     return told
-
-
-@pyscript_compile
-def power_departs(found, power, expected):
-    """Tell where a power (W) is not what is expected."""
-    if abs(power - expected) > tolerance(found):
-        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
-    return None
 
 
 @pyscript_compile
@@ -1189,7 +1157,7 @@ def missed(plan):
     """Return the energy (kWh) that the plan leaves less room for than is asked: by when, and how much."""
     return [
         {
-            "datetime": moment(each.moment),
+            "datetime": plans.moment(each.moment),
             "asked": round(each.asked / 1000, 3),
             "reached": round(each.reached / 1000, 3),
         }

@@ -14,7 +14,6 @@ import uuid
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ import flexmeasures_cem.frbc as frbc
 import flexmeasures_cem.ombc as ombc
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.pebc as pebc
+import flexmeasures_cem.plans as plans
 import flexmeasures_cem.ppbc as ppbc
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_optimiser.storage as storages
@@ -374,12 +374,14 @@ def power_measured(site, found, now):
     if found.plan is None or is_manual(found, now) or found.version != found.planned_version:
         return
     power = site.power(found.resource)
-    if power is None or now - found.plan.start < found.type.LAG_SECONDS:
+    if power is None or now - found.plan.start < plans.LAG_SECONDS:
         return
     departs = found.type.measured_power_departs(found.device, found.plan, power, now)
     if departs is None:
         found.strange_power = None
-    elif found.strange_power is None or found.type.power_departs(found.device, power, found.strange_power):
+    elif found.strange_power is None or plans.power_departs(
+        power, found.strange_power, found.type.tolerance(found.device)
+    ):
         found.strange_power = power
         want(site, found, departs)
 
@@ -1128,7 +1130,7 @@ async def send(site, each, change, moment):
         each.session,
         each.type.message_type(change),
         id=instruction,
-        execution_time=as_datetime(moment),
+        execution_time=plans.moment(moment),
         **each.type.fields(change),
     )
     if status.status.value != sessions.OK and instruction in each.sent:
@@ -1260,7 +1262,7 @@ def instruction_in_force(found, now):
     return {
         "id": due[-1],
         **found.type.describe(found.device, change, now),
-        "execution_time": as_datetime(change.moment),
+        "execution_time": plans.moment(change.moment),
         "status": known and known["status"],
     }
 
@@ -1272,7 +1274,7 @@ def next_instructions(found, now, most):
         return []
     return [
         {
-            "execution_time": as_datetime(each.moment),
+            "execution_time": plans.moment(each.moment),
             **found.type.describe(found.device, each, each.moment),
         }
         for each in found.type.upcoming(found.plan, now)[:most]
@@ -1283,9 +1285,3 @@ def next_instructions(found, now, most):
 def missed_targets(found):
     """Return what the device needs and the plan does not reach: when, what was wanted, what is expected."""
     return found.type.missed(found.plan) if found.plan else []
-
-
-@pyscript_compile
-def as_datetime(seconds):
-    """Return a moment in UTC."""
-    return datetime.fromtimestamp(seconds, UTC)

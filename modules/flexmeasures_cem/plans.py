@@ -5,6 +5,13 @@ Moments are seconds since 1970, power is W of electricity, consumption positive.
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+LAG_SECONDS = 30
+"""How long after a change a device may still be as it was before."""
+POWER_TOLERANCE = 0.1
+"""By which part of the greatest power a power may depart from the plan."""
+LEAST_WATTS = 1.0
 
 
 @pyscript_compile
@@ -63,9 +70,43 @@ def last_told(plan, now, actuator=None):
 
 
 @pyscript_compile
-def power_departs(plan, power, now, lag, tolerance):
-    """Tell where a measured power (W) is neither what is expected now nor what was, within a lag (s)."""
-    expected = [power_at(plan, now - lag * part) for part in (0, 0.5, 1)]
-    if all(abs(power - each) > tolerance for each in expected):
-        return f"the power is {power:.0f} W, expected was {expected[0]:.0f} W"
+def tolerance(greatest):
+    """Return by how much a power may depart from what is expected (W), of a device's greatest power."""
+    return max(POWER_TOLERANCE * greatest, LEAST_WATTS)
+
+
+@pyscript_compile
+def power_departs(power, expected, tolerance):
+    """Tell where a power (W) is not what is expected."""
+    if abs(power - expected) > tolerance:
+        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
     return None
+
+
+@pyscript_compile
+def measured_power_departs(plan, power, now, tolerance):
+    """Tell where a measured power (W) is neither what is expected now nor what was, within a lag."""
+    expected = [power_at(plan, now - LAG_SECONDS * part) for part in (0, 0.5, 1)]
+    departs = [power_departs(power, each, tolerance) for each in expected]
+    return departs[0] if all(departs) else None
+
+
+@pyscript_compile
+def upcoming(plan, now):
+    """Return the changes that are still to come."""
+    return [each for each in plan.changes if each.moment > now]
+
+
+@pyscript_compile
+def missed(plan):
+    """Return what a device needs and does not get: when, what was asked for, and what comes of it."""
+    return [
+        {"datetime": moment(each.moment), "asked": round(each.asked, 3), "reached": round(each.reached, 3)}
+        for each in plan.missed
+    ]
+
+
+@pyscript_compile
+def moment(seconds):
+    """Return a moment in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)

@@ -9,7 +9,6 @@ and allowed for.
 
 import math
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import pairwise
 
 import flexmeasures_cem.market as markets
@@ -22,11 +21,6 @@ CONTROL_TYPE = "POWER_PROFILE_BASED_CONTROL"
 DESCRIPTION, STATUS = "PPBC.PowerProfileDefinition", ("PPBC.PowerProfileStatus",)
 CALL_FOR_A_PLAN = (DESCRIPTION,)
 """The messages that change the problem."""
-LAG_SECONDS = 30
-"""How long after a change a device may still be as it was before."""
-POWER_TOLERANCE = 0.1
-"""By which part of the greatest power a power may depart from the plan."""
-LEAST_WATTS = 1.0
 TIME_TOLERANCE = 120.0
 """How much earlier or later than expected a sequence may end (s)."""
 PAST_SECONDS = 3600.0
@@ -46,13 +40,6 @@ KINDS = {
     "FINISHED": FINISHED,
     "ABORTED": ABORTED,
 }
-RATES = {
-    "NATURAL_GAS.FLOW_RATE": ("GAS", 3.6),
-    "HYDROGEN.FLOW_RATE": ("HYDROGEN", 3.6),
-    "HEAT.THERMAL_POWER": ("HEAT", 0.001),
-    "OIL.FLOW_RATE": ("OIL", 1.0),
-}
-"""The tariff of a quantity, and how much of the tariff's unit one of the quantity is in an hour."""
 
 
 @pyscript_compile
@@ -155,6 +142,7 @@ def records():
 
 
 Element, Sequence, Container, Profile, Device, Phase, State, Change, ProfilePlan = records()
+upcoming, missed = plans.upcoming, plans.missed
 
 
 @pyscript_compile
@@ -206,7 +194,7 @@ def sequence(described):
     for each in described.elements:
         values = {value.commodity_quantity.value: value.value_expected for value in each.power_values}
         power = commodities.electric(values) or 0.0
-        others = tuple(sorted((name, value) for name, value in values.items() if name in RATES))
+        others = tuple(sorted((name, value) for name, value in values.items() if name in commodities.TARIFFS))
         seconds = min(each.duration.root / 1000, transitions.AGES)
         if elements and (elements[-1].power, elements[-1].others) == (power, others):
             seconds += elements.pop().seconds
@@ -312,7 +300,11 @@ def planned_phase(plan, found, key, moment):
 def heard_phase(found, expected, status, moment):
     """Return the Phase that a status tells of; or what is expected, where that was told just before."""
     kind = KINDS[status.status.value]
-    if kind != expected.kind and expected.since > moment - LAG_SECONDS and kind not in (FINISHED, ABORTED):
+    if (
+        kind != expected.kind
+        and expected.since > moment - plans.LAG_SECONDS
+        and kind not in (FINISHED, ABORTED)
+    ):
         return expected
     chosen = status.selected_sequence_id or expected.sequence
     chosen = chosen if chosen in found.sequences else None
@@ -344,7 +336,9 @@ def progress(status, expected, moment):
     if expected and expected.begun:
         passed = moment - expected.begun
         paused = passed - expected.done
-        if paused > LAG_SECONDS * 2 and abs(told - passed) < min(abs(told - expected.done), TIME_TOLERANCE):
+        if paused > plans.LAG_SECONDS * 2 and abs(told - passed) < min(
+            abs(told - expected.done), TIME_TOLERANCE
+        ):
             return expected.done
     return told
 
@@ -490,7 +484,7 @@ def option(found, tariffs):
 @pyscript_compile
 def rate(others, tariffs):
     """Return what quantities cost in an hour (currency), nothing where the tariff is not known."""
-    return sum(tariffs.get(RATES[name][0], 0.0) * RATES[name][1] * value for name, value in others)
+    return sum(markets.other_cost(name, value, tariffs) for name, value in others)
 
 
 @pyscript_compile
@@ -606,7 +600,7 @@ def differs(found, expected, status, now):
         return None
     if expected.kind == ABORTED or (expected.kind == FINISHED and kind == WAITING):
         return None
-    if kind not in (FINISHED, ABORTED) and now - expected.since <= LAG_SECONDS:
+    if kind not in (FINISHED, ABORTED) and now - expected.since <= plans.LAG_SECONDS:
         return None
     return f"is {status.status.value}, expected was {expected.kind}"
 
@@ -614,21 +608,13 @@ def differs(found, expected, status, now):
 @pyscript_compile
 def measured_power_departs(found, plan, power, now):
     """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
-    return plans.power_departs(plan, power, now, LAG_SECONDS, tolerance(found))
-
-
-@pyscript_compile
-def power_departs(found, power, expected):
-    """Tell where a power (W) is not what is expected."""
-    if abs(power - expected) > tolerance(found):
-        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
-    return None
+    return plans.measured_power_departs(plan, power, now, tolerance(found))
 
 
 @pyscript_compile
 def tolerance(found):
     """Return by how much a power may depart (W)."""
-    return max(POWER_TOLERANCE * found.greatest, LEAST_WATTS)
+    return plans.tolerance(found.greatest)
 
 
 @pyscript_compile
@@ -641,7 +627,7 @@ def moved(found, state, message):
         for each in profile.containers:
             status, phase = told.get((profile.id, each.id)), state.phases.get((profile.id, each.id))
             if status and phase and KINDS[status.status.value] != phase.kind:
-                if state.moment - phase.since > LAG_SECONDS:
+                if state.moment - phase.since > plans.LAG_SECONDS:
                     return True
             elif status and phase and status.selected_sequence_id != phase.sequence and phase.kind == RUNNING:
                 return True
@@ -681,22 +667,3 @@ def describe(_found, change, _now):
         "label": LABELS[change.kind],
         "power": round(change.power),
     }
-
-
-@pyscript_compile
-def upcoming(plan, now):
-    """Return the changes still to come, in order."""
-    return [each for each in plan.changes if each.moment > now] if plan else []
-
-
-@pyscript_compile
-def missed(plan):
-    """Return the end_times that are not kept: by how many minutes (reached), where 0 is asked."""
-    return [
-        {
-            "datetime": datetime.fromtimestamp(each.moment, UTC),
-            "asked": each.asked,
-            "reached": round(each.reached, 1),
-        }
-        for each in (plan.missed if plan else ())
-    ]

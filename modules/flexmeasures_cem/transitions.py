@@ -9,6 +9,8 @@ from dataclasses import dataclass
 MARGIN = 1.0
 """How long after a timer's or transition's end the next transition begins (s): clocks differ."""
 
+SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
+"""Instructions that differ by less are the same."""
 AGES = 30 * 86_400.0
 """Longer than any plan (s): what takes longer takes this long."""
 
@@ -123,3 +125,14 @@ def earliest(transition, moment, timers):
     """Return when a transition can begin, from a moment on."""
     ends = [timers[each] + MARGIN for each in transition.blocking_timers if timers.get(each, 0) > moment]
     return max([moment, *ends])
+
+
+@pyscript_compile
+def alike(one, other):
+    """Tell whether two changes come to the same instruction."""
+    return (
+        one.actuator == other.actuator
+        and one.mode == other.mode
+        and abs(one.factor - other.factor) < SAME_FACTOR
+        and abs(one.moment - other.moment) < SAME_SECONDS
+    )

@@ -15,6 +15,7 @@ import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.helpers.event import async_call_later, async_track_point_in_utc_time
 
+import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.resource_state as resource_state
@@ -37,8 +38,6 @@ MOST_OF_A_FORECAST = 2880
 AGES_MS = 10**14
 """More than the calendar has."""
 MOST_WAITING = 10_000
-MOST_WATTS = 1e12
-"""What is beyond is no measurement."""
 SECONDS_BETWEEN_STATES = 1
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 60
 SECONDS_BETWEEN_FORECASTS = 2
@@ -200,7 +199,7 @@ def take_power(relay, message):
     electric = {
         quantity: value
         for quantity, value in values.items()
-        if quantity.startswith(commodities.ELECTRIC) and abs(value) < MOST_WATTS
+        if quantity.startswith(commodities.ELECTRIC) and abs(value) < forecasts.MOST_WATTS
     }
     want(relay, "sign of life")
     if not electric:
@@ -362,7 +361,7 @@ def forecast_values(relay, message):
     for element in message.elements:
         begin, position = position, position + timedelta(milliseconds=min(element.duration.root, AGES_MS))
         start, end = (first + max(timedelta(0), min(each, longest)) for each in (begin, position))
-        for value, until in ((None, start), (expected(element), end)):
+        for value, until in ((None, start), (forecasts.expected(element), end)):
             if until > interval.at:
                 ended, interval = means.elapse(interval, value, until, partial(tick, relay))
                 found += ended
@@ -373,14 +372,6 @@ def forecast_values(relay, message):
     start, sign = min(known), relay.power_sensor.sign
     starts = [start + number * interval.step for number in range((max(known) - start) // interval.step + 1)]
     return start, [None if values.get(each) is None else sign * values[each] for each in starts]
-
-
-@pyscript_compile
-def expected(element):
-    """Return the expected electric power (W) of a forecast's element, or None."""
-    values = {each.commodity_quantity.value: each.value_expected for each in element.power_values}
-    electric = commodities.electric(values)
-    return electric if electric is not None and abs(electric) < MOST_WATTS else None
 
 
 @pyscript_compile

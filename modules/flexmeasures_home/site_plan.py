@@ -10,6 +10,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 
 import flexmeasures_cem.planner as planners
+import flexmeasures_cem.plans as plans
 import flexmeasures_home.relay as relays
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
@@ -241,7 +242,7 @@ def attributes(site, resource):
             in_local_time(each) for each in planners.next_instructions(found, site.now(), MOST_OF_A_PLAN)
         ],
         "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)[:MOST_MISSED]],
-        "planned_until": found.plan and local(planners.as_datetime(found.plan.end)),
+        "planned_until": found.plan and local(plans.moment(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,
         "energy_per_fill_level": worth and quantities.tidy(worth.energy / JOULES_PER_WATT_HOUR / 1000),
     }

@@ -1,7 +1,7 @@
 """A device as FlexMeasures' problem: its flex-model and the site's flex-context."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import flexmeasures_optimiser.quantities as quantities
@@ -70,6 +70,19 @@ def records():
 
 
 Wish, Span, Storage, Flow = records()
+
+
+@pyscript_compile
+def as_spans(powers, start, step):
+    """Return mean powers (W) of steps (s) from a moment on as Spans, one for as long as it stays the same."""
+    spans = []
+    for place, value in enumerate(powers):
+        end = datetime.fromtimestamp(start + (place + 1) * step, UTC)
+        if spans and spans[-1].value == value:
+            spans[-1].end = end
+        else:
+            spans.append(Span(datetime.fromtimestamp(start + place * step, UTC), end, value))
+    return spans
 
 
 @pyscript_compile

@@ -4,6 +4,13 @@ ELECTRIC = "ELECTRIC.POWER."
 ALL_PHASES = "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
 """The power of all phases together, where a device loads them alike."""
 KINDS = {"ELECTRIC": "ELECTRICITY", "NATURAL_GAS": "GAS"}
+TARIFFS = {
+    "NATURAL_GAS.FLOW_RATE": ("GAS", 3.6),
+    "HYDROGEN.FLOW_RATE": ("HYDROGEN", 3.6),
+    "HEAT.THERMAL_POWER": ("HEAT", 0.001),
+    "OIL.FLOW_RATE": ("OIL", 1.0),
+}
+"""The commodity that a quantity is paid as, and how much of it (m3, kg, kWh, litres) one is in an hour."""
 
 
 @pyscript_compile

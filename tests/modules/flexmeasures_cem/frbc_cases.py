@@ -21,6 +21,7 @@ def modules() -> SimpleNamespace:
         "frbc": "flexmeasures_cem.frbc",
         "plans": "flexmeasures_cem.frbc_plan",
         "devices": "flexmeasures_cem.frbc_device",
+        "all_plans": "flexmeasures_cem.plans",
         "messages": "flexmeasures_s2.messages",
     }
     return SimpleNamespace(**{name: importlib.import_module(path) for name, path in names.items()})

@@ -27,6 +27,7 @@ def modules(load=importlib.import_module) -> SimpleNamespace:
         "pebc": "flexmeasures_cem.pebc",
         "forecasts": "flexmeasures_cem.forecasts",
         "markets": "flexmeasures_cem.market",
+        "plans": "flexmeasures_cem.plans",
         "storages": "flexmeasures_optimiser.storage",
         "errors": "flexmeasures_cem.errors",
         "messages": "flexmeasures_s2.messages",

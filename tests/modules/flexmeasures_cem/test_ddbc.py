@@ -390,7 +390,6 @@ def test_a_status_of_another_mode_or_factor_departs(m):
     assert departs(made.off, 0, 100, "pump-1") is None
     assert m.ddbc.measured_power_departs(device, plan, 2000, NOW + 100)
     assert m.ddbc.measured_power_departs(device, plan, 100, NOW + 100) is None
-    assert m.ddbc.power_departs(device, 500, 0)
 
 
 def test_what_was_told_later_than_the_status_counts(m):

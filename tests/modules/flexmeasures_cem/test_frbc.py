@@ -247,4 +247,4 @@ def test_what_was_told_later_than_a_status_counts():
 
 
 def test_moments_are_in_utc():
-    assert modules().frbc.moment(NOW) == datetime(2026, 3, 2, 10, tzinfo=UTC)
+    assert modules().all_plans.moment(NOW) == datetime(2026, 3, 2, 10, tzinfo=UTC)

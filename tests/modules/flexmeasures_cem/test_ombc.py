@@ -280,7 +280,6 @@ def test_a_measured_power_departs_beyond_a_tolerance(m):
     assert m.ombc.measured_power_departs(device, plan, 0, NOW + 10) is None
     assert m.ombc.measured_power_departs(device, plan, 1850, NOW + 100) is None
     assert "expected was 2000 W" in m.ombc.measured_power_departs(device, plan, 1700, NOW + 100)
-    assert m.ombc.power_departs(device, 100, 50) is None
 
 
 def test_a_status_while_it_was_planned_tells_of_another_state(m):

@@ -287,7 +287,7 @@ def test_tells_what_the_limit_of_the_site_leaves_no_room_for(m):
     _device, plan = planned(m, remembered, market(m, [0.1] * 3, load=5000, limit=10_000, begin=0))
     assert told(plan) == [(0, 5000, 0)]
     assert m.pebc.missed(plan) == [
-        {"datetime": m.pebc.moment(NOW + 2 * HOUR), "asked": 20.0, "reached": 10.0}
+        {"datetime": m.plans.moment(NOW + 2 * HOUR), "asked": 20.0, "reached": 10.0}
     ]
 
 
@@ -533,8 +533,6 @@ def test_only_a_power_outside_the_limits_departs_and_only_after_a_while(m):
     assert departs(device, plan, 11_000, NOW + 2 * HOUR + 40)
     assert "below the lower limit" in departs(device, plan, -3000, NOW + 600)
     assert departs(device, plan, 5000, NOW - 600) is None
-    assert m.pebc.power_departs(device, 5000, 4500) is None
-    assert m.pebc.power_departs(device, 5000, 3000)
     assert m.pebc.planned_power(plan, NOW + HOUR, HOUR) == 11040
     assert m.pebc.planned_power(None, NOW, HOUR) == 0
 
@@ -570,7 +568,7 @@ def test_asks_for_energy_that_is_deferred_as_a_storage(m):
     storage = posed(m, remembered, window(left=0.5, with_modes=False), now=NOW + HOUR / 2)
     assert (storage.soc_at_start, storage.soc_max) == (0, pytest.approx(10_500))
     assert [(each.start, each.end, round(each.value)) for each in storage.soc_minima] == [
-        (m.pebc.moment(NOW + 3 * HOUR), m.pebc.moment(NOW + 3 * HOUR), 10_500)
+        (m.plans.moment(NOW + 3 * HOUR), m.plans.moment(NOW + 3 * HOUR), 10_500)
     ]
     assert values(storage.consumption_capacity) == [(1, 5520), (2, 11040), (1, 5520)]
     assert storage.production_capacity == 0
@@ -585,7 +583,7 @@ def test_asks_for_production_that_is_deferred_as_a_storage_that_is_emptied(m):
     asked = energy(0, until=2, quantity=L1, lower=-2000)
     storage = posed(m, memory(m, made, asked), window())
     assert (storage.soc_at_start, storage.soc_max) == (pytest.approx(4000), pytest.approx(4000))
-    assert [(each.start, each.value) for each in storage.soc_maxima] == [(m.pebc.moment(NOW + 2 * HOUR), 0)]
+    assert [(each.start, each.value) for each in storage.soc_maxima] == [(m.plans.moment(NOW + 2 * HOUR), 0)]
     assert values(storage.production_capacity) == [(2, 4000), (2, 0)]
     assert storage.operation_modes == [(-4000, -2000), (0, 0)]
 

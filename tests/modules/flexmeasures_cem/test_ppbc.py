@@ -321,6 +321,4 @@ def test_a_measured_power_departs_by_more_than_a_tenth():
     assert m.ppbc.measured_power_departs(device, plan, 1810, at) is None
     assert "1700 W" in m.ppbc.measured_power_departs(device, plan, 1700, at)
     assert m.ppbc.measured_power_departs(device, plan, 0, NOW + 30 * MINUTE + 10) is None
-    assert m.ppbc.power_departs(device, 100, 0) is None
     assert m.ppbc.planned_power(None, NOW, HOUR) == 0
-    assert (m.ppbc.upcoming(None, NOW), m.ppbc.missed(None)) == ([], [])
