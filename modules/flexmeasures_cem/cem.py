@@ -98,9 +98,9 @@ def take_in(cem, session, message):
     resource.name = name
     before = resource.session
     resource.session = resource.last_session = session
+    resource.unplannable = set()
     if before is session:
         return None
-    resource.unplannable = set()
     LOGGER.info("%s (%s) connected from %s", name, resource.resource_id, session.peer)
     if before is None:
         return None

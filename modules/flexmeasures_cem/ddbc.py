@@ -137,10 +137,14 @@ def problem(_found, _state, _means, _window):
 
 @pyscript_compile
 def follow(found, state, _wanted, market, tariffs):
-    """Return the Plan that meets the demand at the least cost, with the tariffs of other commodities."""
+    """Return the Plan that meets the demand at the least cost, with the tariffs of other commodities.
+
+    A transition that is under way ends a step, so that others can make room for what it supplies then.
+    """
     actuators = [modes.as_it_is(each, state.actuators[each.id]) for each in found.actuators]
     costs = [{mode.id: modes.other_cost(mode, tariffs) for mode in each.modes.values()} for each in actuators]
-    steps = modes.spans(market, cuts(found, market), is_punctual=True)
+    ready = [each.ready for each in state.actuators.values()]
+    steps = modes.spans(market, sorted({*cuts(found, market), *ready}), is_punctual=True)
     for place, step in enumerate(steps):
         step.demand = demand(found, step.start, step.end, place == 0)
 

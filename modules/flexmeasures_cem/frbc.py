@@ -300,9 +300,7 @@ def follow(found, state, wanted, market, _tariffs):
     """Return the Plan of a schedule: (start, end, power (W)) of each interval of the market, or None."""
     if wanted is None:
         wanted = [(each.start, each.end, 0.0) for each in market]
-    limits = [
-        max(each.limit - each.load, power) for each, (_start, _end, power) in zip(market, wanted, strict=True)
-    ]
+    limits = [max(each.limit - each.load, 0.0) for each in market]
     return plans.follow(found, state, wanted, [each.consumption_price for each in market], limits)
 
 

@@ -148,7 +148,7 @@ def walk(device, condition, wanted, powers, limits, deadline):
         if time.monotonic() > deadline:
             raise errors.NotPlannable("its operation modes are too many to be planned in time")
         length = until - start
-        energy = power * length + course.owed
+        energy = min(power * length + course.owed, limit * length)
         used = spend(device, course, until, energy, limit)
         owed = energy - used
         course.owed = owed if abs(owed) <= 0.501 * device.step * length else 0.0
@@ -317,7 +317,7 @@ def ways(device, actuator, now, until, power, others, limit, may_part, mode, rou
         time = (until - max(route.arrival, now.moment)) / (until - now.moment)
         if near.powers[0] == near.powers[1] or not time or abs(lack) * time < 1.0:
             break
-        wish = min(devices.power_of(near, factor) + lack / time, max(limit, power))
+        wish = min(devices.power_of(near, factor) + lack / time, limit)
     choice = min(tried, key=lambda each: abs(each.mean - power))
     found.append(choice)
     if choice.badness:

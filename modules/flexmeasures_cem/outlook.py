@@ -25,7 +25,8 @@ def record():
     class Outlook:
         """Samples from `start` on, `step` (s) apart: (consumption price, production price), and powers.
 
-        `powers` has (mean, greatest) of each device by a key of its own, `total` and `most` are their sums.
+        The first is of what is left of it after `begin`. `powers` has (mean, greatest) of each device by a
+        key of its own, `total` and `most` are their sums.
         """
 
         start: float
@@ -33,6 +34,7 @@ def record():
         prices: list
         total: list
         most: list
+        begin: float
         powers: dict = field(default_factory=dict)
 
     return Outlook
@@ -42,13 +44,14 @@ Outlook = record()
 
 
 @pyscript_compile
-def new(known_prices, start, end, step):
+def new(known_prices, start, end, step, begin=None):
     """Return an Outlook without any power.
 
     `known_prices` are (start, end, consumption price, production price), in order.
     """
     count = max(1, math.ceil((end - start) / step))
-    return Outlook(start, step, prices(known_prices, start, step, count), [0.0] * count, [0.0] * count)
+    begin = start if begin is None else min(begin, start + step - 1.0)
+    return Outlook(start, step, prices(known_prices, start, step, count), [0.0] * count, [0.0] * count, begin)
 
 
 @pyscript_compile
@@ -104,16 +107,17 @@ def of_pieces(outlook, pieces):
     energies, greatest = [0.0] * len(outlook.total), [None] * len(outlook.total)
     for piece in pieces:
         start, end, power = piece[0], piece[1], piece[-1]
-        if end - start < SHORTEST or end <= outlook.start:
+        if end - start < SHORTEST or end <= outlook.begin:
             continue
         for sample in samples(outlook, start, end):
-            begin = outlook.start + sample * outlook.step
-            length = min(end, begin + outlook.step) - max(start, begin)
+            begin = max(outlook.start + sample * outlook.step, outlook.begin)
+            length = min(end, outlook.start + (sample + 1) * outlook.step) - max(start, begin)
             if length > 0:
                 energies[sample] += power * length
                 most = greatest[sample]
                 greatest[sample] = power if most is None else max(most, power)
     means = [energy / outlook.step for energy in energies]
+    means[0] = energies[0] / (outlook.start + outlook.step - outlook.begin)
     return means, [mean if most is None else most for mean, most in zip(means, greatest, strict=True)]
 
 
@@ -138,13 +142,6 @@ def samples(outlook, start, end):
     last = len(outlook.total) - 1
     first = min(max(int((start - outlook.start) // outlook.step), 0), last)
     return range(first, min(max(math.ceil((end - outlook.start) / outlook.step), first + 1), last + 1))
-
-
-@pyscript_compile
-def during(outlook, start, end):
-    """Return the mean and the greatest power (W) of all together, in the samples that a time has part in."""
-    inside = samples(outlook, start, end)
-    return fmean([outlook.total[each] for each in inside]), max([outlook.most[each] for each in inside])
 
 
 @pyscript_compile

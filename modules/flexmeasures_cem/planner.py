@@ -13,14 +13,13 @@ import time
 import uuid
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import flexmeasures_cem.ddbc as ddbc
 import flexmeasures_cem.errors as errors
-import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.frbc as frbc
+import flexmeasures_cem.loads as loads
 import flexmeasures_cem.ombc as ombc
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.pebc as pebc
@@ -56,8 +55,16 @@ REFUSED_SECONDS = 3600.0
 MEANS_SECONDS = 60.0
 """How long the sensors of a device may be unknown before it is brought to rest."""
 SECONDS_AFTER_A_FAULT = 5.0
-BETWEEN_FORECASTS_SECONDS = 60.0
-"""How long after a plan a forecast of a device that is not controlled waits for another one."""
+BETWEEN_GIVEN_SECONDS = 120.0
+"""How long FlexMeasures is not asked again only because of devices that it does not plan."""
+SOON_SECONDS = 10.0
+"""How long those who are planned here wait for FlexMeasures' answer, where the site has a limit."""
+BROKEN_SECONDS = 900.0
+"""How long after a rejection others call for no plan."""
+PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS = 60.0, 900.0
+"""How long a device is left at what it tells over again: twice as long each time."""
+FIRST_STATUS_SECONDS = 2.0
+"""How long the first status of a power profile is waited for."""
 LONGEST_SLEEP = 60.0
 KWH = 3_600_000.0
 """J."""
@@ -66,15 +73,12 @@ LONGEST_HORIZON = 172_800.0
 """FlexMeasures plans no more than two days ahead, unless its owner has set another horizon."""
 LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
 """How far ahead an instruction is, at least and at most, for its way and the device's processing."""
-ABOVE = 1.001
-"""Where given loads exceed the site's limit, it is raised to a little more than they are."""
 MOST_SPLITS = 5
 MOST_DROPPED = 2
 """How many plans in a row are dropped because a state is past."""
 MOST_WITH_MODES = 2
 """Of how many devices FlexMeasures is asked to choose operation modes: that takes it twice the time."""
-STEP_SECONDS, FINEST_STEP_SECONDS = 900.0, 300.0
-"""The time between two samples of what is expected of the site, at most and at least."""
+STEP_SECONDS = 900.0
 CHOICE_SECONDS = 5.0
 """How long a choice that is made here holds at least."""
 MOST_SENT = 500
@@ -135,7 +139,10 @@ def records():
         is when its control began, `manual` maps the ids of a user's instructions to when they begin and end.
         `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
         too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
-        it was last planned here.
+        it was last planned here. `executed` are changes that were told under an earlier plan and still hold.
+        `broken_at` is when an instruction was rejected, `departures` has by message_type what was said last
+        that departs from the plan, how often, and until when that is left at it. Until `leaving_until`
+        another control type is being selected.
         """
 
         resource: Any
@@ -160,7 +167,10 @@ def records():
         is_asked: bool | None = None
         chosen_at: float = 0.0
         dropped: int = 0
-        was_broken: bool = False
+        executed: list = field(default_factory=list)
+        broken_at: float | None = None
+        departures: dict = field(default_factory=dict)
+        leaving_until: float = 0.0
         strange_power: float | None = None
         waiting: list = field(default_factory=list)
         sending: Any = field(default_factory=asyncio.Lock)
@@ -169,20 +179,22 @@ def records():
     class Site:
         """Who is controlled, by resource_id, and how the site's plan is made.
 
-        `solve(problems, window, given, limits)` (async) returns a Schedule by power sensor, and may raise an
-        OptimiserError. `given` maps the power sensors of other devices to their powers (start, end, W), or to
+        `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise an
+        OptimiserError. `loads` maps the power sensors of other devices to their powers (start, end, W), or to
         None where the server has them; `limits` are the site's (start, end, W) where those vary.
         `prices(start, end)` (async) returns (start, end, consumption price, production price) per kWh, in
         order; `tariffs` are those of other commodities. `means(resource)` returns its
         Means, or None while they are not known, `power(resource)` the power that it measures (W), or None.
         `own(moment)` is what the app's own device is to have (W). `shown(resource)` is called when a plan or
         instruction has changed, `told(resource, text)` with what keeps it from being planned, or None;
-        `unfit(resource)` when what it told cannot be planned under its control type, and `failed(error)` and
-        `succeeded()` with what became of the site's plan. `horizon` is how long a plan is
+        `unfit(resource, session, control_type)` when what it told cannot be planned under that, and
+        `failed(error)` and `succeeded()` with what became of the site's plan. `horizon` is how long a plan is
         (s), `limit` the site's greatest power (W), `settling` how long is waited for further changes (s),
-        `rolling` how long a plan is used at most (s), `due` when the next one is to be made, and `not_before`
-        when FlexMeasures may be asked at the earliest. `others` are the Resource Managers that are connected
-        and not controlled.
+        `rolling` how long a plan is used at most (s), `soon` how long FlexMeasures' answer is waited for (s)
+        before those are told who are planned here, `due` when the next one is to be made, and `not_before`
+        when FlexMeasures may be asked at the earliest; `is_eager` has it asked as soon as that. `others` are
+        the Resource Managers that are connected and not controlled; `unusable` has until when the sensors of
+        some are left out, since they cannot be posted to.
         """
 
         solve: Any
@@ -200,8 +212,11 @@ def records():
         now: Any = time.time
         settling: float = SETTLING_SECONDS
         rolling: float = ROLLING_SECONDS
+        soon: float = SOON_SECONDS
         tariffs: dict = field(default_factory=dict)
         others: dict = field(default_factory=dict)
+        unusable: dict = field(default_factory=dict)
+        is_eager: bool = False
         controlled: dict = field(default_factory=dict)
         due: float | None = None
         is_urgent: bool = False
@@ -265,12 +280,13 @@ def received(site, resource, message):
     if found is None:
         if message.message_type == "PowerForecast" and site.controlled:
             last = site.made[-1] if site.made else 0.0
-            hasten(site, max(site.now() + site.settling, last + BETWEEN_FORECASTS_SECONDS))
+            hasten(site, max(site.now() + site.settling, last + BETWEEN_GIVEN_SECONDS))
         return
     kind, memory, now = message.message_type, found.session.memory, site.now()
     if kind in found.type.CALL_FOR_A_PLAN:
-        found.was_broken = False
-        want(site, found, f"a new {kind}")
+        found.broken_at = None
+        found.departures.clear()
+        want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
     elif kind == "RevokeObject":
         revoked(site, found, message)
     elif kind == "InstructionStatusUpdate":
@@ -287,13 +303,51 @@ def received(site, resource, message):
                 want(site, found, f"its first {kind}")
         elif found.asked and found.type.moved(*found.asked, message):
             found.asked = None
-            want(site, found, "another fill level while it was planned")
-        elif (
-            found.version == found.planned_version
-            and not is_manual(found, now)
-            and (departs := found.type.departs(found.device, found.plan, message, now))
-        ):
-            want(site, found, departs)
+            want(site, found, f"another {kind} while it was planned")
+        elif found.version == found.planned_version and not is_manual(found, now):
+            departed(site, found, message, now)
+
+
+@pyscript_compile
+def pause_before(site, found, kind, now):
+    """Return how long a message that changes the problem waits for more of them (s)."""
+    if kind == "PowerForecast" and found.plan and site.made:
+        return max(site.settling, site.made[-1] + BETWEEN_GIVEN_SECONDS - now)
+    if kind == ppbc.DESCRIPTION and ppbc.STATUS not in found.session.memory:
+        return max(site.settling, FIRST_STATUS_SECONDS)
+    return site.settling
+
+
+@pyscript_compile
+def departed(site, found, message, now):
+    """Plan again where a status departs from the plan; where it stays the same, ever less often."""
+    kind = message.message_type
+    departs = found.type.departs(found.device, found.plan, message, now)
+    if departs is None:
+        found.departures.pop(kind, None)
+        return
+    before, count, patient_until = found.departures.get(kind, (None, 0, 0.0))
+    said = what_is_said(message)
+    if said != before:
+        count, patient_until = 0, 0.0
+    if now < patient_until:
+        return
+    patience = min(PATIENCE_SECONDS * 2.0**count, LONGEST_PATIENCE_SECONDS) if count else 0.0
+    found.departures[kind] = said, min(count + 1, 10), now + patience
+    want(site, found, departs)
+
+
+@pyscript_compile
+def what_is_said(message):
+    """Return what a status says of the device, but for how far it has come."""
+    containers = getattr(message, "sequence_container_status", None) or []
+    return (
+        getattr(message, "present_fill_level", None),
+        getattr(message, "active_operation_mode_id", None),
+        getattr(message, "operation_mode_factor", None),
+        getattr(message, "finished_at", None),
+        [(each.sequence_container_id, each.status.value, each.selected_sequence_id) for each in containers],
+    )
 
 
 @pyscript_compile
@@ -316,7 +370,7 @@ def hasten(site, moment):
 def plan_soon(site):
     """Plan all anew in a moment, since what they are planned with is another."""
     if site.controlled:
-        site.pause, site.not_before = FIRST_PAUSE_SECONDS, 0.0
+        site.pause, site.not_before, site.is_eager = FIRST_PAUSE_SECONDS, 0.0, True
         hasten(site, site.now() + site.settling)
 
 
@@ -350,7 +404,7 @@ def status_updated(site, found, message):
     """Plan again, once, when an instruction is rejected or aborted."""
     status = message.status_type.value
     if status in DONE:
-        found.was_broken = False
+        found.broken_at = None
     if status in BROKEN and message.instruction_id in found.sent:
         broken(site, found, message.instruction_id, status)
     site.shown(found.resource)
@@ -360,10 +414,11 @@ def status_updated(site, found, message):
 def broken(site, found, instruction_id, status):
     """Take note of an instruction that the device will not follow."""
     forget(found, instruction_id)
-    if found.was_broken:
+    now = site.now()
+    if found.broken_at is not None and 0 <= now - found.broken_at < BROKEN_SECONDS:
         LOGGER.debug("%s answered %s to an instruction again", found.resource.name, status)
         return
-    found.was_broken = True
+    found.broken_at = now
     LOGGER.warning("%s answered %s to an instruction: it is planned again", found.resource.name, status)
     want(site, found, f"an instruction was {status}")
 
@@ -453,17 +508,29 @@ def mind_the_clock(site, now):
     for found in site.controlled.values():
         found.refused_until = min(found.refused_until, now + REFUSED_SECONDS)
         found.chosen_at = min(found.chosen_at, now)
+        found.leaving_until = min(found.leaving_until, now + AFTER_SELECTION_SECONDS)
+        found.heard = {actuator: min(moment, now) for actuator, moment in found.heard.items()}
+        found.departures = {
+            kind: (said, count, min(until, now + LONGEST_PATIENCE_SECONDS))
+            for kind, (said, count, until) in found.departures.items()
+        }
         found.since = min(found.since, now)
 
 
 @pyscript_compile
-def may_ask_at(site, now):
+def may_ask_at(site, group, now):
     """Return when FlexMeasures may be asked: not too often, unless somebody waits for it."""
     if site.is_urgent:
         return now
-    if lately_made(site) < MOST_PLANS:
-        return max(now, site.not_before)
-    return max(now, site.not_before, site.made[0] + PLANS_SECONDS)
+    moment = max(now, site.not_before)
+    if lately_made(site) >= MOST_PLANS:
+        moment = max(moment, site.made[0] + PLANS_SECONDS)
+    is_wanted = site.is_eager or any(
+        each.is_asked is not False and each.version != each.planned_version for each in group
+    )
+    if site.made and not is_wanted:
+        moment = max(moment, site.made[-1] + BETWEEN_GIVEN_SECONDS)
+    return moment
 
 
 @pyscript_compile
@@ -514,7 +581,7 @@ async def look_at_prices(site, now):
     if all(each.is_asked is False for each in site.controlled.values()):
         site.succeeded()
     known, site.known_prices = site.known_prices, found
-    if known is not None and differ(known, found, now):
+    if known is None or differ(known, found, now):
         LOGGER.info("There are new prices")
         hasten(site, now)
 
@@ -537,6 +604,9 @@ def ready(site, now):
     for each in site.controlled.values():
         if each.session.stage == sessions.ENDED or each.type.lacks(each.session.memory):
             continue
+        if now < each.leaving_until:
+            hasten(site, each.leaving_until)
+            continue
         if each.refused_version == each.version and now < each.refused_until:
             continue
         begins = each.type.valid_from(each.session.memory)
@@ -547,11 +617,13 @@ def ready(site, now):
         others = [
             other for other, its in found.items() if means and its and its.power_sensor == means.power_sensor
         ]
-        if others:
+        if each.type in PLANNED_HERE:
+            found[each] = None if others else means
+        elif others:
             why = f"{others[0].resource.name} has the same power_sensor: give each one of its own"
             each.refused = why
             site.told(each.resource, f"it cannot be planned: {why}")
-        elif means or each.type in PLANNED_HERE:
+        elif means:
             found[each] = means
     return found
 
@@ -560,53 +632,93 @@ def ready(site, now):
 async def plan(site):
     """Plan all who can be planned, and tell them: who is planned here, then the others in one question."""
     now = site.now()
-    may_ask_from = may_ask_at(site, now)
-    asks, is_urgent = may_ask_from <= now, site.is_urgent
-    site.due, site.is_urgent, site.splits = None, False, 0
+    site.due, site.splits = None, 0
     group = ready(site, now)
+    may_ask_from = may_ask_at(site, group, now)
+    asks = may_ask_from <= now
+    site.is_urgent, site.is_eager = False, site.is_eager and not asks
     refuse_others(site, group)
     await rest_without_means(site, now)
     if not group:
         return
     hasten(site, next_boundary(now, site.rolling) if asks else may_ask_from)
-    versions = {each: each.version for each in group}
     step = min([means.resolution for means in group.values() if means], default=STEP_SECONDS)
     start = now // step * step
-    posed = {}
+    sharers = sum([each.is_asked is not False for each in group])
+    versions, posed = {each: each.version for each in group}, {}
     for each, means in group.items():
-        if may_wait(site, each, asks, is_urgent, now):
+        if may_wait(site, each, asks, now):
             continue
-        question = await pose(site, each, means, now, start, step, len(group))
+        question = await pose(site, each, means, now, start, step, sharers)
         if question:
             posed[each] = question
     end = max([start + site.horizon, *[each.end for each in posed.values()]])
     asked = {each: question for each, question in posed.items() if question.problem is not None}
-    if not asks:
-        for each in asked:
-            each.asked = None
-            del posed[each]
-        asked = {}
-    outlook = await expected(site, asked, start, end, step)
     here = [each for each in posed if each not in asked]
     here.sort(
         key=lambda each: (LEAST_FLEXIBLE_FIRST.index(each.type.CONTROL_TYPE), each.resource.resource_id)
     )
-    for each in here:
-        await adopt(site, each, versions[each], None, outlook, site.limit, site.known_prices is None)
-        take_in(site, each, outlook)
-        if site.known_prices is None:
-            give_up(each, errors.NotPlanned("The prices are not known: see sensor.flexmeasures_status"))
-    if asked:
-        await ask(site, asked, versions, outlook, Window(start, step, end, 1.0, math.inf, False))
+    if not asks:
+        for each in asked:
+            each.asked = None
+        asked = {}
+    left = max([each.left for each in asked.values()], default=1.0)
+    window = Window(start, step, end, left, math.inf, False)
+    outlook = await loads.expected(site, asked, window)
+    if not asked:
+        await tell_here(site, here, versions, outlook)
+    elif site.limit is None:
+        await tell_here(site, here, versions, outlook)
+        await answered(site, asked, versions, outlook, await ask(site, asked, {}, outlook, window))
+    else:
+        await ask_first(site, asked, here, versions, outlook, window)
 
 
 @pyscript_compile
-def may_wait(site, each, asks, is_urgent, now):
+async def ask_first(site, asked, here, versions, outlook, window):
+    """Plan within the site's limit: who is planned here is told after FlexMeasures has answered.
+
+    It then has planned the others around them. Without an answer soon, they are planned around the plans
+    that the others have.
+    """
+    tried = {}
+    for each in here:
+        found = await made_for(site, each, versions[each], None, outlook, site.limit)
+        if found:
+            tried[each] = found[1]
+            loads.take_in(outlook, each, found[1])
+    question = asyncio.create_task(ask(site, asked, tried, outlook, window))
+    try:
+        await asyncio.wait({question}, timeout=site.soon)
+        has_answer = question.done() and not isinstance(question.result(), optimiser_errors.OptimiserError)
+        in_force = outlook if has_answer else await loads.expected(site, {}, window)
+        await tell_here(site, here, versions, in_force)
+        for each in here:
+            if each.plan:
+                loads.take_in(outlook, each, each.plan)
+        await answered(site, asked, versions, outlook, await question)
+    finally:
+        question.cancel()
+
+
+@pyscript_compile
+async def tell_here(site, here, versions, outlook):
+    """Plan those whom FlexMeasures cannot express, one beside the other, and tell them."""
+    for each in here:
+        await adopt(site, each, versions[each], None, outlook, site.known_prices is None)
+        if each.plan and not is_gone(site, each):
+            loads.take_in(outlook, each, each.plan)
+        if site.known_prices is None:
+            give_up(each, errors.NotPlanned("The prices are not known: see sensor.flexmeasures_status"))
+
+
+@pyscript_compile
+def may_wait(site, each, asks, now):
     """Tell whether a Resource Manager is not planned now, since it was a moment ago, or cannot be."""
     if not asks and each.is_asked:
         return True
     is_same = each.version == each.planned_version
-    if each.is_asked is False and not is_urgent and now < each.chosen_at + CHOICE_SECONDS:
+    if each.is_asked is False and not each.waiting and now < each.chosen_at + CHOICE_SECONDS:
         if not is_same:
             hasten(site, each.chosen_at + CHOICE_SECONDS)
         return True
@@ -614,143 +726,49 @@ def may_wait(site, each, asks, is_urgent, now):
 
 
 @pyscript_compile
-async def ask(site, asked, versions, outlook, window):
-    """Ask FlexMeasures for the schedules of all whom it can plan, and tell them."""
+async def ask(site, asked, tried, outlook, window):
+    """Ask FlexMeasures for the schedules of all whom it can plan; return what `solve` does, or its error.
+
+    `tried` has the plans that those are to have who are planned here.
+    """
     site.made.append(site.now())
     reasons = [f"{each.resource.name}: {each.why or 'its time'}" for each in asked]
     for each in asked:
         each.why = None
+        loads.take_out(outlook, each)
     LOGGER.debug("Planning %s", "; ".join(reasons))
-    for each in asked:
-        outlooks.put(outlook, each, [0.0] * len(outlook.total))
-    given = list(outlook.total)
-    window = replace(window, left=max([each.left for each in asked.values()]))
-    loads, most = await given_loads(site, asked, window), limits(site, outlook, window)
+    given, known = await loads.given(site, asked, tried, window)
+    most = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
     try:
-        schedules, refusals = await solve(site, list(asked), asked, window, loads, most)
+        return await solve(site, list(asked), asked, window, given, most)
     except optimiser_errors.OptimiserError as error:
-        await without_schedule(site, asked, versions, error)
+        return error
+
+
+@pyscript_compile
+async def answered(site, asked, versions, outlook, answer):
+    """Tell those whom FlexMeasures has planned; where it has not, their plans go on."""
+    if isinstance(answer, optimiser_errors.OptimiserError):
+        await without_schedule(site, asked, versions, answer)
         return
+    schedules, refusals = answer
     site.pause, site.not_before = FIRST_PAUSE_SECONDS, 0.0
     site.succeeded()
-    hasten(site, next_boundary(site.now(), max(window.step, site.rolling)))
+    hasten(site, next_boundary(site.now(), site.rolling))
     for each, error in refusals.items():
-        await go_on(site, each, versions[each], len(site.controlled))
+        await go_on(site, each, versions[each])
         refuse(site, each, versions[each], str(error), error)
     powers = {each: powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
-    keep_limit_at_first(site, powers.values(), given[0])
-    for each, found in powers.items():
-        outlooks.put(outlook, each, outlooks.of_spans(outlook, found))
+    loads.keep_limit_at_first(site.limit, powers.values(), outlook.most[0])
+
+    def take_in():
+        for each, found in powers.items():
+            outlooks.put(outlook, each, outlooks.of_spans(outlook, found))
+
+    await asyncio.to_thread(take_in)
     await asyncio.gather(
-        *[adopt(site, each, versions[each], found, outlook, site.limit) for each, found in powers.items()]
+        *[adopt(site, each, versions[each], found, outlook) for each, found in powers.items()]
     )
-
-
-@pyscript_compile
-async def expected(site, asked, start, end, step):
-    """Return the Outlook of the site, without those whom FlexMeasures is asked about.
-
-    Of a device that it may curtail, what is forecast counts.
-    """
-    sample = min(max(step, FINEST_STEP_SECONDS), STEP_SECONDS)
-    found = outlooks.new(site.known_prices or [], start, end, sample)
-    planned = [(each, each.plan) for each in site.controlled.values() if each.plan and each not in asked]
-    told = [(each.resource_id, forecast_of(each)) for each in site.others.values()]
-    told += [
-        (each, forecast_of(each.resource))
-        for each, question in asked.items()
-        if isinstance(question.problem, storages.Flow)
-    ]
-
-    def reckon():
-        outlooks.put(found, "own", outlooks.sampled(found, lambda begin, _length: site.own(begin)))
-        for each, made in planned:
-            outlooks.put(found, each, *outlooks.of_pieces(found, made.pieces))
-        for key, message in told:
-            if message:
-                outlooks.put(found, key, outlooks.sampled(found, partial(forecast_power, message)))
-
-    await asyncio.to_thread(reckon)
-    return found
-
-
-@pyscript_compile
-def forecast_of(resource):
-    """Return the PowerForecast of a Resource Manager, or None."""
-    return resource.session.memory.get(("PowerForecast",)) if resource.session else None
-
-
-@pyscript_compile
-def forecast_power(message, start, length):
-    """Return the mean power (W) that a PowerForecast tells of in some time."""
-    return forecasts.power(message, start, start + length)
-
-
-@pyscript_compile
-def take_in(site, each, outlook):
-    """Count what a device that was planned here is expected to have."""
-    made = each.plan
-    if made and not is_gone(site, each):
-        outlooks.put(outlook, each, *outlooks.of_pieces(outlook, made.pieces))
-
-
-@pyscript_compile
-async def given_loads(site, asked, window):
-    """Return the powers (start, end, W) of those whom FlexMeasures is not asked about, by power sensor.
-
-    They are None for a device whose forecast the server has.
-    """
-    found, planned = {}, {}
-    for resource in site.others.values():
-        means = site.means(resource)
-        if means and forecast_of(resource):
-            found[means.power_sensor] = None
-    for each in site.controlled.values():
-        means = site.means(each.resource)
-        if means and each.plan and each not in asked:
-            planned[means.power_sensor] = each.plan, means.resolution
-    for each in asked.values():
-        found.pop(each.problem.power_sensor, None)
-        planned.pop(each.problem.power_sensor, None)
-
-    def reckon():
-        return {sensor: planned_spans(made, step, window) for sensor, (made, step) in planned.items()}
-
-    return found | await asyncio.to_thread(reckon)
-
-
-@pyscript_compile
-def planned_spans(made, step, window):
-    """Return what a plan expects from its start on, as (start, end, power (W)) on the clock of a sensor."""
-    start = window.start // step * step
-    grid = outlooks.new([], start, window.end, step)
-    powers, _most = outlooks.of_pieces(grid, made.pieces)
-    powers[0] *= step / max(start + step - max(start, made.start), 1.0)
-    return [(start + place * step, start + (place + 1) * step, power) for place, power in enumerate(powers)]
-
-
-@pyscript_compile
-def limits(site, outlook, window):
-    """Return the site's limit as (start, end, W) where it varies, else None; the Outlook has what is given.
-
-    It is less by what the loads exceed their means at times. Of the first interval only a part is left, so
-    its limit is less, unless loads are given for all of it. Where those exceed the limit, they are the
-    limit: else there would be no plan at all.
-    """
-    if site.limit is None:
-        return None
-    found = []
-    for place in range(round((window.end - window.start) / window.step)):
-        start, end = window.start + place * window.step, window.start + (place + 1) * window.step
-        load, most = outlooks.during(outlook, start, end)
-        limit = max(site.limit - max(most - load, 0.0), abs(load) * ABOVE)
-        if not place and not any(outlook.total):
-            limit *= window.left
-        if found and found[-1][2] == limit:
-            found[-1] = found[-1][0], end, limit
-        else:
-            found.append((start, end, limit))
-    return None if found == [(window.start, window.end, site.limit)] else found
 
 
 @pyscript_compile
@@ -805,7 +823,7 @@ async def pose(site, each, means, now, start, step, sharers):
     """Return the question that a Resource Manager's state is, or None where it is refused."""
     version, memory, kind = each.version, dict(each.session.memory), each.type
     heard, plan_before = dict(each.heard), each.plan
-    share = math.inf if site.limit is None else site.limit / sharers
+    share = math.inf if site.limit is None else site.limit / max(sharers, 1)
 
     def read():
         device = kind.device(memory)
@@ -822,7 +840,8 @@ async def pose(site, each, means, now, start, step, sharers):
         device, state, problem, window = await asyncio.to_thread(read)
     except errors.NotPlannable as error:
         refuse(site, each, version, str(error))
-        site.unfit(each.resource)
+        if not is_gone(site, each):
+            site.unfit(each.resource, each.session, kind.CONTROL_TYPE)
         return None
     except Exception as error:
         LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
@@ -866,7 +885,7 @@ def refuse(site, each, version, why, error=None):
 
 
 @pyscript_compile
-async def solve(site, group, asked, window, loads, most):
+async def solve(site, group, asked, window, given, most):
     """Return (the schedule of each, the error of each that FlexMeasures refuses).
 
     Where it refuses several together, it is asked for each half, so that one does not keep the others from
@@ -874,7 +893,7 @@ async def solve(site, group, asked, window, loads, most):
     """
     problems = [asked[each].problem for each in group]
     try:
-        found = await site.solve(problems, window, loads, most)
+        found = await site.solve(problems, window, given, most)
     except OF_A_PROBLEM as error:
         if len(group) == 1 or site.splits >= MOST_SPLITS or lately_made(site) + 2 > MOST_PLANS:
             if len(group) < len(asked):
@@ -888,7 +907,7 @@ async def solve(site, group, asked, window, loads, most):
         schedules, refusals = {}, {}
         for half in (group[:middle], group[middle:]):
             site.made.append(site.now())
-            some, refused = await solve(site, half, asked, window, loads, most)
+            some, refused = await solve(site, half, asked, window, given, most)
             schedules |= some
             refusals |= refused
         return schedules, refusals
@@ -907,14 +926,14 @@ async def without_schedule(site, asked, versions, error):
         failure = errors.NotPlanned(str(error))
         failure.__cause__ = error
         give_up(each, failure)
-        await go_on(site, each, versions[each], len(site.controlled))
+        await go_on(site, each, versions[each])
 
 
 @pyscript_compile
-async def go_on(site, each, version, sharers):
+async def go_on(site, each, version):
     """Have a device go on with the last schedule, or rest where that is over, as its state is now.
 
-    Its targets and the storage's range are kept to. `sharers` are how many share the site's limit.
+    Its targets and the storage's range are kept to, within what the others leave of the site's limit.
     """
     now, before = site.now(), each.plan
     each.asked = None
@@ -928,21 +947,24 @@ async def go_on(site, each, version, sharers):
             for start in starts
         ]
         end = wanted[-1][1]
-    outlook = outlooks.new(site.known_prices or [], now, end, STEP_SECONDS)
-    share = None if site.limit is None else site.limit / sharers
-    await adopt(site, each, version, wanted, outlook, share, wanted is None or each.is_fallback)
+    outlook = await loads.expected(site, {}, Window(now, STEP_SECONDS, end, 1.0, math.inf, False))
+    await adopt(site, each, version, wanted, outlook, wanted is None or each.is_fallback)
 
 
 @pyscript_compile
 async def rest_without_means(site, now):
     """Bring those to rest whose sensors are not known for long, so that they cannot be planned."""
     for each in list(site.controlled.values()):
-        if each.plan or each.type.lacks(each.session.memory) or site.means(each.resource):
+        has_plan = each.plan and each.plan.end > now
+        if has_plan or each.type.lacks(each.session.memory) or site.means(each.resource):
+            continue
+        if each.type in PLANNED_HERE or now < each.leaving_until:
             continue
         if now < each.since + MEANS_SECONDS:
             hasten(site, each.since + MEANS_SECONDS)
             continue
-        await go_on(site, each, each.version, len(site.controlled))
+        await go_on(site, each, each.version)
+        hasten(site, now + site.horizon)
 
 
 @pyscript_compile
@@ -956,20 +978,6 @@ def powers_of(schedule, left):
 
 
 @pyscript_compile
-def keep_limit_at_first(site, all_powers, given):
-    """Lower what is consumed in the rest of the first interval to the site's limit, beside a load (W)."""
-    if site.limit is None:
-        return
-    consumed = sum(max(powers[0][2], 0.0) for powers in all_powers)
-    produced = sum(min(powers[0][2], 0.0) for powers in all_powers)
-    for powers in all_powers:
-        start, end, power = powers[0]
-        most = max(site.limit - given - produced, 0.0)
-        if power > 0 and consumed > most:
-            powers[0] = start, end, power * most / consumed
-
-
-@pyscript_compile
 def lead(session):
     """Return how far ahead the first instruction is (s)."""
     told = session.details.instruction_processing_delay.root / 1000
@@ -977,60 +985,67 @@ def lead(session):
 
 
 @pyscript_compile
-async def adopt(site, each, version, powers, outlook, limit, is_fallback=False):
+async def adopt(site, each, version, powers, outlook, is_fallback=False):
     """Put a plan in force that comes nearest to powers (or is chosen here), and tell the device.
 
     That is not done where its state is another by now. What goes wrong with one device is told, and does
     not keep others from their plan.
     """
     try:
-        await put_in_force(site, each, version, powers, outlook, limit, is_fallback)
+        if not stale(site, each, version):
+            await put_in_force(site, each, version, powers, outlook, is_fallback)
     finally:
         each.asked = None
 
 
 @pyscript_compile
-async def put_in_force(site, each, version, powers, outlook, limit, is_fallback):
-    """Do what `adopt` says."""
-    if stale(site, each, version):
-        return
+async def made_for(site, each, version, powers, outlook, limit):
+    """Return (the device, the Plan) that is made for a Resource Manager now, or None."""
     now, kind = site.now(), each.type
     memory, heard, before = dict(each.session.memory), dict(each.heard), each.plan
     if kind.lacks(memory):
-        return
+        return None
     begin = now + lead(each.session)
-    market = outlooks.market(outlook, each, spans(powers, outlook, begin), limit)
-    wanted = powers and [(max(start, begin), end, power) for start, end, power in powers if end > begin]
     tariffs = site.tariffs
+    times = spans(powers, outlook, begin)
+    if not times:
+        hasten(site, now + site.settling)
+        return None
 
     def make():
         device = kind.device(memory)
         if why := kind.unfit(device):
             raise errors.NotPlannable(why)
         state = kind.condition(device, memory, heard, before, now)
+        market = outlooks.market(outlook, each, times, limit)
+        wanted = powers and [(max(start, begin), end, power) for start, end, power in powers if end > begin]
         return device, kind.follow(device, state, wanted, market, tariffs)
 
-    if not market:
-        hasten(site, now + site.settling)
-        return
     try:
-        device, made = await asyncio.to_thread(make)
+        return await asyncio.to_thread(make)
     except errors.NotPlannable as error:
         refuse(site, each, version, str(error))
-        return
     except Exception as error:
         LOGGER.exception("The schedule of %s cannot be followed: please report this", each.resource.name)
         refuse(site, each, version, f"its schedule cannot be followed ({error!r})")
+    return None
+
+
+@pyscript_compile
+async def put_in_force(site, each, version, powers, outlook, is_fallback):
+    """Do what `adopt` says, once it is clear that the plan is for the present state."""
+    now, before = site.now(), each.plan
+    memory, heard = dict(each.session.memory), dict(each.heard)
+    found = await made_for(site, each, version, powers, outlook, site.limit)
+    if found is None or is_gone(site, each) or each.plan is not before or site.now() < each.leaving_until:
         return
-    if is_gone(site, each) or each.plan is not before:
-        return
+    device, made = found
     each.plan, each.device, each.is_fallback = made, device, is_fallback
     each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
-    kept = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
-    if kind in BY_MODES:
-        kept += executed(before, heard, now)
-    made.changes = sorted([*made.changes, *kept], key=lambda change: change.moment)
+    by_hand = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
+    each.executed = executed(before, memory, heard, now) if each.type in BY_MODES else []
+    made.changes = sorted([*made.changes, *by_hand, *each.executed], key=lambda change: change.moment)
     if not is_fallback:
         each.refused = None
         site.told(each.resource, None)
@@ -1044,11 +1059,20 @@ async def put_in_force(site, each, version, powers, outlook, limit, is_fallback)
 
 
 @pyscript_compile
-def executed(made, heard, now):
-    """Return the last change that was due by now of each actuator that has told no status since."""
+def executed(made, memory, heard, now):
+    """Return the last change that was due by now of each actuator that has not told of another mode since."""
     changes = [change for change in made.changes if change.moment <= now] if made else []
+    told = {
+        getattr(message, "actuator_id", None): message.active_operation_mode_id
+        for message in memory.values()
+        if hasattr(message, "active_operation_mode_id")
+    }
     last = {change.actuator: change for change in changes}
-    return [change for actuator, change in last.items() if change.moment > heard.get(actuator, 0.0)]
+    return [
+        change
+        for actuator, change in last.items()
+        if change.moment > heard.get(actuator, 0.0) or told.get(actuator) == change.mode
+    ]
 
 
 @pyscript_compile
@@ -1078,7 +1102,7 @@ def stale(site, each, version):
         return False
     LOGGER.debug("A plan of %s is for a state that is past: there was %s", each.resource.name, each.why)
     hasten(site, site.now())
-    site.is_urgent = site.is_urgent or bool(each.waiting)
+    site.is_urgent = site.is_urgent or bool(each.waiting and each.is_asked)
     if each.dropped >= MOST_DROPPED:
         return False
     each.dropped += 1
@@ -1089,15 +1113,11 @@ def stale(site, each, version):
 async def instruct(site, each, made):
     """Revoke the instructions that a plan supersedes, and send its own; those that stay the same stay."""
     async with each.sending:
-        if each.plan is not made:
+        if each.plan is not made or is_gone(site, each):
             return
         now, version = site.now(), each.version
-        sent = list(each.sent.values())
-        new = [
-            change
-            for change in made.changes
-            if change.moment > each.chosen_at and not any(change is other for other in sent)
-        ]
+        told = [*each.sent.values(), *each.executed]
+        new = [change for change in made.changes if not any(change is other for other in told)]
         for instruction, change in list(each.sent.items()):
             if change.moment <= now or any(change is other for other in made.changes):
                 continue
@@ -1112,7 +1132,7 @@ async def instruct(site, each, made):
             overtaken = any(
                 other.actuator == change.actuator and other.moment <= soon for other in new[place + 1 :]
             )
-            is_broken = each.was_broken and each.version != version
+            is_broken = each.broken_at is not None and each.version != version
             if each.plan is not made or is_broken or each.session.stage == sessions.ENDED:
                 return
             if not overtaken and change in made.changes:
@@ -1170,6 +1190,7 @@ async def leave(site, resource):
     found = of(site, resource)
     if found:
         found.plan = None
+        found.leaving_until = site.now() + AFTER_SELECTION_SECONDS
         want(site, found, "another control type was to be selected", AFTER_SELECTION_SECONDS)
         await revoke_all(found, site.now())
 
@@ -1183,14 +1204,15 @@ async def plan_now(site, resource):
             f"resource_id: {resource.name} is under {resource.session.control_type}, which is not planned: "
             f"select {', '.join(CONTROL_TYPES)} by change_control_type, if it offers that"
         )
-    if lately_made(site) >= MOST_WITH_CALLS:
+    is_asked = found.is_asked is not False
+    if is_asked and lately_made(site) >= MOST_WITH_CALLS:
         wait = site.made[0] + PLANS_SECONDS - site.now()
         raise errors.NotPlanned(
             f"FlexMeasures takes {MOST_WITH_CALLS} plans in 5 minutes: call in {wait:.0f} s"
         )
     waiting = asyncio.get_running_loop().create_future()
     found.waiting.append(waiting)
-    site.is_urgent = True
+    site.is_urgent = site.is_urgent or is_asked
     want(site, found, "a call", CALLING_SECONDS)
     return await waiting
 

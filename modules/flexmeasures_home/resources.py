@@ -124,10 +124,9 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
 
 
 @pyscript_compile
-def give_way(side, resource):
-    """Have another control type selected, since what a Resource Manager told does not fit its own."""
-    session = resource.session
-    sessions.spawn(session, cems.give_way(side.cem, resource, session, session.control_type))
+def give_way(side, resource, session, control_type):
+    """Have another control type selected, since what a Resource Manager told does not fit this one."""
+    sessions.spawn(session, cems.give_way(side.cem, resource, session, control_type))
 
 
 @pyscript_compile

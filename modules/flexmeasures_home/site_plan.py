@@ -1,5 +1,7 @@
 """The site's plan: what FlexMeasures is asked for all S2 devices together, and what is told of it."""
 
+import asyncio
+import logging
 from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +23,9 @@ import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_optimiser.storage as storages
 
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MATTER = "s2 plan"
+POSTED_AT_ONCE = 4
 MOST_OF_A_PLAN, MOST_MISSED = 24, 10
 """So that all attributes of a state stay under what the recorder takes (16,384 bytes)."""
 JOULES_PER_WATT_HOUR = 3600.0
@@ -48,6 +52,7 @@ def record():
         planning: Any
         own_schedule: Any
         site: int | None = None
+        planner: Any = None
 
     return Asker
 
@@ -59,11 +64,11 @@ Asker = record()
 def new(asker, relay_of, unfit):
     """Return the site's planner, not yet started.
 
-    `relay_of(resource)` returns a Resource Manager's relay; `unfit(resource)` is called when what it told
-    cannot be planned under its control type.
+    `relay_of(resource)` returns a Resource Manager's relay; `unfit(resource, session, control_type)` is
+    called when what it told cannot be planned under that.
     """
     given = asker.given
-    return planners.Site(
+    asker.planner = planners.Site(
         partial(solve, asker),
         partial(prices, asker),
         lambda resource: means_of(relay_of(resource)),
@@ -79,6 +84,7 @@ def new(asker, relay_of, unfit):
         now=lambda: dt_util.utcnow().timestamp(),
         tariffs=given.s2.prices,
     )
+    return asker.planner
 
 
 @pyscript_compile
@@ -113,17 +119,41 @@ async def inflexible(asker, problems, loads):
     Of other devices old schedules do not count, which they may have from another control type.
     """
     own = asker.given.power_sensor
-    references = {each: {"exclude-source-types": [SCHEDULER]} for each in loads}
+    references = {each: {"exclude-source-types": [SCHEDULER]} for each in loads if each != own}
     if asker.own_schedule() is not None and own not in [each.power_sensor for each in problems]:
         references[own] = {}
+    posting = asyncio.Semaphore(POSTED_AT_ONCE)
+
+    async def ready(sensor_id):
+        async with posting:
+            return await sensor_with(asker, sensor_id, loads.get(sensor_id) if sensor_id != own else None)
+
+    found = await asyncio.gather(*[ready(each) for each in references])
     fields = {}
-    for sensor_id, reference in references.items():
-        sensor = await planning.power_sensor(asker.link, sensor_id)
-        if loads.get(sensor_id) is not None:
-            await post(asker.link, sensor, loads[sensor_id])
-        name = "inflexible-consumption" if sensor.sign > 0 else "inflexible-production"
-        fields.setdefault(name, []).append({"sensor": sensor_id} | reference)
+    for (sensor_id, reference), sensor in zip(references.items(), found, strict=True):
+        if sensor:
+            name = "inflexible-consumption" if sensor.sign > 0 else "inflexible-production"
+            fields.setdefault(name, []).append({"sensor": sensor_id} | reference)
     return fields
+
+
+@pyscript_compile
+async def sensor_with(asker, sensor_id, powers):
+    """Return the sensor of a given device, once the server has what that is to have.
+
+    One that cannot be used is left out for an hour, and None is returned: it keeps no other device from its
+    plan. Raise an OptimiserError where the server cannot be asked at all.
+    """
+    try:
+        sensor = await planning.power_sensor(asker.link, sensor_id)
+        if powers is not None:
+            await post(asker.link, sensor, powers)
+    except (errors.NoAccess, errors.UnknownSensor, errors.InvalidData) as error:
+        LOGGER.warning("s2: sensor %s cannot be planned around: %s", sensor_id, error)
+        asker.planner.unusable[sensor_id] = asker.planner.now() + planners.REFUSED_SECONDS
+        planners.plan_soon(asker.planner)
+        return None
+    return sensor
 
 
 @pyscript_compile
@@ -189,6 +219,8 @@ async def prices_of(asker, sensor_id, start, end):
 @pyscript_compile
 def side_by_side(consumption, production):
     """Return (start, end, consumption price, production price) of both prices, on the finer one's clock."""
+    if not consumption:
+        return []
     moments = sorted({each[0] for each in (*consumption, *production)} | {consumption[-1][1]})
     found = []
     for start, end in pairwise(moments):

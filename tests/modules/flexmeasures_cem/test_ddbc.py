@@ -190,6 +190,18 @@ def test_one_takes_over_when_the_other_is_ready(m):
         assert supply == pytest.approx(4000, rel=1e-6)
 
 
+def test_one_makes_room_once_a_transition_is_done_that_is_under_way(m):
+    made = hybrid(seconds=20)
+    remembered = memory(m, made.description, made.pump_runs)
+    begun = status("DDBC.ActuatorStatus", made.burning, 0.2, made.idle, 0, actuator_id="boiler-1")
+    remembered["DDBC.ActuatorStatus", "boiler-1"] = parsed(m, begun)
+    device = m.ddbc.device(remembered)
+    state = m.ddbc.condition(device, remembered, {}, None, NOW)
+    plan = m.ddbc.follow(device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
+    assert told(plan) == [(20, "pump-1", made.off["id"], 0)]
+    assert plan.missed == []
+
+
 def test_the_factor_follows_the_demand(m):
     made = hybrid()
     expected = forecast([4000, 5000, 6000, 6000, 6000, 5000], 300)

@@ -97,9 +97,6 @@ def test_powers_are_taken_at_their_greatest_in_each_sample(outlooks):
     spans = [(0.0, 300.0, 1000.0), (300.0, 900.0, -3000.0), (900.0, 2700.0, 500.0)]
     assert outlooks.of_spans(found, spans) == [-3000.0, 500.0, 500.0, 0.0]
     assert outlooks.sampled(found, lambda start, length: start + length) == [900, 1800, 2700, 3600]
-    outlooks.put(found, "one", [1.0, 2.0, 3.0, 4.0])
-    assert outlooks.during(found, 850.0, 1900.0) == (2.0, 3.0)
-    assert outlooks.during(found, HOUR, 2 * HOUR) == (4.0, 4.0)
 
 
 def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit(outlooks):
