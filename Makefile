@@ -28,8 +28,8 @@ coverage: setup ## measure which lines the tests of modules and app run (on the 
 	.venv/bin/python -m coverage combine -q
 	.venv/bin/python -m coverage report
 
-demo: setup ## plan a battery with a real FlexMeasures server and Home Assistant, until Ctrl-C
-	@.venv/bin/python -m tests.demo
+demo: setup ## plan S2 devices with a real FlexMeasures server and Home Assistant, until Ctrl-C (DEVICES="pv ev", all, list)
+	@.venv/bin/python -m tests.demo '$(DEVICES)'
 
 bench: setup ## measure how many S2 messages Home Assistant confirms per second, beside a bare server
 	@.venv/bin/python -m tests.bench

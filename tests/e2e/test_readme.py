@@ -1,6 +1,7 @@
 """What the README tells a user to write works as it stands there."""
 
 import asyncio
+import contextlib
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from tests.demo import battery
 from tests.parts.home_assistant import HomeAssistant, install
 from tests.parts.resource_manager import ResourceManager
+from tests.parts.s2_catalogue import DEVICES
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("socket_enabled")
@@ -272,3 +274,34 @@ async def test_the_dashboard_shows_what_comes_next(home_assistant):
     )
     assert len(table) > 4
     assert await home_assistant.render(missed) == "None."
+
+
+async def test_the_dashboard_shows_devices_of_every_control_type(home_assistant):
+    names = ("battery", "heat-pump", "hybrid-heat-pump", "washing-machine", "pv")
+    dashboard = yaml.safe_load((ROOT / "dashboards" / "flexmeasures.yaml").read_text())
+    [card] = dashboard["views"][1]["cards"]
+    limited = {"label": "limited", "lower_limit": -1500.4, "upper_limit": 0, "power": -1500}
+    limited["execution_time"] = "2026-03-02T12:00:00+01:00"
+    attributes = {"friendly_name": "FlexMeasures S2 Roof | south", "instruction": limited, "plan": []}
+    await home_assistant.set_state(
+        "sensor.flexmeasures_s2_roof", "POWER_ENVELOPE_BASED_CONTROL", **attributes
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        devices = [DEVICES[name](home_assistant.s2_url, name=name, every=0.5) for name in names]
+        for device in devices:
+            await stack.enter_async_context(device)
+        for name in names:
+            entity = f"sensor.flexmeasures_s2_{name.replace('-', '_')}"
+            await home_assistant.wait_for_state(entity, lambda state: state["attributes"]["has_schedule"], 90)
+        table = (await home_assistant.render(card["content"])).splitlines()
+    assert table[0] == "| Device | State | Fill level | Instruction in force | Next instruction |"
+    told = r"none|[^|]+, -?\d+ W, from \w{3} \d\d:\d\d"
+    for name, device in zip(names, devices, strict=True):
+        [row] = [row for row in table if row.startswith(f"| {name} |")]
+        level = r"\d+\.\d" if name == "battery" else ""
+        kind = next(iter(device.offers)).replace("_", " ").lower()
+        assert re.fullmatch(rf"\| {name} \| {kind} \| {level} \| ({told}) \| ({told}) \|", row), row
+    assert (
+        "| Roof   south | power envelope based control |  "
+        "| limited to -1500 … 0 W, -1500 W, from Mon 12:00 | none |"
+    ) in table

@@ -12,24 +12,31 @@ from tests.parts.s2_profile_devices import Dishwasher, Dryer, WashingMachine
 
 
 class Entry(NamedTuple):
-    """A device's class, the options that suit a moment, and what it is."""
+    """A device's class, its name, what it is, and the options that suit a moment."""
 
     kind: type[Device]
+    name: str
     what: str
     options: Callable[[datetime], dict] = lambda _: {}
 
     def __call__(self, url: str, **options) -> Device:
         """Return such a device, with options of its own where others are given."""
-        return self.kind(url, **self.options(datetime.now(AMSTERDAM)) | options)
+        return self.kind(url, **{"name": self.name} | self.options(datetime.now(AMSTERDAM)) | options)
 
 
 def _leaves_in_the_morning(now: datetime) -> dict:
-    return {"departure": _next(now, 7)}
+    """Return a departure at seven, which leaves four hours at least."""
+    return {"departure": _next(now + timedelta(hours=4), 7)}
 
 
 def _done_by_the_morning(now: datetime) -> dict:
     """Return a deadline at seven, which leaves eight hours at least."""
     return {"deadline": _next(now + timedelta(hours=8), 7)}
+
+
+def _lived_for_an_hour(now: datetime) -> dict:
+    """Return a start an hour ago, so that what a device supplies by itself is under way."""
+    return {"start": now - timedelta(hours=1)}
 
 
 def _next(now: datetime, hour: int) -> datetime:
@@ -39,22 +46,45 @@ def _next(now: datetime, hour: int) -> datetime:
 
 
 DEVICES: dict[str, Entry] = {
-    "battery": Entry(HomeBattery, "a battery of 10 kWh and 5 kW (FRBC)"),
-    "ev": Entry(ElectricVehicle, "a car that is to be at 80 % at seven (FRBC)", _leaves_in_the_morning),
-    "boiler": Entry(Boiler, "a boiler of 200 l for warm water (FRBC)"),
-    "twin-battery": Entry(TwinBattery, "a battery of 8 kWh with two inverters (FRBC)"),
-    "meter": Entry(Meter, "a consumer of 500 W that is only measured (NOT_CONTROLABLE)"),
-    "heat-pump": Entry(HeatPump, "a heat pump of 2.5 kW with minimum on and off times (OMBC)"),
-    "step-charger": Entry(StepCharger, "a charger of three steps up to 11 kW (OMBC)"),
-    "pv": Entry(PvInverter, "a solar inverter of 5 kW that can be curtailed (PEBC)"),
+    "battery": Entry(HomeBattery, "Home battery", "a battery of 10 kWh and 5 kW (FRBC)"),
+    "ev": Entry(
+        ElectricVehicle,
+        "Electric vehicle",
+        "a car that is to be at 80 % at seven (FRBC)",
+        _leaves_in_the_morning,
+    ),
+    "boiler": Entry(Boiler, "Boiler", "a boiler of 200 l for warm water (FRBC)"),
+    "twin-battery": Entry(TwinBattery, "Twin battery", "a battery of 8 kWh with two inverters (FRBC)"),
+    "meter": Entry(Meter, "Kitchen meter", "a meter, which is only measured (NOT_CONTROLABLE)"),
+    "heat-pump": Entry(HeatPump, "Heat pump", "a heat pump of 2.5 kW with minimum on and off times (OMBC)"),
+    "step-charger": Entry(StepCharger, "Step charger", "a charger of three steps up to 11 kW (OMBC)"),
+    "pv": Entry(PvInverter, "Solar panels", "a solar inverter of 5 kW that can be curtailed (PEBC)"),
     "envelope-charger": Entry(
-        EnvelopeCharger, "a car that takes 20 kWh by seven, at 4 to 11 kW (PEBC)", _leaves_in_the_morning
+        EnvelopeCharger,
+        "Envelope charger",
+        "a car that takes 20 kWh by seven, at 4 to 11 kW (PEBC)",
+        _leaves_in_the_morning,
     ),
     "washing-machine": Entry(
-        WashingMachine, "a washing machine with an eco and a quick programme (PPBC)", _done_by_the_morning
+        WashingMachine,
+        "Washing machine",
+        "a washing machine with an eco and a quick programme (PPBC)",
+        _done_by_the_morning,
     ),
-    "dishwasher": Entry(Dishwasher, "a dishwasher that washes, then dries (PPBC)", _done_by_the_morning),
-    "dryer": Entry(Dryer, "a tumble dryer that can be interrupted (PPBC)", _done_by_the_morning),
-    "hybrid-heat-pump": Entry(HybridHeatPump, "a heat pump with a gas boiler, for a house's heat (DDBC)"),
-    "district-heat": Entry(DistrictHeat, "district heat with an electric boiler of three steps (DDBC)"),
+    "dishwasher": Entry(
+        Dishwasher, "Dishwasher", "a dishwasher that washes, then dries (PPBC)", _done_by_the_morning
+    ),
+    "dryer": Entry(Dryer, "Dryer", "a tumble dryer that can be interrupted (PPBC)", _done_by_the_morning),
+    "hybrid-heat-pump": Entry(
+        HybridHeatPump,
+        "Hybrid heat pump",
+        "a heat pump with a gas boiler, for a house's heat (DDBC)",
+        _lived_for_an_hour,
+    ),
+    "district-heat": Entry(
+        DistrictHeat,
+        "District heat",
+        "district heat with an electric boiler of three steps (DDBC)",
+        _lived_for_an_hour,
+    ),
 }

@@ -26,12 +26,18 @@ async def test_the_meter_is_only_measured(cem):
     assert cem.of("ResourceManagerDetails")[0]["available_control_types"] == ["NOT_CONTROLABLE"]
 
 
-@pytest.mark.parametrize(("hour", "leaves", "ends"), [(6, 7, 31), (8, 31, 31), (22, 31, 31), (23.5, 31, 55)])
+@pytest.mark.parametrize(
+    ("hour", "leaves", "ends"), [(2, 7, 31), (6, 31, 31), (8, 31, 31), (22, 31, 31), (23.5, 31, 55)]
+)
 def test_what_is_to_be_done_is_to_be_done_by_seven(hour, leaves, ends):
     midnight = datetime(2026, 3, 2, tzinfo=AMSTERDAM)
     now = midnight + timedelta(hours=hour)
     assert DEVICES["ev"].options(now)["departure"] == midnight + timedelta(hours=leaves)
     assert DEVICES["dryer"].options(now)["deadline"] == midnight + timedelta(hours=ends)
+
+
+def test_each_has_a_name_of_its_own():
+    assert len({entry.name for entry in DEVICES.values()}) == len(DEVICES)
 
 
 def test_other_options_prevail():

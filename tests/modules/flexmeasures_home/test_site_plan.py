@@ -1,5 +1,6 @@
 """What FlexMeasures is asked for a site beside its devices: limits and prices."""
 
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -37,3 +38,21 @@ def test_the_sites_limit_is_told_where_it_varies(site_plan):
 def test_loads_of_the_users_own_void_what_is_known_of_the_limit(site_plan):
     given = SimpleNamespace(flex_context={"inflexible-consumption": [{"sensor": 9}]})
     assert site_plan.limit_over_time(given, [(0.0, HOUR, 9000.0)]) == {}
+
+
+async def test_a_sensor_that_cannot_be_used_keeps_no_other_device_from_its_plan(site_plan, load):
+    sensors = load("flexmeasures_optimiser.connection").Sensor
+    known = {
+        7: sensors(7, "kW", timedelta(0), "Europe/Amsterdam", 1),
+        8: sensors(8, "kW", timedelta(minutes=15), "Europe/Amsterdam", 1, 1),
+    }
+    asker = SimpleNamespace(
+        given=SimpleNamespace(power_sensor=2),
+        link=SimpleNamespace(sensors=known),
+        planner=SimpleNamespace(controlled={}, unusable={}, now=lambda: 100.0),
+        own_schedule=lambda: None,
+    )
+    assert await site_plan.inflexible(asker, [], {7: None, 8: None}) == {
+        "inflexible-consumption": [{"sensor": 8, "exclude-source-types": ["scheduler"]}]
+    }
+    assert asker.planner.unusable == {7: 3700.0}
