@@ -437,8 +437,13 @@ def fields(change):
 
 @pyscript_compile
 def describe(found, change, _now):
-    """Return what a Change says, with the label of its operation mode and the power expected (W)."""
+    """Return what a Change says, with the label of its operation mode and the power expected (W).
+
+    Of several actuators the label tells which one.
+    """
     actuator = actuator_of(found, change.actuator)
     mode = actuator.modes.get(change.mode) if actuator else None
     label = mode.label if mode else change.mode
+    if len(found.actuators) > 1:
+        label = f"{(actuator and actuator.label) or change.actuator}: {label}"
     return {**fields(change), "label": label, "power": round(change.power)}

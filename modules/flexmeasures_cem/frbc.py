@@ -378,7 +378,7 @@ def fields(change):
     return {
         "actuator_id": change.actuator,
         "operation_mode": change.mode,
-        "operation_mode_factor": round(change.factor, 6),
+        "operation_mode_factor": round(change.factor, 6) + 0.0,
         "abnormal_condition": False,
     }
 

@@ -72,6 +72,7 @@ def records():
         transitions: dict
         durations: dict
         blocking: frozenset
+        label: str | None = None
 
     @dataclass
     class Condition:
@@ -172,16 +173,25 @@ Mode, Actuator, Condition, Span, Rates, Move, Path, Course, Piece, Rating = reco
 
 @pyscript_compile
 def read(described_by, actuator_id=None):
-    """Return the Actuator that an actuator's, or a whole device's, description describes."""
+    """Return the Actuator that an actuator's, or a whole device's, description describes.
+
+    A transition costs the running costs of the mode that it leads to, too.
+    """
     found = [read_mode(each) for each in described_by.operation_modes]
     ways, durations = transitions.read(described_by)
-    permitted = {each.id for each in found if each.is_permitted}
+    costs = {each.id: each.cost / 3600 for each in found if each.is_permitted}
     ways = {
-        start: [each for each in listed if each.to in permitted and each.to != start]
+        start: [
+            replace(each, cost=each.cost + each.duration * costs[each.to])
+            for each in listed
+            if each.to in costs and each.to != start
+        ]
         for start, listed in ways.items()
     }
     blocking = {timer for listed in ways.values() for each in listed for timer in each.blocking_timers}
-    return Actuator(actuator_id, {each.id: each for each in found}, ways, durations, frozenset(blocking))
+    label = getattr(described_by, "diagnostic_label", None)
+    by_id = {each.id: each for each in found}
+    return Actuator(actuator_id, by_id, ways, durations, frozenset(blocking), label)
 
 
 @pyscript_compile
@@ -838,6 +848,6 @@ def fields(change):
     """Return the fields of an instruction that a Change calls for, but for its ids and time."""
     return {
         "operation_mode_id": change.mode,
-        "operation_mode_factor": round(change.factor, 6),
+        "operation_mode_factor": round(change.factor, 6) + 0.0,
         "abnormal_condition": False,
     }

@@ -298,12 +298,13 @@ def received(site, resource, message):
     else:
         if hasattr(message, "active_operation_mode_id") or hasattr(message, "sequence_container_status"):
             found.heard[getattr(message, "actuator_id", None)] = now
-        if found.plan is None:
+        if found.asked:
+            if found.type.moved(*found.asked, message):
+                found.asked = None
+                want(site, found, f"another {kind} while it was planned")
+        elif found.plan is None:
             if found.planned_version < 0:
                 want(site, found, f"its first {kind}")
-        elif found.asked and found.type.moved(*found.asked, message):
-            found.asked = None
-            want(site, found, f"another {kind} while it was planned")
         elif found.version == found.planned_version and not is_manual(found, now):
             departed(site, found, message, now)
 

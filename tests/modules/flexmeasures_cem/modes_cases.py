@@ -143,6 +143,7 @@ class SimulatedActuator:
         for each in way.get("start_timers", ()):
             self.finished[each] = moment + self.durations[each]
         self.paid += way.get("transition_costs", 0)
+        self.paid += per_second(self.modes[mode_id]) * way.get("transition_duration", 0) / 1000
         self.ready = moment + way.get("transition_duration", 0) / 1000
         self.course += [(moment, None, 0.0), (self.ready, mode_id, factor)]
         self.mode = mode_id
@@ -165,8 +166,13 @@ class SimulatedActuator:
     def running(self, moment) -> float:
         """Return the running costs per second at a moment."""
         mode_id, _factor = self.setting(moment)
-        costs = self.modes[mode_id].get("running_costs") if mode_id else None
-        return (costs["start_of_range"] + costs["end_of_range"]) / 2 if costs else 0.0
+        return per_second(self.modes[mode_id]) if mode_id else 0.0
+
+
+def per_second(described) -> float:
+    """Return the running costs of an operation mode per second."""
+    costs = described.get("running_costs", number_range(0, 0))
+    return (costs["start_of_range"] + costs["end_of_range"]) / 2
 
 
 def between(found, factor) -> float:

@@ -381,7 +381,7 @@ def test_an_instruction_says_actuator_mode_and_factor(m):
     assert m.ddbc.message_type(change) == "DDBC.Instruction"
     assert m.ddbc.fields(change) == fields
     m.messages.new("DDBC.Instruction", id="i-1", execution_time=datetime.now(UTC), **fields)
-    assert m.ddbc.describe(device, change, NOW) == {**fields, "label": "boiler on", "power": 0}
+    assert m.ddbc.describe(device, change, NOW) == {**fields, "label": "boiler: boiler on", "power": 0}
     assert m.ddbc.upcoming(plan, NOW) == plan.changes
     assert m.ddbc.alike(change, change)
     assert m.ddbc.planned_power(None, NOW, 900) == 0

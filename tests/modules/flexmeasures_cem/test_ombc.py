@@ -21,8 +21,8 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     loaded,
     market,
     mode,
-    number_range,
     parsed,
+    per_second,
     price,
     random_modes,
     random_prices,
@@ -380,15 +380,13 @@ def least_cost(described, intervals, active):
         if (place, mode_id) not in hourly:
             found, interval = modes[mode_id], intervals[place]
             power_range = found["power_ranges"][0]
-            costs = found.get("running_costs", number_range(0, 0))
-            running = (costs["start_of_range"] + costs["end_of_range"]) / 2
             tried = []
             for part in range(41):
                 low, high = power_range["start_of_range"], power_range["end_of_range"]
                 power = low + (high - low) * part / 40
                 most = max(interval.limit, abs(interval.load))
                 over = max(abs(power + interval.load) - most, 0)
-                tried.append((round(over, 6), price(interval, power) + running))
+                tried.append((round(over, 6), price(interval, power) + per_second(found)))
             hourly[place, mode_id] = min(tried)
         over, cost = hourly[place, mode_id]
         return over * seconds, cost * seconds
@@ -416,6 +414,7 @@ def least_cost(described, intervals, active):
             here = spent(place, mode_id, begin - free)
             after = best(place, begin, way["to"], done, {**timers, **started}, (*passed, mode_id))
             cost = here[1] + after[1] + way.get("transition_costs", 0)
+            cost += per_second(modes[way["to"]]) * (done - begin)
             tried.append((here[0] + after[0], cost))
         known[key] = min(tried)
         return known[key]
