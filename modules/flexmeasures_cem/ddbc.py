@@ -35,11 +35,13 @@ def record():
     class Device:
         """Actuators, and the demand: (least, most) at present, and (start, end, rate) as it is forecast.
 
-        `starts` is when each of the forecast's elements starts; `scale` is the greatest supply or demand.
+        `told` is of when the present demand is. `starts` is when each of the forecast's elements starts;
+        `scale` is the greatest supply or demand.
         """
 
         actuators: list
         present: tuple
+        told: float
         forecast: list = field(default_factory=list)
         starts: list = field(default_factory=list)
         scale: float = 0.0
@@ -71,6 +73,7 @@ def device(memory):
     found = Device(
         [modes.read(each, each.id) for each in description.actuators],
         (present.start_of_range, present.end_of_range),
+        description.valid_from.timestamp(),
         read_forecast(memory.get((FORECAST,))),
     )
     found.starts = [each[0] for each in found.forecast]
@@ -94,6 +97,12 @@ def read_forecast(message):
             found.append((start, end, element.demand_rate_expected))
         start = end
     return found
+
+
+@pyscript_compile
+def commodities_of(found):
+    """Return the commodities, other than electricity, that the device takes."""
+    return modes.commodities_of(found.actuators)
 
 
 @pyscript_compile
@@ -145,8 +154,8 @@ def follow(found, state, _wanted, market, tariffs):
     costs = [{mode.id: modes.other_cost(mode, tariffs) for mode in each.modes.values()} for each in actuators]
     ready = [each.ready for each in state.actuators.values()]
     steps = modes.spans(market, sorted({*cuts(found, market), *ready}), is_punctual=True)
-    for place, step in enumerate(steps):
-        step.demand = demand(found, step.start, step.end, place == 0)
+    for step in steps:
+        step.demand = demand(found, step.start, step.end, step.interval is market[0])
 
     def outputs(chosen):
         return [
@@ -194,14 +203,15 @@ def middle(found):
 def demand(found, start, end, is_present):
     """Return the mean demand rate of some time: as forecast, or else as it is at present.
 
-    For the present, the forecast is kept within what is told of it.
+    For the present, the forecast is kept within what is told of it, but where another of its elements has
+    begun since.
     """
     total, covered = 0.0, 0.0
     first = max(bisect_right(found.starts, start) - 1, 0)
     for begin, until_, rate in found.forecast[first : bisect_left(found.starts, end)]:
         length = min(end, until_) - max(start, begin)
         if length > 0:
-            if is_present:
+            if is_present and begin <= found.told:
                 rate = min(max(rate, found.present[0]), found.present[1])
             total, covered = total + rate * length, covered + length
     rest = end - start - covered

@@ -175,16 +175,17 @@ Mode, Actuator, Condition, Span, Rates, Move, Path, Course, Piece, Rating = reco
 def read(described_by, actuator_id=None):
     """Return the Actuator that an actuator's, or a whole device's, description describes.
 
-    A transition costs the running costs of the mode that it leads to, too.
+    A transition costs the running costs of the dearer of its two modes, too: no time is saved by it.
     """
     found = [read_mode(each) for each in described_by.operation_modes]
     ways, durations = transitions.read(described_by)
-    costs = {each.id: each.cost / 3600 for each in found if each.is_permitted}
+    costs = {each.id: each.cost / 3600 for each in found}
+    permitted = {each.id for each in found if each.is_permitted}
     ways = {
         start: [
-            replace(each, cost=each.cost + each.duration * costs[each.to])
+            replace(each, cost=each.cost + each.duration * max(costs[each.to], costs.get(start, 0.0)))
             for each in listed
-            if each.to in costs and each.to != start
+            if each.to in permitted and each.to != start
         ]
         for start, listed in ways.items()
     }
@@ -212,6 +213,13 @@ def read_mode(mode):
         (supplied.start_of_range, supplied.end_of_range) if supplied else (0.0, 0.0),
         (costs.start_of_range + costs.end_of_range) / 2 * 3600 if costs else 0.0,
     )
+
+
+@pyscript_compile
+def commodities_of(actuators):
+    """Return the commodities, other than electricity, that actuators take, as they are paid."""
+    modes = [mode for each in actuators for mode in each.modes.values()]
+    return {commodities.TARIFFS[quantity][0] for mode in modes for quantity, *_ends in mode.flows}
 
 
 @pyscript_compile

@@ -38,6 +38,12 @@ def device(memory):
 
 
 @pyscript_compile
+def commodities_of(found):
+    """Return the commodities, other than electricity, that the device takes."""
+    return modes.commodities_of([found])
+
+
+@pyscript_compile
 def unfit(found):
     """Return why a device cannot be planned, or None."""
     return modes.unfit([found])

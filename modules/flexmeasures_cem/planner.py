@@ -141,7 +141,8 @@ def records():
         too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
         it was last planned here. `executed` are changes that were told under an earlier plan and still hold.
         `broken_at` is when an instruction was rejected, `departures` has by message_type what was said last
-        that departs from the plan, how often, and until when that is left at it. Until `leaving_until`
+        that departs from the plan, how often, and until when that is left at it. `was_warned` tells whether a
+        missing price was told. Until `leaving_until`
         another control type is being selected.
         """
 
@@ -171,6 +172,7 @@ def records():
         broken_at: float | None = None
         departures: dict = field(default_factory=dict)
         leaving_until: float = 0.0
+        was_warned: bool = False
         strange_power: float | None = None
         waiting: list = field(default_factory=list)
         sending: Any = field(default_factory=asyncio.Lock)
@@ -192,7 +194,8 @@ def records():
         (s), `limit` the site's greatest power (W), `settling` how long is waited for further changes (s),
         `rolling` how long a plan is used at most (s), `soon` how long FlexMeasures' answer is waited for (s)
         before those are told who are planned here, `due` when the next one is to be made, and `not_before`
-        when FlexMeasures may be asked at the earliest; `is_eager` has it asked as soon as that. `others` are
+        when FlexMeasures may be asked at the earliest; `is_eager` has it asked as soon as that. `renewal` is
+        when those who are planned here choose again, since another has joined. `others` are
         the Resource Managers that are connected and not controlled; `unusable` has until when the sensors of
         some are left out, since they cannot be posted to.
         """
@@ -217,6 +220,7 @@ def records():
         others: dict = field(default_factory=dict)
         unusable: dict = field(default_factory=dict)
         is_eager: bool = False
+        renewal: float | None = None
         controlled: dict = field(default_factory=dict)
         due: float | None = None
         is_urgent: bool = False
@@ -503,6 +507,8 @@ async def until_due(site):
 def mind_the_clock(site, now):
     """Wait for nothing longer than it ever takes, since the clock may have been put back."""
     site.prices_due = min(site.prices_due, now + PRICES_SECONDS)
+    if site.renewal is not None:
+        site.renewal = min(site.renewal, now + CHOICE_SECONDS)
     site.not_before = min(site.not_before, now + REFUSED_SECONDS)
     if site.due is not None:
         site.due = min(site.due, now + max(site.rolling, REFUSED_SECONDS) + 1.0)
@@ -647,18 +653,26 @@ async def plan(site):
     start = now // step * step
     sharers = sum([each.is_asked is not False for each in group])
     versions, posed = {each: each.version for each in group}, {}
+    renews = site.renewal is not None and now >= site.renewal
+    if renews:
+        site.renewal = None
     for each, means in group.items():
-        if may_wait(site, each, asks, now):
+        if not (renews and each.is_asked is False) and may_wait(site, each, asks, now):
             continue
         question = await pose(site, each, means, now, start, step, sharers)
         if question:
             posed[each] = question
+    chose_before = any(each.is_asked is False and each.planned_version >= 0 for each in group)
+    if chose_before and any(each.planned_version < 0 for each in posed):
+        site.renewal = now + CHOICE_SECONDS
+        hasten(site, site.renewal)
     end = max([start + site.horizon, *[each.end for each in posed.values()]])
     asked = {each: question for each, question in posed.items() if question.problem is not None}
-    here = [each for each in posed if each not in asked]
-    here.sort(
-        key=lambda each: (LEAST_FLEXIBLE_FIRST.index(each.type.CONTROL_TYPE), each.resource.resource_id)
+    order = sorted(
+        [each for each in posed if each not in asked],
+        key=lambda each: (LEAST_FLEXIBLE_FIRST.index(each.type.CONTROL_TYPE), each.resource.resource_id),
     )
+    here = {each: posed[each] for each in order}
     if not asks:
         for each in asked:
             each.asked = None
@@ -684,7 +698,7 @@ async def ask_first(site, asked, here, versions, outlook, window):
     """
     tried = {}
     for each in here:
-        found = await made_for(site, each, versions[each], None, outlook, site.limit)
+        found = await made_for(site, each, versions[each], None, outlook, site.limit, here[each].end)
         if found:
             tried[each] = found[1]
             loads.take_in(outlook, each, found[1])
@@ -704,9 +718,12 @@ async def ask_first(site, asked, here, versions, outlook, window):
 
 @pyscript_compile
 async def tell_here(site, here, versions, outlook):
-    """Plan those whom FlexMeasures cannot express, one beside the other, and tell them."""
-    for each in here:
-        await adopt(site, each, versions[each], None, outlook, site.known_prices is None)
+    """Plan those whom FlexMeasures cannot express, one beside the other, and tell them.
+
+    `here` has their Questions.
+    """
+    for each, question in here.items():
+        await adopt(site, each, versions[each], None, outlook, site.known_prices is None, question.end)
         if each.plan and not is_gone(site, each):
             loads.take_in(outlook, each, each.plan)
         if site.known_prices is None:
@@ -849,10 +866,23 @@ async def pose(site, each, means, now, start, step, sharers):
         refuse(site, each, version, f"what it told cannot be planned ({error!r})")
         return None
     each.asked, each.is_asked = (device, state), problem is not None
+    if kind in (ombc, ddbc):
+        warn_of_prices(site, each, kind.commodities_of(device))
     if kind is frbc:
         tell_worth(each, frbc.worth(device, means.energy), means)
     has_modes = isinstance(problem, storages.Storage) and problem.operation_modes
     return Question(problem, window.end, 1.0 if has_modes else window.left)
+
+
+@pyscript_compile
+def warn_of_prices(site, each, used):
+    """Warn, once, of a commodity that a device takes and that counts as free, since it has no price."""
+    unknown = ", ".join(sorted([name.lower() for name in used if name not in site.tariffs]))
+    if unknown and not each.was_warned:
+        each.was_warned = True
+        LOGGER.warning(
+            "%s takes %s, which counts as free: give its price under s2.prices", each.resource.name, unknown
+        )
 
 
 @pyscript_compile
@@ -986,21 +1016,21 @@ def lead(session):
 
 
 @pyscript_compile
-async def adopt(site, each, version, powers, outlook, is_fallback=False):
-    """Put a plan in force that comes nearest to powers (or is chosen here), and tell the device.
+async def adopt(site, each, version, powers, outlook, is_fallback=False, last=math.inf):
+    """Put a plan in force that comes nearest to powers (or is chosen here until `last`), and tell the device.
 
     That is not done where its state is another by now. What goes wrong with one device is told, and does
     not keep others from their plan.
     """
     try:
         if not stale(site, each, version):
-            await put_in_force(site, each, version, powers, outlook, is_fallback)
+            await put_in_force(site, each, version, powers, outlook, is_fallback, last)
     finally:
         each.asked = None
 
 
 @pyscript_compile
-async def made_for(site, each, version, powers, outlook, limit):
+async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
     """Return (the device, the Plan) that is made for a Resource Manager now, or None."""
     now, kind = site.now(), each.type
     memory, heard, before = dict(each.session.memory), dict(each.heard), each.plan
@@ -1008,7 +1038,7 @@ async def made_for(site, each, version, powers, outlook, limit):
         return None
     begin = now + lead(each.session)
     tariffs = site.tariffs
-    times = spans(powers, outlook, begin)
+    times = spans(powers, outlook, begin, last)
     if not times:
         hasten(site, now + site.settling)
         return None
@@ -1033,11 +1063,11 @@ async def made_for(site, each, version, powers, outlook, limit):
 
 
 @pyscript_compile
-async def put_in_force(site, each, version, powers, outlook, is_fallback):
+async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
     """Do what `adopt` says, once it is clear that the plan is for the present state."""
     now, before = site.now(), each.plan
     memory, heard = dict(each.session.memory), dict(each.heard)
-    found = await made_for(site, each, version, powers, outlook, site.limit)
+    found = await made_for(site, each, version, powers, outlook, site.limit, last)
     if found is None or is_gone(site, each) or each.plan is not before or site.now() < each.leaving_until:
         return
     device, made = found
@@ -1077,12 +1107,12 @@ def executed(made, memory, heard, now):
 
 
 @pyscript_compile
-def spans(powers, outlook, begin):
-    """Return (start, end) of each interval from a moment on: those of powers, or else of an Outlook."""
+def spans(powers, outlook, begin, last):
+    """Return (start, end) of each interval between two moments: those of powers, or else of an Outlook."""
     if powers is None:
         starts = [outlook.start + place * outlook.step for place in range(len(outlook.total))]
         powers = [(start, start + outlook.step, None) for start in starts]
-    return [(max(start, begin), end) for start, end, _power in powers if end > begin]
+    return [(max(start, begin), end) for start, end, _power in powers if end > begin and start < last]
 
 
 @pyscript_compile

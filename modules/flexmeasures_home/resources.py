@@ -452,7 +452,7 @@ async def call_cem_trigger_schedule(side, call):
     with raised():
         resource = cems.connected(side.cem, call.get("resource_id"))
         await planners.plan_now(side.site, resource)
-    told = site_plan.attributes(side.site, resource)
+    told = site_plan.attributes(side.site, resource, None, None)
     return {"resource_id": resource.resource_id} | {
         name: told.get(name) for name in ("plan", "planned_until", "missed_targets")
     }

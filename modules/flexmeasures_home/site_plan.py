@@ -262,18 +262,16 @@ def tell(asker, relay, text):
 
 
 @pyscript_compile
-def attributes(site, resource):
-    """Return what the planner adds to a Resource Manager's state."""
+def attributes(site, resource, most=MOST_OF_A_PLAN, most_missed=MOST_MISSED):
+    """Return what the planner adds to a Resource Manager's state; None for all of the plan."""
     found = planners.of(site, resource)
     if found is None:
         return {}
     worth, current = found.worth, planners.instruction_in_force(found, site.now())
     return {
         "instruction": current and in_local_time(current),
-        "plan": [
-            in_local_time(each) for each in planners.next_instructions(found, site.now(), MOST_OF_A_PLAN)
-        ],
-        "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)[:MOST_MISSED]],
+        "plan": [in_local_time(each) for each in planners.next_instructions(found, site.now(), most)],
+        "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)[:most_missed]],
         "planned_until": found.plan and local(plans.moment(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,
         "energy_per_fill_level": worth and quantities.tidy(worth.energy / JOULES_PER_WATT_HOUR / 1000),

@@ -9,9 +9,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from freezegun import freeze_time
 
-from tests.parts.s2_devices import StorageDevice
+from tests.parts.s2_device import ControlledDevice
 
-QUARTER = timedelta(minutes=15)
+DAY, QUARTER = timedelta(hours=24), timedelta(minutes=15)
+ROLLING = 6 * 3600.0
+"""How long a plan is used in the test (s), so that a day takes minutes."""
 LEVELS = 400
 """Into how many steps the search for the optimum divides a storage."""
 
@@ -22,6 +24,22 @@ def moved_by_hand(monkeypatch, start: datetime):
     monkeypatch.setattr(asyncio.get_running_loop(), "time", time.monotonic)
     with freeze_time(start) as clock:
         yield clock
+
+
+def keep_measurements(home) -> None:
+    """Have the outbox deliver nothing: a day's measurements in minutes would keep the server busy."""
+    home.device.outbox.tasks[1].cancel()
+
+
+@contextmanager
+def a_day(monkeypatch, side, begin: datetime):
+    """Give the S2 side of a home whose clock is moved by hand, and whose plans roll on slowly."""
+    keep_measurements(side.home)
+    with moved_by_hand(monkeypatch, begin) as clock:
+        side.clock, side.begin = clock, begin
+        side.site = side.home.device.resources.site
+        side.site.rolling = ROLLING
+        yield side
 
 
 async def settled(site, within: float = 90) -> None:
@@ -39,7 +57,9 @@ async def settled(site, within: float = 90) -> None:
         quiet = quiet + 1 if idle else 0
 
 
-async def live_through(clock, site, devices: list[StorageDevice], length: timedelta, step: timedelta) -> None:
+async def live_through(
+    clock, site, devices: list[ControlledDevice], length: timedelta, step: timedelta
+) -> None:
     """Let the devices live, tell and be told step by step; a second after each step is for plans."""
     end = datetime.now(UTC) + length
     while (now := datetime.now(UTC)) < end:
@@ -48,6 +68,30 @@ async def live_through(clock, site, devices: list[StorageDevice], length: timede
             await device.tell()
         clock.move_to(datetime.now(UTC) + timedelta(seconds=2))
         await settled(site)
+
+
+async def lived(day, *devices: ControlledDevice) -> None:
+    """Have devices live through the day."""
+    for device in devices:
+        await asyncio.wait_for(device.active.wait(), 10)
+        await device.tell()
+    await day.home.until(lambda: len(day.site.controlled) == len(devices))
+    await day.home.until(lambda: all(day.site.means(each.resource) for each in day.site.controlled.values()))
+    day.clock.move_to(datetime.now(UTC) + timedelta(seconds=3))
+    await settled(day.site)
+    await live_through(day.clock, day.site, devices, day.begin + DAY - datetime.now(UTC), QUARTER)
+
+
+def quarters(day) -> list[float]:
+    """Return the prices of the day's quarters."""
+    return [day.price(day.begin + place * QUARTER) for place in range(96)]
+
+
+def report(record_property, name: str, **figures: float) -> None:
+    """Print what a device's day cost (EUR), and keep it with the test's result."""
+    for key, value in figures.items():
+        record_property(f"{name}: {key}", round(value, 3))
+    print(f"\n{name}: " + ", ".join(f"{key} EUR {value:.2f}" for key, value in figures.items()))
 
 
 class Economy:

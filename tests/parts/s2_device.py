@@ -128,7 +128,9 @@ class Device(ABC):
         await self._connection.send_msg_and_await_reception_status(made)
 
     def _start(self, telling: Coroutine) -> None:
-        self._telling.append(asyncio.create_task(_while_connected(telling)))
+        task = asyncio.create_task(_while_connected(telling))
+        task.add_done_callback(lambda _task: telling.close())
+        self._telling.append(task)
 
 
 async def _while_connected(telling: Coroutine) -> None:

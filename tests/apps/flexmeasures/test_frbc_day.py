@@ -19,6 +19,9 @@ from tests.parts.s2_devices import (
     warm_water,
 )
 
+HAIR = 0.06
+"""What does not count (EUR), since at some hours of the day there is hardly anything to be gained."""
+
 
 def boiler_drain(moment, energy):
     """Return what a boiler loses and gives (W) at an energy above its 40 °C."""
@@ -144,7 +147,7 @@ async def test_four_devices_live_through_a_day(day, record_property):
         assert sum(units for _, units in boiler.shortfalls) < 0.2
         for case in cases:
             cost, nothing, optimum = judged(day, case)
-            assert cost > optimum - 0.1 * (nothing - optimum), (
+            assert cost > optimum - 0.1 * (nothing - optimum) - HAIR, (
                 "the optimum is found on a grid, but not so coarse"
             )
-            assert nothing - cost > 0.6 * (nothing - optimum)
+            assert nothing - cost > 0.6 * (nothing - optimum) - HAIR

@@ -143,7 +143,8 @@ class SimulatedActuator:
         for each in way.get("start_timers", ()):
             self.finished[each] = moment + self.durations[each]
         self.paid += way.get("transition_costs", 0)
-        self.paid += per_second(self.modes[mode_id]) * way.get("transition_duration", 0) / 1000
+        both = [per_second(self.modes[each]) for each in (self.mode, mode_id) if each is not None]
+        self.paid += max(both) * way.get("transition_duration", 0) / 1000
         self.ready = moment + way.get("transition_duration", 0) / 1000
         self.course += [(moment, None, 0.0), (self.ready, mode_id, factor)]
         self.mode = mode_id

@@ -68,11 +68,11 @@ def actuator(label, modes, ways=None, timers=()) -> dict:
     }
 
 
-def description(*actuators, demand=(0, 0)) -> dict:
-    """Return a DDBC.SystemDescription."""
+def description(*actuators, demand=(0, 0), begin=-3600.0) -> dict:
+    """Return a DDBC.SystemDescription, valid from so many seconds after the start."""
     return example(
         "DDBC.SystemDescription",
-        valid_from=(START - timedelta(hours=1)).isoformat(),
+        valid_from=(START + timedelta(seconds=begin)).isoformat(),
         actuators=list(actuators),
         present_demand_rate=number_range(*demand),
     )
@@ -225,12 +225,22 @@ def test_what_changes_within_a_minute_is_taken_together(m):
 
 
 def test_the_present_demand_keeps_the_forecast_in_its_range(m):
-    made = hybrid(demand=(3000, 4000))
-    device = m.ddbc.device(memory(m, made.description, expected=forecast([5000, 5000], 900)))
+    off, on = mode("off"), mode("on", (500, 2500))
+    pump = actuator("pump", [(off, (0, 0)), (on, (2000, 8000))])
+    described = description(pump, demand=(3000, 4000), begin=1.0)
+    device = m.ddbc.device(memory(m, described, expected=forecast([5000, 5000], 900)))
     assert m.ddbc.demand(device, NOW + 2, NOW + 900, True) == 4000
     assert m.ddbc.demand(device, NOW + 900, NOW + 1800, False) == 5000
     assert m.ddbc.demand(device, NOW + 1800, NOW + 2700, False) == 3500
     assert m.ddbc.demand(device, NOW + 1350, NOW + 2250, False) == 4250
+
+
+def test_a_demand_that_was_told_before_what_is_forecast_now_is_not_the_present_one(m):
+    made = hybrid(demand=(3000, 4000))
+    expected = forecast([3500, 5000, 6000], begin=-QUARTER)
+    intervals = market(m, [0.1] * 2)
+    _device, plan = planned(m, made.description, intervals, made.pump_runs, expected, tariffs={"GAS": 2})
+    assert told(plan) == [(2, "pump-1", made.on["id"], 0.5), (900, "pump-1", made.on["id"], 0.666667)]
 
 
 def test_what_comes_of_tariffs_and_a_demand_both_must_supply(m):

@@ -1100,3 +1100,17 @@ async def test_who_is_about_to_get_another_control_type_is_told_nothing_more(sit
         site.ahead = site.planners.AFTER_SELECTION_SECONDS + 1
         site.site.urged.set()
         await other.next("OMBC.Instruction")
+
+
+async def test_who_was_planned_before_another_joined_chooses_again(site):
+    async with stepped(site) as one:
+        await one.ask(charger())
+        await one.next("OMBC.Instruction")
+        first = planned_for(site, "Charger").plan
+        async with stepped(site, "Other") as other:
+            await other.ask(charger())
+            await other.next("OMBC.Instruction")
+            assert planned_for(site, "Charger").plan is first
+            site.ahead = site.planners.CHOICE_SECONDS + 0.5
+            site.site.urged.set()
+            await until(lambda: planned_for(site, "Charger").plan is not first)
