@@ -189,7 +189,7 @@ class Row(NamedTuple):
 @singledispatch
 def told(device: ControlledDevice) -> tuple[tuple[str, ...], list[Row]]:
     """Return the titles of the cells, and what a device is told: what is in force, and what comes next."""
-    raise NotImplementedError(type(device))
+    raise TypeError(f"the demo cannot show what a {type(device).__name__} is told")
 
 
 @told.register

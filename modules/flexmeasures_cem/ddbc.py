@@ -400,7 +400,7 @@ def departs(found, plan, message, now):
     actuator = actuator_of(found, getattr(message, "actuator_id", None))
     if actuator and message.message_type == ACTUATOR_STATUS:
         alone = tolerance(found) if len(found.actuators) == 1 else None
-        return modes.status_departs(actuator, message, plan, now, plans.LAG_SECONDS, alone)
+        return modes.status_departs(actuator, message, plan, now, alone)
     if actuator and message.message_type == TIMER_STATUS:
         return modes.timer_departs(actuator, message, plan, now)
     return None

@@ -4,7 +4,7 @@ Moments are seconds since 1970, power is W of electricity, consumption positive,
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import flexmeasures_s2.commodities as commodities
 
@@ -70,14 +70,4 @@ def overlapping(market, start, end):
         (each, max(each.start, start), min(each.end, end))
         for each in market
         if each.start < end and each.end > start
-    ]
-
-
-@pyscript_compile
-def starting_at(market, begin):
-    """Return the intervals from a moment on; the one it is in begins then."""
-    return [
-        replace(each, start=max(each.start, begin)) if each.start < begin else each
-        for each in market
-        if each.end > begin
     ]

@@ -793,7 +793,7 @@ def change(actuator, moment, mode, factor, ready, timers):
 
 
 @pyscript_compile
-def status_departs(actuator, status, plan, now, lag, tolerance=None):
+def status_departs(actuator, status, plan, now, tolerance=None):
     """Tell where an actuator does not do what it was told; what it did shortly before counts too.
 
     With a `tolerance` (W), and nothing told yet, its power counts.
@@ -804,13 +804,13 @@ def status_departs(actuator, status, plan, now, lag, tolerance=None):
         return "an operation mode is active that was not described when it was planned"
     if change is None:
         done, _timers = under_way(actuator, status)
-        if tolerance is None or now - done < lag or now - plan.start < lag:
+        if tolerance is None or now - done < plans.LAG_SECONDS or now - plan.start < plans.LAG_SECONDS:
             return None
         power = at(mode.powers, factor)
         if plans.measured_power_departs(plan, power, now, tolerance):
             return f"{mode.label} is active at {power:.0f} W, expected was {plans.power_at(plan, now):.0f} W"
         return None
-    if now - max(change.moment, change.active.ready) < lag:
+    if now - max(change.moment, change.active.ready) < plans.LAG_SECONDS:
         return None
     expected = actuator.modes[change.mode]
     if mode.id != expected.id:

@@ -130,7 +130,7 @@ def planned_power(plan, start, length):
 def departs(found, plan, message, now):
     """Return how a status departs from what the plan expects of the device now, or None."""
     if message.message_type == STATUS:
-        return modes.status_departs(found, message, plan, now, plans.LAG_SECONDS, tolerance(found))
+        return modes.status_departs(found, message, plan, now, tolerance(found))
     if message.message_type == TIMER_STATUS:
         return modes.timer_departs(found, message, plan, now)
     return None

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from tests import demo_devices
 from tests.parts.s2_catalogue import DEVICES
 from tests.parts.s2_device import AMSTERDAM
 
@@ -43,3 +44,8 @@ def test_each_has_a_name_of_its_own():
 def test_other_options_prevail():
     departure = datetime(2030, 1, 1, tzinfo=AMSTERDAM)
     assert DEVICES["envelope-charger"]("ws://nowhere", departure=departure).departure == departure
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_demo_can_show_what_each_is_told(name):
+    assert demo_devices.told.dispatch(DEVICES[name].kind) is not demo_devices.told.dispatch(object)

@@ -1,5 +1,6 @@
 """Devices with operation modes for tests: their messages, a device of their own, and a market."""
 
+import importlib
 import json
 import math
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,11 @@ NAMES = {
 def loaded(load) -> SimpleNamespace:
     """Return the modules under test."""
     return SimpleNamespace(**{name: load(path) for name, path in NAMES.items()})
+
+
+def natively() -> SimpleNamespace:
+    """Return the modules under test, as plain CPython has them."""
+    return loaded(importlib.import_module)
 
 
 def mode(label, powers=(0, 0), cost=None, abnormal=False, **quantities) -> dict:

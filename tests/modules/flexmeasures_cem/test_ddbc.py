@@ -1,6 +1,5 @@
 """Demand driven based control: what supplies the demand, at what cost, and what the actuators are told."""
 
-import importlib
 import math
 import random
 from datetime import UTC, datetime, timedelta
@@ -25,6 +24,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     loaded,
     market,
     mode,
+    natively,
     number_range,
     parsed,
     price,
@@ -41,11 +41,6 @@ from tests.parts.s2_messages import example
 def m(load):
     """Return the modules under test."""
     return loaded(load)
-
-
-def natively() -> SimpleNamespace:
-    """Return the modules under test, as plain CPython has them."""
-    return loaded(importlib.import_module)
 
 
 def supplying(made, supply) -> dict:

@@ -1,9 +1,7 @@
 """Operation mode based control: the cheapest way through a device's modes, and what it is told."""
 
-import importlib
 import math
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +19,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     loaded,
     market,
     mode,
+    natively,
     parsed,
     per_second,
     price,
@@ -38,11 +37,6 @@ from tests.parts.s2_messages import example
 def m(load):
     """Return the modules under test."""
     return loaded(load)
-
-
-def natively() -> SimpleNamespace:
-    """Return the modules under test, as plain CPython has them."""
-    return loaded(importlib.import_module)
 
 
 def description(modes, ways=None, timers=()) -> dict:

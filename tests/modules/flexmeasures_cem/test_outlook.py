@@ -41,11 +41,8 @@ def test_a_load_beyond_the_limit_is_not_the_devices_excess(markets):
     assert markets.excess(interval, -10_500) == 500
 
 
-def test_a_market_begins_in_the_midst_of_an_interval(markets):
+def test_a_time_has_part_in_the_intervals_of_a_market(markets):
     market = [markets.Interval(place * HOUR, (place + 1) * HOUR, place, place) for place in range(3)]
-    first, second = markets.starting_at(market, 5400.0)
-    assert (first.start, first.end, first.consumption_price) == (5400.0, 2 * HOUR, 1)
-    assert second is market[2]
     parts = markets.overlapping(market, 5400.0, 2.5 * HOUR)
     assert [(begin, until) for _interval, begin, until in parts] == [
         (5400.0, 2 * HOUR),
