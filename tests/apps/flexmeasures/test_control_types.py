@@ -132,7 +132,7 @@ async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_con
         EnvelopeCharger(side.url, every=0.2, departure=now() + timedelta(hours=10), energy=25_000) as car,
     ):
         devices = battery, pump, machine, car
-        await side.home.until(lambda: all(each.instructions for each in devices))
+        await side.home.until(lambda: all(each.instructions for each in devices), seconds=90)
         await side.home.until(lambda: all(found.plan for found in planner(side).controlled.values()))
         await side.stored((await side.sensors("kitchen_meter"))[0], 90)
         found = await side.home.call("call_cem_trigger_schedule", resource_id="Home battery")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.modules.flexmeasures_cem.markets import starting_at
 from tests.modules.flexmeasures_cem.pebc_cases import (
     ALL,
     CHARGER,
@@ -461,7 +462,7 @@ def test_a_plan_made_again_later_tells_the_same(prices, average, minutes, is_ste
     [first] = plan.changes
     for minute in sorted(minutes):
         now = NOW + 60 * minute
-        left = m.markets.starting_at(whole, now + 2)
+        left = starting_at(whole, now + 2)
         state = m.pebc.condition(device, remembered, {}, plan, now)
         plan = m.pebc.follow(device, state, None, left, {})
         assert plan.changes == [first]

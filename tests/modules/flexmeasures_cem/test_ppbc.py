@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.modules.flexmeasures_cem.markets import starting_at
 from tests.modules.flexmeasures_cem.ppbc_cases import (
     BEGIN,
     DEFINITION,
@@ -39,7 +40,7 @@ def washer(**options):
 def again(m, definition, cells, plan, minutes, told=None, heard=None, definitions=()):
     """Return (the state, the Plan) some minutes later; `heard` is when the status was told, in minutes."""
     now = NOW + minutes * MINUTE
-    later = m.market.starting_at(cells, now + BEGIN)
+    later = starting_at(cells, now + BEGIN)
     heard_at = {} if heard is None else {None: NOW + heard * MINUTE}
     _device, state, made = planned(
         m, [definition, *definitions], later, told=told, heard=heard_at, plan=plan, now=now

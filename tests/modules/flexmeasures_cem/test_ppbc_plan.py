@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.modules.flexmeasures_cem.markets import starting_at
 from tests.modules.flexmeasures_cem.ppbc_cases import (
     BEGIN,
     HOUR,
@@ -141,7 +142,7 @@ def test_a_plan_made_again_later_comes_to_the_same(definition, made, passed):
     _device, _state, plan = planned(m, [definition], cells)
     now = NOW + passed * MINUTE
     assume(all(abs(each.moment - now) > 10 for each in plan.changes))
-    later = m.market.starting_at(cells, now + BEGIN)
+    later = starting_at(cells, now + BEGIN)
     _device, _state, again = planned(m, [definition], later, plan=plan, now=now)
     coming = m.ppbc.upcoming(plan, now)
     assert len(again.changes) == len(coming)
@@ -441,7 +442,7 @@ def test_an_instruction_that_waits_is_the_same_after_its_status():
     cells = market(m, [0.3] * 8 + [0.1] * 88)
     _device, _state, plan = planned(m, [definition], cells)
     told = status(definition, ("SCHEDULED", 0, None))
-    later = m.market.starting_at(cells, NOW + 62)
+    later = starting_at(cells, NOW + 62)
     _device, _state, again = planned(
         m, [definition], later, told=told, heard={None: NOW + 5}, plan=plan, now=NOW + 60
     )
