@@ -300,8 +300,8 @@ def follow(found, state, wanted, market, _tariffs):
     """Return the Plan of a schedule: (start, end, power (W)) of each interval of the market, or None."""
     if wanted is None:
         wanted = [(each.start, each.end, 0.0) for each in market]
-    limits = [max(each.limit - each.load, 0.0) for each in market]
-    return plans.follow(found, state, wanted, [each.consumption_price for each in market], limits)
+    rooms = [(-max(each.limit + each.load, 0.0), max(each.limit - each.load, 0.0)) for each in market]
+    return plans.follow(found, state, wanted, [each.consumption_price for each in market], rooms)
 
 
 @pyscript_compile

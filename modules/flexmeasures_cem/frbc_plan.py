@@ -109,20 +109,20 @@ Condition, Target, Plan, Choice, Course = records()
 
 
 @pyscript_compile
-def follow(device, condition, wanted, prices=None, limits=None):
+def follow(device, condition, wanted, prices=None, rooms=None):
     """Return the Plan that comes nearest to `wanted`: (start, end, power (W)) of each interval, in order.
 
     The first interval starts when the first instruction can be executed, not before the condition's
     moment. `prices` has one (currency per energy) for each interval: what is charged on top for a
-    target is charged when that is cheapest, or else as late as can be. `limits` has the greatest power
-    (W) for each interval that the site allows, where it has a limit.
+    target is charged when that is cheapest, or else as late as can be. `rooms` has the least and the
+    greatest power (W) that the site's limit allows in each interval, where it has one.
     """
-    limits = limits or [math.inf] * len(wanted)
+    rooms = rooms or [(-math.inf, math.inf)] * len(wanted)
     powers = [power for _start, _end, power in wanted]
     deadline, best = time.monotonic() + LONGEST_SECONDS, None
     for correction in range(MOST_CORRECTIONS):
         try:
-            plan = walk(device, condition, wanted, powers, limits, deadline)
+            plan = walk(device, condition, wanted, powers, rooms, deadline)
         except errors.NotPlannable:
             if best is None:
                 raise
@@ -130,7 +130,7 @@ def follow(device, condition, wanted, prices=None, limits=None):
         missed = sum(each.lack for each in plan.missed)
         if best is None or missed < best[0] - HAIR * (device.top - device.bottom):
             best = missed, plan
-        bounds = [(-device.least, min(device.most, limit)) for limit in limits]
+        bounds = [(max(-device.least, least), min(device.most, most)) for least, most in rooms]
         surplus = 1.02 + correction / 4
         if not correct(device, plan, wanted, powers, bounds, prices, surplus):
             break
@@ -138,18 +138,18 @@ def follow(device, condition, wanted, prices=None, limits=None):
 
 
 @pyscript_compile
-def walk(device, condition, wanted, powers, limits, deadline):
+def walk(device, condition, wanted, powers, rooms, deadline):
     """Return the Plan for powers, without corrections; raise NotPlannable where that takes too long."""
     begin, end = wanted[0][0], wanted[-1][1]
     course = Course(condition)
     lines = [as_it_is(each, condition) for each in device.actuators]
     advance(device, course, lines, begin)
-    for (start, until, _power), power, limit in zip(wanted, powers, limits, strict=True):
+    for (start, until, _power), power, room in zip(wanted, powers, rooms, strict=True):
         if time.monotonic() > deadline:
             raise errors.NotPlannable("its operation modes are too many to be planned in time")
         length = until - start
-        energy = min(power * length + course.owed, limit * length)
-        used = spend(device, course, until, energy, limit)
+        energy = within(room, power + course.owed / length) * length
+        used = spend(device, course, until, energy, room)
         owed = energy - used
         course.owed = owed if abs(owed) <= 0.501 * device.step * length else 0.0
     course.owed = 0.0
@@ -158,6 +158,12 @@ def walk(device, condition, wanted, powers, limits, deadline):
     plan.starts = [piece[0] for piece in plan.pieces]
     plan.missed = missed_targets(device, plan)
     return plan
+
+
+@pyscript_compile
+def within(room, power):
+    """Return the power (W) that comes nearest, of those that a room allows, which always allows none."""
+    return min(max(power, min(room[0], 0.0)), max(room[1], 0.0))
 
 
 @pyscript_compile
@@ -185,19 +191,19 @@ def advance(device, course, lines, until):
 
 
 @pyscript_compile
-def spend(device, course, until, energy, limit):
+def spend(device, course, until, energy, room):
     """Spend an interval so that its electric energy (J) comes near to what is wanted; return what it is."""
     used = 0.0
     for part in range(MOST_PARTS):
         now = course.condition
         if until - now.moment < 1e-6:
             break
-        used += spend_part(device, course, until, energy - used, limit, part + 1 < MOST_PARTS)
+        used += spend_part(device, course, until, energy - used, room, part + 1 < MOST_PARTS)
     return used
 
 
 @pyscript_compile
-def spend_part(device, course, until, energy, limit, may_part):
+def spend_part(device, course, until, energy, room, may_part):
     """Choose for each actuator, and let time pass until the first of them wants to choose again."""
     now = course.condition
     want = energy / (until - now.moment)
@@ -205,10 +211,10 @@ def spend_part(device, course, until, energy, limit, may_part):
     for place, actuator in enumerate(device.actuators):
         given = [*taken, *held_up(device, device.actuators[place + 1 :], now, until)]
         power = max(left, 0.0) if want >= 0 else min(left, 0.0)
-        choice = choose(device, actuator, now, until, power, given, limit, may_part)
+        choice = choose(device, actuator, now, until, power, given, room, may_part)
         taken.append(choice)
         left -= choice.mean
-        limit -= choice.mean
+        room = room[0] - choice.mean, room[1] - choice.mean
         end = min(end, choice.until)
     for actuator, choice in zip(device.actuators, taken, strict=True):
         settle(course, actuator, choice, end)
@@ -245,26 +251,26 @@ def settle(course, actuator, choice, end):
 
 
 @pyscript_compile
-def choose(device, actuator, now, until, power, others, limit, may_part):
+def choose(device, actuator, now, until, power, others, room, may_part):
     """Return the Choice whose mean power comes nearest, of those that keep the fill level in its range.
 
-    Those above the limit come last. Of those that come as near, the cheapest to run is taken, then the one
-    with the fewest changes; where no power is wanted, rather the mode that cannot have any.
+    Those outside the site's limit come last. Of those that come as near, the cheapest to run is taken, then
+    the one with the fewest changes; where no power is wanted, rather the mode that cannot have any.
     """
     scale = max(device.most, device.least, 1.0)
     best = None
-    for choice in choices(device, actuator, now, until, power, others, limit, may_part):
+    for choice in choices(device, actuator, now, until, power, others, room, may_part):
         miss = round(abs(choice.mean - power) / (SAME_POWER * scale))
-        over = choice.mean > max(limit, 0.0) + SAME_POWER * scale
+        is_over = abs(choice.mean - within(room, choice.mean)) > SAME_POWER * scale
         restless = choice.restless if abs(power) < SAME_POWER * scale else 0.0
-        key = choice.badness, over, miss, choice.cost, restless, len(choice.steps)
+        key = choice.badness, is_over, miss, choice.cost, restless, len(choice.steps)
         if best is None or key < best[0]:
             best = key, choice
     return best[1]
 
 
 @pyscript_compile
-def choices(device, actuator, now, until, power, others, limit, may_part):
+def choices(device, actuator, now, until, power, others, room, may_part):
     """Return a Choice, or two, for each mode that an actuator can reach in time, the present one included."""
     active = now.actuators[actuator.id]
     routes = routes_from(actuator, active, now.moment)
@@ -274,7 +280,7 @@ def choices(device, actuator, now, until, power, others, limit, may_part):
         stays = not route.steps
         if mode is None or (route.arrival >= until and not stays):
             continue
-        found += ways(device, actuator, now, until, power, others, limit, may_part, mode, route)
+        found += ways(device, actuator, now, until, power, others, room, may_part, mode, route)
     return found or [none_at_all(device, actuator, now, until, others)]
 
 
@@ -304,7 +310,7 @@ def none_at_all(device, actuator, now, until, others):
 
 
 @pyscript_compile
-def ways(device, actuator, now, until, power, others, limit, may_part, mode, route):
+def ways(device, actuator, now, until, power, others, room, may_part, mode, route):
     """Return the Choices of one mode: its factor for the power, and one that keeps the level in range."""
     tried, found = [], []
     near = devices.element_at(mode, now.level)
@@ -317,7 +323,7 @@ def ways(device, actuator, now, until, power, others, limit, may_part, mode, rou
         time = (until - max(route.arrival, now.moment)) / (until - now.moment)
         if near.powers[0] == near.powers[1] or not time or abs(lack) * time < 1.0:
             break
-        wish = min(devices.power_of(near, factor) + lack / time, limit)
+        wish = within(room, devices.power_of(near, factor) + lack / time)
     choice = min(tried, key=lambda each: abs(each.mean - power))
     found.append(choice)
     if choice.badness:

@@ -784,9 +784,20 @@ async def answered(site, asked, versions, outlook, answer):
             outlooks.put(outlook, each, outlooks.of_spans(outlook, found))
 
     await asyncio.to_thread(take_in)
-    await asyncio.gather(
-        *[adopt(site, each, versions[each], found, outlook) for each, found in powers.items()]
-    )
+    for each in sorted(powers, key=lambda each: last_to_fit(each, powers[each])):
+        await adopt(site, each, versions[each], powers[each], outlook)
+        if each.plan and not is_gone(site, each):
+            await asyncio.to_thread(loads.take_in, outlook, each, each.plan)
+
+
+@pyscript_compile
+def last_to_fit(each, powers):
+    """Return the key that puts last who can best make room, within the site's limit, for what others do.
+
+    A storage may have less to give than its schedule says: those that give come first.
+    """
+    least = min([power for _start, _end, power in powers])
+    return -LEAST_FLEXIBLE_FIRST.index(each.type.CONTROL_TYPE), least
 
 
 @pyscript_compile

@@ -137,6 +137,7 @@ async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_con
         await side.stored((await side.sensors("kitchen_meter"))[0], 90)
         found = await side.home.call("call_cem_trigger_schedule", resource_id="Home battery")
         assert found["planned_until"]
+        await side.home.until(lambda: not any(each.asked for each in planner(side).controlled.values()))
         first = max(each.plan.start for each in planner(side).controlled.values()) + 30
         moments = [first + 300 * place for place in range(250)]
         over = [found for each in moments if sum((found := planned_at(side, each)).values()) > 7050]

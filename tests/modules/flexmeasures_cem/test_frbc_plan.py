@@ -27,15 +27,20 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
 from tests.parts.s2_messages import example
 
 NOW = START.timestamp()
+CONTINUOUS = [
+    mode("idle", element((0, 0))),
+    mode("charge", element((0, 5000))),
+    mode("discharge", element((-5000, 0))),
+]
 
 
-def planned(m, described, level, powers, modes=None, begin=2.0, prices=None, limits=None, **others):
+def planned(m, described, level, powers, modes=None, begin=2.0, prices=None, rooms=None, **others):
     """Return (the device, the Plan) of wanted powers (W per quarter), from the first modes on."""
     remembered = memory(m, described, level, **others)
     activate(m, remembered, described, modes)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
-    return device, m.plans.follow(device, state, intervals(powers, begin), prices, limits)
+    return device, m.plans.follow(device, state, intervals(powers, begin), prices, rooms)
 
 
 def after(quarters):
@@ -76,13 +81,8 @@ def test_any_device_can_follow_its_instructions_within_its_range(described, leve
 @given(st.lists(st.integers(-5000, 5000), min_size=1, max_size=12), st.floats(30, 70))
 def test_a_continuous_battery_does_what_is_wanted(powers, level):
     m = modules()
-    modes = [
-        mode("idle", element((0, 0))),
-        mode("charge", element((0, 5000))),
-        mode("discharge", element((-5000, 0))),
-    ]
     small = [power / 20 for power in powers]
-    described = description(actuator("inverter", modes))
+    described = description(actuator("inverter", CONTINUOUS))
     _device, plan = planned(m, described, level, small, begin=0.0)
     lived = live(described, plan, level, after(len(powers)))
     for place, power in enumerate(small):
@@ -224,9 +224,20 @@ def test_starts_at_once_where_a_target_takes_all_the_time_there_is():
 def test_keeps_the_site_within_its_limit_when_it_charges_on_top():
     m = modules()
     profile = target_profile((8, 0, 100), (1, 48, 100))
-    _device, plan = planned(m, charger(), 30, [0] * 12, limits=[2000.0] * 12, FillLevelTargetProfile=profile)
+    rooms = [(-2000.0, 2000.0)] * 12
+    _device, plan = planned(m, charger(), 30, [0] * 12, rooms=rooms, FillLevelTargetProfile=profile)
     assert plan.missed == []
     assert max(each.power for each in plan.changes) <= 2001
+
+
+def test_keeps_the_site_within_its_limit_whichever_way_the_power_flows():
+    m = modules()
+    rooms = [(-50.0, 100.0), (-50.0, 0.0), (-50.0, 100.0), (0.0, 100.0)]
+    described = description(actuator("inverter", CONTINUOUS))
+    _device, plan = planned(m, described, 50, [200, 200, -200, -200], begin=0.0, rooms=rooms)
+    lived = live(described, plan, 50, after(4))
+    found = [lived.energy(after(place), after(place + 1)) * 4 for place in range(4)]
+    assert found == pytest.approx([100, 0, -50, 0], abs=5000 * 0.006)
 
 
 def test_two_actuators_share_the_power():

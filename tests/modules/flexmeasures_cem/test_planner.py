@@ -22,7 +22,7 @@ NAMES = {"idle": 0, "charge": 1, "discharge": 2}
 async def site(serve, load):
     """Run a CEM with a site's planner; its optimiser answers `powers` (W per quarter), or raises `error`.
 
-    Its clock is ahead, so that a quarter has just begun.
+    `powers_of` has those of some by their names. Its clock is ahead, so that a quarter has just begun.
     """
     base = QUARTER - time.time() % QUARTER + 30
     cem = await serve()
@@ -32,6 +32,7 @@ async def site(serve, load):
         planners=planners,
         load=load,
         powers=[5000, -5000] + 94 * [0],
+        powers_of={},
         error=None,
         refuses=(),
         questions=[],
@@ -46,12 +47,17 @@ async def site(serve, load):
         gate=None,
     )
 
+    def powers_of(power_sensor):
+        known = {each.resource_id: each.name for each in made.cem.cem.resources.values()}
+        names = {sensor: known.get(each) for each, sensor in made.sensors.items()}
+        return made.powers_of.get(names[power_sensor], made.powers)
+
     async def solve(storages, window, loads, limits):
         duration = window.end - window.start
         question = SimpleNamespace(storages=storages, start=window.start, duration=duration, left=window.left)
         question.given, question.limits = loads, limits
         made.questions.append(question)
-        powers = list(made.powers)
+        powers = {each.power_sensor: list(powers_of(each.power_sensor)) for each in storages}
         if made.gate:
             await made.gate.wait()
         for each in storages:
@@ -62,8 +68,8 @@ async def site(serve, load):
         begin = datetime.fromtimestamp(window.start, UTC)
         quarter = timedelta(seconds=window.step)
         return {
-            each.power_sensor: schedules.Schedule(begin, quarter, "W", powers, "Wh", None, [], None, begin)
-            for each in storages
+            each: schedules.Schedule(begin, quarter, "W", each_powers, "Wh", None, [], None, begin)
+            for each, each_powers in powers.items()
         }
 
     async def prices(start, end):
@@ -995,6 +1001,17 @@ async def test_who_goes_on_without_a_schedule_leaves_others_their_power(site, lo
         await rm.ask(target_in(hours=5))
         await until(lambda: planned_for(site, "Battery").plan.changes)
         assert most_together(site) <= 9000
+
+
+async def test_what_a_battery_cannot_give_another_does_not_take(site):
+    site.site.limit, site.own = 5000.0, 4000.0
+    site.powers_of = {"Empty": 96 * [-4000], "Other": 96 * [5000]}
+    async with connected(site.cem, name="Other") as other, connected(site.cem, name="Empty") as empty:
+        for rm, level in ((other, 50), (empty, 10)):
+            await introduce(rm, level=level)
+        await until(lambda: site.questions and len(site.questions[-1].storages) == 2)
+        await until(lambda: all(each.plan and not each.asked for each in site.site.controlled.values()))
+        assert 900 < most_together(site) <= 1010
 
 
 async def test_who_has_no_sensor_is_taken_off_the_limit(site):
