@@ -9,13 +9,45 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from freezegun import freeze_time
 
-from tests.parts.s2_device import ControlledDevice
+from tests.parts.flexmeasures_server import DAY_AHEAD
+from tests.parts.s2_device import AMSTERDAM, HOUR, QUARTER, ControlledDevice
 
-DAY, QUARTER = timedelta(hours=24), timedelta(minutes=15)
+DAY = timedelta(hours=24)
+BEGIN = 18
+"""The hour (UTC) at which a day begins: the evening, and when plans roll on."""
 ROLLING = 6 * 3600.0
 """How long a plan is used in the test (s), so that a day takes minutes."""
 LEVELS = 400
 """Into how many steps the search for the optimum divides a storage."""
+
+
+def consumed(moment: datetime) -> float:
+    """Return what consumption costs (EUR/kWh)."""
+    return DAY_AHEAD[moment.astimezone(AMSTERDAM).hour]
+
+
+def following(moment: datetime, hour: int) -> datetime:
+    """Return when an hour of the day comes next, in the moment's own time zone."""
+    found = moment.replace(hour=hour, minute=0, second=0, microsecond=0)
+    return found if found > moment else found + timedelta(days=1)
+
+
+def next_evening() -> datetime:
+    """Return when the day begins: always at the same hour, so that a day is the same whenever it is run."""
+    return following(datetime.now(UTC), BEGIN)
+
+
+async def posted(side, begin: datetime, price: Callable[[datetime], float]) -> int:
+    """Return a new sensor that has an hourly price for four days."""
+    server = side.server
+    sensor = await asyncio.to_thread(server.add_sensor, "EUR/kWh", 60)
+    values = [price(begin + place * HOUR) for place in range(96)]
+    body = {"start": begin.isoformat(), "duration": "PT96H", "values": values, "unit": "EUR/kWh"}
+    path, token = f"/api/v3_0/sensors/{sensor}/data", server.token()
+    status, reply = await asyncio.to_thread(server.request, "POST", path, body, token)
+    assert status in (200, 202), reply
+    await side.stored(sensor, len(values))
+    return sensor
 
 
 @contextmanager

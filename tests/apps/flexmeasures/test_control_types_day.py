@@ -1,16 +1,23 @@
 """Devices of all control types but FRBC live through a day at one site, planned by the real server."""
 
-import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from tests.apps.flexmeasures.conftest import Side
-from tests.parts.flexmeasures_server import DAY_AHEAD
-from tests.parts.s2_day import a_day, lived, quarters, report
+from tests.parts.s2_day import (
+    a_day,
+    consumed,
+    following,
+    lived,
+    next_evening,
+    posted,
+    quarters,
+    report,
+)
 from tests.parts.s2_device import AMSTERDAM, HOUR, MINUTE, QUARTER, THREE_PHASES
 from tests.parts.s2_envelope_devices import EnvelopeCharger, PvInverter, sunny
 from tests.parts.s2_mode_devices import (
@@ -25,8 +32,6 @@ from tests.parts.s2_mode_devices import (
 )
 from tests.parts.s2_profile_devices import Dishwasher, Dryer, WashingMachine
 
-BEGIN = 18
-"""The hour (UTC) at which the day begins: the evening, and when plans roll on."""
 SELDOM = timedelta(hours=6)
 """How long a forecast holds in the test: each one calls for a plan of the site."""
 FEEDING_IN = {10: -0.02, 12: -0.08, 14: -0.05, 15: 0.0}
@@ -49,11 +54,6 @@ STEPS = [(0.0, 2.755), (3.7, 1.645), (7.4, 0.72), (11.0, 0.0)]
 """The step charger's powers (kW), and what comes of what is not charged in an hour (EUR)."""
 
 
-def consumed(moment):
-    """Return what consumption costs (EUR/kWh)."""
-    return DAY_AHEAD[moment.astimezone(AMSTERDAM).hour]
-
-
 def fed_in(moment):
     """Return what feeding in yields (EUR/kWh)."""
     return FEEDING_IN.get(moment.astimezone(AMSTERDAM).hour, consumed(moment))
@@ -64,29 +64,10 @@ def worth(moment):
     return max(fed_in(moment), 0.0)
 
 
-def following(moment, hour):
-    """Return when an hour of the day comes next, in the moment's own time zone."""
-    found = moment.replace(hour=hour, minute=0, second=0, microsecond=0)
-    return found if found > moment else found + timedelta(days=1)
-
-
-async def posted(side, begin, price):
-    """Return a new sensor that has an hourly price for four days."""
-    server = side.server
-    sensor = await asyncio.to_thread(server.add_sensor, "EUR/kWh", 60)
-    values = [price(begin + place * HOUR) for place in range(96)]
-    body = {"start": begin.isoformat(), "duration": "PT96H", "values": values, "unit": "EUR/kWh"}
-    path, token = f"/api/v3_0/sensors/{sensor}/data", server.token()
-    status, reply = await asyncio.to_thread(server.request, "POST", path, body, token)
-    assert status in (200, 202), reply
-    await side.stored(sensor, len(values))
-    return sensor
-
-
 @pytest.fixture
 async def day(monkeypatch, start, app_config, flexmeasures_server):
     """Give the S2 side of a home without a power limit, on the next evening."""
-    begin = following(datetime.now(UTC), BEGIN)
+    begin = next_evening()
     bare = Side(None, app_config, flexmeasures_server)
     config = app_config | {
         "consumption_price_sensor": await posted(bare, begin, consumed),

@@ -2,14 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 import numpy as np
 import pytest
 
 from tests.apps.flexmeasures.conftest import Side
-from tests.parts.s2_day import DAY, QUARTER, Economy, a_day, lived, quarters, report
+from tests.parts.s2_day import (
+    DAY,
+    Economy,
+    a_day,
+    consumed,
+    lived,
+    next_evening,
+    posted,
+    quarters,
+    report,
+)
+from tests.parts.s2_device import QUARTER
 from tests.parts.s2_devices import (
     Boiler,
     ElectricVehicle,
@@ -20,7 +31,7 @@ from tests.parts.s2_devices import (
 )
 
 HAIR = 0.06
-"""What does not count (EUR), since at some hours of the day there is hardly anything to be gained."""
+"""What does not count (EUR), since the search for the optimum is on a grid."""
 
 
 def boiler_drain(moment, energy):
@@ -30,24 +41,16 @@ def boiler_drain(moment, energy):
     return (leak + warm_water(moment)) * 233 * 3600
 
 
-async def prices_of_a_day(client, sensor, begin):
-    """Return the price of each quarter of a day (EUR/kWh)."""
-    start = begin.replace(minute=0, second=0, microsecond=0)
-    found = await client.get_sensor_data(
-        sensor, start=start.isoformat(), duration="P2D", unit="EUR/kWh", resolution="PT15M"
-    )
-    return start, found["values"]
-
-
 @pytest.fixture
-async def day(monkeypatch, start, app_config, flexmeasures_server, client):
-    """Give the S2 side of a home whose clock is moved by hand, and whose plans roll on slowly."""
-    begin = datetime.now(UTC).replace(second=30, microsecond=0)
-    start_of_prices, prices = await prices_of_a_day(client, flexmeasures_server.ids.price_sensor, begin)
-    home = await start(app_config)
+async def day(monkeypatch, start, app_config, flexmeasures_server):
+    """Give the S2 side of a home on the next evening."""
+    begin = next_evening()
+    sensor = await posted(Side(None, app_config, flexmeasures_server), begin, consumed)
+    config = app_config | {"consumption_price_sensor": sensor}
+    home = await start(config)
     await home.checked()
-    with a_day(monkeypatch, Side(home, app_config, flexmeasures_server), begin) as side:
-        side.price = lambda moment: prices[(moment - start_of_prices) // QUARTER]
+    with a_day(monkeypatch, Side(home, config, flexmeasures_server), begin) as side:
+        side.price = consumed
         yield side
 
 
