@@ -133,9 +133,9 @@ def condition(found, memory, heard, plan, now):
     actives = {}
     for each in found.actuators:
         status = memory.get((ACTUATOR_STATUS, each.id))
-        finished = modes.finished(memory, (TIMER_STATUS, each.id), now)
+        finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
         told = plans.last_told(plan, now, each.id)
-        actives[each.id] = modes.active(each, status, finished, told, heard.get(each.id, 0.0), now)
+        actives[each.id] = transitions.active(each, status, finished, told, heard.get(each.id, 0.0), now)
     return modes.Condition(now, actives)
 
 
@@ -447,13 +447,6 @@ def fields(change):
 
 @pyscript_compile
 def describe(found, change, _now):
-    """Return what a Change says, with the label of its operation mode and the power expected (W).
-
-    Of several actuators the label tells which one.
-    """
-    actuator = actuator_of(found, change.actuator)
-    mode = actuator.modes.get(change.mode) if actuator else None
-    label = mode.label if mode else change.mode
-    if len(found.actuators) > 1:
-        label = f"{(actuator and actuator.label) or change.actuator}: {label}"
+    """Return what a Change says, with the label of its operation mode and the power expected (W)."""
+    label = transitions.label_of(found.actuators, change)
     return {**fields(change), "label": label, "power": round(change.power)}

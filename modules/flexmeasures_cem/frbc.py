@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
-import flexmeasures_cem.frbc_plan as plans
-import flexmeasures_cem.plans as all_plans
+import flexmeasures_cem.frbc_plan as frbc_plan
+import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_optimiser.storage as storages
 
@@ -34,7 +34,7 @@ NEXT_SECONDS = 1.0
 """How far ahead an instruction is that is to be executed now."""
 ALMOST = 0.98
 """Which part of what could be had at full power a usage may take, so that there is a plan."""
-alike, upcoming = transitions.alike, all_plans.upcoming
+alike, upcoming = transitions.alike, plans.upcoming
 
 
 @pyscript_compile
@@ -87,49 +87,13 @@ def condition(found, memory, heard, plan, now):
 
     `heard` has when each actuator told its status last; `plan` is the one in force, or None.
     """
-    state = plans.Condition(now, memory[STATUS].present_fill_level, {})
-    for actuator in found.actuators:
-        timers = {
-            key[2]: min(message.finished_at.timestamp(), now + transitions.AGES)
-            for key, message in memory.items()
-            if key[:2] == (TIMER_STATUS, actuator.id)
-        }
-        status = memory.get((ACTUATOR_STATUS, actuator.id))
-        active = transitions.Active(None, 0.0, now, timers)
-        if status:
-            ready = ready_after(actuator, status)
-            active = transitions.Active(
-                status.active_operation_mode_id, status.operation_mode_factor, ready, timers
-            )
-        told = last_told(plan, actuator.id, now)
-        if told and told.moment > heard.get(actuator.id, 0) and told.mode in actuator.modes:
-            both = {
-                each: max(told.active.timers.get(each, 0), timers.get(each, 0)) for each in actuator.durations
-            }
-            active = transitions.Active(told.active.mode, told.active.factor, told.active.ready, both)
-        state.actuators[actuator.id] = active
-    return state
-
-
-@pyscript_compile
-def ready_after(actuator, status):
-    """Return when the transition is done that an ActuatorStatus tells of."""
-    began = status.transition_timestamp
-    if began is None:
-        return 0.0
-    for each in actuator.transitions.get(status.previous_operation_mode_id, ()):
-        if each.to == status.active_operation_mode_id:
-            return began.timestamp() + each.duration
-    return began.timestamp()
-
-
-@pyscript_compile
-def last_told(plan, actuator_id, now):
-    """Return the last Change of a plan that an actuator has executed."""
-    found = (
-        [each for each in plan.changes if each.actuator == actuator_id and each.moment <= now] if plan else []
-    )
-    return found[-1] if found else None
+    actives = {}
+    for each in found.actuators:
+        status = memory.get((ACTUATOR_STATUS, each.id))
+        finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
+        told = plans.last_told(plan, now, each.id)
+        actives[each.id] = transitions.active(each, status, finished, told, heard.get(each.id, 0.0), now)
+    return frbc_plan.Condition(now, memory[STATUS].present_fill_level, actives)
 
 
 @pyscript_compile
@@ -202,12 +166,12 @@ def problem(found, state, means, window):
         soc_min=0.0,
         soc_max=span * energy,
         soc_minima=[
-            storages.Wish(all_plans.moment(begin), all_plans.moment(until), of_level(lowest))
+            storages.Wish(plans.moment(begin), plans.moment(until), of_level(lowest))
             for begin, until, lowest, _highest in wishes
             if lowest > found.bottom
         ],
         soc_maxima=[
-            storages.Wish(all_plans.moment(begin), all_plans.moment(until), of_level(highest))
+            storages.Wish(plans.moment(begin), plans.moment(until), of_level(highest))
             for begin, until, _lowest, highest in wishes
             if highest < found.top
         ],
@@ -230,8 +194,8 @@ def less_at_first(power, left, start, step, end):
     if left >= 1.0 or not power:
         return power
     return [
-        storages.Span(all_plans.moment(start), all_plans.moment(start + step), power * left),
-        storages.Span(all_plans.moment(start + step), all_plans.moment(end), power),
+        storages.Span(plans.moment(start), plans.moment(start + step), power * left),
+        storages.Span(plans.moment(start + step), plans.moment(end), power),
     ]
 
 
@@ -288,7 +252,7 @@ def operation_modes(found):
 
     That is so for one actuator with a gap between its powers; several share the power among them.
     """
-    if len(found.actuators) != 1 or found.step < all_plans.LEAST_WATTS:
+    if len(found.actuators) != 1 or found.step < plans.LEAST_WATTS:
         return []
     middle = (found.bottom + found.top) / 2
     elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
@@ -301,13 +265,13 @@ def follow(found, state, wanted, market, _tariffs):
     if wanted is None:
         wanted = [(each.start, each.end, 0.0) for each in market]
     rooms = [(-max(each.limit + each.load, 0.0), max(each.limit - each.load, 0.0)) for each in market]
-    return plans.follow(found, state, wanted, [each.consumption_price for each in market], rooms)
+    return frbc_plan.follow(found, state, wanted, [each.consumption_price for each in market], rooms)
 
 
 @pyscript_compile
 def planned_power(plan, start, length):
     """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
-    return plans.mean_power(plan, start, start + length) if plan else 0.0
+    return frbc_plan.mean_power(plan, start, start + length) if plan else 0.0
 
 
 @pyscript_compile
@@ -331,7 +295,7 @@ def moved(found, state, message):
 @pyscript_compile
 def level_departs(found, plan, level, now):
     """Tell where a fill level is not what is expected."""
-    expected = plans.level_at(plan, now)
+    expected = frbc_plan.level_at(plan, now)
     if abs(level - expected) > LEVEL_TOLERANCE * (found.top - found.bottom):
         return f"the fill level is {level:g}, expected was {expected:g}"
     return None
@@ -342,16 +306,16 @@ def mode_departs(found, plan, message, now):
     """Tell where an actuator does not do what it was told; what it did shortly before counts too."""
     told = [each for each in plan.changes if each.actuator == message.actuator_id and each.moment <= now]
     actuator = next((each for each in found.actuators if each.id == message.actuator_id), None)
-    if actuator is None or not told or now - told[-1].moment < all_plans.LAG_SECONDS:
+    if actuator is None or not told or now - told[-1].moment < plans.LAG_SECONDS:
         return None
     mode = actuator.modes.get(message.active_operation_mode_id)
     last = told[-1]
     if mode is None:
         return "an operation mode is active that no instruction may ask for"
-    level = plans.level_at(plan, now)
+    level = frbc_plan.level_at(plan, now)
     power = devices.power_of(devices.element_at(mode, level), message.operation_mode_factor)
     wanted = devices.power_of(devices.element_at(actuator.modes[last.mode], level), last.factor)
-    return all_plans.power_departs(power, wanted, tolerance(found)) or (
+    return plans.power_departs(power, wanted, tolerance(found)) or (
         f"{mode.label} is active, expected was {actuator.modes[last.mode].label}"
         if mode.id != last.mode
         else None
@@ -361,15 +325,15 @@ def mode_departs(found, plan, message, now):
 @pyscript_compile
 def measured_power_departs(found, plan, power, now):
     """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
-    recently = [plans.power_at(plan, now - all_plans.LAG_SECONDS * part) for part in (0, 0.5, 1)]
-    departs = [all_plans.power_departs(power, each, tolerance(found)) for each in recently]
+    recently = [frbc_plan.power_at(plan, now - plans.LAG_SECONDS * part) for part in (0, 0.5, 1)]
+    departs = [plans.power_departs(power, each, tolerance(found)) for each in recently]
     return departs[0] if all(departs) else None
 
 
 @pyscript_compile
 def tolerance(found):
     """Return by how much a power may depart from the plan (W)."""
-    return all_plans.tolerance(max(found.most, found.least))
+    return plans.tolerance(max(found.most, found.least))
 
 
 @pyscript_compile
@@ -392,8 +356,7 @@ def message_type(_change):
 @pyscript_compile
 def describe(found, change, _now):
     """Return what a Change says, with the label of its operation mode and the power expected (W)."""
-    modes = next((each.modes for each in found.actuators if each.id == change.actuator), {})
-    label = modes[change.mode].label if change.mode in modes else change.mode
+    label = transitions.label_of(found.actuators, change)
     return {**fields(change), "label": label, "power": round(change.power)}
 
 
@@ -402,7 +365,7 @@ def missed(plan):
     """Return the fill levels that a plan does not reach: when, what was wanted, and what is expected."""
     return [
         {
-            "datetime": all_plans.moment(each.moment),
+            "datetime": plans.moment(each.moment),
             "asked": each.lowest if each.reached < each.lowest else each.highest,
             "reached": round(each.reached, 3),
         }
@@ -458,7 +421,7 @@ def checked(memory, state, call, now):
         "operation_mode": mode.id,
         "message_id": call.get("message_id"),
         "operation_mode_factor": call.get("operation_mode_factor", 1.0),
-        "execution_time": all_plans.moment(max(executed, now + NEXT_SECONDS)),
+        "execution_time": plans.moment(max(executed, now + NEXT_SECONDS)),
         "abnormal_condition": is_abnormal,
     }
 
@@ -500,7 +463,7 @@ def check_transition(actuator, mode, is_abnormal, state, executed):
     free = min(max([state.timers.get(each, 0) for each in way.blocking_timers], default=0) for way in ways)
     if free > executed:
         raise errors.InvalidInstruction(
-            f"operation_mode: a timer blocks the transition until {all_plans.moment(free).isoformat()}: give "
+            f"operation_mode: a timer blocks the transition until {plans.moment(free).isoformat()}: give "
             f"a later execution_time"
         )
 

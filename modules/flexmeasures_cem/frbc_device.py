@@ -14,7 +14,6 @@ import flexmeasures_s2.commodities as commodities
 
 MARGIN = 0.002
 """How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
-LONGEST_LABEL = 60
 SMALLEST, GREATEST = 1e-9, 1e9
 """Beyond these, ranges of fill level, powers (W), and rates (ranges per second) are no sense."""
 MOST_WORK = 10_000
@@ -54,6 +53,7 @@ def records():
         """An actuator with its permitted modes by id; `transitions` by the mode that they start from."""
 
         id: str
+        label: str
         modes: dict
         transitions: dict
         durations: dict
@@ -205,12 +205,8 @@ def read_actuator(described):
     """Return an actuator of what is described, with the modes that a normal condition permits."""
     moves, durations = transitions.read(described)
     modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
-    return Actuator(
-        described.id,
-        {mode.id: mode for mode in modes},
-        moves,
-        durations,
-    )
+    label = transitions.short_label(described)
+    return Actuator(described.id, label, {mode.id: mode for mode in modes}, moves, durations)
 
 
 @pyscript_compile
@@ -231,13 +227,7 @@ def read_mode(described):
             )
         )
     bottoms = tuple(each.bottom for each in elements)
-    return Mode(described.id, short_label(described), tuple(elements), bottoms)
-
-
-@pyscript_compile
-def short_label(described):
-    """Return the label of a mode on one line, or its id."""
-    return " ".join((described.diagnostic_label or "").split())[:LONGEST_LABEL] or described.id
+    return Mode(described.id, transitions.short_label(described), tuple(elements), bottoms)
 
 
 @pyscript_compile

@@ -19,7 +19,6 @@ import flexmeasures_s2.commodities as commodities
 
 GREATEST = 1e9
 """Beyond this, powers (W), flows, supplies and costs are no sense."""
-LONGEST_LABEL = 60
 MINUTE = 60.0
 FACTOR_TOLERANCE = 0.1
 """By how much a factor may depart from the plan."""
@@ -190,7 +189,7 @@ def read(described_by, actuator_id=None):
         for start, listed in ways.items()
     }
     blocking = {timer for listed in ways.values() for each in listed for timer in each.blocking_timers}
-    label = getattr(described_by, "diagnostic_label", None)
+    label = transitions.short_label(described_by) if actuator_id else None
     by_id = {each.id: each for each in found}
     return Actuator(actuator_id, by_id, ways, durations, frozenset(blocking), label)
 
@@ -206,7 +205,7 @@ def read_mode(mode):
     costs = mode.running_costs
     return Mode(
         mode.id,
-        (mode.diagnostic_label or mode.id)[:LONGEST_LABEL],
+        transitions.short_label(mode),
         not mode.abnormal_condition_only,
         (commodities.electric(starts) or 0.0, commodities.electric(ends) or 0.0),
         flows,
@@ -280,54 +279,6 @@ def other_cost(mode, tariffs):
             cost + markets.other_cost(quantity, end, tariffs) for cost, end in zip(costs, ends, strict=True)
         ]
     return tuple(costs)
-
-
-@pyscript_compile
-def active(actuator, status, finished, told, heard, now):
-    """Return an actuator's Active: as it told in its status (or None), or as it was told later.
-
-    `finished` has when each timer finishes that the Resource Manager told of, `told` is the last Change that
-    was to be executed by now, or None; `heard` is when the status came.
-    """
-    timers, mode, factor, ready = dict(finished), None, 0.0, 0.0
-    if status:
-        mode, factor = status.active_operation_mode_id, status.operation_mode_factor
-        ready, started = under_way(actuator, status)
-        timers = latest(timers, started)
-    if told and told.mode in actuator.modes and (status is None or told.moment > heard):
-        mode, factor, ready = told.active.mode, told.active.factor, told.active.ready
-    if told and told.mode == mode:
-        timers = latest(timers, told.active.timers)
-    return transitions.Active(mode, factor, ready, {each: end for each, end in timers.items() if end > now})
-
-
-@pyscript_compile
-def under_way(actuator, status):
-    """Return (when the transition is done that a status tells of, when the timers finish that it started)."""
-    began = status.transition_timestamp
-    for each in actuator.transitions.get(status.previous_operation_mode_id, ()):
-        if began and each.to == status.active_operation_mode_id:
-            start = began.timestamp()
-            return start + each.duration, {
-                timer: start + actuator.durations[timer] for timer in each.start_timers
-            }
-    return (began.timestamp() if began else 0.0), {}
-
-
-@pyscript_compile
-def latest(one, other):
-    """Return when timers finish: the later of two."""
-    return {each: max(one.get(each, 0.0), other.get(each, 0.0)) for each in {**one, **other}}
-
-
-@pyscript_compile
-def finished(memory, key, now):
-    """Return when each timer finishes, of what is remembered under a key and the timer's id."""
-    return {
-        each[-1]: min(message.finished_at.timestamp(), now + transitions.AGES)
-        for each, message in memory.items()
-        if each[:-1] == key
-    }
 
 
 @pyscript_compile
@@ -469,7 +420,7 @@ def into(actuator, mode_id, timers, step):
     """Return the Move to a mode from an unknown one: it may take as long as any, and start any timer."""
     ways = [each for listed in actuator.transitions.values() for each in listed if each.to == mode_id]
     duration = max((each.duration for each in ways), default=0.0)
-    running = latest(
+    running = transitions.latest(
         dict(timers),
         {timer: step.start + actuator.durations[timer] for each in ways for timer in each.start_timers},
     )
@@ -803,7 +754,7 @@ def status_departs(actuator, status, plan, now, tolerance=None):
     if mode is None or (change and change.mode not in actuator.modes):
         return "an operation mode is active that was not described when it was planned"
     if change is None:
-        done, _timers = under_way(actuator, status)
+        done, _timers = transitions.under_way(actuator, status)
         if tolerance is None or now - done < plans.LAG_SECONDS or now - plan.start < plans.LAG_SECONDS:
             return None
         power = at(mode.powers, factor)

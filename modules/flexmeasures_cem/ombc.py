@@ -61,9 +61,9 @@ def condition(found, memory, heard, plan, now):
 
     `heard` has when it told its status last; `plan` is the one in force, or None.
     """
-    finished = modes.finished(memory, (TIMER_STATUS,), now)
+    finished = transitions.finished(memory, (TIMER_STATUS,), now)
     told = plans.last_told(plan, now)
-    active = modes.active(found, memory.get((STATUS,)), finished, told, heard.get(None, 0.0), now)
+    active = transitions.active(found, memory.get((STATUS,)), finished, told, heard.get(None, 0.0), now)
     return modes.Condition(now, {None: active})
 
 
@@ -171,6 +171,5 @@ def fields(change):
 @pyscript_compile
 def describe(found, change, _now):
     """Return what a Change says, with the label of its operation mode and the power expected (W)."""
-    mode = found.modes.get(change.mode)
-    label = mode.label if mode else change.mode
+    label = transitions.label_of([found], change)
     return {**fields(change), "label": label, "power": round(change.power)}

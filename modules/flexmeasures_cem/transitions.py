@@ -13,6 +13,7 @@ SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
 """Instructions that differ by less are the same."""
 AGES = 30 * 86_400.0
 """Longer than any plan (s): what takes longer takes this long."""
+LONGEST_LABEL = 60
 
 
 @pyscript_compile
@@ -97,6 +98,54 @@ def read(described_by):
 
 
 @pyscript_compile
+def active(actuator, status, finished, told, heard, now):
+    """Return an actuator's Active: as it told in its status (or None), or as it was told later.
+
+    `finished` has when each timer finishes that the Resource Manager told of, `told` is the last Change that
+    was to be executed by now, or None; `heard` is when the status came.
+    """
+    timers, mode, factor, ready = dict(finished), None, 0.0, 0.0
+    if status:
+        mode, factor = status.active_operation_mode_id, status.operation_mode_factor
+        ready, started = under_way(actuator, status)
+        timers = latest(timers, started)
+    if told and told.mode in actuator.modes and (status is None or told.moment > heard):
+        mode, factor, ready = told.active.mode, told.active.factor, told.active.ready
+    if told and told.mode == mode:
+        timers = latest(timers, told.active.timers)
+    return Active(mode, factor, ready, {each: end for each, end in timers.items() if end > now})
+
+
+@pyscript_compile
+def under_way(actuator, status):
+    """Return (when the transition is done that a status tells of, when the timers finish that it started)."""
+    began = status.transition_timestamp
+    for each in actuator.transitions.get(status.previous_operation_mode_id, ()):
+        if began and each.to == status.active_operation_mode_id:
+            start = began.timestamp()
+            return start + each.duration, {
+                timer: start + actuator.durations[timer] for timer in each.start_timers
+            }
+    return (began.timestamp() if began else 0.0), {}
+
+
+@pyscript_compile
+def latest(one, other):
+    """Return when timers finish: the later of two."""
+    return {each: max(one.get(each, 0.0), other.get(each, 0.0)) for each in {**one, **other}}
+
+
+@pyscript_compile
+def finished(memory, key, now):
+    """Return when each timer finishes, of what is remembered under a key and the timer's id."""
+    return {
+        each[-1]: min(message.finished_at.timestamp(), now + AGES)
+        for each, message in memory.items()
+        if each[:-1] == key
+    }
+
+
+@pyscript_compile
 def routes(transitions, durations, permitted, mode, moment, timers):
     """Return the Route to each permitted mode that can be reached from a mode: the one that is there first.
 
@@ -136,3 +185,20 @@ def alike(one, other):
         and abs(one.factor - other.factor) < SAME_FACTOR
         and abs(one.moment - other.moment) < SAME_SECONDS
     )
+
+
+@pyscript_compile
+def short_label(described):
+    """Return the label of an operation mode or actuator on one line, or its id."""
+    return " ".join((described.diagnostic_label or "").split())[:LONGEST_LABEL] or described.id
+
+
+@pyscript_compile
+def label_of(actuators, change):
+    """Return the label of the operation mode that a change names; of several actuators it tells which one."""
+    actuator = next((each for each in actuators if each.id == change.actuator), None)
+    mode = actuator.modes.get(change.mode) if actuator else None
+    label = mode.label if mode else change.mode
+    if len(actuators) > 1:
+        return f"{actuator.label if actuator else change.actuator}: {label}"
+    return label

@@ -249,6 +249,15 @@ def test_two_actuators_share_the_power():
     lived = live(described, plan, 10, after(4))
     found = [lived.energy(after(place), after(place + 1)) * 4 for place in range(4)]
     assert found == pytest.approx([3600, 800, 3000, 0], abs=40)
+    device = m.frbc.device(memory(m, described, 10))
+    labels = {m.frbc.describe(device, each, NOW)["label"] for each in plan.changes}
+    assert {"big: charge", "small: charge"} <= labels
+
+
+def test_the_only_actuator_is_not_named_in_a_label():
+    m = modules()
+    device, plan = planned(m, charger(), 30, [4000] * 2)
+    assert m.frbc.describe(device, plan.changes[0], NOW)["label"] == "charge"
 
 
 def test_one_actuator_never_discharges_what_another_charges():
