@@ -27,12 +27,9 @@ async def expected(site, asked, window):
     sample = min(max(window.step, FINEST_STEP), LONGEST_STEP)
     found = outlooks.new(site.known_prices or [], window.start, window.end, sample, site.now())
     planned = [(each, each.plan) for each in site.controlled.values() if each.plan and each not in asked]
+    curtailable = {each for each, it in asked.items() if isinstance(it.problem, storages.Flow)}
     told = [(each.resource_id, forecast_of(each)) for each in site.others.values()]
-    told += [
-        (each, forecast_of(each.resource))
-        for each, question in asked.items()
-        if isinstance(question.problem, storages.Flow)
-    ]
+    told += [(each, forecast_of(each.resource)) for each in curtailable]
 
     def reckon():
         outlooks.put(found, OWN, outlooks.sampled(found, lambda begin, _length: site.own(begin)))
@@ -41,6 +38,7 @@ async def expected(site, asked, window):
         for key, message in told:
             if message:
                 outlooks.put(found, key, outlooks.sampled(found, partial(forecast_power, message)))
+        found.curtailable = {each for each in curtailable if each in found.powers}
 
     await asyncio.to_thread(reckon)
     return found

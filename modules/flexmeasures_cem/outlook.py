@@ -26,7 +26,8 @@ def record():
         """Samples from `start` on, `step` (s) apart: (consumption price, production price), and powers.
 
         The first is of what is left of it after `begin`. `powers` has (mean, greatest) of each device by a
-        key of its own, `total` and `most` are their sums.
+        key of its own, `total` and `most` are their sums. `curtailable` are the keys of those who produce
+        no more than pays.
         """
 
         start: float
@@ -36,6 +37,7 @@ def record():
         most: list
         begin: float
         powers: dict = field(default_factory=dict)
+        curtailable: set = field(default_factory=set)
 
     return Outlook
 
@@ -148,10 +150,12 @@ def samples(outlook, start, end):
 def market(outlook, who, spans, limit):
     """Return a market.Interval for each (start, end) of a device, with the load of all others.
 
-    The limit is lower by how far the load may exceed its mean.
+    The limit is lower by how far the load may exceed its mean. Feeding in costs nothing where all of it
+    would be curtailed.
     """
     none = [0.0] * len(outlook.total)
     own, own_most = outlook.powers.get(who, (none, none))
+    others = [] if who in outlook.curtailable else [outlook.powers[each][0] for each in outlook.curtailable]
     found = []
     for start, end in spans:
         inside = samples(outlook, start, end)
@@ -160,12 +164,16 @@ def market(outlook, who, spans, limit):
         tariffs = [outlook.prices[each] for each in inside]
         load = fmean(loads)
         peak = max(most - load, 0.0)
+        consumed, fed_in = (fmean([each[place] for each in tariffs]) for place in (0, 1))
+        curtailed = sum(fmean([max(-powers[each], 0.0) for each in inside]) for powers in others)
+        if fed_in < 0 <= consumed and 0 < -load <= curtailed:
+            fed_in = 0.0
         found.append(
             markets.Interval(
                 start,
                 end,
-                fmean([each[0] for each in tariffs]),
-                fmean([each[1] for each in tariffs]),
+                consumed,
+                fed_in,
                 load,
                 math.inf if limit is None else max(limit - peak, 0.0),
             )

@@ -107,3 +107,17 @@ def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit(outlooks)
     [first, second] = outlooks.market(found, "other", [(0.0, QUARTER), (QUARTER, HOUR)], 3000.0)
     assert (first.load, first.limit - first.load) == (1000, 1000)
     assert (second.load, second.limit) == (0, 3000)
+
+
+def test_what_would_be_curtailed_is_not_paid_for(outlooks):
+    prices = hourly((0.2, -0.1), (0.2, 0.05), (-0.1, -0.2), (0.2, -0.1))
+    found = outlooks.new(prices, 0.0, 4 * HOUR, HOUR)
+    outlooks.put(found, "panels", [-3000.0] * 4)
+    outlooks.put(found, "other panels", [0.0, 0.0, 0.0, -500.0])
+    hours = [(place * HOUR, (place + 1) * HOUR) for place in range(4)]
+    yields = [each.production_price for each in outlooks.market(found, "washer", hours, None)]
+    assert yields == [-0.1, 0.05, -0.2, -0.1]
+    found.curtailable = {"panels"}
+    yields = [each.production_price for each in outlooks.market(found, "washer", hours, None)]
+    assert yields == [0, 0.05, -0.2, -0.1]
+    assert outlooks.market(found, "panels", hours, None)[0].production_price == -0.1
