@@ -12,7 +12,9 @@ from homeassistant.helpers.storage import Store
 
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as cem_errors
+import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.planner as planners
+import flexmeasures_cem.triggers as triggers
 import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.relay as relays
@@ -98,7 +100,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
         partial(changed, side),
         partial(received, side),
         given.s2.control_type,
-        leaving=partial(planners.leave, side.site),
+        leaving=partial(triggers.leave, side.site),
     )
     side.file = await store.async_load() or {}
     for resource_id, each in side.file.get("resources", {}).items():
@@ -197,14 +199,14 @@ def urge(side):
     """Look for sensors and plan now, since the server answers again."""
     side.urged.set()
     side.urged.clear()
-    planners.plan_soon(side.site)
+    triggers.plan_soon(side.site)
 
 
 @pyscript_compile
 def own_schedule_changed(side):
     """Plan the S2 devices anew where the schedule of the app's own device takes of the site's limit."""
     if side.given.site_power_capacity is not None:
-        planners.plan_soon(side.site)
+        triggers.plan_soon(side.site)
 
 
 @pyscript_compile
@@ -300,7 +302,7 @@ def forget_longest_gone(side):
 def changed(side, resource):
     """Take note that a Resource Manager connected, disconnected, or is under another control type."""
     relay = relay_of(side, resource)
-    planners.changed(side.site, resource)
+    triggers.changed(side.site, resource)
     relays.changed(relay)
     if side.stopped:
         return
@@ -315,7 +317,7 @@ def received(side, resource, message):
     relay = relay_of(side, resource)
     before = len(relay.waiting)
     relays.received(relay, message)
-    planners.received(side.site, resource, message)
+    triggers.received(side.site, resource, message)
     if len(relay.waiting) > before:
         save_soon(side)
 
@@ -365,7 +367,7 @@ async def find_sensors(side, relay):
             statuses.succeed(side.status, matter)
             complain_of_sharing(side, relay)
             relays.sensors_known(relay)
-            planners.plan_soon(side.site)
+            triggers.plan_soon(side.site)
             save_soon(side)
             return
         try:
@@ -439,7 +441,7 @@ async def send_frbc_instruction(side, call):
     """
     with raised():
         resource = cems.connected(side.cem, call.get("resource_id"))
-        sent = await planners.send_instruction(side.site, resource, call)
+        sent = await instructions.send_instruction(side.site, resource, call)
     return {"resource_id": resource.resource_id} | site_plan.in_local_time(sent)
 
 
@@ -451,7 +453,7 @@ async def call_cem_trigger_schedule(side, call):
     """
     with raised():
         resource = cems.connected(side.cem, call.get("resource_id"))
-        await planners.plan_now(side.site, resource)
+        await triggers.plan_now(side.site, resource)
     told = site_plan.attributes(side.site, resource, None, None)
     return {"resource_id": resource.resource_id} | {
         name: told.get(name) for name in ("plan", "planned_until", "missed_targets")

@@ -11,8 +11,10 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 
-import flexmeasures_cem.planner as planners
+import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.plans as plans
+import flexmeasures_cem.site as sites
+import flexmeasures_cem.triggers as triggers
 import flexmeasures_home.relay as relays
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
@@ -68,7 +70,7 @@ def new(asker, relay_of, unfit):
     called when what it told cannot be planned under that.
     """
     given = asker.given
-    asker.planner = planners.Site(
+    asker.planner = sites.Site(
         partial(solve, asker),
         partial(prices, asker),
         lambda resource: means_of(relay_of(resource)),
@@ -92,7 +94,7 @@ async def solve(asker, problems, window, loads, limits):
     """Return the Schedule (W) of each power sensor; raise an OptimiserError.
 
     `loads` maps the power sensors of other devices to what they are to have, which is posted first, and
-    `limits` is the site's limit where that varies: see planner.Site.
+    `limits` is the site's limit where that varies: see site.Site.
     """
     begin, length = datetime.fromtimestamp(window.start, UTC), timedelta(seconds=window.end - window.start)
     given, link = asker.given, asker.link
@@ -150,8 +152,8 @@ async def sensor_with(asker, sensor_id, powers):
             await post(asker.link, sensor, powers)
     except (errors.NoAccess, errors.UnknownSensor, errors.InvalidData) as error:
         LOGGER.warning("s2: sensor %s cannot be planned around: %s", sensor_id, error)
-        asker.planner.unusable[sensor_id] = asker.planner.now() + planners.REFUSED_SECONDS
-        planners.plan_soon(asker.planner)
+        asker.planner.unusable[sensor_id] = asker.planner.now() + sites.REFUSED_SECONDS
+        triggers.plan_soon(asker.planner)
         return None
     return sensor
 
@@ -242,7 +244,7 @@ def means_of(relay):
     if relay.power_sensor is None:
         return None
     energy = relay.energy_per_fill_level
-    return planners.Means(
+    return sites.Means(
         relay.power_sensor.id,
         relay.power_sensor.resolution.total_seconds(),
         relay.soc_sensor and relay.soc_sensor.id,
@@ -252,26 +254,32 @@ def means_of(relay):
 
 @pyscript_compile
 def tell(asker, relay, text):
-    """Tell what keeps a Resource Manager from being planned, or that nothing does."""
+    """Tell what keeps a Resource Manager from being planned, or that nothing does.
+
+    With the last one that was controlled, what keeps the site from being planned is over, too.
+    """
     name, resource_id = relay.resource.name, relay.resource.resource_id
     matter = f"{MATTER} of {resource_id}"
     if text is not None:
         statuses.fail(asker.status, matter, f"s2: {name} ({resource_id}): {text}", cause="not_planned")
-    elif matter in asker.status.problems:
-        statuses.settle(asker.status, matter)
+        return
+    is_over = not asker.planner.controlled
+    for each in [matter, MATTER] if is_over else [matter]:
+        if each in asker.status.problems:
+            statuses.settle(asker.status, each)
 
 
 @pyscript_compile
 def attributes(site, resource, most=MOST_OF_A_PLAN, most_missed=MOST_MISSED):
     """Return what the planner adds to a Resource Manager's state; None for all of the plan."""
-    found = planners.of(site, resource)
+    found = sites.of(site, resource)
     if found is None:
         return {}
-    worth, current = found.worth, planners.instruction_in_force(found, site.now())
+    worth, current = found.worth, instructions.instruction_in_force(found, site.now())
     return {
         "instruction": current and in_local_time(current),
-        "plan": [in_local_time(each) for each in planners.next_instructions(found, site.now(), most)],
-        "missed_targets": [in_local_time(each) for each in planners.missed_targets(found)[:most_missed]],
+        "plan": [in_local_time(each) for each in instructions.next_instructions(found, site.now(), most)],
+        "missed_targets": [in_local_time(each) for each in instructions.missed_targets(found)[:most_missed]],
         "planned_until": found.plan and local(plans.moment(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,
         "energy_per_fill_level": worth and quantities.tidy(worth.energy / JOULES_PER_WATT_HOUR / 1000),

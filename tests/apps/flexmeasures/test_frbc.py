@@ -152,3 +152,17 @@ async def test_without_a_server_a_device_rests_and_is_planned_when_it_is_back(si
         found = await side.home.call("call_cem_trigger_schedule")
         assert found["planned_until"]
         assert battery.rejected == []
+
+
+async def test_what_keeps_devices_from_their_plan_is_over_with_the_last_of_them(side, flexmeasures_server):
+    problems = side.home.device.status.problems
+    try:
+        async with HomeBattery(side.url, every=0.2) as battery:
+            await side.home.until(lambda: battery.instructions)
+            flexmeasures_server.stop_web()
+            with pytest.raises(HomeAssistantError, match="FlexMeasures"):
+                await side.home.call("call_cem_trigger_schedule")
+            assert "s2 plan" in problems
+        await side.home.until(lambda: "s2 plan" not in problems)
+    finally:
+        flexmeasures_server.start_web()

@@ -44,7 +44,7 @@ def problem(described, level, energy=None, now=NOW, with_modes=True, resolution=
     activate(m, remembered, described)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, now)
-    from flexmeasures_cem.planner import Means, Window
+    from flexmeasures_cem.site import Means, Window
 
     left = (NOW + QUARTER - now) / QUARTER
     window = Window(NOW, QUARTER, NOW + DAY, left, math.inf, with_modes)

@@ -26,10 +26,15 @@ async def site(serve, load):
     """
     base = QUARTER - time.time() % QUARTER + 30
     cem = await serve()
-    planners, schedules = load("flexmeasures_cem.planner"), load("flexmeasures_optimiser.schedule")
+    planners, sites, triggers = [load(f"flexmeasures_cem.{name}") for name in ("planner", "site", "triggers")]
+    schedules = load("flexmeasures_optimiser.schedule")
     made = SimpleNamespace(
         cem=cem,
         planners=planners,
+        sites=sites,
+        triggers=triggers,
+        instructions=load("flexmeasures_cem.instructions"),
+        asking=load("flexmeasures_cem.questions"),
         load=load,
         powers=[5000, -5000] + 94 * [0],
         powers_of={},
@@ -78,9 +83,9 @@ async def site(serve, load):
 
     def means(resource):
         sensor = made.sensors.setdefault(resource.resource_id, len(made.sensors) + 1)
-        return planners.Means(sensor, QUARTER, None, None)
+        return sites.Means(sensor, QUARTER, None, None)
 
-    made.site = planners.Site(
+    made.site = sites.Site(
         solve,
         prices,
         means,
@@ -95,9 +100,9 @@ async def site(serve, load):
         now=lambda: time.time() + base + made.ahead,
         settling=0.1,
     )
-    cem.cem.changed = lambda resource: planners.changed(made.site, resource)
-    cem.cem.received = lambda resource, message: planners.received(made.site, resource, message)
-    cem.cem.leaving = lambda resource: planners.leave(made.site, resource)
+    cem.cem.changed = lambda resource: triggers.changed(made.site, resource)
+    cem.cem.received = lambda resource, message: triggers.received(made.site, resource, message)
+    cem.cem.leaving = lambda resource: triggers.leave(made.site, resource)
     planners.start(made.site)
     yield made
     await planners.stop(made.site)
@@ -320,7 +325,7 @@ async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_lat
         assert controlled(site).is_fallback
         assert site.failures == [site.error]
         site.error, site.ahead = None, 10.0
-        site.planners.plan_soon(site.site)
+        site.triggers.plan_soon(site.site)
         await until(lambda: not controlled(site).is_fallback)
         again = await rm.next("FRBC.Instruction")
         assert again["operation_mode"] == ids("charge")[1]
@@ -360,12 +365,12 @@ async def test_who_cannot_be_planned_does_not_keep_others_from_it(site):
 
 async def test_there_are_no_more_plans_than_the_server_takes(site):
     async with battery(site) as rm:
-        most = site.planners.MOST_PLANS
+        most = site.asking.MOST_PLANS
         for number in range(12):
             await rm.ask(example("FRBC.StorageStatus", present_fill_level=20 + 5 * number))
             await until(lambda number=number: len(site.questions) >= min(number + 2, most))
         await planned(site, most)
-        site.ahead = site.planners.PLANS_SECONDS + 1
+        site.ahead = site.asking.PLANS_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) > most)
 
@@ -374,7 +379,7 @@ async def test_new_prices_are_planned_with(site):
     async with battery(site) as rm:
         assert rm.first
         site.prices = 0.5
-        site.ahead = site.planners.PRICES_SECONDS + 1
+        site.ahead = site.triggers.PRICES_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) == 2)
 
@@ -412,7 +417,7 @@ async def test_what_was_planned_on_a_revoked_description_stops(site):
 async def test_a_call_plans_now(site):
     async with battery(site) as rm:
         assert rm.first
-        plan = await site.planners.plan_now(site.site, controlled(site).resource)
+        plan = await site.triggers.plan_now(site.site, controlled(site).resource)
         assert plan is controlled(site).plan
         assert len(site.questions) == 2
 
@@ -423,7 +428,7 @@ async def test_a_call_is_told_what_failed(site, load):
         assert rm.first
         site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
         with pytest.raises(errors.NotPlanned, match="the server is away"):
-            await site.planners.plan_now(site.site, controlled(site).resource)
+            await site.triggers.plan_now(site.site, controlled(site).resource)
 
 
 async def test_a_call_is_told_why_a_device_cannot_be_planned(site, load):
@@ -431,7 +436,7 @@ async def test_a_call_is_told_why_a_device_cannot_be_planned(site, load):
     async with connected(site.cem) as rm:
         await until(lambda: site.site.controlled)
         with pytest.raises(errors.NotPlannable, match=r"it has not sent FRBC\.SystemDescription yet"):
-            await site.planners.plan_now(site.site, controlled(site).resource)
+            await site.triggers.plan_now(site.site, controlled(site).resource)
         assert rm.selected == FRBC
 
 
@@ -452,7 +457,7 @@ async def test_an_instruction_that_does_not_fit_is_not_sent(site, load, call, wh
     async with battery(site) as rm:
         before = len(of_type(rm, "FRBC.Instruction"))
         with pytest.raises(errors.InvalidInstruction, match=why):
-            await site.planners.send_instruction(site.site, controlled(site).resource, call)
+            await site.instructions.send_instruction(site.site, controlled(site).resource, call)
         assert len(of_type(rm, "FRBC.Instruction")) == before
 
 
@@ -473,21 +478,32 @@ async def test_an_instruction_that_a_timer_blocks_is_not_sent(site, load):
         controlled(site).heard.clear()
         controlled(site).plan.changes.clear()
         with pytest.raises(errors.InvalidInstruction, match="a timer blocks the transition until"):
-            await site.planners.send_instruction(site.site, controlled(site).resource, call)
+            await site.instructions.send_instruction(site.site, controlled(site).resource, call)
+
+
+async def test_an_instruction_to_who_gets_another_control_type_is_not_sent(site, load):
+    errors = load("flexmeasures_cem.errors")
+    async with battery(site) as rm:
+        before = len(of_type(rm, "FRBC.Instruction"))
+        resource = controlled(site).resource
+        await site.triggers.leave(site.site, resource)
+        with pytest.raises(errors.InvalidInstruction, match="gets another control type"):
+            await site.instructions.send_instruction(site.site, resource, {"operation_mode": "charge"})
+        assert len(of_type(rm, "FRBC.Instruction")) == before
 
 
 async def test_an_instruction_of_a_user_is_sent_and_shown(site):
     async with battery(site) as rm:
         call = {"operation_mode": "charge", "operation_mode_factor": 0.25}
         site.ahead = 10.0
-        sent = await site.planners.send_instruction(site.site, controlled(site).resource, call)
+        sent = await site.instructions.send_instruction(site.site, controlled(site).resource, call)
         found = of_type(rm, "FRBC.Instruction")[-1]
         assert (found["id"], found["operation_mode_factor"]) == (sent["id"], 0.25)
         assert found["operation_mode"] == ids("charge")[1]
         site.ahead = 15.0
         site.site.urged.set()
         await until(lambda: controlled(site).current == sent["id"])
-        shown = site.planners.instruction_in_force(controlled(site), site.site.now())
+        shown = site.instructions.instruction_in_force(controlled(site), site.site.now())
         assert (shown["label"], shown["power"]) == ("charge", 1250)
 
 
@@ -496,7 +512,7 @@ async def test_an_instruction_that_is_refused_is_told(site, load):
     async with battery(site) as rm:
         rm.answers["FRBC.Instruction"] = "INVALID_CONTENT"
         with pytest.raises(errors.NotConfirmed, match="answered INVALID_CONTENT"):
-            await site.planners.send_instruction(
+            await site.instructions.send_instruction(
                 site.site, controlled(site).resource, {"operation_mode": "charge"}
             )
 
@@ -506,7 +522,7 @@ async def test_an_instruction_of_a_user_is_not_undone_because_the_device_follows
         site.ahead = 60.0
         await rm.ask(status("charge", 1.0))
         call = {"operation_mode": "charge", "operation_mode_factor": 0.25}
-        await site.planners.send_instruction(site.site, controlled(site).resource, call)
+        await site.instructions.send_instruction(site.site, controlled(site).resource, call)
         site.power, site.ahead = 1250.0, 120.0
         await rm.ask(status("charge", 0.25))
         await rm.ask(example("PowerMeasurement"))
@@ -526,7 +542,7 @@ async def test_who_is_refused_is_brought_to_rest_and_tried_again_later(site):
         assert (await bad.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
         await until(lambda: site.told.get("Bad"))
         site.refuses = ()
-        site.ahead = site.planners.REFUSED_SECONDS + 1
+        site.ahead = site.sites.REFUSED_SECONDS + 1
         site.site.urged.set()
         await until(lambda: site.told["Bad"] is None)
 
@@ -556,7 +572,7 @@ async def test_a_device_whose_sensors_stay_unknown_is_brought_to_rest(site):
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
         site.site.means = known
         site.ahead += 10
-        site.planners.plan_soon(site.site)
+        site.triggers.plan_soon(site.site)
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
 
 
@@ -591,7 +607,7 @@ async def test_fifty_devices_that_talk_all_the_time_are_few_questions(site):
             await asyncio.sleep(0.2)
         await until(lambda: site.questions and len(site.questions[-1].storages) == 50)
         await asyncio.sleep(1)
-        assert len(site.questions) <= site.planners.MOST_PLANS
+        assert len(site.questions) <= site.asking.MOST_PLANS
 
 
 async def test_a_device_that_tells_another_level_each_moment_is_planned_all_the_same(site):
@@ -604,7 +620,7 @@ async def test_a_device_that_tells_another_level_each_moment_is_planned_all_the_
             site.gate = asyncio.Event()
         site.gate.set()
         await until(lambda: controlled(site).plan.start > site.site.now() - 3)
-        assert len(site.questions) <= site.planners.MOST_PLANS
+        assert len(site.questions) <= site.asking.MOST_PLANS
 
 
 async def test_a_timer_that_never_ends_harms_nobody(site):
@@ -614,7 +630,7 @@ async def test_a_timer_that_never_ends_harms_nobody(site):
         assert await good.next("FRBC.Instruction")
         await until(lambda: all(found.plan for found in site.site.controlled.values()))
         for found in site.site.controlled.values():
-            site.planners.next_instructions(found, site.site.now(), 30)
+            site.instructions.next_instructions(found, site.site.now(), 30)
 
 
 async def rm_with_endless_timer(rm):
@@ -632,7 +648,7 @@ async def test_a_plan_that_fails_in_a_way_unheard_of_is_told_to_who_waits(site, 
         assert rm.first
         site.error = KeyError("unheard of")
         with pytest.raises(errors.NotPlanned, match="failed unexpectedly"):
-            await site.planners.plan_now(site.site, controlled(site).resource)
+            await site.triggers.plan_now(site.site, controlled(site).resource)
 
 
 async def test_a_description_with_other_modes_is_planned_anew(site):
@@ -673,11 +689,18 @@ async def test_retry_after_is_kept_to_whatever_devices_tell(site, load):
 
 async def test_a_clock_that_is_put_back_does_not_keep_it_from_planning(site):
     site.ahead = 3 * 86_400.0
-    async with battery(site) as rm:
+    async with (
+        battery(site) as rm,
+        connected(site.cem, name="Meter", control_types=[NOT_CONTROLABLE]) as meter,
+    ):
         assert rm.first
+        site.site.unusable[99] = site.site.now() + 3600
         site.ahead = 0.0
         site.site.urged.set()
         await until(lambda: site.site.due and site.site.due < site.site.now() + 7200)
+        assert site.site.unusable[99] < site.site.now() + 7200
+        await meter.ask(forecast(site, 3000))
+        await until(lambda: site.site.due < site.site.now() + 60)
 
 
 async def test_an_instruction_that_the_device_revokes_is_planned_again_but_once(site):
@@ -701,7 +724,7 @@ async def test_a_users_instruction_for_later_outlasts_other_plans(site):
     async with battery(site) as rm:
         assert rm.first
         call = {"operation_mode": "charge", "execution_time": now(site) + timedelta(hours=2)}
-        sent = await site.planners.send_instruction(site.site, controlled(site).resource, call)
+        sent = await site.instructions.send_instruction(site.site, controlled(site).resource, call)
         site.ahead = 901.0
         site.site.urged.set()
         await planned(site, 2)
@@ -724,7 +747,7 @@ async def test_after_a_failure_that_is_over_nothing_waits(site, load):
         await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
         await planned(site, 2)
         site.error = None
-        await site.planners.plan_now(site.site, controlled(site).resource)
+        await site.triggers.plan_now(site.site, controlled(site).resource)
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=80))
         await until(lambda: len(site.questions) == 4)
 
@@ -805,13 +828,13 @@ async def test_what_flexmeasures_cannot_express_is_planned_here_and_given_to_it(
 
 async def test_who_is_planned_here_does_not_wait_until_flexmeasures_may_be_asked(site):
     async with battery(site), washing_machine(site) as machine:
-        site.site.made.extend([site.site.now()] * site.planners.MOST_PLANS)
+        site.site.made.extend([site.site.now()] * site.asking.MOST_PLANS)
         asked = len(site.questions)
         await machine.ask(laundry(site, hours=1))
         assert await machine.next("PPBC.ScheduleInstruction")
         await asyncio.sleep(0.4)
         assert len(site.questions) == asked
-        site.ahead = site.planners.PLANS_SECONDS + 1
+        site.ahead = site.asking.PLANS_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) > asked)
 
@@ -829,13 +852,13 @@ async def test_the_forecast_of_who_is_not_controlled_is_given(site):
     async with battery(site), connected(site.cem, name="Meter", control_types=[NOT_CONTROLABLE]) as meter:
         await meter.ask(forecast(site, 3000))
         sensor = site.sensors.setdefault(meter.details["resource_id"], 99)
-        site.ahead = site.planners.BETWEEN_GIVEN_SECONDS + 1
+        site.ahead = site.asking.BETWEEN_GIVEN_SECONDS + 1
         site.site.urged.set()
         await until(lambda: site.questions[-1].given == {sensor: None})
         assert site.questions[-1].limits[-1][2] == 4000
         asked = len(site.questions)
         await meter.ask(forecast(site, 5000))
-        site.ahead = 2 * site.planners.BETWEEN_GIVEN_SECONDS + 2
+        site.ahead = 2 * site.asking.BETWEEN_GIVEN_SECONDS + 2
         site.site.urged.set()
         await until(lambda: len(site.questions) > asked)
         assert [limit for _start, _end, limit in site.questions[-1].limits] == pytest.approx(
@@ -934,10 +957,10 @@ async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_
         for minutes in (2, 4):
             site.ahead = 60.0 * minutes
             version = planned_for(site, "Pump").planned_version
-            site.planners.want(site.site, planned_for(site, "Pump"), "a test")
+            site.sites.want(site.site, planned_for(site, "Pump"), "a test")
             await until(lambda version=version: planned_for(site, "Pump").planned_version > version)
         site.prices = 2.0
-        site.ahead = site.planners.PRICES_SECONDS + 60.0
+        site.ahead = site.triggers.PRICES_SECONDS + 60.0
         site.site.urged.set()
         off = await pump.next("OMBC.Instruction")
         assert off["operation_mode_id"] == "off"
@@ -1069,7 +1092,7 @@ async def test_what_is_planned_here_does_not_use_up_the_questions_of_others(site
             await other.ask(charger(watts=3000 + turn))
             await asyncio.sleep(0.3)
         assert len(site.questions) <= asked + 1
-        site.ahead += site.planners.BETWEEN_GIVEN_SECONDS + 1
+        site.ahead += site.asking.BETWEEN_GIVEN_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) > asked)
 
@@ -1079,9 +1102,9 @@ async def test_a_call_for_a_device_that_is_planned_here_asks_nobody(site):
         await other.ask(charger())
         await until(lambda: site.questions[-1].given)
         await asyncio.sleep(0.3)
-        site.site.made.extend([site.site.now()] * site.planners.MOST_WITH_CALLS)
+        site.site.made.extend([site.site.now()] * site.asking.MOST_WITH_CALLS)
         asked = len(site.questions)
-        plan = await site.planners.plan_now(site.site, planned_for(site, "Charger").resource)
+        plan = await site.triggers.plan_now(site.site, planned_for(site, "Charger").resource)
         assert plan is planned_for(site, "Charger").plan
         assert len(site.questions) == asked
 
@@ -1098,7 +1121,7 @@ async def test_prices_that_become_known_are_planned_with(site, load):
         await until(lambda: planned_for(site, "Charger").plan)
         assert planned_for(site, "Charger").is_fallback
         site.site.prices = prices
-        site.ahead = site.planners.PRICES_SECONDS + 1
+        site.ahead = site.triggers.PRICES_SECONDS + 1
         site.site.urged.set()
         await until(lambda: not planned_for(site, "Charger").is_fallback)
 
@@ -1108,13 +1131,13 @@ async def test_who_is_about_to_get_another_control_type_is_told_nothing_more(sit
         await other.ask(charger())
         await other.next("OMBC.Instruction")
         found = planned_for(site, "Charger")
-        await site.planners.leave(site.site, found.resource)
+        await site.triggers.leave(site.site, found.resource)
         told = len(of_type(other, "OMBC.Instruction"))
-        site.planners.plan_soon(site.site)
+        site.triggers.plan_soon(site.site)
         await other.ask(charger(watts=3000))
         await asyncio.sleep(0.5)
         assert len(of_type(other, "OMBC.Instruction")) == told
-        site.ahead = site.planners.AFTER_SELECTION_SECONDS + 1
+        site.ahead = site.triggers.AFTER_SELECTION_SECONDS + 1
         site.site.urged.set()
         await other.next("OMBC.Instruction")
 

@@ -1,0 +1,143 @@
+"""How a device's plan is made, of its schedule or by a choice made here, and put in force.
+
+A plan that was made for a state that does not hold any more is not used. Moments are seconds since 1970.
+"""
+
+import asyncio
+import logging
+import math
+
+import flexmeasures_cem.control_types as control_types
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.outlook as outlooks
+import flexmeasures_cem.site as sites
+import flexmeasures_s2.session as sessions
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+MOST_DROPPED = 2
+"""How many plans in a row are dropped because a state is past."""
+
+
+@pyscript_compile
+async def adopt(site, each, version, powers, outlook, is_fallback=False, last=math.inf):
+    """Put a plan in force that comes nearest to powers (or is chosen here until `last`), and tell the device.
+
+    That is not done where its state is another by now. What goes wrong with one device is told, and does
+    not keep others from their plan.
+    """
+    try:
+        if not stale(site, each, version):
+            await put_in_force(site, each, version, powers, outlook, is_fallback, last)
+    finally:
+        each.asked = None
+
+
+@pyscript_compile
+def stale(site, each, version):
+    """Tell whether a plan is for a state that does not hold any more; then another one is made.
+
+    Where a state never holds for long, every third plan is used as it is.
+    """
+    if sites.is_gone(site, each):
+        return True
+    if each.version == version:
+        return False
+    LOGGER.debug("A plan of %s is for a state that is past: there was %s", each.resource.name, each.why)
+    sites.hasten(site, site.now())
+    site.is_urgent = site.is_urgent or bool(each.waiting and each.is_asked)
+    if each.dropped >= MOST_DROPPED:
+        return False
+    each.dropped += 1
+    return True
+
+
+@pyscript_compile
+async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
+    """Do what `adopt` says, once it is clear that the plan is for the present state."""
+    now, before = site.now(), each.plan
+    memory, heard = dict(each.session.memory), dict(each.heard)
+    found = await made_for(site, each, version, powers, outlook, site.limit, last)
+    if (
+        found is None
+        or sites.is_gone(site, each)
+        or each.plan is not before
+        or site.now() < each.leaving_until
+    ):
+        return
+    device, made = found
+    each.plan, each.device, each.is_fallback = made, device, is_fallback
+    each.planned_version, each.dropped, each.chosen_at = version, 0, now
+    each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
+    by_hand = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
+    each.executed = executed(before, memory, heard, now) if each.type in control_types.BY_MODES else []
+    made.changes = sorted([*made.changes, *by_hand, *each.executed], key=lambda change: change.moment)
+    if not is_fallback:
+        each.refused = None
+        site.told(each.resource, None)
+    site.shown(each.resource)
+    sessions.spawn(each.session, instructions.instruct(site, each, made))
+    if not is_fallback:
+        for waiting in each.waiting:
+            if not waiting.done():
+                waiting.set_result(made)
+        each.waiting.clear()
+
+
+@pyscript_compile
+async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
+    """Return (the device, the Plan) that is made for a Resource Manager now, or None."""
+    now, kind = site.now(), each.type
+    memory, heard, before = dict(each.session.memory), dict(each.heard), each.plan
+    if kind.lacks(memory):
+        return None
+    begin = now + instructions.lead(each.session)
+    tariffs = site.tariffs
+    times = spans(powers, outlook, begin, last)
+    if not times:
+        sites.hasten(site, now + site.settling)
+        return None
+
+    def make():
+        device = kind.device(memory)
+        if why := kind.unfit(device):
+            raise errors.NotPlannable(why)
+        state = kind.condition(device, memory, heard, before, now)
+        market = outlooks.market(outlook, each, times, limit)
+        wanted = powers and [(max(start, begin), end, power) for start, end, power in powers if end > begin]
+        return device, kind.follow(device, state, wanted, market, tariffs)
+
+    try:
+        return await asyncio.to_thread(make)
+    except errors.NotPlannable as error:
+        sites.refuse(site, each, version, str(error))
+    except Exception as error:
+        LOGGER.exception("The schedule of %s cannot be followed: please report this", each.resource.name)
+        sites.refuse(site, each, version, f"its schedule cannot be followed ({error!r})")
+    return None
+
+
+@pyscript_compile
+def spans(powers, outlook, begin, last):
+    """Return (start, end) of each interval between two moments: those of powers, or else of an Outlook."""
+    if powers is None:
+        starts = [outlook.start + place * outlook.step for place in range(len(outlook.total))]
+        powers = [(start, start + outlook.step, None) for start in starts]
+    return [(max(start, begin), end) for start, end, _power in powers if end > begin and start < last]
+
+
+@pyscript_compile
+def executed(made, memory, heard, now):
+    """Return the last change that was due by now of each actuator that has not told of another mode since."""
+    changes = [change for change in made.changes if change.moment <= now] if made else []
+    told = {
+        getattr(message, "actuator_id", None): message.active_operation_mode_id
+        for message in memory.values()
+        if hasattr(message, "active_operation_mode_id")
+    }
+    last = {change.actuator: change for change in changes}
+    return [
+        change
+        for actuator, change in last.items()
+        if change.moment > heard.get(actuator, 0.0) or told.get(actuator) == change.mode
+    ]

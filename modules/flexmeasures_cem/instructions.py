@@ -1,0 +1,258 @@
+"""What a device is told, by its plan or by a user, and what comes of it.
+
+Moments are seconds since 1970.
+"""
+
+import asyncio
+import logging
+import uuid
+
+import flexmeasures_cem.control_types as control_types
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.frbc as frbc
+import flexmeasures_cem.plans as plans
+import flexmeasures_cem.site as sites
+import flexmeasures_s2.errors as s2_errors
+import flexmeasures_s2.session as sessions
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
+"""How far ahead an instruction is, at least and at most, for its way and the device's processing."""
+BROKEN_SECONDS = 900.0
+"""How long after a rejection others call for no plan."""
+MOST_SENT = 500
+"""How many instructions of a device are remembered beside those that are still to be executed."""
+BROKEN = ("REJECTED", "ABORTED")
+DONE = ("STARTED", "SUCCEEDED")
+
+
+@pyscript_compile
+async def instruct(site, each, made):
+    """Revoke the instructions that a plan supersedes, and send its own; those that stay the same stay."""
+    async with each.sending:
+        if each.plan is not made or sites.is_gone(site, each):
+            return
+        now, version = site.now(), each.version
+        told = [*each.sent.values(), *each.executed]
+        new = [change for change in made.changes if not any(change is other for other in told)]
+        for instruction, change in list(each.sent.items()):
+            if change.moment <= now or any(change is other for other in made.changes):
+                continue
+            same = next((other for other in new if each.type.alike(change, other)), None)
+            if same:
+                new.remove(same)
+                each.sent[instruction] = same
+            else:
+                await revoke(each, instruction)
+        for place, change in enumerate(new):
+            soon = site.now() + lead(each.session) / 2
+            overtaken = any(
+                other.actuator == change.actuator and other.moment <= soon for other in new[place + 1 :]
+            )
+            is_broken = each.broken_at is not None and each.version != version
+            if each.plan is not made or is_broken or each.session.stage == sessions.ENDED:
+                return
+            if not overtaken and change in made.changes:
+                await send(site, each, change, max(change.moment, soon))
+    site.shown(each.resource)
+
+
+@pyscript_compile
+async def send(site, each, change, moment):
+    """Send an instruction, and plan again if it is refused."""
+    instruction = str(uuid.uuid4())
+    each.sent[instruction] = change
+    follow_instructions(site, each, site.now())
+    status = await sessions.request(
+        each.session,
+        each.type.message_type(change),
+        id=instruction,
+        execution_time=plans.moment(moment),
+        **each.type.fields(change),
+    )
+    if status.status.value != sessions.OK and instruction in each.sent:
+        broken(site, each, instruction, status.status.value)
+
+
+@pyscript_compile
+async def revoke(each, instruction):
+    """Revoke an instruction that is not executed yet. Its confirmation is not waited for: some send none."""
+    change = each.sent.pop(instruction)
+    known = each.session.instructions.get(instruction)
+    if known:
+        known["status"] = "REVOKED"
+    await sessions.send(
+        each.session,
+        "RevokeObject",
+        object_type=each.type.message_type(change),
+        object_id=instruction,
+    )
+
+
+@pyscript_compile
+async def revoke_all(each, now):
+    """Revoke all instructions that are not executed yet."""
+    async with each.sending:
+        for instruction, change in list(each.sent.items()):
+            if change.moment > now:
+                await revoke(each, instruction)
+
+
+@pyscript_compile
+def lead(session):
+    """Return how far ahead the first instruction is (s)."""
+    told = session.details.instruction_processing_delay.root / 1000
+    return min(max(LEAD_SECONDS, told), LONGEST_LEAD)
+
+
+@pyscript_compile
+async def send_instruction(site, resource, call):
+    """Send an instruction that a user asks for, and return it.
+
+    It is in force until the plan's next one, or until another plan is made, at the next quarter at the
+    latest; that the device departs from the plan meanwhile calls for none. Raise InvalidInstruction, or
+    NotConfirmed.
+    """
+    session = resource.session
+    kind = control_types.MODULES.get(session.control_type)
+    if kind is not frbc:
+        raise errors.InvalidInstruction(
+            f"resource_id: {resource.name} is under {session.control_type}, not {frbc.CONTROL_TYPE}: select "
+            f"that by change_control_type, if it offers it"
+        )
+    found = sites.of(site, resource)
+    async with found.sending:
+        now, memory = site.now(), dict(session.memory)
+        frbc.refuse_without_description(memory)
+        device = await asyncio.to_thread(frbc.device, memory)
+        state = None if frbc.lacks(memory) else frbc.condition(device, memory, found.heard, found.plan, now)
+        fields = frbc.checked(memory, state, call, now)
+        instruction = fields.pop("id")
+        change, mode = frbc.change_of(device, state, fields) if state else (None, None)
+        if instruction in session.instructions:
+            raise errors.InvalidInstruction(f"id: {instruction} was sent before: leave it out")
+        if sites.of(site, resource) is not found or now < found.leaving_until:
+            raise errors.InvalidInstruction(
+                f"resource_id: {resource.name} gets another control type: call again once it has it"
+            )
+        if change:
+            found.sent[instruction] = change
+        try:
+            status = await sessions.request(session, frbc.INSTRUCTION, id=instruction, **fields)
+        except s2_errors.NoConfirmation as error:
+            raise errors.NotConfirmed(str(error)) from error
+        if status.status.value != sessions.OK:
+            found.sent.pop(instruction, None)
+            raise errors.NotConfirmed(
+                f"{resource.name} answered {status.status.value} to the instruction: "
+                f"{status.diagnostic_label or 'without a reason'}"
+            )
+        begin = fields["execution_time"].timestamp()
+        following = [each.moment for each in upcoming(found, begin)]
+        found.manual[instruction] = begin, min(following, default=begin + site.rolling)
+        if change and found.plan:
+            found.plan.changes = sorted([*found.plan.changes, change], key=lambda each: each.moment)
+    site.urged.set()
+    site.shown(resource)
+    sent = {name: value for name, value in fields.items() if value is not None}
+    return (
+        {"id": instruction} | sent | ({"label": mode.label, "power": round(change.power)} if change else {})
+    )
+
+
+@pyscript_compile
+def is_manual(found, now):
+    """Tell whether a device follows an instruction of the user now."""
+    return any(begin <= now < end for begin, end in found.manual.values())
+
+
+@pyscript_compile
+def status_updated(site, found, message):
+    """Plan again, once, when an instruction is rejected or aborted."""
+    status = message.status_type.value
+    if status in DONE:
+        found.broken_at = None
+    if status in BROKEN and message.instruction_id in found.sent:
+        broken(site, found, message.instruction_id, status)
+    site.shown(found.resource)
+
+
+@pyscript_compile
+def broken(site, found, instruction_id, status):
+    """Take note of an instruction that the device will not follow."""
+    forget(found, instruction_id)
+    now = site.now()
+    if found.broken_at is not None and 0 <= now - found.broken_at < BROKEN_SECONDS:
+        LOGGER.debug("%s answered %s to an instruction again", found.resource.name, status)
+        return
+    found.broken_at = now
+    LOGGER.warning("%s answered %s to an instruction: it is planned again", found.resource.name, status)
+    sites.want(site, found, f"an instruction was {status}")
+
+
+@pyscript_compile
+def forget(found, instruction_id):
+    """Take an instruction that will not be executed out of the plan."""
+    change = found.sent.pop(instruction_id)
+    if found.plan and change in found.plan.changes:
+        found.plan.changes.remove(change)
+
+
+@pyscript_compile
+def follow_instructions(site, found, now):
+    """Take note of the instruction that is in force now."""
+    due = due_instructions(found, now)
+    current = due[-1] if due else None
+    if current != found.current:
+        found.current = current
+        site.shown(found.resource)
+    for instruction in due[: max(0, len(found.sent) - MOST_SENT)]:
+        del found.sent[instruction]
+
+
+@pyscript_compile
+def due_instructions(found, now):
+    """Return the ids of the instructions that were to be executed by now, in order."""
+    due = [(each.moment, instruction) for instruction, each in found.sent.items() if each.moment <= now]
+    return [instruction for _moment, instruction in sorted(due)]
+
+
+@pyscript_compile
+def upcoming(found, now):
+    """Return the changes that a device is still to make."""
+    return [each for each in found.plan.changes if each.moment > now] if found.plan else []
+
+
+@pyscript_compile
+def instruction_in_force(found, now):
+    """Return what the device was told last, with its status, or None."""
+    due = due_instructions(found, now)
+    if not due or found.device is None:
+        return None
+    change, known = found.sent[due[-1]], found.session.instructions.get(due[-1])
+    return {
+        "id": due[-1],
+        **found.type.describe(found.device, change, now),
+        "execution_time": plans.moment(change.moment),
+        "status": known and known["status"],
+    }
+
+
+@pyscript_compile
+def next_instructions(found, now, most):
+    """Return what the device is to do next, in order, so many at most."""
+    if found.plan is None:
+        return []
+    return [
+        {
+            "execution_time": plans.moment(each.moment),
+            **found.type.describe(found.device, each, each.moment),
+        }
+        for each in found.type.upcoming(found.plan, now)[:most]
+    ]
+
+
+@pyscript_compile
+def missed_targets(found):
+    """Return what the device needs and the plan does not reach: when, what was wanted, what is expected."""
+    return found.type.missed(found.plan) if found.plan else []

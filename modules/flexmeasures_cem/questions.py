@@ -1,0 +1,216 @@
+"""What FlexMeasures is asked: the devices of a site as one question, and how often that may be.
+
+Moments are seconds since 1970, power is W.
+"""
+
+import asyncio
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import flexmeasures_cem.ddbc as ddbc
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.frbc as frbc
+import flexmeasures_cem.loads as loads
+import flexmeasures_cem.ombc as ombc
+import flexmeasures_cem.site as sites
+import flexmeasures_optimiser.errors as optimiser_errors
+import flexmeasures_optimiser.storage as storages
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
+"""How many plans are made in some time, at most, and with calls for more: FlexMeasures takes 10."""
+BETWEEN_GIVEN_SECONDS = 120.0
+"""How long FlexMeasures is not asked again only because of devices that it does not plan."""
+LONGEST_HORIZON = 172_800.0
+"""FlexMeasures plans no more than two days ahead, unless its owner has set another horizon."""
+MOST_SPLITS = 5
+MOST_WITH_MODES = 2
+"""Of how many devices FlexMeasures is asked to choose operation modes: that takes it twice the time."""
+KWH = 3_600_000.0
+"""J."""
+OF_A_PROBLEM = (
+    optimiser_errors.InvalidProblem,
+    optimiser_errors.Infeasible,
+    optimiser_errors.JobFailed,
+    optimiser_errors.NoAccess,
+    optimiser_errors.UnknownSensor,
+)
+"""Errors that one device of several may be the cause of."""
+
+
+@pyscript_compile
+def question_kind():
+    """Define the record: natively, so that compiled code can make it."""
+
+    @dataclass
+    class Question:
+        """A device as FlexMeasures' problem, planned until `end`; without one, it is planned here.
+
+        `left` is which part is left of the first interval.
+        """
+
+        problem: Any
+        end: float
+        left: float
+
+    return Question
+
+
+Question = question_kind()
+
+
+@pyscript_compile
+async def pose(site, each, means, now, start, step, sharers):
+    """Return the question that a Resource Manager's state is, or None where it is refused."""
+    version, memory, kind = each.version, dict(each.session.memory), each.type
+    heard, plan_before = dict(each.heard), each.plan
+    share = math.inf if site.limit is None else site.limit / max(sharers, 1)
+
+    def read():
+        device = kind.device(memory)
+        if why := kind.unfit(device):
+            raise errors.NotPlannable(why)
+        longest = min(math.ceil((kind.until(device) - start) / step) * step, LONGEST_HORIZON)
+        end = start + max(site.horizon, longest)
+        state = kind.condition(device, memory, heard, plan_before, now)
+        left = (start + step - now) / step
+        window = sites.Window(start, step, end, left, share, sharers <= MOST_WITH_MODES)
+        return device, state, kind.problem(device, state, means, window), window
+
+    try:
+        device, state, problem, window = await asyncio.to_thread(read)
+    except errors.NotPlannable as error:
+        sites.refuse(site, each, version, str(error))
+        if not sites.is_gone(site, each):
+            site.unfit(each.resource, each.session, kind.CONTROL_TYPE)
+        return None
+    except Exception as error:
+        LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
+        sites.refuse(site, each, version, f"what it told cannot be planned ({error!r})")
+        return None
+    each.asked, each.is_asked = (device, state), problem is not None
+    if kind in (ombc, ddbc):
+        warn_of_prices(site, each, kind.commodities_of(device))
+    if kind is frbc:
+        tell_worth(each, frbc.worth(device, means.energy), means)
+    has_modes = isinstance(problem, storages.Storage) and problem.operation_modes
+    return Question(problem, window.end, 1.0 if has_modes else window.left)
+
+
+@pyscript_compile
+def warn_of_prices(site, each, used):
+    """Warn, once, of a commodity that a device takes and that counts as free, since it has no price."""
+    unknown = ", ".join(sorted([name.lower() for name in used if name not in site.tariffs]))
+    if unknown and not each.was_warned:
+        each.was_warned = True
+        LOGGER.warning(
+            "%s takes %s, which counts as free: give its price under s2.prices", each.resource.name, unknown
+        )
+
+
+@pyscript_compile
+def tell_worth(each, value, means):
+    """Log what a unit of fill level is taken to be worth, once it is another."""
+    if each.worth is None or abs(each.worth.energy - value.energy) > 0.001 * value.energy:
+        LOGGER.info(
+            "%s: a unit of fill level is taken as %.4g kWh (%s), charging as %.1f %%, discharging as %.1f %%",
+            each.resource.name,
+            value.energy / KWH,
+            "configured" if means.energy else "by its power and fill rate",
+            100 * value.charging,
+            100 * value.discharging,
+        )
+    each.worth = value
+
+
+@pyscript_compile
+async def ask(site, asked, tried, outlook, window):
+    """Ask FlexMeasures for the schedules of all whom it can plan; return what `solve` does, or its error.
+
+    `tried` has the plans that those are to have who are planned here.
+    """
+    site.made.append(site.now())
+    reasons = [f"{each.resource.name}: {each.why or 'its time'}" for each in asked]
+    for each in asked:
+        each.why = None
+        loads.take_out(outlook, each)
+    LOGGER.debug("Planning %s", "; ".join(reasons))
+    given, known = await loads.given(site, asked, tried, window)
+    most = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
+    try:
+        return await solve(site, list(asked), asked, window, given, most)
+    except optimiser_errors.OptimiserError as error:
+        return error
+
+
+@pyscript_compile
+async def solve(site, group, asked, window, given, most):
+    """Return (the schedule of each, the error of each that FlexMeasures refuses).
+
+    Where it refuses several together, it is asked for each half, so that one does not keep the others from
+    their plan.
+    """
+    problems = [asked[each].problem for each in group]
+    try:
+        found = await site.solve(problems, window, given, most)
+    except OF_A_PROBLEM as error:
+        if len(group) == 1 or site.splits >= MOST_SPLITS or lately_made(site) + 2 > MOST_PLANS:
+            if len(group) < len(asked):
+                return {}, dict.fromkeys(group, error)
+            raise
+        site.splits += 1
+        LOGGER.warning(
+            "FlexMeasures cannot plan %s devices together, so less are tried: %s", len(group), error
+        )
+        middle = len(group) // 2
+        schedules, refusals = {}, {}
+        for half in (group[:middle], group[middle:]):
+            site.made.append(site.now())
+            some, refused = await solve(site, half, asked, window, given, most)
+            schedules |= some
+            refusals |= refused
+        return schedules, refusals
+    return {each: found[problem.power_sensor] for each, problem in zip(group, problems, strict=True)}, {}
+
+
+@pyscript_compile
+def powers_of(schedule, left):
+    """Return (start, end, power (W)) of each interval; of the first one only a part is left."""
+    first, step = schedule.start.timestamp(), schedule.resolution.total_seconds()
+    return [
+        (first + place * step, first + (place + 1) * step, (value or 0.0) / (1.0 if place else left))
+        for place, value in enumerate(schedule.values)
+    ]
+
+
+@pyscript_compile
+def may_ask_at(site, group, now):
+    """Return when FlexMeasures may be asked: not too often, unless somebody waits for it."""
+    if site.is_urgent:
+        return now
+    moment = max(now, site.not_before)
+    if lately_made(site) >= MOST_PLANS:
+        moment = max(moment, site.made[0] + PLANS_SECONDS)
+    is_wanted = site.is_eager or any(
+        each.is_asked is not False and each.version != each.planned_version for each in group
+    )
+    if not is_wanted:
+        moment = max(moment, for_given_from(site))
+    return moment
+
+
+@pyscript_compile
+def for_given_from(site):
+    """Return from when on FlexMeasures may be asked only because of devices that it does not plan."""
+    return site.made[-1] + BETWEEN_GIVEN_SECONDS if lately_made(site) else 0.0
+
+
+@pyscript_compile
+def lately_made(site):
+    """Return how many plans were asked for in the time that the server's limit is about."""
+    now = site.now()
+    while site.made and not now - PLANS_SECONDS < site.made[0] <= now:
+        site.made.popleft()
+    return len(site.made)

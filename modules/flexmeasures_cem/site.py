@@ -1,0 +1,221 @@
+"""Who is controlled at a site, how its plan is made, and when the next one is due.
+
+Moments are seconds since 1970.
+"""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import flexmeasures_cem.errors as errors
+import flexmeasures_s2.session as sessions
+
+SETTLING_SECONDS = 1.0
+"""How long other messages are waited for, before a change is planned."""
+ROLLING_SECONDS = 900.0
+"""How long a plan is used before it is made anew, at most."""
+SOON_SECONDS = 10.0
+"""How long those who are planned here wait for FlexMeasures' answer, where the site has a limit."""
+FIRST_PAUSE_SECONDS = 30.0
+"""How long is waited after a first failure."""
+REFUSED_SECONDS = 3600.0
+"""How long who is refused by FlexMeasures is left out."""
+
+
+@pyscript_compile
+def records():
+    """Define the records: natively, so that compiled code can make them."""
+
+    @dataclass
+    class Means:
+        """What a Resource Manager is planned with: its power sensor's number and resolution (s).
+
+        `soc_sensor` gets the planned state of charge; `energy` is what one unit of fill level is
+        configured to be worth (J).
+        """
+
+        power_sensor: int
+        resolution: float
+        soc_sensor: int | None
+        energy: float | None
+
+    @dataclass(frozen=True)
+    class Window:
+        """The time that FlexMeasures plans: from `start` to `end` in steps (s).
+
+        `left` is which part of the first step is left, `share` how much of the site's limit each device has
+        (W), and `with_modes` tells whether operation modes may be asked for.
+        """
+
+        start: float
+        step: float
+        end: float
+        left: float
+        share: float
+        with_modes: bool
+
+    @dataclass(eq=False)
+    class Controlled:
+        """A Resource Manager under a control type that can be planned, for as long as that is active.
+
+        `version` counts what changed its problem, `why` says what did last. `plan` is in force, and `device`
+        what it was made for; without a schedule it is one of our own (`is_fallback`). `worth` is what a unit
+        of its fill level is taken to be worth. `sent` maps the ids of instructions that were sent to their
+        Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
+        `refused` is why FlexMeasures cannot plan it, for `refused_version` and until `refused_until`. `since`
+        is when its control began, `manual` maps the ids of a user's instructions to when they begin and end.
+        `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
+        too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
+        it was last planned here. `executed` are changes that were told under an earlier plan and still hold.
+        `broken_at` is when an instruction was rejected, `departures` has by message_type what was said last
+        that departs from the plan, how often, and until when that is left at it. `was_warned` tells whether a
+        missing price was told. Until `leaving_until`
+        another control type is being selected.
+        """
+
+        resource: Any
+        session: Any
+        type: Any
+        version: int = 0
+        why: str | None = None
+        plan: Any = None
+        device: Any = None
+        is_fallback: bool = False
+        worth: Any = None
+        planned_version: int = -1
+        sent: dict = field(default_factory=dict)
+        current: str | None = None
+        heard: dict = field(default_factory=dict)
+        refused: str | None = None
+        refused_version: int = -1
+        refused_until: float = 0.0
+        since: float = 0.0
+        manual: dict = field(default_factory=dict)
+        asked: tuple | None = None
+        is_asked: bool | None = None
+        chosen_at: float = 0.0
+        dropped: int = 0
+        executed: list = field(default_factory=list)
+        broken_at: float | None = None
+        departures: dict = field(default_factory=dict)
+        leaving_until: float = 0.0
+        was_warned: bool = False
+        strange_power: float | None = None
+        waiting: list = field(default_factory=list)
+        sending: Any = field(default_factory=asyncio.Lock)
+
+    @dataclass
+    class Site:
+        """Who is controlled, by resource_id, and how the site's plan is made.
+
+        `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise an
+        OptimiserError. `loads` maps the power sensors of other devices to their powers (start, end, W), or to
+        None where the server has them; `limits` are the site's (start, end, W) where those vary.
+        `prices(start, end)` (async) returns (start, end, consumption price, production price) per kWh, in
+        order; `tariffs` are those of other commodities. `means(resource)` returns its
+        Means, or None while they are not known, `power(resource)` the power that it measures (W), or None.
+        `own(moment)` is what the app's own device is to have (W). `shown(resource)` is called when a plan or
+        instruction has changed, `told(resource, text)` with what keeps it from being planned, or None;
+        `unfit(resource, session, control_type)` when what it told cannot be planned under that, and
+        `failed(error)` and `succeeded()` with what became of the site's plan. `horizon` is how long a plan is
+        (s), `limit` the site's greatest power (W), `settling` how long is waited for further changes (s),
+        `rolling` how long a plan is used at most (s), `soon` how long FlexMeasures' answer is waited for (s)
+        before those are told who are planned here, `due` when the next one is to be made, and `not_before`
+        when FlexMeasures may be asked at the earliest; `is_eager` has it asked as soon as that. `renewal` is
+        when those who are planned here choose again, since another has joined. `others` are
+        the Resource Managers that are connected and not controlled; `unusable` has until when the sensors of
+        some are left out, since they cannot be posted to.
+        """
+
+        solve: Any
+        prices: Any
+        means: Any
+        power: Any
+        own: Any
+        shown: Any
+        told: Any
+        unfit: Any
+        failed: Any
+        succeeded: Any
+        horizon: float
+        limit: float | None = None
+        now: Any = time.time
+        settling: float = SETTLING_SECONDS
+        rolling: float = ROLLING_SECONDS
+        soon: float = SOON_SECONDS
+        tariffs: dict = field(default_factory=dict)
+        others: dict = field(default_factory=dict)
+        unusable: dict = field(default_factory=dict)
+        is_eager: bool = False
+        renewal: float | None = None
+        controlled: dict = field(default_factory=dict)
+        due: float | None = None
+        is_urgent: bool = False
+        urged: asyncio.Event = field(default_factory=asyncio.Event)
+        made: deque = field(default_factory=deque)
+        known_prices: list | None = None
+        prices_due: float = 0.0
+        pause: float = FIRST_PAUSE_SECONDS
+        splits: int = 0
+        not_before: float = 0.0
+        task: Any = None
+
+    return Means, Window, Controlled, Site
+
+
+Means, Window, Controlled, Site = records()
+
+
+@pyscript_compile
+def of(site, resource):
+    """Return what is controlled of a resource in its present session, or None."""
+    found = site.controlled.get(resource.resource_id)
+    return found if found and found.session is resource.session else None
+
+
+@pyscript_compile
+def is_gone(site, each):
+    """Tell whether a Resource Manager is not connected, or not controlled like this, any more."""
+    return of(site, each.resource) is not each or each.session.stage == sessions.ENDED
+
+
+@pyscript_compile
+def want(site, found, why, pause=None):
+    """Plan a Resource Manager anew in a moment, since its state is another."""
+    found.version += 1
+    found.why = why
+    hasten(site, site.now() + (site.settling if pause is None else pause))
+
+
+@pyscript_compile
+def hasten(site, moment):
+    """Make the site's next plan no later than at a moment."""
+    if site.due is None or moment < site.due:
+        site.due = moment
+    site.urged.set()
+
+
+@pyscript_compile
+def refuse(site, each, version, why, error=None):
+    """Leave a Resource Manager out, until its state is another, or for an hour."""
+    each.asked = None
+    if each.version != version:
+        return
+    each.refused, each.refused_version, each.planned_version = why, version, version
+    each.refused_until = site.now() + REFUSED_SECONDS
+    hasten(site, each.refused_until)
+    site.told(each.resource, f"it cannot be planned: {why}")
+    failure = errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}")
+    failure.__cause__ = error
+    give_up(each, failure)
+
+
+@pyscript_compile
+def give_up(controlled, error):
+    """Tell those who wait for a plan that there will be none."""
+    for waiting in controlled.waiting:
+        if not waiting.done():
+            waiting.set_exception(error)
+    controlled.waiting.clear()

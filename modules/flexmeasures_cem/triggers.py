@@ -1,0 +1,236 @@
+"""What calls for another plan: who comes and goes, what a device says, new prices, and a user's call.
+
+Moments are seconds since 1970.
+"""
+
+import asyncio
+import logging
+
+import flexmeasures_cem.control_types as control_types
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.plans as plans
+import flexmeasures_cem.ppbc as ppbc
+import flexmeasures_cem.questions as questions
+import flexmeasures_cem.site as sites
+import flexmeasures_optimiser.errors as optimiser_errors
+import flexmeasures_s2.session as sessions
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+CALLING_SECONDS = 0.1
+"""How long is waited for other calls."""
+PRICES_SECONDS = 300.0
+"""How often is looked for new prices."""
+AFTER_SELECTION_SECONDS = 30.0
+PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS = 60.0, 900.0
+"""How long a device is left at what it tells over again: twice as long each time."""
+FIRST_STATUS_SECONDS = 2.0
+"""How long the first status of a power profile is waited for."""
+
+
+@pyscript_compile
+def changed(site, resource):
+    """Take note that a Resource Manager connected, disconnected, or is under another control type."""
+    session, found = resource.session, sites.of(site, resource)
+    kind = control_types.MODULES.get(session.control_type) if session else None
+    if found and kind is found.type:
+        return
+    other = site.others.pop(resource.resource_id, None)
+    if session and kind is None:
+        site.others[resource.resource_id] = resource
+    elif other and site.controlled:
+        sites.hasten(site, site.now() + site.settling)
+    old = site.controlled.pop(resource.resource_id, None)
+    if old:
+        why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
+        sites.give_up(old, errors.NotPlannable(f"{resource.name} {why}"))
+        site.told(resource, None)
+    if kind:
+        site.controlled[resource.resource_id] = sites.Controlled(resource, session, kind, since=site.now())
+    site.urged.set()
+
+
+@pyscript_compile
+async def leave(site, resource):
+    """End the control of a Resource Manager that is about to get another control type.
+
+    Should it refuse that, it is planned again.
+    """
+    found = sites.of(site, resource)
+    if found:
+        found.plan = None
+        found.leaving_until = site.now() + AFTER_SELECTION_SECONDS
+        sites.want(site, found, "another control type was to be selected", AFTER_SELECTION_SECONDS)
+        await instructions.revoke_all(found, site.now())
+
+
+@pyscript_compile
+def received(site, resource, message):
+    """Take note of what a Resource Manager said, and plan again where that matters."""
+    found = sites.of(site, resource)
+    if found is None:
+        if message.message_type == "PowerForecast" and site.controlled:
+            sites.hasten(site, max(site.now() + site.settling, questions.for_given_from(site)))
+        return
+    kind, memory, now = message.message_type, found.session.memory, site.now()
+    if kind in found.type.CALL_FOR_A_PLAN:
+        found.broken_at = None
+        found.departures.clear()
+        sites.want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
+    elif kind == "RevokeObject":
+        revoked(site, found, message)
+    elif kind == "InstructionStatusUpdate":
+        instructions.status_updated(site, found, message)
+    elif found.type.lacks(memory):
+        return
+    elif kind == "PowerMeasurement":
+        power_measured(site, found, now)
+    else:
+        if hasattr(message, "active_operation_mode_id") or hasattr(message, "sequence_container_status"):
+            found.heard[getattr(message, "actuator_id", None)] = now
+        if found.asked:
+            if found.type.moved(*found.asked, message):
+                found.asked = None
+                sites.want(site, found, f"another {kind} while it was planned")
+        elif found.plan is None:
+            if found.planned_version < 0:
+                sites.want(site, found, f"its first {kind}")
+        elif found.version == found.planned_version and not instructions.is_manual(found, now):
+            departed(site, found, message, now)
+
+
+@pyscript_compile
+def pause_before(site, found, kind, now):
+    """Return how long a message that changes the problem waits for more of them (s)."""
+    if kind == "PowerForecast" and found.plan:
+        return max(site.settling, questions.for_given_from(site) - now)
+    if kind == ppbc.DESCRIPTION and ppbc.STATUS not in found.session.memory:
+        return max(site.settling, FIRST_STATUS_SECONDS)
+    return site.settling
+
+
+@pyscript_compile
+def departed(site, found, message, now):
+    """Plan again where a status departs from the plan; where it stays the same, ever less often."""
+    kind = message.message_type
+    departs = found.type.departs(found.device, found.plan, message, now)
+    if departs is None:
+        found.departures.pop(kind, None)
+        return
+    before, count, patient_until = found.departures.get(kind, (None, 0, 0.0))
+    said = what_is_said(message)
+    if said != before:
+        count, patient_until = 0, 0.0
+    if now < patient_until:
+        return
+    patience = min(PATIENCE_SECONDS * 2.0**count, LONGEST_PATIENCE_SECONDS) if count else 0.0
+    found.departures[kind] = said, min(count + 1, 10), now + patience
+    sites.want(site, found, departs)
+
+
+@pyscript_compile
+def what_is_said(message):
+    """Return what a status says of the device, but for how far it has come."""
+    containers = getattr(message, "sequence_container_status", None) or []
+    return (
+        getattr(message, "present_fill_level", None),
+        getattr(message, "active_operation_mode_id", None),
+        getattr(message, "operation_mode_factor", None),
+        getattr(message, "finished_at", None),
+        [(each.sequence_container_id, each.status.value, each.selected_sequence_id) for each in containers],
+    )
+
+
+@pyscript_compile
+def revoked(site, found, message):
+    """Stop what was planned on what a Resource Manager revokes; or plan again without it."""
+    lacking = found.type.lacks(found.session.memory)
+    if lacking and found.plan:
+        sites.give_up(found, errors.NotPlannable(f"{found.resource.name} has revoked its {lacking}"))
+        found.plan = found.device = None
+        found.version += 1
+        sessions.spawn(found.session, instructions.revoke_all(found, site.now()))
+        site.shown(found.resource)
+        return
+    if message.object_id in found.sent:
+        instructions.broken(site, found, message.object_id, "REVOKED")
+    elif not lacking:
+        sites.want(site, found, f"it revoked a {message.object_type.value}")
+
+
+@pyscript_compile
+def power_measured(site, found, now):
+    """Plan again, once, when the measured power has departed from the plan."""
+    if found.plan is None or instructions.is_manual(found, now) or found.version != found.planned_version:
+        return
+    power = site.power(found.resource)
+    if power is None or now - found.plan.start < plans.LAG_SECONDS:
+        return
+    departs = found.type.measured_power_departs(found.device, found.plan, power, now)
+    if departs is None:
+        found.strange_power = None
+    elif found.strange_power is None or plans.power_departs(
+        power, found.strange_power, found.type.tolerance(found.device)
+    ):
+        found.strange_power = power
+        sites.want(site, found, departs)
+
+
+@pyscript_compile
+def plan_soon(site):
+    """Plan all anew in a moment, since what they are planned with is another."""
+    if site.controlled:
+        site.pause, site.not_before, site.is_eager = sites.FIRST_PAUSE_SECONDS, 0.0, True
+        sites.hasten(site, site.now() + site.settling)
+
+
+@pyscript_compile
+async def plan_now(site, resource):
+    """Plan a Resource Manager again now, and return its Plan; raise NotPlannable or NotPlanned."""
+    found = sites.of(site, resource)
+    if found is None:
+        raise errors.NotPlannable(
+            f"resource_id: {resource.name} is under {resource.session.control_type}, which is not planned: "
+            f"select {', '.join(control_types.MODULES)} by change_control_type, if it offers that"
+        )
+    is_asked = found.is_asked is not False
+    if is_asked and questions.lately_made(site) >= questions.MOST_WITH_CALLS:
+        wait = site.made[0] + questions.PLANS_SECONDS - site.now()
+        raise errors.NotPlanned(
+            f"FlexMeasures takes {questions.MOST_WITH_CALLS} plans in 5 minutes: call in {wait:.0f} s"
+        )
+    waiting = asyncio.get_running_loop().create_future()
+    found.waiting.append(waiting)
+    site.is_urgent = site.is_urgent or is_asked
+    sites.want(site, found, "a call", CALLING_SECONDS)
+    return await waiting
+
+
+@pyscript_compile
+async def look_at_prices(site, now):
+    """Plan again when there are other prices than before for the same time."""
+    site.prices_due = now + PRICES_SECONDS
+    try:
+        found = await site.prices(now, now + questions.LONGEST_HORIZON)
+    except optimiser_errors.OptimiserError as error:
+        LOGGER.debug("The prices cannot be read: %s", error)
+        if any(each.is_asked is False for each in site.controlled.values()):
+            site.failed(error)
+        return
+    if all(each.is_asked is False for each in site.controlled.values()):
+        site.succeeded()
+    known, site.known_prices = site.known_prices, found
+    if known is None or differ(known, found, now):
+        LOGGER.info("There are new prices")
+        sites.hasten(site, now)
+
+
+@pyscript_compile
+def differ(known, found, now):
+    """Tell whether prices differ; that the time known goes on by itself does not count."""
+    last = max([end for _start, end, price, _production in known if price is not None], default=now)
+    before = {start: prices for start, _end, *prices in known}
+    for start, end, *prices in found:
+        if prices[0] is not None and end > now and before.get(start) != prices:
+            return not known or start < known[-1][1] or last < start
+    return False
