@@ -276,7 +276,7 @@ async def test_the_status_and_one_notification_over_a_whole_outage(start, cron_c
     states("4")
     home = await start(cron_config | {"host": f"http://127.0.0.1:{free_port()}"})
     await home.checked()
-    assert home.status().state == "unreachable"
+    await home.until(lambda: home.status().state == "unreachable")
     assert home.notifications() == {}
     for _ in range(20):
         await home.tick_to(clock, datetime.now(UTC) + MINUTE)
