@@ -330,12 +330,20 @@ async def plan(device, call):
     async with device.planning:
         refuse_if_stopped(device)
         with told(device):
-            device.asking = asyncio.ensure_future(question.ask(device.hass, given, device.link, call))
+            device.asking = asyncio.ensure_future(
+                question.ask(device.hass, given, device.link, partial(beside, device), call)
+            )
             schedule = await device.asking
             refuse_if_stopped(device)
             accept(device, schedule)
             await schedule_store.save(device.store, given.power_sensor, device.schedule, device.previous)
     return schedule_state.response(schedule, dt_util.get_default_time_zone())
+
+
+@pyscript_compile
+async def beside(device, start, end, step, raw):
+    """Return the flex-context's fields that count the Resource Managers in; none without S2."""
+    return await resources.beside(device.resources, start, end, step, raw) if device.resources else {}
 
 
 @pyscript_compile

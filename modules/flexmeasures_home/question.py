@@ -27,8 +27,12 @@ NoStateOfCharge = error()
 
 
 @pyscript_compile
-async def ask(hass, given, link, call):
-    """Return the schedule for the call's fields, the configuration (`given`) filling in."""
+async def ask(hass, given, link, beside, call):
+    """Return the schedule for the call's fields, the configuration (`given`) filling in.
+
+    `beside(start, end, step, raw)` returns the flex-context's fields that count other devices in, where
+    `raw` are the user's own.
+    """
     now = dt_util.utcnow()
     sensor = await planning.power_sensor(link, given.power_sensor)
     start = schedules.shift_up(call.get("start", now), sensor.resolution, sensor.timezone)
@@ -46,6 +50,8 @@ async def ask(hass, given, link, call):
         roundtrip_efficiency=given.roundtrip_efficiency,
         flex_model=(given.flex_model or {}) | call.get("flex_model", {}),
     )
+    duration = planning.lasting(storage, sensor, start, call.get("duration", given.schedule_duration))
+    raw = (given.flex_context or {}) | call.get("flex_context", {})
     return await planning.plan(
         link,
         storage,
@@ -53,11 +59,11 @@ async def ask(hass, given, link, call):
             given.consumption_price_sensor,
             given.production_price_sensor,
             given.site_power_capacity,
-            given.flex_context,
-            call.get("flex_context"),
+            await beside(start, start + duration, sensor.resolution, raw),
+            raw,
         ),
         start,
-        call.get("duration", given.schedule_duration),
+        duration,
         given.schedule_unit,
         given.soc_unit,
         given.site,

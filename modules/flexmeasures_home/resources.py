@@ -67,6 +67,7 @@ def record():
         store: Any
         cem: Any = None
         listener: Any = None
+        asker: Any = None
         site: Any = None
         relays: dict = field(default_factory=dict)
         listening: Any = None
@@ -94,8 +95,8 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     """
     store = Store(hass, 1, "flexmeasures_for_pyscript.resources", atomic_writes=True)
     side = Resources(hass, given, link, outbox, status, meters, store)
-    asker = site_plan.Asker(given, link, status, planning, own_schedule)
-    side.site = site_plan.new(asker, partial(relay_of, side), partial(give_way, side))
+    side.asker = site_plan.Asker(given, link, status, planning, own_schedule)
+    side.site = site_plan.new(side.asker, partial(relay_of, side), partial(give_way, side))
     side.cem = cems.Cem(
         partial(changed, side),
         partial(received, side),
@@ -123,6 +124,12 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     if not await listen(side):
         side.listening = hass.async_create_background_task(keep_trying(side), "flexmeasures s2 listener")
     return side
+
+
+@pyscript_compile
+async def beside(side, start, end, step, raw):
+    """Return the flex-context's fields that count the Resource Managers in: see site_plan.beside."""
+    return await site_plan.beside(side.asker, start, end, step, raw)
 
 
 @pyscript_compile

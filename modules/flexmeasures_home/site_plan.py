@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.loads as loads
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
@@ -90,10 +92,10 @@ def new(asker, relay_of, unfit):
 
 
 @pyscript_compile
-async def solve(asker, problems, window, loads, limits):
+async def solve(asker, problems, window, powers, limits):
     """Return the Schedule (W) of each power sensor; raise an OptimiserError.
 
-    `loads` maps the power sensors of other devices to what they are to have, which is posted first, and
+    `powers` maps the power sensors of other devices to what they are to have, which is posted first, and
     `limits` is the site's limit where that varies: see site.Site.
     """
     begin, length = datetime.fromtimestamp(window.start, UTC), timedelta(seconds=window.end - window.start)
@@ -104,8 +106,8 @@ async def solve(asker, problems, window, loads, limits):
             given.consumption_price_sensor,
             given.production_price_sensor,
             given.site_power_capacity,
-            limit_over_time(given, limits),
-            await inflexible(asker, problems, loads),
+            limit_over_time(given.flex_context or {}, limits),
+            await inflexible(asker, [each.power_sensor for each in problems], powers),
             given.flex_context,
         )
         step = timedelta(seconds=window.step)
@@ -115,20 +117,44 @@ async def solve(asker, problems, window, loads, limits):
 
 
 @pyscript_compile
-async def inflexible(asker, problems, loads):
+async def beside(asker, start, end, step, raw):
+    """Return the flex-context's fields that count in what all but the app's own device are to have.
+
+    They are for its own plan from `start` to `end`, in steps, beside the `raw` fields of the user. Raise an
+    OptimiserError.
+    """
+    site = asker.planner
+    if not (site.controlled or site.others):
+        return {}
+    seconds = step.total_seconds()
+    begin = max(start.timestamp(), site.now() // seconds * seconds)
+    if begin >= end.timestamp():
+        return {}
+    window = sites.Window(begin, seconds, end.timestamp(), 1.0, math.inf, False)
+    outlook = await loads.expected(site, {}, window)
+    loads.take_out(outlook, loads.OWN)
+    powers, known = await loads.given(site, {}, {}, window)
+    limits = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
+    return limit_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
+
+
+@pyscript_compile
+async def inflexible(asker, planned, powers):
     """Return the flex-context's fields that count other devices in, the app's own with its schedule too.
+
+    `planned` are the power sensors of those that are planned themselves; for `powers` see `solve`.
 
     Of other devices old schedules do not count, which they may have from another control type.
     """
     own = asker.given.power_sensor
-    references = {each: {"exclude-source-types": [SCHEDULER]} for each in loads if each != own}
-    if asker.own_schedule() is not None and own not in [each.power_sensor for each in problems]:
+    references = {each: {"exclude-source-types": [SCHEDULER]} for each in powers if each != own}
+    if asker.own_schedule() is not None and own not in planned:
         references[own] = {}
     posting = asyncio.Semaphore(POSTED_AT_ONCE)
 
     async def ready(sensor_id):
         async with posting:
-            return await sensor_with(asker, sensor_id, loads.get(sensor_id) if sensor_id != own else None)
+            return await sensor_with(asker, sensor_id, powers.get(sensor_id) if sensor_id != own else None)
 
     found = await asyncio.gather(*[ready(each) for each in references])
     fields = {}
@@ -179,9 +205,8 @@ def own_power(asker, moment):
 
 
 @pyscript_compile
-def limit_over_time(given, limits):
-    """Return the site's limit where it varies; the user's own loads in flex_context void what we know."""
-    raw = given.flex_context or {}
+def limit_over_time(raw, limits):
+    """Return the site's limit where it varies; the user's own loads (`raw` fields) void what we know."""
     if not limits or any(name.startswith("inflexible") for name in raw):
         return {}
     spans = [

@@ -37,9 +37,7 @@ async def plan(link, storage, flex_context, start, duration, unit, soc_unit, sit
     """
     sensor = await power_sensor(link, storage.power_sensor)
     start = schedules.shift_up(start, sensor.resolution, sensor.timezone)
-    last = storages.last_wish(storage)
-    if last is not None and last > start + duration:
-        duration = schedules.shift_up(last, sensor.resolution, sensor.timezone) - start
+    duration = lasting(storage, sensor, start, duration)
     flex_model = storages.flex_model(storage, start, start + duration)
     device = await connection.asset(link, sensor.asset)
     reply = await solve(
@@ -68,6 +66,15 @@ async def plan(link, storage, flex_context, start, duration, unit, soc_unit, sit
             for miss in missed_targets(schedule, soc, storage)
         ]
     return schedule
+
+
+@pyscript_compile
+def lasting(storage, sensor, start, duration):
+    """Return a duration, or what it takes to reach a storage's last wish, on a sensor's clock."""
+    last = storages.last_wish(storage)
+    if last is None or last <= start + duration:
+        return duration
+    return schedules.shift_up(last, sensor.resolution, sensor.timezone) - start
 
 
 @pyscript_compile

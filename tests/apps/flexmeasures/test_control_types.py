@@ -194,3 +194,23 @@ async def test_a_device_planned_here_is_planned_while_the_server_is_away(side, f
                 await side.home.call("call_cem_trigger_schedule")
     finally:
         await asyncio.to_thread(flexmeasures_server.start_web)
+
+
+def most(answer) -> float:
+    """Return the greatest power of an answered schedule (kW)."""
+    return max(each["value"] for each in answer["schedule"])
+
+
+async def test_the_apps_own_device_is_planned_beside_the_others(start, app_config, flexmeasures_server):
+    side = await restarted(start, app_config, flexmeasures_server, site_power_capacity="4 kW")
+    async with (
+        HeatPump(side.url, every=0.2, comfort=5.0) as pump,
+        Meter(side.url, every=0.2, name="Kitchen meter", power=lambda _moment: 500.0),
+    ):
+        await side.home.until(lambda: pump.instructions)
+        await side.stored((await side.sensors("kitchen_meter"))[0], 90)
+        await side.sensors("heat_pump")
+        beside = await side.home.plan(soc_at_start=1, duration="PT24H")
+        assert 0.9 < most(beside) <= 1.01
+    alone = await side.home.plan(soc_at_start=1, duration="PT24H")
+    assert most(alone) == pytest.approx(4, abs=0.01)

@@ -1,6 +1,6 @@
 """What FlexMeasures is asked for a site beside its devices: limits and prices."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -25,9 +25,8 @@ def test_prices_of_both_directions_are_put_side_by_side(site_plan):
 
 
 def test_the_sites_limit_is_told_where_it_varies(site_plan):
-    given = SimpleNamespace(flex_context=None)
-    assert site_plan.limit_over_time(given, None) == {}
-    assert site_plan.limit_over_time(given, [(0.0, HOUR, 9000.0), (HOUR, 2 * HOUR, 10_000.0)]) == {
+    assert site_plan.limit_over_time({}, None) == {}
+    assert site_plan.limit_over_time({}, [(0.0, HOUR, 9000.0), (HOUR, 2 * HOUR, 10_000.0)]) == {
         "site-power-capacity": [
             {"start": "1970-01-01T00:00:00+00:00", "end": "1970-01-01T01:00:00+00:00", "value": "9.0 kW"},
             {"start": "1970-01-01T01:00:00+00:00", "end": "1970-01-01T02:00:00+00:00", "value": "10.0 kW"},
@@ -36,8 +35,8 @@ def test_the_sites_limit_is_told_where_it_varies(site_plan):
 
 
 def test_loads_of_the_users_own_void_what_is_known_of_the_limit(site_plan):
-    given = SimpleNamespace(flex_context={"inflexible-consumption": [{"sensor": 9}]})
-    assert site_plan.limit_over_time(given, [(0.0, HOUR, 9000.0)]) == {}
+    raw = {"inflexible-consumption": [{"sensor": 9}]}
+    assert site_plan.limit_over_time(raw, [(0.0, HOUR, 9000.0)]) == {}
 
 
 async def test_a_sensor_that_cannot_be_used_keeps_no_other_device_from_its_plan(site_plan, load):
@@ -56,3 +55,12 @@ async def test_a_sensor_that_cannot_be_used_keeps_no_other_device_from_its_plan(
         "inflexible-consumption": [{"sensor": 8, "exclude-source-types": ["scheduler"]}]
     }
     assert asker.planner.unusable == {7: 3700.0}
+
+
+@pytest.mark.parametrize(("others", "hours"), [({}, 24), ({"meter": None}, -2)])
+async def test_without_others_or_time_to_come_the_own_plan_counts_nothing_in(site_plan, others, hours):
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    planner = SimpleNamespace(controlled={}, others=others, now=start.timestamp)
+    asker = SimpleNamespace(planner=planner)
+    end = start + timedelta(hours=hours)
+    assert await site_plan.beside(asker, end - timedelta(hours=1), end, timedelta(minutes=15), {}) == {}
