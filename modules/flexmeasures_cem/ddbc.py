@@ -248,7 +248,8 @@ def dispatch(span, outputs, scale):
     limit = max(interval.limit, abs(interval.load))
     zero = -interval.load - base
     low, high = zero - limit, zero + limit
-    prices = interval.production_price, interval.consumption_price
+    yields = max(interval.production_price, 0.0) if interval.curtailable else interval.production_price
+    prices = yields, interval.consumption_price
     least, most = reach(supplies)
     target = min(max(wanted, least), most)
     for price in sorted({*prices}) if prices[0] <= prices[1] else ():

@@ -206,7 +206,7 @@ def spend(device, course, until, energy, room):
 def spend_part(device, course, until, energy, room, may_part):
     """Choose for each actuator, and let time pass until the first of them wants to choose again."""
     now = course.condition
-    want = energy / (until - now.moment)
+    want = within(room, energy / (until - now.moment))
     taken, left, end = [], want, until
     for place, actuator in enumerate(device.actuators):
         given = [*taken, *held_up(device, device.actuators[place + 1 :], now, until)]

@@ -19,7 +19,8 @@ def record():
 
         `consumption_price` is what a kWh costs that the site takes from the grid, `production_price` what one
         yields that it feeds in. `load` is the power (W) of all else at the site, `limit` the greatest power
-        (W) of the site, in either direction.
+        (W) of the site, in either direction. As much production as `curtailable` (W) is not made where that
+        costs.
         """
 
         start: float
@@ -28,6 +29,7 @@ def record():
         production_price: float
         load: float = 0.0
         limit: float = math.inf
+        curtailable: float = 0.0
 
     return Interval
 
@@ -45,7 +47,10 @@ def cost(interval, power, seconds=None):
 
 @pyscript_compile
 def grid_cost(interval, power):
-    """Return what the site pays in an hour (currency) for its power."""
+    """Return what the site pays in an hour (currency) for its power, of which some may be curtailed."""
+    if interval.production_price < 0 and interval.curtailable:
+        curtailed = power + interval.curtailable
+        power = curtailed if interval.consumption_price < 0 else min(curtailed, max(power, 0.0))
     price = interval.consumption_price if power > 0 else interval.production_price
     return price * power / 1000
 

@@ -754,7 +754,7 @@ def status_departs(actuator, status, plan, now, tolerance=None):
     if mode is None or (change and change.mode not in actuator.modes):
         return "an operation mode is active that was not described when it was planned"
     if change is None:
-        done, _timers = transitions.under_way(actuator, status)
+        _began, done, _timers = transitions.under_way(actuator, status, now)
         if tolerance is None or now - done < plans.LAG_SECONDS or now - plan.start < plans.LAG_SECONDS:
             return None
         power = at(mode.powers, factor)

@@ -110,12 +110,16 @@ def rank(rates):
 
 @pyscript_compile
 def kinks(interval, mode):
-    """Return the factors one of which is best: the ends, and where the site is at 0 W or at its limit."""
+    """Return the factors one of which is best: the ends, and where the site is at 0 W or at its limit.
+
+    It is at 0 W, too, where all that is curtailable would be curtailed.
+    """
     start, end = mode.powers
     if start == end and not any(low != high for _quantity, low, high in mode.flows):
         return [0.0]
     limit = max(interval.limit, abs(interval.load))
-    powers = [net - interval.load for net in (-limit, 0.0, limit) if math.isfinite(net)]
+    nets = (-limit, -interval.curtailable, 0.0, limit)
+    powers = [net - interval.load for net in nets if math.isfinite(net)]
     factors = [(power - start) / (end - start) for power in powers] if start != end else []
     return [0.0, 1.0, *[each for each in factors if 0.0 < each < 1.0]]
 

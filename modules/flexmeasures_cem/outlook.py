@@ -150,8 +150,7 @@ def samples(outlook, start, end):
 def market(outlook, who, spans, limit):
     """Return a market.Interval for each (start, end) of a device, with the load of all others.
 
-    The limit is lower by how far the load may exceed its mean. Feeding in costs nothing where all of it
-    would be curtailed.
+    The limit is lower by how far the load may exceed its mean.
     """
     none = [0.0] * len(outlook.total)
     own, own_most = outlook.powers.get(who, (none, none))
@@ -164,18 +163,15 @@ def market(outlook, who, spans, limit):
         tariffs = [outlook.prices[each] for each in inside]
         load = fmean(loads)
         peak = max(most - load, 0.0)
-        consumed, fed_in = (fmean([each[place] for each in tariffs]) for place in (0, 1))
-        curtailed = sum(fmean([max(-powers[each], 0.0) for each in inside]) for powers in others)
-        if fed_in < 0 <= consumed and 0 < -load <= curtailed:
-            fed_in = 0.0
         found.append(
             markets.Interval(
                 start,
                 end,
-                consumed,
-                fed_in,
+                fmean([each[0] for each in tariffs]),
+                fmean([each[1] for each in tariffs]),
                 load,
                 math.inf if limit is None else max(limit - peak, 0.0),
+                sum(fmean([max(-powers[each], 0.0) for each in inside]) for powers in others),
             )
         )
     return found

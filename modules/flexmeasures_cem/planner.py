@@ -56,6 +56,7 @@ async def work(site):
     while True:
         try:
             await until_due(site)
+            site.is_planning = True
             await plan(site)
         except Exception as error:
             LOGGER.exception("Planning the site failed: please report this")
@@ -65,6 +66,8 @@ async def work(site):
                 sites.give_up(found, failure)
             sites.hasten(site, site.now() + LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(SECONDS_AFTER_A_FAULT)
+        finally:
+            site.is_planning = False
 
 
 @pyscript_compile
@@ -308,10 +311,22 @@ async def answered(site, asked, versions, outlook, answer):
             outlooks.put(outlook, each, outlooks.of_spans(outlook, found))
 
     await asyncio.to_thread(take_in)
-    for each in sorted(powers, key=lambda each: last_to_fit(each, powers[each])):
+    order = sorted(powers, key=lambda each: last_to_fit(each, powers[each]))
+    if site.limit is not None and len(order) > 1:
+        await rehearse(site, order, versions, powers, outlook)
+    for each in order:
         await adoption.adopt(site, each, versions[each], powers[each], outlook)
         if each.plan and not sites.is_gone(site, each):
             await asyncio.to_thread(loads.take_in, outlook, each, each.plan)
+
+
+@pyscript_compile
+async def rehearse(site, order, versions, powers, outlook):
+    """Count what each device would do in place of its schedule, so that the first know it of the last."""
+    for each in order:
+        found = await adoption.made_for(site, each, versions[each], powers[each], outlook, site.limit)
+        if found:
+            await asyncio.to_thread(loads.take_in, outlook, each, found[1])
 
 
 @pyscript_compile
@@ -327,7 +342,8 @@ def last_to_fit(each, powers):
 @pyscript_compile
 async def without_schedule(site, asked, versions, error):
     """Go on with the plans in force, and try again later; who has none is brought to rest."""
-    site.failed(error)
+    if not all(sites.is_gone(site, each) for each in asked):
+        site.failed(error)
     wait = max(site.pause, error.retry_after or 0)
     site.pause = min(2 * site.pause, LONGEST_PAUSE_SECONDS)
     site.not_before = site.now() + wait

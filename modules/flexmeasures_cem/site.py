@@ -114,19 +114,19 @@ def records():
         OptimiserError. `loads` maps the power sensors of other devices to their powers (start, end, W), or to
         None where the server has them; `limits` are the site's (start, end, W) where those vary.
         `prices(start, end)` (async) returns (start, end, consumption price, production price) per kWh, in
-        order; `tariffs` are those of other commodities. `means(resource)` returns its
-        Means, or None while they are not known, `power(resource)` the power that it measures (W), or None.
-        `own(moment)` is what the app's own device is to have (W). `shown(resource)` is called when a plan or
-        instruction has changed, `told(resource, text)` with what keeps it from being planned, or None;
-        `unfit(resource, session, control_type)` when what it told cannot be planned under that, and
-        `failed(error)` and `succeeded()` with what became of the site's plan. `horizon` is how long a plan is
-        (s), `limit` the site's greatest power (W), `settling` how long is waited for further changes (s),
-        `rolling` how long a plan is used at most (s), `soon` how long FlexMeasures' answer is waited for (s)
-        before those are told who are planned here, `due` when the next one is to be made, and `not_before`
-        when FlexMeasures may be asked at the earliest; `is_eager` has it asked as soon as that. `renewal` is
-        when those who are planned here choose again, since another has joined. `others` are
-        the Resource Managers that are connected and not controlled; `unusable` has until when the sensors of
-        some are left out, since they cannot be posted to.
+        order; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None while
+        they are not known, `power(resource)` the power that it measures (W), or None. `own(moment)` is what
+        the app's own device is to have (W). `shown(resource)` is called when a plan or instruction has
+        changed, `told(resource, text)` with what keeps it from being planned, or None; `unfit(resource,
+        session, control_type)` when what it told cannot be planned under that, and `failed(error)` and
+        `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `limit` the
+        site's greatest power (W), `settling` how long is waited for further changes (s), `rolling` how long a
+        plan is used at most (s), `soon` how long FlexMeasures' answer is waited for (s) before those are told
+        who are planned here, `due` when the next one is to be made, and `not_before` when FlexMeasures may be
+        asked at the earliest; `is_eager` has it asked as soon as that, and `is_planning` tells whether a plan
+        is being made. `renewal` is when those who are planned here choose again, since another has joined.
+        `others` are the Resource Managers that are connected and not controlled; `unusable` has until when
+        the sensors of some are left out, since they cannot be posted to.
         """
 
         solve: Any
@@ -153,6 +153,7 @@ def records():
         controlled: dict = field(default_factory=dict)
         due: float | None = None
         is_urgent: bool = False
+        is_planning: bool = False
         urged: asyncio.Event = field(default_factory=asyncio.Event)
         made: deque = field(default_factory=deque)
         known_prices: list | None = None

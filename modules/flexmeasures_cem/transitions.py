@@ -102,31 +102,35 @@ def active(actuator, status, finished, told, heard, now):
     """Return an actuator's Active: as it told in its status (or None), or as it was told later.
 
     `finished` has when each timer finishes that the Resource Manager told of, `told` is the last Change that
-    was to be executed by now, or None; `heard` is when the status came.
+    was to be executed by now, or None; `heard` is when the status came. Of a timer that has to have been
+    started since, what was told of it counts only if it ends after that.
     """
     timers, mode, factor, ready = dict(finished), None, 0.0, 0.0
     if status:
         mode, factor = status.active_operation_mode_id, status.operation_mode_factor
-        ready, started = under_way(actuator, status)
-        timers = latest(timers, started)
+        began, ready, started = under_way(actuator, status, now)
+        timers |= {each: end for each, end in started.items() if finished.get(each, 0.0) < began}
     if told and told.mode in actuator.modes and (status is None or told.moment > heard):
         mode, factor, ready = told.active.mode, told.active.factor, told.active.ready
     if told and told.mode == mode:
-        timers = latest(timers, told.active.timers)
+        expected = {
+            each: end for each, end in told.active.timers.items() if finished.get(each, 0.0) < told.moment
+        }
+        timers = latest(timers, expected)
     return Active(mode, factor, ready, {each: end for each, end in timers.items() if end > now})
 
 
 @pyscript_compile
-def under_way(actuator, status):
-    """Return (when the transition is done that a status tells of, when the timers finish that it started)."""
-    began = status.transition_timestamp
+def under_way(actuator, status, now):
+    """Return (when the transition began that a status tells of, when it is done, when its timers finish)."""
+    if status.transition_timestamp is None:
+        return 0.0, 0.0, {}
+    began = min(status.transition_timestamp.timestamp(), now + AGES)
     for each in actuator.transitions.get(status.previous_operation_mode_id, ()):
-        if began and each.to == status.active_operation_mode_id:
-            start = began.timestamp()
-            return start + each.duration, {
-                timer: start + actuator.durations[timer] for timer in each.start_timers
-            }
-    return (began.timestamp() if began else 0.0), {}
+        if each.to == status.active_operation_mode_id:
+            timers = {timer: began + actuator.durations[timer] for timer in each.start_timers}
+            return began, began + each.duration, timers
+    return began, began, {}
 
 
 @pyscript_compile

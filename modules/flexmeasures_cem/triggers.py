@@ -44,9 +44,10 @@ def changed(site, resource):
     if old:
         why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
         sites.give_up(old, errors.NotPlannable(f"{resource.name} {why}"))
-        site.told(resource, None)
     if kind:
         site.controlled[resource.resource_id] = sites.Controlled(resource, session, kind, since=site.now())
+    if old:
+        site.told(resource, None)
     site.urged.set()
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -62,9 +61,10 @@ class Home:
 
     async def until(self, condition, seconds: float = 30) -> None:
         """Wait until a condition holds."""
-        deadline = time.perf_counter() + seconds
+        real_time = asyncio.get_running_loop().time
+        deadline = real_time() + seconds
         while not condition():
-            assert time.perf_counter() < deadline, f"never: {self.status()} {self.schedule()}"
+            assert real_time() < deadline, f"never: {self.status()} {self.schedule()}"
             await asyncio.sleep(0.02)
 
     async def tick_to(self, clock, moment: datetime) -> None:

@@ -122,6 +122,7 @@ async def planned(home, times):
 
 async def test_it_plans_at_once_and_then_at_each_time(start, cron_config, clock, states):
     states("4")
+    clock.move_to(next_quarter(datetime.now(UTC)) + SECOND)
     home = await start(cron_config)
     await planned(home, 1)
     for number, soc in enumerate(["5", "6"], start=2):
@@ -192,8 +193,9 @@ async def test_a_plan_is_made_at_once_when_the_server_is_back(
     assert home.notifications() == {}
 
 
-async def test_what_is_refused_for_good_is_not_asked_again_before_its_time(start, cron_config, states):
+async def test_what_is_refused_for_good_is_not_asked_again_before_its_time(start, cron_config, clock, states):
     states("4")
+    clock.move_to(next_quarter(datetime.now(UTC)) + SECOND)
     home = await start(cron_config | {"flex_model": {"soc-mox": "5 kWh"}})
     await home.until(lambda: "flexmeasures_invalid_problem" in home.notifications())
     assert next_plan(home) == next_quarter(datetime.now(UTC))

@@ -74,6 +74,7 @@ async def test_a_sites_limit_holds_over_all_its_devices(start, app_config, flexm
     ):
         await home.until(lambda: battery.instructions and car.instructions)
         await home.call("call_cem_trigger_schedule", resource_id="Home battery")
+        await home.until(lambda: not home.device.resources.site.is_planning)
         plans = [found.plan for found in home.device.resources.site.controlled.values()]
         starts = {piece[0] for plan in plans for piece in plan.pieces}
 

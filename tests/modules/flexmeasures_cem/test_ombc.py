@@ -133,6 +133,24 @@ def test_a_timer_follows_from_when_the_transition_began(m):
     assert told(plan) == [(501, off["id"], 0)]
 
 
+@pytest.mark.parametrize(("told_end", "end"), [(200, 201), (-50, 1), (-150, 501)])
+def test_what_is_told_of_a_timer_counts_unless_it_was_started_again(m, told_end, end):
+    off, on, described = switch(least_on=600)
+    running = {described["timers"][0]["id"]: told_end}
+    _device, plan = planned(m, described, market(m, [0.2] * 4), on, previous=off, since=-100, running=running)
+    assert told(plan)[0] == (pytest.approx(end, abs=1), off["id"], 0)
+
+
+def test_a_transition_beyond_all_time_is_reckoned_with(m):
+    off, on, described = switch(least_on=600)
+    remembered = memory(m, described, on, previous=off, since=0)
+    remembered["OMBC.Status",].transition_timestamp = datetime.max.replace(tzinfo=UTC)
+    device = m.ombc.device(remembered)
+    state = m.ombc.condition(device, remembered, {}, None, NOW)
+    assert state.actuators[None].ready < NOW + 32 * 86_400
+    assert m.ombc.follow(device, state, None, market(m, [0.2] * 4), {}).changes == []
+
+
 def test_during_a_transition_there_is_no_power(m):
     off, on, described = switch(seconds=60)
     _device, plan = planned(m, described, market(m, [0.2, -0.1, -0.1, 0.2]), off)

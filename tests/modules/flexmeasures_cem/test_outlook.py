@@ -1,8 +1,11 @@
 """What is expected of a site, and what a device's power costs it."""
 
+import importlib
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 HOUR, QUARTER, DAY = 3600.0, 900.0, 86_400.0
 
@@ -109,15 +112,34 @@ def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit(outlooks)
     assert (second.load, second.limit) == (0, 3000)
 
 
-def test_what_would_be_curtailed_is_not_paid_for(outlooks):
-    prices = hourly((0.2, -0.1), (0.2, 0.05), (-0.1, -0.2), (0.2, -0.1))
-    found = outlooks.new(prices, 0.0, 4 * HOUR, HOUR)
-    outlooks.put(found, "panels", [-3000.0] * 4)
-    outlooks.put(found, "other panels", [0.0, 0.0, 0.0, -500.0])
-    hours = [(place * HOUR, (place + 1) * HOUR) for place in range(4)]
-    yields = [each.production_price for each in outlooks.market(found, "washer", hours, None)]
-    assert yields == [-0.1, 0.05, -0.2, -0.1]
+def test_what_may_be_curtailed_is_the_production_of_others(outlooks):
+    found = outlooks.new([], 0.0, HOUR, QUARTER)
+    outlooks.put(found, "panels", [-3000.0, -1000.0, 500.0, 0.0])
+    outlooks.put(found, "other panels", [-500.0] * 4)
+    quarters = [(place * QUARTER, (place + 1) * QUARTER) for place in range(4)]
     found.curtailable = {"panels"}
-    yields = [each.production_price for each in outlooks.market(found, "washer", hours, None)]
-    assert yields == [0, 0.05, -0.2, -0.1]
-    assert outlooks.market(found, "panels", hours, None)[0].production_price == -0.1
+    assert [each.curtailable for each in outlooks.market(found, "washer", quarters, None)] == [
+        3000,
+        1000,
+        0,
+        0,
+    ]
+    assert {each.curtailable for each in outlooks.market(found, "panels", quarters, None)} == {0}
+
+
+@given(
+    st.sampled_from([(0.2, -0.1), (0.2, 0.05), (-0.1, -0.2), (0.0, -0.1), (0.2, 0.0)]),
+    st.integers(-50, 50),
+    st.integers(0, 50),
+    st.integers(-50, 50),
+)
+def test_what_would_be_curtailed_is_not_paid_for(prices, load, curtailable, power):
+    markets = importlib.import_module("flexmeasures_cem.market")
+    interval = markets.Interval(0.0, HOUR, *prices, load=100.0 * load, curtailable=100.0 * curtailable)
+
+    def paid(net):
+        ways = range(curtailable + 1) if prices[1] < 0 else [0]
+        return min(prices[net + 100 * way < 0] * (net + 100 * way) / 1000 for way in ways)
+
+    expected = paid(100 * (load + power)) - paid(100 * load)
+    assert markets.cost(interval, 100.0 * power) == pytest.approx(expected)

@@ -699,8 +699,9 @@ async def test_a_clock_that_is_put_back_does_not_keep_it_from_planning(site):
         site.site.urged.set()
         await until(lambda: site.site.due and site.site.due < site.site.now() + 7200)
         assert site.site.unusable[99] < site.site.now() + 7200
+        asked = len(site.questions)
         await meter.ask(forecast(site, 3000))
-        await until(lambda: site.site.due < site.site.now() + 60)
+        await until(lambda: len(site.questions) > asked)
 
 
 async def test_an_instruction_that_the_device_revokes_is_planned_again_but_once(site):
@@ -992,10 +993,20 @@ def together_at(site, moment) -> float:
     return sum(kind.planned_power(plan, moment, 1) for kind, plan in plans)
 
 
-def most_together(site) -> float:
-    """Return the most that all who are controlled are planned to have at once (W), for ten hours."""
+def all_together(site) -> list[float]:
+    """Return what all who are controlled are planned to have each half minute (W), for ten hours."""
     begin = max(found.plan.start for found in site.site.controlled.values()) + 10
-    return max(together_at(site, begin + 30 * place) for place in range(1200))
+    return [together_at(site, begin + 30 * place) for place in range(1200)]
+
+
+def most_together(site) -> float:
+    """Return the most that all who are controlled are planned to have at once (W)."""
+    return max(all_together(site))
+
+
+def least_together(site) -> float:
+    """Return the least that all who are controlled are planned to have at once (W)."""
+    return min(all_together(site))
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
@@ -1033,7 +1044,29 @@ async def test_what_a_battery_cannot_give_another_does_not_take(site):
         for rm, level in ((other, 50), (empty, 10)):
             await introduce(rm, level=level)
         await until(lambda: site.questions and len(site.questions[-1].storages) == 2)
-        await until(lambda: all(each.plan and not each.asked for each in site.site.controlled.values()))
+        await until(lambda: not site.site.is_planning)
+        assert 900 < most_together(site) <= 1010
+
+
+async def test_what_a_battery_cannot_take_another_does_not_give(site):
+    site.site.limit, site.own = 5000.0, -4000.0
+    site.powers_of = {"Full": 96 * [4000], "Other": 96 * [-5000]}
+    async with connected(site.cem, name="Other") as other, connected(site.cem, name="Full") as full:
+        for rm, level in ((other, 50), (full, 90)):
+            await introduce(rm, level=level)
+        await until(lambda: site.questions and len(site.questions[-1].storages) == 2)
+        await until(lambda: not site.site.is_planning)
+        assert -1010 <= least_together(site) < -900
+
+
+async def test_two_batteries_that_cannot_help_each_other_keep_the_limit(site):
+    site.site.limit, site.own = 5000.0, 4000.0
+    site.powers_of = {"One": 8 * [-4000] + 88 * [5000], "Two": 8 * [5000] + 88 * [-4500]}
+    async with connected(site.cem, name="One") as one, connected(site.cem, name="Two") as two:
+        for rm in (one, two):
+            await introduce(rm, level=12)
+        await until(lambda: site.questions and len(site.questions[-1].storages) == 2)
+        await until(lambda: not site.site.is_planning)
         assert 900 < most_together(site) <= 1010
 
 
