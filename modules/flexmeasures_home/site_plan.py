@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -15,6 +15,7 @@ import homeassistant.util.dt as dt_util
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
 import flexmeasures_cem.plans as plans
+import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_home.relay as relays
@@ -124,16 +125,15 @@ async def beside(asker, start, end, step, raw):
     OptimiserError.
     """
     site = asker.planner
-    if not (site.controlled or site.others):
-        return {}
     seconds = step.total_seconds()
     begin = max(start.timestamp(), site.now() // seconds * seconds)
-    if begin >= end.timestamp():
+    last = min(end.timestamp(), site.now() + questions.LONGEST_HORIZON)
+    if not (site.controlled or site.others) or begin >= last:
         return {}
     window = sites.Window(begin, seconds, end.timestamp(), 1.0, math.inf, False)
     outlook = await loads.expected(site, {}, window)
     loads.take_out(outlook, loads.OWN)
-    powers, known = await loads.given(site, {}, {}, window)
+    powers, known = await loads.given(site, {}, {}, replace(window, end=last))
     limits = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
     return limit_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
 

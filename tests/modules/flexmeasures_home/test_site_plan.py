@@ -57,7 +57,7 @@ async def test_a_sensor_that_cannot_be_used_keeps_no_other_device_from_its_plan(
     assert asker.planner.unusable == {7: 3700.0}
 
 
-@pytest.mark.parametrize(("others", "hours"), [({}, 24), ({"meter": None}, -2)])
+@pytest.mark.parametrize(("others", "hours"), [({}, 24), ({"meter": None}, -2), ({"meter": None}, 72)])
 async def test_without_others_or_time_to_come_the_own_plan_counts_nothing_in(site_plan, others, hours):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     planner = SimpleNamespace(controlled={}, others=others, now=start.timestamp)
