@@ -4,6 +4,7 @@ The demand has no unit in S2: it is that of the supply. It is met at every momen
 choice is made here, by FlexMeasures' prices and the tariffs of other commodities.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -135,7 +136,7 @@ def condition(found, memory, heard, plan, now):
         status = memory.get((ACTUATOR_STATUS, each.id))
         finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
         told = plans.last_told(plan, now, each.id)
-        actives[each.id] = transitions.active(each, status, finished, told, heard.get(each.id, 0.0), now)
+        actives[each.id] = transitions.active(each, status, finished, told, heard, now)
     return modes.Condition(now, actives)
 
 
@@ -248,14 +249,14 @@ def dispatch(span, outputs, scale):
     limit = max(interval.limit, abs(interval.load))
     zero = -interval.load - base
     low, high = zero - limit, zero + limit
-    yields = max(interval.production_price, 0.0) if interval.curtailable else interval.production_price
-    prices = yields, interval.consumption_price
+    edges, prices = markets.slopes(interval)
+    edges = [edge - interval.load - base for edge in edges]
     least, most = reach(supplies)
     target = min(max(wanted, least), most)
-    for price in sorted({*prices}) if prices[0] <= prices[1] else ():
+    for price in sorted({*prices}) if prices == sorted(prices) else ():
         factors = filled(supplies, hourly(costs, powers, price), target)
         power = total(powers, factors)
-        is_its_price = price == prices[power > zero] or power == zero
+        is_its_price = prices[bisect_left(edges, power)] <= price <= prices[bisect_right(edges, power)]
         if is_its_price and low <= power <= high:
             return factors
     low, high = within(low, high, *reach(powers))
@@ -264,9 +265,10 @@ def dispatch(span, outputs, scale):
     ends = [total(powers, filled(supplies, [sign * each for each in powers], target)) for sign in (1, -1)]
     low, high = within(low, high, *ends)
     tried = []
-    for bottom, top in [(low, min(zero, high)), (max(zero, low), high)]:
+    for start, end, price in zip([-math.inf, *edges], [*edges, math.inf], prices, strict=True):
+        bottom, top = max(start, low), min(end, high)
         if bottom <= top:
-            priced = hourly(costs, powers, prices[bottom + top > 2 * zero])
+            priced = hourly(costs, powers, price)
             factors = filled(supplies, priced, target)
             power = total(powers, factors)
             if not bottom <= power <= top:

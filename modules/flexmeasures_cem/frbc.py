@@ -92,7 +92,7 @@ def condition(found, memory, heard, plan, now):
         status = memory.get((ACTUATOR_STATUS, each.id))
         finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
         told = plans.last_told(plan, now, each.id)
-        actives[each.id] = transitions.active(each, status, finished, told, heard.get(each.id, 0.0), now)
+        actives[each.id] = transitions.active(each, status, finished, told, heard, now)
     return frbc_plan.Condition(now, memory[STATUS].present_fill_level, actives)
 
 

@@ -56,6 +56,15 @@ def grid_cost(interval, power):
 
 
 @pyscript_compile
+def slopes(interval):
+    """Return (the site's powers at which its price per kWh changes, the prices below, between and above)."""
+    low, high = interval.production_price, interval.consumption_price
+    if low < 0 and interval.curtailable:
+        return [-interval.curtailable, 0.0], [low, min(high, 0.0), high]
+    return [0.0], [low, high]
+
+
+@pyscript_compile
 def other_cost(quantity, value, tariffs):
     """Return what another commodity costs in an hour (currency), 0 where its price is not known."""
     commodity, units = commodities.TARIFFS[quantity]

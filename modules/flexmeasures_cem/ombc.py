@@ -63,7 +63,7 @@ def condition(found, memory, heard, plan, now):
     """
     finished = transitions.finished(memory, (TIMER_STATUS,), now)
     told = plans.last_told(plan, now)
-    active = transitions.active(found, memory.get((STATUS,)), finished, told, heard.get(None, 0.0), now)
+    active = transitions.active(found, memory.get((STATUS,)), finished, told, heard, now)
     return modes.Condition(now, {None: active})
 
 

@@ -52,7 +52,7 @@ def new(known_prices, start, end, step, begin=None):
     `known_prices` are (start, end, consumption price, production price), in order.
     """
     count = max(1, math.ceil((end - start) / step))
-    begin = start if begin is None else min(begin, start + step - 1.0)
+    begin = start if begin is None else min(max(begin, start), start + step - 1.0)
     return Outlook(start, step, prices(known_prices, start, step, count), [0.0] * count, [0.0] * count, begin)
 
 

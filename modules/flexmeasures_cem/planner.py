@@ -304,6 +304,8 @@ async def answered(site, asked, versions, outlook, answer):
         await go_on(site, each, versions[each])
         sites.refuse(site, each, versions[each], str(error), error)
     powers = {each: questions.powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
+    for each in asked:
+        loads.take_out(outlook, each)
     loads.keep_limit_at_first(site.limit, powers.values(), outlook.most[0])
 
     def take_in():
@@ -324,6 +326,9 @@ async def answered(site, asked, versions, outlook, answer):
 async def rehearse(site, order, versions, powers, outlook):
     """Count what each device would do in place of its schedule, so that the first know it of the last."""
     for each in order:
+        if sites.is_gone(site, each):
+            loads.take_out(outlook, each)
+            continue
         found = await adoption.made_for(site, each, versions[each], powers[each], outlook, site.limit)
         if found:
             await asyncio.to_thread(loads.take_in, outlook, each, found[1])

@@ -6,7 +6,7 @@ Moments are seconds since 1970, power is W.
 import asyncio
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flexmeasures_cem.ddbc as ddbc
@@ -133,6 +133,7 @@ async def ask(site, asked, tried, outlook, window):
     """
     site.made.append(site.now())
     reasons = [f"{each.resource.name}: {each.why or 'its time'}" for each in asked]
+    outlook = replace(outlook, powers=dict(outlook.powers))
     for each in asked:
         each.why = None
         loads.take_out(outlook, each)

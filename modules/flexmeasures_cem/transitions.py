@@ -102,22 +102,25 @@ def active(actuator, status, finished, told, heard, now):
     """Return an actuator's Active: as it told in its status (or None), or as it was told later.
 
     `finished` has when each timer finishes that the Resource Manager told of, `told` is the last Change that
-    was to be executed by now, or None; `heard` is when the status came. Of a timer that has to have been
-    started since, what was told of it counts only if it ends after that.
+    was to be executed by now, or None; `heard` has when the status came, by the actuator, and what was told
+    of a timer, by both. That counts alone where it came after the timer was to be started.
     """
     timers, mode, factor, ready = dict(finished), None, 0.0, 0.0
     if status:
         mode, factor = status.active_operation_mode_id, status.operation_mode_factor
         began, ready, started = under_way(actuator, status, now)
-        timers |= {each: end for each, end in started.items() if finished.get(each, 0.0) < began}
-    if told and told.mode in actuator.modes and (status is None or told.moment > heard):
+        timers = latest(timers, not_told_since(actuator, started, began, heard))
+    if told and told.mode in actuator.modes and (status is None or told.moment > heard.get(actuator.id, 0.0)):
         mode, factor, ready = told.active.mode, told.active.factor, told.active.ready
     if told and told.mode == mode:
-        expected = {
-            each: end for each, end in told.active.timers.items() if finished.get(each, 0.0) < told.moment
-        }
-        timers = latest(timers, expected)
+        timers = latest(timers, not_told_since(actuator, told.active.timers, told.moment, heard))
     return Active(mode, factor, ready, {each: end for each, end in timers.items() if end > now})
+
+
+@pyscript_compile
+def not_told_since(actuator, timers, moment, heard):
+    """Return those timers, with their ends, of which nothing has been told since a moment."""
+    return {each: end for each, end in timers.items() if heard.get((actuator.id, each), 0.0) < moment}
 
 
 @pyscript_compile

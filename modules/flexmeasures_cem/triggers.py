@@ -89,6 +89,8 @@ def received(site, resource, message):
     else:
         if hasattr(message, "active_operation_mode_id") or hasattr(message, "sequence_container_status"):
             found.heard[getattr(message, "actuator_id", None)] = now
+        if hasattr(message, "finished_at"):
+            found.heard[getattr(message, "actuator_id", None), message.timer_id] = now
         if found.asked:
             if found.type.moved(*found.asked, message):
                 found.asked = None

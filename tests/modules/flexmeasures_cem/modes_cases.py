@@ -60,7 +60,9 @@ def costly(made, cost) -> dict:
     return made | {"transition_costs": cost}
 
 
-def market(m, prices, length=QUARTER, begin=2.0, load=0.0, limit=math.inf, production=None) -> list:
+def market(
+    m, prices, length=QUARTER, begin=2.0, load=0.0, limit=math.inf, production=None, curtailable=0.0
+) -> list:
     """Return Intervals from the start on, the first of which is cut; prices are per kWh."""
     loads = load if isinstance(load, list) else [load] * len(prices)
     produced = production if isinstance(production, list) else [production] * len(prices)
@@ -72,6 +74,7 @@ def market(m, prices, length=QUARTER, begin=2.0, load=0.0, limit=math.inf, produ
             price if produced[place] is None else produced[place],
             loads[place],
             limit,
+            curtailable,
         )
         for place, price in enumerate(prices)
     ]
@@ -214,8 +217,13 @@ def bill(simulated, intervals, tariffs=None) -> tuple:
 def price(interval, power) -> float:
     """Return what a device's power costs the site in a second."""
 
-    def paid(net):
+    def at_meter(net):
         return net * (interval.consumption_price if net > 0 else interval.production_price)
+
+    def paid(net):
+        if interval.production_price >= 0:
+            return at_meter(net)
+        return min(at_meter(net + share * interval.curtailable / 100) for share in range(101))
 
     return (paid(interval.load + power) - paid(interval.load)) / 3.6e6
 

@@ -487,7 +487,9 @@ def test_a_device_accepts_every_instruction(data):
     length = data.draw(st.sampled_from([300.0, 900.0, 3600.0]))
     load = data.draw(st.sampled_from([0.0, 1500.0, -2500.0]))
     limit = data.draw(st.sampled_from([math.inf, 3000.0]))
-    intervals = market(m, data.draw(random_prices(count)), length, load=load, limit=limit, production=0.07)
+    yields = {"production": data.draw(st.sampled_from([0.07, -0.1]))}
+    yields["curtailable"] = data.draw(st.sampled_from([0.0, 1000.0, 2500.0]))
+    intervals = market(m, data.draw(random_prices(count)), length, load=load, limit=limit, **yields)
     rates = data.draw(st.lists(steps_of_500(20), min_size=1, max_size=12))
     expected = forecast(rates, data.draw(st.sampled_from([300, 900, 1000])))
     active, running = {}, {}
@@ -582,7 +584,9 @@ def test_no_other_way_meets_the_demand_at_less_cost(data):
     described = description(*actuators)
     count = data.draw(st.integers(2, 4))
     load = data.draw(st.sampled_from([0.0, -1000.0]))
-    intervals = market(m, data.draw(random_prices(count)), begin=0.0, load=load, production=0.1)
+    yields = {"production": data.draw(st.sampled_from([0.1, -0.1]))}
+    yields["curtailable"] = data.draw(st.sampled_from([0.0, 1000.0, 2500.0]))
+    intervals = market(m, data.draw(random_prices(count)), begin=0.0, load=load, **yields)
     demands = data.draw(st.lists(steps_of_500(16), min_size=count, max_size=count))
     described["present_demand_rate"] = number_range(demands[0], demands[0])
     active = [data.draw(st.sampled_from(each["operation_modes"]))["Id"] for each in actuators]

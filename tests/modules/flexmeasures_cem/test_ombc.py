@@ -133,12 +133,16 @@ def test_a_timer_follows_from_when_the_transition_began(m):
     assert told(plan) == [(501, off["id"], 0)]
 
 
-@pytest.mark.parametrize(("told_end", "end"), [(200, 201), (-50, 1), (-150, 501)])
-def test_what_is_told_of_a_timer_counts_unless_it_was_started_again(m, told_end, end):
+@pytest.mark.parametrize(("heard_at", "end"), [(-90, 200), (-110, 500)])
+def test_what_is_told_of_a_timer_counts_unless_it_was_started_again(m, heard_at, end):
     off, on, described = switch(least_on=600)
-    running = {described["timers"][0]["id"]: told_end}
-    _device, plan = planned(m, described, market(m, [0.2] * 4), on, previous=off, since=-100, running=running)
-    assert told(plan)[0] == (pytest.approx(end, abs=1), off["id"], 0)
+    [timer_, _other] = [each["id"] for each in described["timers"]]
+    remembered = memory(m, described, on, previous=off, since=-100, running={timer_: 200})
+    device = m.ombc.device(remembered)
+    heard = {None: NOW - 100, (None, timer_): NOW + heard_at}
+    assert m.ombc.condition(device, remembered, heard, None, NOW).actuators[None].timers == {
+        timer_: NOW + end
+    }
 
 
 def test_a_transition_beyond_all_time_is_reckoned_with(m):
@@ -446,7 +450,9 @@ def test_no_other_way_through_the_modes_costs_less(data):
     prices = data.draw(random_prices(data.draw(st.integers(4, 6))))
     load = data.draw(st.sampled_from([0.0, 1500.0, -2500.0]))
     limit = data.draw(st.sampled_from([math.inf, 2500.0]))
-    intervals = market(m, prices, begin=0.0, load=load, limit=limit, production=0.1)
+    yields = {"production": data.draw(st.sampled_from([0.1, -0.1]))}
+    yields["curtailable"] = data.draw(st.sampled_from([0.0, 1000.0, 2500.0]))
+    intervals = market(m, prices, begin=0.0, load=load, limit=limit, **yields)
     active = data.draw(st.sampled_from(modes))
     _device, plan = planned(m, described, intervals, active)
     simulated = SimulatedActuator(described, active["id"])

@@ -143,3 +143,9 @@ def test_what_would_be_curtailed_is_not_paid_for(prices, load, curtailable, powe
 
     expected = paid(100 * (load + power)) - paid(100 * load)
     assert markets.cost(interval, 100.0 * power) == pytest.approx(expected)
+
+
+def test_of_a_time_to_come_all_of_the_first_sample_counts(outlooks):
+    found = outlooks.new([], HOUR, 2 * HOUR, QUARTER, HOUR - 840.0)
+    means, _most = outlooks.of_pieces(found, [(0.0, DAY, -8000.0)])
+    assert means == [-8000] * 4

@@ -1187,3 +1187,16 @@ async def test_who_was_planned_before_another_joined_chooses_again(site):
             site.ahead = site.planners.CHOICE_SECONDS + 0.5
             site.site.urged.set()
             await until(lambda: planned_for(site, "Charger").plan is not first)
+
+
+async def test_a_question_leaves_what_is_expected_as_it_was(site, load):
+    outlooks = load("flexmeasures_cem.outlook")
+    async with battery(site):
+        each, start = controlled(site), site.site.now() // QUARTER * QUARTER
+        outlook = outlooks.new([], start, start + 96 * QUARTER, QUARTER)
+        outlooks.put(outlook, each, [-3000.0] * 96)
+        problem = SimpleNamespace(power_sensor=site.site.means(each.resource).power_sensor)
+        asked = {each: site.asking.Question(problem, start + 96 * QUARTER, 1.0)}
+        window = site.sites.Window(start, QUARTER, start + 96 * QUARTER, 1.0, 9000.0, False)
+        await site.asking.ask(site.site, asked, {}, outlook, window)
+        assert outlook.total == [-3000] * 96
