@@ -2,9 +2,12 @@
 
 import asyncio
 import builtins
+import functools
 import importlib
 import importlib.util
+import platform
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +15,7 @@ import pytest
 import pytest_socket
 from pytest_homeassistant_custom_component.common import async_test_home_assistant
 
-from tests.parts import home_assistant, in_process, pyscript_source, s2_schemas
+from tests.parts import home_assistant, in_process, old_names, pyscript_source, s2_schemas
 from tests.parts.flexmeasures_server import FlexMeasuresServer
 from tests.parts.in_process import pyscript_hass  # noqa: F401
 
@@ -21,9 +24,25 @@ APPS = ROOT / "pyscript" / "apps"
 builtins.pyscript_compile = lambda function: function
 
 
+def pytest_sessionstart() -> None:
+    """Put back what the pyscript of the tests uses, before anything imports it."""
+    put_back()
+
+
+@functools.cache
+def put_back() -> str:
+    """Put back the names that pyscript uses and this Home Assistant has moved, and say which."""
+    moved = old_names.put_back(pyscript_source.source().path)
+    return f"; put back for it: {', '.join(moved)}" if moved else ""
+
+
 def pytest_report_header() -> list[str]:
-    """Say which pyscript the tests run on, and what S2 messages are checked against."""
-    return [f"pyscript: {pyscript_source.source().description}", f"S2: {s2_schemas.describe()}"]
+    """Say what the tests run on, and what S2 messages are checked against."""
+    runs_on = f"Home Assistant {version('homeassistant')}, Python {platform.python_version()}"
+    return [
+        f"{runs_on}, {pyscript_source.source().description}{put_back()}",
+        f"S2: {s2_schemas.describe()}",
+    ]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -14,15 +14,21 @@ def folder() -> Path:
     return Path(base) / "flexmeasures-for-pyscript"
 
 
-def built(name: str, made_from: list[str], build: Callable[[Path], None]) -> Path:
+def built(
+    name: str,
+    made_from: list[str],
+    build: Callable[[Path], None],
+    is_whole: Callable[[Path], bool] = lambda _path: True,
+) -> Path:
     """Return the folder that `build` fills, once for each content of `made_from`.
 
-    What was left unfinished is made anew. It is built in place: environments cannot be moved.
+    What was left unfinished is made anew, and so is what `is_whole` finds broken since. It is built in
+    place: environments cannot be moved.
     """
     key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:12]
     path = folder() / f"{name}-{key}"
     complete = path / ".complete"
-    if complete.exists():
+    if complete.exists() and is_whole(path):
         return path
     folder().mkdir(parents=True, exist_ok=True)
     with (folder() / f"{path.name}.lock").open("w") as lock:
@@ -31,8 +37,11 @@ def built(name: str, made_from: list[str], build: Callable[[Path], None]) -> Pat
         except BlockingIOError:
             progress(f"Waiting for another process that is making {name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if not complete.exists():
-            shutil.rmtree(path, ignore_errors=True)
+        if not (complete.exists() and is_whole(path)):
+            # The mark goes first: what cannot be removed whole must not be taken for whole.
+            complete.unlink(missing_ok=True)
+            if path.exists():
+                shutil.rmtree(path)
             path.mkdir(mode=0o700)
             build(path)
             complete.touch()

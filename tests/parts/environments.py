@@ -1,39 +1,74 @@
 """The Python environments of the tests: `python -m tests.parts.environments` makes them.
 
-Home Assistant needs Python 3.13 or later, FlexMeasures 3.12 at most, so each has one of its own.
-Uses the standard library only: this is what runs first on a new machine.
+Home Assistant and FlexMeasures need different Pythons, so each has an environment of its own. Uses the
+standard library only: this is what runs first on a new machine.
 """
 
+import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.parts import cache
+from tests.parts import cache, pins
 
 UV = "uv==0.13.9"
 ROOT = Path(__file__).parents[2]
-REQUIREMENTS = ROOT / "tests" / "requirements"
+FLEXMEASURES = "1.0.1"
 FLEXMEASURES_PYTHONS = ("3.12", "3.11", "3.10")
 MISLEADING = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_PYTHON", "PIP_TARGET")
+CHOICE = "HOME_ASSISTANT"
+"""The variable that names the release of Home Assistant to use."""
 
 
 class SetupError(Exception):
     """A step of the set-up failed; the message says which, and why."""
 
 
-def home_assistant() -> Path:
-    """Return the environment of Home Assistant, of the newest release for this Python."""
-    release = "2026.2.3" if sys.version_info >= (3, 13, 2) else "2025.4.4"
-    base = os.path.realpath(sys._base_executable)
-    return _environment("home-assistant", release, base)
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that runs: its path, resolved to the program itself, and its version."""
+
+    path: str
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Return what identifies it."""
+        return f"{self.path} {'.'.join(map(str, self.version))}"
+
+
+def home_assistant(release: str | None = None) -> Path:
+    """Return the environment of a release of Home Assistant.
+
+    The default is the one that HOME_ASSISTANT names, else the oldest pinned one that a Python is found for.
+    Raise SetupError where there is no Python for it.
+    """
+    release = release or os.environ.get(CHOICE) or _default_release()
+    requirements = _pinned(release)
+    if (interpreter := _home_assistant_python(requirements)) is None:
+        needed = pins.requires_python(requirements)
+        raise SetupError(
+            f"Home Assistant {release} needs Python {needed}, and none was found on the PATH, in"
+            " ~/.local/bin or with pyenv: install one, or choose another release, with HOME_ASSISTANT=..."
+        )
+    return _environment("home-assistant", release, requirements, interpreter)
+
+
+def newest_home_assistant() -> str | None:
+    """Return the newest pinned release of Home Assistant, if there is a Python for it."""
+    release = pins.releases()[-1]
+    return release if _home_assistant_python(_pinned(release)) else None
 
 
 def flexmeasures() -> Path:
     """Return the environment of the FlexMeasures server."""
-    return _environment("flexmeasures", "1.0.1", _flexmeasures_python())
+    requirements = pins.path("flexmeasures", FLEXMEASURES).read_text()
+    found = _find_python(*FLEXMEASURES_PYTHONS)
+    return _environment("flexmeasures", FLEXMEASURES, requirements, found or FLEXMEASURES_PYTHONS[0])
 
 
 def python(environment: Path) -> Path:
@@ -46,61 +81,22 @@ def clean_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in MISLEADING}
 
 
-def _environment(name: str, release: str, interpreter: str) -> Path:
-    """Make an environment with the pinned requirements of a release."""
-    requirements = REQUIREMENTS / f"{name}-{release}.txt"
-
-    def build(path: Path) -> None:
-        uv = _uv()
-        cache.progress(f"Installing {name} {release} (a few minutes the first time)")
-        _run(uv, "venv", "--quiet", "--allow-existing", "--python", interpreter, path)
-        _run(uv, "pip", "sync", "--quiet", "--python", python(path), requirements)
-
-    return cache.built(
-        f"{name}-{release}", [requirements.read_text(), interpreter, _version(interpreter)], build
-    )
-
-
-def _uv() -> Path:
+def uv() -> Path:
     """Return the project's own uv."""
 
     def build(path: Path) -> None:
         cache.progress("Installing uv, which makes the environments")
-        venv.create(path, with_pip=True)
-        _run(python(path), "-m", "pip", "install", "--quiet", UV)
+        # A copy of an interpreter that was reached through a link does not find its library.
+        venv.create(path, with_pip=True, symlinks=True)
+        run(python(path), "-m", "pip", "install", "--quiet", UV)
 
     interpreter = os.path.realpath(sys._base_executable)
-    return cache.built("uv", [UV, interpreter, sys.version], build) / "bin" / "uv"
+    made = cache.built("uv", [UV, interpreter, sys.version], build, is_whole=_runs)
+    return made / "bin" / "uv"
 
 
-def _flexmeasures_python() -> str:
-    """Return an installed Python that FlexMeasures can use, else the version for uv to download."""
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    for version in FLEXMEASURES_PYTHONS:
-        found = shutil.which(f"python{version}")
-        candidates = [found] if found else []
-        candidates += sorted(map(str, pyenv.glob(f"{version}.*/bin/python")), reverse=True)
-        for candidate in candidates:
-            if _version(candidate).startswith(version):
-                return os.path.realpath(candidate)
-    return FLEXMEASURES_PYTHONS[0]
-
-
-def _version(interpreter: str) -> str:
-    """Return the version an interpreter tells, or nothing if it does not run."""
-    try:
-        return subprocess.run(
-            [interpreter, "-c", "import platform; print(platform.python_version())"],
-            capture_output=True,
-            text=True,
-            env=clean_variables(),
-        ).stdout.strip()
-    except OSError:
-        return ""
-
-
-def _run(*command: str | Path) -> None:
-    """Run a step; its output is shown if it fails."""
+def run(*command: str | Path) -> None:
+    """Run a step; its output is shown if it fails. Raise SetupError."""
     variables = clean_variables() | {"UV_PYTHON_INSTALL_DIR": str(cache.folder() / "python")}
     step = subprocess.run(
         command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -109,9 +105,93 @@ def _run(*command: str | Path) -> None:
         raise SetupError(f"{' '.join(map(str, command))} failed:\n{step.stdout}")
 
 
-def _link(environment: Path) -> None:
-    """Point the checkout's .venv at an environment."""
-    link = ROOT / ".venv"
+def _environment(name: str, release: str, requirements: str, interpreter: Interpreter | str) -> Path:
+    """Make an environment with the pinned requirements of a release."""
+
+    def build(path: Path) -> None:
+        program = uv()
+        cache.progress(f"Installing {name} {release} (a few minutes the first time)")
+        base = interpreter if isinstance(interpreter, str) else interpreter.path
+        run(program, "venv", "--quiet", "--allow-existing", "--python", base, path)
+        file = path / "requirements.txt"
+        file.write_text(requirements)
+        run(program, "pip", "sync", "--quiet", "--python", python(path), file)
+
+    return cache.built(f"{name}-{release}", [requirements, str(interpreter)], build, is_whole=_runs)
+
+
+def _runs(path: Path) -> bool:
+    """Tell whether an environment's Python still starts: the one that it was made from may be gone."""
+    return _examine(str(python(path))) is not None
+
+
+def _pinned(release: str) -> str:
+    """Return the pinned requirements of a release of Home Assistant; without a file, they are resolved now."""
+    file = pins.path("home-assistant", release)
+    if file.exists():
+        return file.read_text()
+
+    def build(path: Path) -> None:
+        cache.progress(f"Resolving the requirements of Home Assistant {release}")
+        (path / "requirements.txt").write_text(pins.resolve_home_assistant(release, uv(), run))
+
+    sources = [release, pins.HOME_ASSISTANT.read_text(), pins.OVERRIDES.read_text()]
+    return (cache.built(f"requirements-{release}", sources, build) / "requirements.txt").read_text()
+
+
+def _default_release() -> str:
+    """Return the oldest pinned release of Home Assistant that there is a Python for."""
+    releases = pins.releases()
+    return next((each for each in releases if _home_assistant_python(_pinned(each))), releases[0])
+
+
+def _home_assistant_python(requirements: str) -> Interpreter | None:
+    """Return a Python that a release runs on."""
+    return _find_python(pins.requires_python(requirements).removeprefix(">="))
+
+
+def _find_python(*versions: str) -> Interpreter | None:
+    """Return an interpreter of the first version that there is one of.
+
+    A later patch release does; a later minor version does not, since the pinned wheels are not for it.
+    """
+    for wanted in [tuple(map(int, version.split("."))) for version in versions]:
+        for interpreter in _interpreters():
+            if interpreter.version >= wanted and interpreter.version[:2] == wanted[:2]:
+                return interpreter
+    return None
+
+
+@functools.cache
+def _interpreters() -> list[Interpreter]:
+    """Return the Pythons of this machine: this one, the PATH's, those of ~/.local/bin, and pyenv's."""
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), str(Path.home() / ".local" / "bin")]
+    names = [f"python3.{minor}" for minor in range(20, 9, -1)]
+    candidates = [sys._base_executable]
+    candidates += [path for folder in folders for name in names if (path := shutil.which(name, path=folder))]
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    candidates += sorted(map(str, pyenv.glob("3.*/bin/python")), reverse=True)
+    examined = [_examine(candidate) for candidate in dict.fromkeys(candidates)]
+    return list(dict.fromkeys(each for each in examined if each))
+
+
+def _examine(candidate: str) -> Interpreter | None:
+    """Return an interpreter as it describes itself, or None if it does not start."""
+    question = "import os, sys; print(os.path.realpath(sys._base_executable), *sys.version_info[:3])"
+    try:
+        answer = subprocess.run(
+            [candidate, "-c", question], capture_output=True, text=True, env=clean_variables()
+        ).stdout
+    except OSError:
+        return None
+    if not (found := re.fullmatch(r"(.+) (\d+) (\d+) (\d+)\n", answer)):
+        return None
+    return Interpreter(found[1], tuple(int(number) for number in found.groups()[1:]))
+
+
+def _link(environment: Path, name: str) -> None:
+    """Point a link of the checkout at an environment."""
+    link = ROOT / name
     if link.exists() and not link.is_symlink():
         raise SetupError(f"{link} is not a link: remove it, and try again")
     if not link.is_symlink() or link.readlink() != environment:
@@ -120,10 +200,13 @@ def _link(environment: Path) -> None:
 
 
 def main() -> None:
-    """Make the environments, and point .venv at Home Assistant's."""
+    """Make the environments, and link Home Assistant's: .venv, or .venv-<release> for a chosen one."""
+    chosen = os.environ.get(CHOICE)
     try:
-        _link(home_assistant())
+        _link(home_assistant(), f".venv-{chosen}" if chosen else ".venv")
         flexmeasures()
+        if not chosen and (newest := newest_home_assistant()):
+            home_assistant(newest)
     except SetupError as error:
         sys.exit(str(error))
 

@@ -19,6 +19,7 @@ import yaml
 from tests.parts.pyscript_source import Source
 
 REPOSITORY = Path(__file__).parents[2]
+OLD_NAMES = Path(__file__).with_name("old_names.py")
 NAME = PASSWORD = "demo"
 
 SECTIONS = {
@@ -285,7 +286,8 @@ class HomeAssistant:
     def _spawn(self) -> None:
         # Nothing is installed for Home Assistant's own integrations: the environment has what
         # they need here. Pyscript still installs our requirements.txt, as it does for a user.
-        command = [self.python, "-m", "homeassistant", "-c", self.config, "--skip-pip"]
+        pyscript = self.config / "custom_components" / "pyscript"
+        command = [self.python, OLD_NAMES, pyscript, "-c", self.config, "--skip-pip"]
         with (self.config / "console.log").open("wb") as console:
             self.process = subprocess.Popen(
                 command,

@@ -1,14 +1,23 @@
-"""Where pyscript comes from: its public repository, else our stand-in."""
+"""Where pyscript comes from: its public repository, else our stand-in.
+
+The release depends on that of Home Assistant: 1.7.0 does not load on 2026.5 or later, 2 needs Python 3.14.
+"""
 
 import functools
 import os
+import re
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.parts import cache
 
 RELEASE = "1.7.0"
+DEVELOPMENT = "master"
+"""What stands for pyscript 2 where its repository has no release of it yet."""
+FIRST_FOR_DEVELOPMENT = (2026, 5)
+"""The first Home Assistant that needs pyscript 2."""
 REPOSITORY = "https://github.com/custom-components/pyscript"
 STAND_IN = Path(__file__).parents[1] / "stand_in" / "custom_components" / "pyscript"
 
@@ -22,10 +31,31 @@ class Source:
     is_real: bool
 
 
-def source(ref: str | None = None) -> Source:
-    """Return pyscript of a tag or branch, by default PYSCRIPT_REF's, else the last release."""
-    ref = ref or os.environ.get("PYSCRIPT_REF") or RELEASE
+def source(ref: str | None = None, *, home_assistant: str | None = None) -> Source:
+    """Return pyscript of a tag or branch: by default PYSCRIPT_REF's, else that for a Home Assistant.
+
+    The release of Home Assistant is by default the one of this environment.
+    """
+    ref = ref or os.environ.get("PYSCRIPT_REF") or _for(home_assistant or version("homeassistant"))
     return _stand_in("as chosen") if ref == "stand-in" else _clone(ref)
+
+
+def _for(home_assistant: str) -> str:
+    """Return the release of pyscript that goes with one of Home Assistant."""
+    if tuple(map(int, home_assistant.split(".")[:2])) < FIRST_FOR_DEVELOPMENT:
+        return RELEASE
+    return _newest_of_version_2() or DEVELOPMENT
+
+
+@functools.cache
+def _newest_of_version_2() -> str | None:
+    """Return the tag of the newest release 2.x, or None while there is none or it cannot be known."""
+    try:
+        listed = _git("ls-remote", "--tags", "--sort=-version:refname", REPOSITORY, "refs/tags/2.*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    names = [line.rpartition("/")[2] for line in listed.splitlines()]
+    return next((name for name in names if re.fullmatch(r"2[.\d]*", name)), None)
 
 
 def _stand_in(reason: str) -> Source:
