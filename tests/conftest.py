@@ -1,23 +1,21 @@
 """What all tests share: the scripts under plain CPython and under pyscript, and the real parts."""
 
-import asyncio
 import builtins
 import functools
-import importlib
-import importlib.util
 import platform
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import NonCallableMock
 
 import pytest
 import pytest_socket
-from pytest_homeassistant_custom_component.common import async_test_home_assistant
+from homeassistant.helpers import translation
 
-from tests.parts import home_assistant, in_process, old_names, pyscript_source, s2_schemas
+from tests.parts import home_assistant, old_names, pyscript_source, s2_schemas
 from tests.parts.flexmeasures_server import FlexMeasuresServer
 from tests.parts.in_process import pyscript_hass  # noqa: F401
+from tests.parts.virtual_time import VirtualTime, virtual_time
 
 ROOT = Path(__file__).parents[1]
 APPS = ROOT / "pyscript" / "apps"
@@ -64,49 +62,20 @@ def config(tmp_path, source) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def loaded_by_pyscript(source, tmp_path_factory) -> dict:
-    """Return our modules as pyscript has loaded them."""
-    config = tmp_path_factory.mktemp("config")
-    home_assistant.install(config, source)
-    names = [
-        *(
-            ".".join(path.relative_to(ROOT / "modules").with_suffix("").parts)
-            for path in modules(ROOT / "modules")
-        ),
-        *(".".join(path.relative_to(APPS).with_suffix("").parts) for path in modules(APPS)),
-    ]
-
-    async def collect() -> dict:
-        async with async_test_home_assistant() as hass, in_process.pyscript(hass, config, {}):
-            return {name: in_process.module_namespace(name) for name in names}
-
-    with ThreadPoolExecutor(1) as own_thread:
-        return own_thread.submit(asyncio.run, collect()).result()
+@pytest.fixture(autouse=True)
+def no_calls_remembered() -> Iterator[None]:
+    """Let go of each Home Assistant: a mock of the test helpers lasts over all tests, with its calls."""
+    yield
+    mock = translation._async_get_component_strings
+    if isinstance(mock, NonCallableMock):
+        mock.reset_mock()
 
 
-def modules(folder: Path) -> list[Path]:
-    """Return the module files in a folder, without the packages' own."""
-    return [path for path in folder.rglob("*.py") if path.name != "__init__.py"]
-
-
-@pytest.fixture(params=["CPython", "pyscript"])
-def load(request):
-    """Return a function that loads one of our modules: the same tests for plain CPython and pyscript."""
-    if request.param == "pyscript":
-        return request.getfixturevalue("loaded_by_pyscript").__getitem__
-    return load_natively
-
-
-def load_natively(name: str) -> SimpleNamespace:
-    """Import a module of `modules/`, or of the app without the app itself."""
-    path = APPS.joinpath(*name.split(".")).with_suffix(".py")
-    if not path.exists():
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+async def clock() -> AsyncIterator[VirtualTime]:
+    """Let the test's time pass at once."""
+    with virtual_time() as clock:
+        yield clock
 
 
 @pytest.fixture(scope="session")

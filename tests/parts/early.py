@@ -4,10 +4,11 @@ Home Assistant 2026.11 puts another package in the place of httpx, which must ha
 and the newest pytest-homeassistant-custom-component is made for 2026.10.
 """
 
-import homeassistant  # noqa: F401
+from contextlib import suppress
+
 from homeassistant.components import logger
 
-if not hasattr(logger, "_clear_logger_overwrites"):
-    from homeassistant.components.logger import helpers
+with suppress(ImportError):
+    from homeassistant.components.logger.helpers import _clear_logger_overwrites
 
-    logger._clear_logger_overwrites = helpers._clear_logger_overwrites
+    logger._clear_logger_overwrites = _clear_logger_overwrites

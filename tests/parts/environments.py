@@ -126,7 +126,7 @@ def _runs(path: Path) -> bool:
 
 
 def _pinned(release: str) -> str:
-    """Return the pinned requirements of a release of Home Assistant; without a file, they are resolved now."""
+    """Return the pinned requirements of a Home Assistant; where no file has them, they are resolved."""
     file = pins.path("home-assistant", release)
     if file.exists():
         return file.read_text()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import typing
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,3 +131,5 @@ def _own_imports(packages: set[str]):
         for name in imported():
             del sys.modules[name]
         sys.modules.update(before)
+        for forget in typing._cleanups:  # generic aliases of what was imported, which lead to all of it
+            forget()

@@ -1,4 +1,4 @@
-"""The pinned requirements of the environments: `python -m tests.parts.pins` (`make update`) refreshes them."""
+"""The pinned requirements of the environments: `make update` refreshes them."""
 
 import re
 import sys
@@ -69,7 +69,9 @@ def _compile(uv: Path, run: Callable[..., None], source: Path, least: str, *opti
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "requirements.txt")
         quiet = "--quiet", "--no-header", "--no-annotate", "--universal", "--upgrade"
-        run(uv, "pip", "compile", *quiet, "--python-version", least, *options, source, "--output-file", target)
+        run(
+            uv, "pip", "compile", *quiet, "--python-version", least, *options, source, "--output-file", target
+        )
         return f"{FIRST_LINE}>={least}\n{target.read_text()}"
 
 

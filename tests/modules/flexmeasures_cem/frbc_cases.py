@@ -16,7 +16,7 @@ QUARTER = 900.0
 
 
 def modules() -> SimpleNamespace:
-    """Return the modules under test, as plain CPython has them."""
+    """Return the modules under test."""
     names = {
         "frbc": "flexmeasures_cem.frbc",
         "plans": "flexmeasures_cem.frbc_plan",

@@ -16,24 +16,19 @@ from tests.parts.s2_messages import example
 START = datetime(2026, 3, 2, 10, tzinfo=UTC)
 NOW = START.timestamp()
 QUARTER = 900.0
-NAMES = {
-    "ombc": "flexmeasures_cem.ombc",
-    "ddbc": "flexmeasures_cem.ddbc",
-    "modes": "flexmeasures_cem.modes",
-    "market": "flexmeasures_cem.market",
-    "plans": "flexmeasures_cem.plans",
-    "messages": "flexmeasures_s2.messages",
-}
 
 
-def loaded(load) -> SimpleNamespace:
+def modules() -> SimpleNamespace:
     """Return the modules under test."""
-    return SimpleNamespace(**{name: load(path) for name, path in NAMES.items()})
-
-
-def natively() -> SimpleNamespace:
-    """Return the modules under test, as plain CPython has them."""
-    return loaded(importlib.import_module)
+    names = {
+        "ombc": "flexmeasures_cem.ombc",
+        "ddbc": "flexmeasures_cem.ddbc",
+        "modes": "flexmeasures_cem.modes",
+        "market": "flexmeasures_cem.market",
+        "plans": "flexmeasures_cem.plans",
+        "messages": "flexmeasures_s2.messages",
+    }
+    return SimpleNamespace(**{name: importlib.import_module(path) for name, path in names.items()})
 
 
 def mode(label, powers=(0, 0), cost=None, abnormal=False, **quantities) -> dict:

@@ -21,8 +21,8 @@ CHARGER = {ALL: ([(0, 0), (4140, 11040)], [(0, 0)])}
 INVERTER = {L1: ([(0, 0)], [(-5000, 0)])}
 
 
-def modules(load=importlib.import_module) -> SimpleNamespace:
-    """Return the modules under test, as plain CPython has them, or as another function loads them."""
+def modules() -> SimpleNamespace:
+    """Return the modules under test."""
     names = {
         "pebc": "flexmeasures_cem.pebc",
         "forecasts": "flexmeasures_cem.forecasts",
@@ -32,7 +32,7 @@ def modules(load=importlib.import_module) -> SimpleNamespace:
         "errors": "flexmeasures_cem.errors",
         "messages": "flexmeasures_s2.messages",
     }
-    return SimpleNamespace(**{name: load(path) for name, path in names.items()})
+    return SimpleNamespace(**{name: importlib.import_module(path) for name, path in names.items()})
 
 
 def at(hours) -> str:

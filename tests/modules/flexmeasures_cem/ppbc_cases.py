@@ -21,7 +21,7 @@ DEFINITION, STATUS = "PPBC.PowerProfileDefinition", "PPBC.PowerProfileStatus"
 
 
 def modules() -> SimpleNamespace:
-    """Return the modules under test, as plain CPython has them."""
+    """Return the modules under test."""
     names = {
         "ppbc": "flexmeasures_cem.ppbc",
         "searches": "flexmeasures_cem.ppbc_plan",

@@ -5,23 +5,13 @@ from uuid import uuid4
 
 import pytest
 
+import flexmeasures_cem.cem as cems
+import flexmeasures_cem.errors as errors
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.parts.s2_messages import example
 
 FRBC, OMBC, PEBC = "FILL_RATE_BASED_CONTROL", "OPERATION_MODE_BASED_CONTROL", "POWER_ENVELOPE_BASED_CONTROL"
 NO_SELECTION, NOT_CONTROLABLE = "NO_SELECTION", "NOT_CONTROLABLE"
-
-
-@pytest.fixture
-def cems(load):
-    """Return the module."""
-    return load("flexmeasures_cem.cem")
-
-
-@pytest.fixture
-def errors(load):
-    """Return the exceptions."""
-    return load("flexmeasures_cem.errors")
 
 
 async def settled(resource, wanted):
@@ -57,7 +47,7 @@ async def test_a_preference_for_no_selection_stops_every_device(serve):
         assert rm.selected == NO_SELECTION
 
 
-async def test_another_control_type_is_selected_and_told(cem, cems):
+async def test_another_control_type_is_selected_and_told(cem):
     async with connected(cem, name="EV", control_types=[FRBC, PEBC]) as rm:
         resource = cems.connected(cem.cem)
         await settled(resource, FRBC)
@@ -67,7 +57,7 @@ async def test_another_control_type_is_selected_and_told(cem, cems):
         assert (await rm.ask(example("PEBC.PowerConstraints")))["status"] == "OK"
 
 
-async def test_what_is_active_is_not_selected_again(cem, cems):
+async def test_what_is_active_is_not_selected_again(cem):
     async with connected(cem, control_types=[FRBC]) as rm:
         resource = cems.connected(cem.cem)
         await settled(resource, FRBC)
@@ -76,7 +66,7 @@ async def test_what_is_active_is_not_selected_again(cem, cems):
         assert len([each for each in rm.received if each["message_type"] == "SelectControlType"]) == 1
 
 
-async def test_no_selection_is_always_possible(cem, cems):
+async def test_no_selection_is_always_possible(cem):
     async with connected(cem, control_types=[FRBC]) as rm:
         resource = cems.connected(cem.cem)
         await settled(resource, FRBC)
@@ -86,7 +76,7 @@ async def test_no_selection_is_always_possible(cem, cems):
         assert (await rm.ask(example("PowerMeasurement")))["status"] == "OK"
 
 
-async def test_what_is_not_offered_is_refused_with_what_is(cem, cems, errors):
+async def test_what_is_not_offered_is_refused_with_what_is(cem):
     async with connected(cem, name="EV", control_types=[FRBC, NOT_CONTROLABLE]):
         resource = cems.connected(cem.cem)
         await settled(resource, FRBC)
@@ -97,7 +87,7 @@ async def test_what_is_not_offered_is_refused_with_what_is(cem, cems, errors):
         assert (cems.control_type(resource), resource.choice) == (FRBC, None)
 
 
-async def test_a_choice_is_used_at_the_next_connection(cem, cems):
+async def test_a_choice_is_used_at_the_next_connection(cem):
     device = {"resource_id": str(uuid4()), "control_types": [FRBC, PEBC]}
     async with connected(cem, **device) as rm:
         resource = cems.connected(cem.cem)
@@ -111,7 +101,7 @@ async def test_a_choice_is_used_at_the_next_connection(cem, cems):
         assert rm.selected == PEBC
 
 
-async def test_a_choice_prevails_over_the_preference(serve, cems):
+async def test_a_choice_prevails_over_the_preference(serve):
     cem = await serve(preferred=PEBC)
     device = {"resource_id": str(uuid4()), "control_types": [FRBC, PEBC]}
     async with connected(cem, **device) as rm:
@@ -122,7 +112,7 @@ async def test_a_choice_prevails_over_the_preference(serve, cems):
         assert rm.selected == FRBC
 
 
-async def test_a_refusal_is_told_and_changes_nothing(cem, cems, errors):
+async def test_a_refusal_is_told_and_changes_nothing(cem):
     async with connected(cem, name="EV", control_types=[FRBC, PEBC]) as rm:
         resource = cems.connected(cem.cem)
         await settled(resource, FRBC)
@@ -135,7 +125,7 @@ async def test_a_refusal_is_told_and_changes_nothing(cem, cems, errors):
         assert (await rm.ask(example("FRBC.StorageStatus")))["status"] == "OK"
 
 
-async def test_no_answer_to_a_selection_is_told_and_ends_the_session(serve, cems, errors):
+async def test_no_answer_to_a_selection_is_told_and_ends_the_session(serve):
     cem = await serve(limits={"confirmation": 0.3})
     async with connected(cem, name="EV", control_types=[FRBC, PEBC]) as rm:
         resource = cems.connected(cem.cem)
@@ -147,7 +137,7 @@ async def test_no_answer_to_a_selection_is_told_and_ends_the_session(serve, cems
     assert resource.choice is None
 
 
-async def test_a_device_that_leaves_during_its_selection_is_told(cem, cems, errors):
+async def test_a_device_that_leaves_during_its_selection_is_told(cem):
     async with connected(cem, name="EV", control_types=[FRBC, PEBC]) as rm:
         resource = cems.connected(cem.cem)
         await settled(resource, FRBC)
@@ -159,13 +149,13 @@ async def test_a_device_that_leaves_during_its_selection_is_told(cem, cems, erro
             await change
 
 
-async def test_without_a_device_it_says_what_to_do(cem, cems, errors):
+async def test_without_a_device_it_says_what_to_do(cem):
     for resource_id in (None, "battery:1"):
         with pytest.raises(errors.NoSuchResource, match="see that it can reach"):
             cems.connected(cem.cem, resource_id)
 
 
-async def test_who_has_left_is_not_connected(cem, cems, errors):
+async def test_who_has_left_is_not_connected(cem):
     async with connected(cem):
         assert cems.connected(cem.cem)
     await until(lambda: not cem.listener.sessions)
@@ -173,13 +163,13 @@ async def test_who_has_left_is_not_connected(cem, cems, errors):
         cems.connected(cem.cem)
 
 
-async def test_an_unknown_device_is_named_with_those_that_are_there(cem, cems, errors):
+async def test_an_unknown_device_is_named_with_those_that_are_there(cem):
     async with connected(cem, name="EV", resource_id="ev:1"):
         with pytest.raises(errors.NoSuchResource, match=r"there is none: 'ev:2'; connected are ev:1 \(EV\)"):
             cems.connected(cem.cem, "ev:2")
 
 
-async def test_of_several_one_must_be_named(cem, cems, errors):
+async def test_of_several_one_must_be_named(cem):
     async with connected(cem, name="EV", resource_id="ev:1"), connected(cem, name="PV", resource_id="pv:1"):
         with pytest.raises(errors.NoSuchResource, match=r"several .* ev:1 \(EV\), pv:1 \(PV\)"):
             cems.connected(cem.cem)
@@ -187,21 +177,21 @@ async def test_of_several_one_must_be_named(cem, cems, errors):
         assert cems.connected(cem.cem, "EV").resource_id == "ev:1"
 
 
-async def test_a_name_that_several_have_is_not_enough(cem, cems, errors):
+async def test_a_name_that_several_have_is_not_enough(cem):
     async with connected(cem, name="EV", resource_id="ev:1"), connected(cem, name="EV", resource_id="ev:2"):
         with pytest.raises(errors.NoSuchResource, match="more than one has that name: 'EV'"):
             cems.connected(cem.cem, "EV")
         assert cems.connected(cem.cem, "ev:2").resource_id == "ev:2"
 
 
-async def test_a_device_without_a_name_goes_by_its_id(cem, cems):
+async def test_a_device_without_a_name_goes_by_its_id(cem):
     async with connected(cem, resource_id="ev:1") as rm:
         details = {name: value for name, value in rm.details.items() if name != "name"}
         assert (await rm.ask(details | {"message_id": "again"}))["status"] == "OK"
         assert cems.connected(cem.cem, "ev:1").name == "ev:1"
 
 
-async def test_what_cannot_be_planned_gives_way_to_the_next_best(cem, cems):
+async def test_what_cannot_be_planned_gives_way_to_the_next_best(cem):
     async with connected(cem, control_types=[FRBC, OMBC, NOT_CONTROLABLE]) as rm:
         [resource] = cem.cem.resources.values()
         await settled(resource, FRBC)
@@ -215,7 +205,7 @@ async def test_what_cannot_be_planned_gives_way_to_the_next_best(cem, cems):
         assert again.selected == FRBC
 
 
-async def test_what_the_user_chose_does_not_give_way(serve, cems):
+async def test_what_the_user_chose_does_not_give_way(serve):
     cem = await serve(preferred=PEBC)
     async with connected(cem, control_types=[FRBC, PEBC, NOT_CONTROLABLE]):
         [resource] = cem.cem.resources.values()

@@ -21,10 +21,9 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     both_ways,
     costly,
     live,
-    loaded,
     market,
     mode,
-    natively,
+    modules,
     number_range,
     parsed,
     price,
@@ -38,9 +37,9 @@ from tests.parts.s2_messages import example
 
 
 @pytest.fixture
-def m(load):
+def m():
     """Return the modules under test."""
-    return loaded(load)
+    return modules()
 
 
 def supplying(made, supply) -> dict:
@@ -480,7 +479,7 @@ def random_actuators(draw, number, grid=None):
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_device_accepts_every_instruction(data):
-    m = natively()
+    m = modules()
     actuators = [data.draw(random_actuators(each)) for each in range(data.draw(st.integers(1, 3)))]
     described = description(*actuators, demand=(2000, 3000))
     count = data.draw(st.integers(1, 10))
@@ -579,7 +578,7 @@ def least(m, actuators, intervals, demands, active, gas):
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_other_way_meets_the_demand_at_less_cost(data):
-    m = natively()
+    m = modules()
     actuators = [data.draw(random_actuators(each, QUARTER)) for each in range(data.draw(st.integers(1, 2)))]
     described = description(*actuators)
     count = data.draw(st.integers(2, 4))
@@ -622,7 +621,7 @@ def pieces_of(lived, intervals):
 
 
 def test_factors_are_the_best_of_many_at_random():
-    m = natively()
+    m = modules()
     chance = random.Random(7)
     for _round in range(300):
         count = chance.randint(1, 4)

@@ -6,20 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexmeasures_cem.forecasts as forecasts
+import flexmeasures_s2.messages as messages
 from tests.modules.flexmeasures_cem.pebc_cases import ALL, HOUR, L1, L2, NOW, forecast
 from tests.parts.s2_messages import example
 
 
-@pytest.fixture
-def m(load):
-    """Return the module under test."""
-    return load("flexmeasures_cem.forecasts")
-
-
-@pytest.fixture
-def parse(load):
-    """Return a function that reads a message."""
-    return lambda message: load("flexmeasures_s2.messages").parse(json.dumps(message))
+def parse(message):
+    """Read a message."""
+    return messages.parse(json.dumps(message))
 
 
 def of(duration, **powers) -> dict:
@@ -29,40 +24,40 @@ def of(duration, **powers) -> dict:
     return {"duration": duration, "power_values": values}
 
 
-def test_takes_the_official_example(m, parse):
+def test_takes_the_official_example():
     message = parse(example("PowerForecast"))
-    assert m.pieces(message) == [
+    assert forecasts.pieces(message) == [
         (NOW, NOW + 900, 2500),
         (NOW + 900, NOW + 2700, 1200),
         (NOW + 2700, NOW + 9900, 0),
     ]
 
 
-def test_means_the_power_over_a_time(m, parse):
+def test_means_the_power_over_a_time():
     message = parse(forecast([-1000, -3000]))
-    assert m.power(message, NOW, NOW + 2 * HOUR) == -2000
-    assert m.power(message, NOW + HOUR / 2, NOW + 1.25 * HOUR) == pytest.approx(-5000 / 3)
+    assert forecasts.power(message, NOW, NOW + 2 * HOUR) == -2000
+    assert forecasts.power(message, NOW + HOUR / 2, NOW + 1.25 * HOUR) == pytest.approx(-5000 / 3)
 
 
-def test_expects_nothing_where_it_says_nothing(m, parse):
+def test_expects_nothing_where_it_says_nothing():
     message = parse(forecast([-1000, -3000]))
-    assert m.power(message, NOW - HOUR, NOW) == 0
-    assert m.power(message, NOW - HOUR, NOW + HOUR) == -500
-    assert m.power(message, NOW + 2 * HOUR, NOW + 3 * HOUR) == 0
-    assert m.power(message, NOW, NOW) == 0
+    assert forecasts.power(message, NOW - HOUR, NOW) == 0
+    assert forecasts.power(message, NOW - HOUR, NOW + HOUR) == -500
+    assert forecasts.power(message, NOW + 2 * HOUR, NOW + 3 * HOUR) == 0
+    assert forecasts.power(message, NOW, NOW) == 0
 
 
-def test_adds_the_phases_but_takes_all_of_them_where_that_is_told(m, parse):
+def test_adds_the_phases_but_takes_all_of_them_where_that_is_told():
     elements = [of(1000, l1=100, l2=200), of(1000, l1=100, all=450, l2=100), of(1000, heat=5000), of(0, l1=7)]
-    found = m.pieces(parse(example("PowerForecast", elements=elements)))
+    found = forecasts.pieces(parse(example("PowerForecast", elements=elements)))
     assert found == [(NOW, NOW + 1, 300), (NOW + 1, NOW + 2, 450)]
 
 
-def test_takes_no_absurd_power_and_no_endless_element(m, parse):
+def test_takes_no_absurd_power_and_no_endless_element():
     elements = [of(1000, l1=1e15), of(10**18, l1=-50)]
-    [(start, end, power)] = m.pieces(parse(example("PowerForecast", elements=elements)))
+    [(start, end, power)] = forecasts.pieces(parse(example("PowerForecast", elements=elements)))
     assert (start, power) == (NOW + 1, -50)
-    assert end - start == m.AGES
+    assert end - start == forecasts.AGES
 
 
 @given(
@@ -71,9 +66,6 @@ def test_takes_no_absurd_power_and_no_endless_element(m, parse):
     st.integers(1, 20_000),
 )
 def test_is_the_mean_of_each_second(elements, start, length):
-    import flexmeasures_cem.forecasts as forecasts
-    import flexmeasures_s2.messages as messages
-
     made = example("PowerForecast", elements=[of(seconds * 1000, l1=power) for seconds, power in elements])
     line = [power for seconds, power in elements for _ in range(seconds)]
     inside = [line[each] for each in range(start, start + length) if 0 <= each < len(line)]

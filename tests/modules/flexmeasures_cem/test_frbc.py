@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import flexmeasures_optimiser.storage as storages
+from flexmeasures_cem.site import Means, Window
 from tests.modules.flexmeasures_cem.frbc_cases import (
     QUARTER,
     START,
@@ -44,8 +46,6 @@ def problem(described, level, energy=None, now=NOW, with_modes=True, resolution=
     activate(m, remembered, described)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, now)
-    from flexmeasures_cem.site import Means, Window
-
     left = (NOW + QUARTER - now) / QUARTER
     window = Window(NOW, QUARTER, NOW + DAY, left, math.inf, with_modes)
     return m.frbc.problem(device, state, Means(7, resolution, 8, energy), window)
@@ -182,8 +182,7 @@ def test_operation_modes_are_asked_for_where_power_has_steps():
     assert problem(battery(), 50).operation_modes == []
 
 
-def test_a_flex_model_of_it_is_as_flexmeasures_reads_it(load):
-    storages = load("flexmeasures_optimiser.storage")
+def test_a_flex_model_of_it_is_as_flexmeasures_reads_it():
     modes = [mode("off", element((0, 0))), mode("on", element((1400, 7000)))]
     found = problem(description(actuator("charger", modes)), 50)
     model = storages.flex_model(found, START, START + timedelta(days=1))
@@ -199,8 +198,7 @@ def test_a_flex_model_of_it_is_as_flexmeasures_reads_it(load):
     json.dumps(model)
 
 
-def test_a_range_of_production_is_told_as_such(load):
-    storages = load("flexmeasures_optimiser.storage")
+def test_a_range_of_production_is_told_as_such():
     assert storages.as_operation_mode(-5000, -1000) == {"production-range": ["1.0 kW", "5.0 kW"]}
     assert storages.as_operation_mode(-5000, 2000) == {
         "consumption-range": ["0.0 kW", "2.0 kW"],

@@ -16,10 +16,9 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     both_ways,
     costly,
     live,
-    loaded,
     market,
     mode,
-    natively,
+    modules,
     parsed,
     per_second,
     price,
@@ -34,9 +33,9 @@ from tests.parts.s2_messages import example
 
 
 @pytest.fixture
-def m(load):
+def m():
     """Return the modules under test."""
-    return loaded(load)
+    return modules()
 
 
 def description(modes, ways=None, timers=()) -> dict:
@@ -356,7 +355,7 @@ def test_the_example_is_planned(m):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_device_accepts_every_instruction(data):
-    m = natively()
+    m = modules()
     modes, ways, timers = data.draw(random_modes())
     described = description(modes, ways, timers)
     length = data.draw(st.sampled_from([300.0, 900.0, 3600.0]))
@@ -443,7 +442,7 @@ def least_cost(described, intervals, active):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_no_other_way_through_the_modes_costs_less(data):
-    m = natively()
+    m = modules()
     modes, ways, timers = data.draw(random_modes(most=4, grid=QUARTER))
     modes = [each | {"abnormal_condition_only": False} for each in modes]
     described = description(modes, ways, timers)

@@ -1,25 +1,15 @@
 """What is expected of a site, and what a device's power costs it."""
 
-import importlib
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.outlook as outlooks
+
 HOUR, QUARTER, DAY = 3600.0, 900.0, 86_400.0
-
-
-@pytest.fixture
-def outlooks(load):
-    """Return the module."""
-    return load("flexmeasures_cem.outlook")
-
-
-@pytest.fixture
-def markets(load):
-    """Return the module."""
-    return load("flexmeasures_cem.market")
 
 
 def hourly(*prices):
@@ -27,7 +17,7 @@ def hourly(*prices):
     return [(hour * HOUR, (hour + 1) * HOUR, *pair) for hour, pair in enumerate(prices)]
 
 
-def test_power_costs_what_the_site_takes_from_the_grid_for_it(markets):
+def test_power_costs_what_the_site_takes_from_the_grid_for_it():
     interval = markets.Interval(0.0, HOUR, 0.3, 0.1, load=-1000.0)
     assert markets.cost(interval, 1000) == pytest.approx(0.1)
     assert markets.cost(interval, 3000) == pytest.approx(0.1 + 0.6)
@@ -35,7 +25,7 @@ def test_power_costs_what_the_site_takes_from_the_grid_for_it(markets):
     assert markets.cost(interval, 3000, seconds=QUARTER) == pytest.approx(0.7 / 4)
 
 
-def test_a_load_beyond_the_limit_is_not_the_devices_excess(markets):
+def test_a_load_beyond_the_limit_is_not_the_devices_excess():
     interval = markets.Interval(0.0, HOUR, 0.3, 0.1, load=5000.0, limit=4000.0)
     assert markets.excess(interval, 0) == 0
     assert markets.excess(interval, 500) == 500
@@ -44,7 +34,7 @@ def test_a_load_beyond_the_limit_is_not_the_devices_excess(markets):
     assert markets.excess(interval, -10_500) == 500
 
 
-def test_a_time_has_part_in_the_intervals_of_a_market(markets):
+def test_a_time_has_part_in_the_intervals_of_a_market():
     market = [markets.Interval(place * HOUR, (place + 1) * HOUR, place, place) for place in range(3)]
     parts = markets.overlapping(market, 5400.0, 2.5 * HOUR)
     assert [(begin, until) for _interval, begin, until in parts] == [
@@ -53,7 +43,7 @@ def test_a_time_has_part_in_the_intervals_of_a_market(markets):
     ]
 
 
-def test_prices_that_are_not_known_are_those_of_the_day_before(outlooks):
+def test_prices_that_are_not_known_are_those_of_the_day_before():
     known = hourly(*[(hour / 10, hour / 100) for hour in range(24)])
     found = outlooks.new(known, 12 * HOUR, 12 * HOUR + 2 * DAY, HOUR)
     assert found.prices[0] == (1.2, 0.12)
@@ -62,24 +52,24 @@ def test_prices_that_are_not_known_are_those_of_the_day_before(outlooks):
     assert found.prices[47] == found.prices[23] == (1.1, 0.11)
 
 
-def test_prices_of_less_than_a_day_are_gone_on_with_by_their_mean(outlooks):
+def test_prices_of_less_than_a_day_are_gone_on_with_by_their_mean():
     known = [*hourly((0.2, 0.1), (0.4, 0.3)), (2 * HOUR, 3 * HOUR, None, None)]
     found = outlooks.new(known, 0.0, 4 * HOUR, HOUR)
     assert found.prices[2] == pytest.approx((0.3, 0.2))
 
 
-def test_prices_on_another_clock_than_the_full_hour_are_found(outlooks):
+def test_prices_on_another_clock_than_the_full_hour_are_found():
     known = [(1800.0, 5400.0, 0.2, 0.2), (5400.0, 9000.0, 0.5, 0.5)]
     found = outlooks.new(known, 1800.0, 9000.0, 1800.0)
     assert [each[0] for each in found.prices] == [0.2, 0.2, 0.5, 0.5]
 
 
-def test_without_any_price_one_is_assumed(outlooks):
+def test_without_any_price_one_is_assumed():
     found = outlooks.new([], 0.0, HOUR, QUARTER)
     assert set(found.prices) == {(outlooks.NOMINAL_PRICE, outlooks.NOMINAL_PRICE)}
 
 
-def test_the_load_of_a_device_is_that_of_all_others(outlooks):
+def test_the_load_of_a_device_is_that_of_all_others():
     found = outlooks.new([], 0.0, HOUR, QUARTER)
     outlooks.put(found, "car", [1000.0, 2000.0, 0.0, 0.0])
     outlooks.put(found, "panels", [-500.0] * 4)
@@ -92,14 +82,14 @@ def test_the_load_of_a_device_is_that_of_all_others(outlooks):
     assert other.limit - other.load == 1500
 
 
-def test_powers_are_taken_at_their_greatest_in_each_sample(outlooks):
+def test_powers_are_taken_at_their_greatest_in_each_sample():
     found = outlooks.new([], 0.0, HOUR, QUARTER)
     spans = [(0.0, 300.0, 1000.0), (300.0, 900.0, -3000.0), (900.0, 2700.0, 500.0)]
     assert outlooks.of_spans(found, spans) == [-3000.0, 500.0, 500.0, 0.0]
     assert outlooks.sampled(found, lambda start, length: start + length) == [900, 1800, 2700, 3600]
 
 
-def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit(outlooks):
+def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit():
     found = outlooks.new([], 0.0, HOUR, QUARTER)
     means, most = outlooks.of_pieces(
         found, [(-100.0, 450.0, 2000.0), (450.0, 450.5, 9000.0), (450.5, 1000.0, 0.0)]
@@ -112,7 +102,7 @@ def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit(outlooks)
     assert (second.load, second.limit) == (0, 3000)
 
 
-def test_what_may_be_curtailed_is_the_production_of_others(outlooks):
+def test_what_may_be_curtailed_is_the_production_of_others():
     found = outlooks.new([], 0.0, HOUR, QUARTER)
     outlooks.put(found, "panels", [-3000.0, -1000.0, 500.0, 0.0])
     outlooks.put(found, "other panels", [-500.0] * 4)
@@ -134,7 +124,6 @@ def test_what_may_be_curtailed_is_the_production_of_others(outlooks):
     st.integers(-50, 50),
 )
 def test_what_would_be_curtailed_is_not_paid_for(prices, load, curtailable, power):
-    markets = importlib.import_module("flexmeasures_cem.market")
     interval = markets.Interval(0.0, HOUR, *prices, load=100.0 * load, curtailable=100.0 * curtailable)
 
     def paid(net):
@@ -145,7 +134,7 @@ def test_what_would_be_curtailed_is_not_paid_for(prices, load, curtailable, powe
     assert markets.cost(interval, 100.0 * power) == pytest.approx(expected)
 
 
-def test_of_a_time_to_come_all_of_the_first_sample_counts(outlooks):
+def test_of_a_time_to_come_all_of_the_first_sample_counts():
     found = outlooks.new([], HOUR, 2 * HOUR, QUARTER, HOUR - 840.0)
     means, _most = outlooks.of_pieces(found, [(0.0, DAY, -8000.0)])
     assert means == [-8000] * 4

@@ -43,9 +43,9 @@ STEPLESS = {L1: ([(0, 5000)], [(-5000, 0)])}
 
 
 @pytest.fixture
-def m(load):
+def m():
     """Return the modules under test."""
-    return modules(load)
+    return modules()
 
 
 def window(hours=4, step=HOUR, left=1.0, with_modes=True):

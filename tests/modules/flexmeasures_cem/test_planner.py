@@ -9,33 +9,38 @@ from uuid import uuid4
 
 import pytest
 
+import flexmeasures_cem.cem as cems
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.loads as loads
+import flexmeasures_cem.outlook as outlooks
+import flexmeasures_cem.planner as planners
+import flexmeasures_cem.questions as questions
+import flexmeasures_cem.site as sites
+import flexmeasures_cem.triggers as triggers
+import flexmeasures_optimiser.errors as optimiser_errors
+import flexmeasures_optimiser.schedule as schedules
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.parts.s2_messages import example
 
 FRBC = "FILL_RATE_BASED_CONTROL"
 NOT_CONTROLABLE = "NOT_CONTROLABLE"
 QUARTER = 900.0
+LULL = 30.0
+"""How long nothing is to happen (s), where a plan would be made after a fraction of a second."""
 NAMES = {"idle": 0, "charge": 1, "discharge": 2}
 
 
 @pytest.fixture
-async def site(serve, load):
+async def site(clock, serve):
     """Run a CEM with a site's planner; its optimiser answers `powers` (W per quarter), or raises `error`.
 
     `powers_of` has those of some by their names. Its clock is ahead, so that a quarter has just begun.
     """
     base = QUARTER - time.time() % QUARTER + 30
     cem = await serve()
-    planners, sites, triggers = [load(f"flexmeasures_cem.{name}") for name in ("planner", "site", "triggers")]
-    schedules = load("flexmeasures_optimiser.schedule")
     made = SimpleNamespace(
         cem=cem,
-        planners=planners,
-        sites=sites,
-        triggers=triggers,
-        instructions=load("flexmeasures_cem.instructions"),
-        asking=load("flexmeasures_cem.questions"),
-        load=load,
         powers=[5000, -5000] + 94 * [0],
         powers_of={},
         error=None,
@@ -67,7 +72,7 @@ async def site(serve, load):
             await made.gate.wait()
         for each in storages:
             if each.power_sensor in made.refuses:
-                raise load("flexmeasures_optimiser.errors").Infeasible("no schedule meets all limits")
+                raise optimiser_errors.Infeasible("no schedule meets all limits")
         if made.error:
             raise made.error
         begin = datetime.fromtimestamp(window.start, UTC)
@@ -179,9 +184,9 @@ def of_type(rm, message_type) -> list:
 
 
 async def planned(site, count):
-    """Wait until as many questions were asked, and a moment more for one too many."""
+    """Wait until as many questions were asked, and longer than it would take to ask one too many."""
     await until(lambda: len(site.questions) >= count)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(LULL)
     assert len(site.questions) == count
 
 
@@ -224,14 +229,14 @@ async def test_all_devices_of_a_site_are_one_question(site):
 async def test_a_device_that_did_not_tell_its_level_is_not_planned(site):
     async with connected(site.cem) as rm:
         await rm.ask(example("FRBC.SystemDescription"))
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(LULL)
         assert site.questions == []
 
 
 async def test_a_description_counts_from_when_it_is_valid(site):
     async with connected(site.cem) as rm:
         await introduce(rm, valid_from=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(LULL)
         assert site.questions == []
         site.ahead = 3600.0
         site.site.urged.set()
@@ -316,8 +321,8 @@ async def test_what_a_newer_plan_supersedes_is_revoked_first(site):
         assert rm.first[1]["id"] not in revoked
 
 
-async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_later(site, load):
-    site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_later(site):
+    site.error = optimiser_errors.Unreachable("the server is away")
     async with connected(site.cem) as rm:
         await introduce(rm, label="charge", factor=1.0)
         instruction = await rm.next("FRBC.Instruction")
@@ -325,14 +330,14 @@ async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_lat
         assert controlled(site).is_fallback
         assert site.failures == [site.error]
         site.error, site.ahead = None, 10.0
-        site.triggers.plan_soon(site.site)
+        triggers.plan_soon(site.site)
         await until(lambda: not controlled(site).is_fallback)
         again = await rm.next("FRBC.Instruction")
         assert again["operation_mode"] == ids("charge")[1]
 
 
-async def test_without_a_schedule_a_target_is_still_met(site, load):
-    site.error = load("flexmeasures_optimiser.errors").PricesMissing("there are no prices")
+async def test_without_a_schedule_a_target_is_still_met(site):
+    site.error = optimiser_errors.PricesMissing("there are no prices")
     async with connected(site.cem) as rm:
         await introduce_with_target(rm, hours=2, level=50)
         instruction = await rm.next("FRBC.Instruction")
@@ -340,9 +345,9 @@ async def test_without_a_schedule_a_target_is_still_met(site, load):
         assert controlled(site).plan.missed == []
 
 
-async def test_without_a_new_schedule_the_one_in_force_goes_on(site, load):
+async def test_without_a_new_schedule_the_one_in_force_goes_on(site):
     async with battery(site) as rm:
-        site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        site.error = optimiser_errors.Unreachable("the server is away")
         before = len(rm.received)
         site.ahead = 900.0
         site.site.urged.set()
@@ -365,12 +370,12 @@ async def test_who_cannot_be_planned_does_not_keep_others_from_it(site):
 
 async def test_there_are_no_more_plans_than_the_server_takes(site):
     async with battery(site) as rm:
-        most = site.asking.MOST_PLANS
+        most = questions.MOST_PLANS
         for number in range(12):
             await rm.ask(example("FRBC.StorageStatus", present_fill_level=20 + 5 * number))
             await until(lambda number=number: len(site.questions) >= min(number + 2, most))
         await planned(site, most)
-        site.ahead = site.asking.PLANS_SECONDS + 1
+        site.ahead = questions.PLANS_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) > most)
 
@@ -379,7 +384,7 @@ async def test_new_prices_are_planned_with(site):
     async with battery(site) as rm:
         assert rm.first
         site.prices = 0.5
-        site.ahead = site.triggers.PRICES_SECONDS + 1
+        site.ahead = triggers.PRICES_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) == 2)
 
@@ -393,9 +398,8 @@ async def test_a_plan_is_made_anew_before_it_runs_out(site):
         assert site.questions[1].start == site.questions[0].start + QUARTER
 
 
-async def test_another_control_type_ends_the_plan(site, load):
+async def test_another_control_type_ends_the_plan(site):
     async with battery(site, control_types=[FRBC, NOT_CONTROLABLE]) as rm:
-        cems = load("flexmeasures_cem.cem")
         [resource] = site.cem.cem.resources.values()
         await cems.change_control_type(site.cem.cem, resource, NOT_CONTROLABLE)
         kinds = [each["message_type"] for each in rm.received]
@@ -417,26 +421,24 @@ async def test_what_was_planned_on_a_revoked_description_stops(site):
 async def test_a_call_plans_now(site):
     async with battery(site) as rm:
         assert rm.first
-        plan = await site.triggers.plan_now(site.site, controlled(site).resource)
+        plan = await triggers.plan_now(site.site, controlled(site).resource)
         assert plan is controlled(site).plan
         assert len(site.questions) == 2
 
 
-async def test_a_call_is_told_what_failed(site, load):
-    errors = load("flexmeasures_cem.errors")
+async def test_a_call_is_told_what_failed(site):
     async with battery(site) as rm:
         assert rm.first
-        site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        site.error = optimiser_errors.Unreachable("the server is away")
         with pytest.raises(errors.NotPlanned, match="the server is away"):
-            await site.triggers.plan_now(site.site, controlled(site).resource)
+            await triggers.plan_now(site.site, controlled(site).resource)
 
 
-async def test_a_call_is_told_why_a_device_cannot_be_planned(site, load):
-    errors = load("flexmeasures_cem.errors")
+async def test_a_call_is_told_why_a_device_cannot_be_planned(site):
     async with connected(site.cem) as rm:
         await until(lambda: site.site.controlled)
         with pytest.raises(errors.NotPlannable, match=r"it has not sent FRBC\.SystemDescription yet"):
-            await site.triggers.plan_now(site.site, controlled(site).resource)
+            await triggers.plan_now(site.site, controlled(site).resource)
         assert rm.selected == FRBC
 
 
@@ -452,17 +454,15 @@ WRONG_INSTRUCTIONS = [
 
 
 @pytest.mark.parametrize(("call", "why"), WRONG_INSTRUCTIONS)
-async def test_an_instruction_that_does_not_fit_is_not_sent(site, load, call, why):
-    errors = load("flexmeasures_cem.errors")
+async def test_an_instruction_that_does_not_fit_is_not_sent(site, call, why):
     async with battery(site) as rm:
         before = len(of_type(rm, "FRBC.Instruction"))
         with pytest.raises(errors.InvalidInstruction, match=why):
-            await site.instructions.send_instruction(site.site, controlled(site).resource, call)
+            await instructions.send_instruction(site.site, controlled(site).resource, call)
         assert len(of_type(rm, "FRBC.Instruction")) == before
 
 
-async def test_an_instruction_that_a_timer_blocks_is_not_sent(site, load):
-    errors = load("flexmeasures_cem.errors")
+async def test_an_instruction_that_a_timer_blocks_is_not_sent(site):
     async with battery(site) as rm:
         [actuator] = example("FRBC.SystemDescription")["actuators"]
         finished = now(site) + timedelta(minutes=5)
@@ -478,17 +478,16 @@ async def test_an_instruction_that_a_timer_blocks_is_not_sent(site, load):
         controlled(site).heard.clear()
         controlled(site).plan.changes.clear()
         with pytest.raises(errors.InvalidInstruction, match="a timer blocks the transition until"):
-            await site.instructions.send_instruction(site.site, controlled(site).resource, call)
+            await instructions.send_instruction(site.site, controlled(site).resource, call)
 
 
-async def test_an_instruction_to_who_gets_another_control_type_is_not_sent(site, load):
-    errors = load("flexmeasures_cem.errors")
+async def test_an_instruction_to_who_gets_another_control_type_is_not_sent(site):
     async with battery(site) as rm:
         before = len(of_type(rm, "FRBC.Instruction"))
         resource = controlled(site).resource
-        await site.triggers.leave(site.site, resource)
+        await triggers.leave(site.site, resource)
         with pytest.raises(errors.InvalidInstruction, match="gets another control type"):
-            await site.instructions.send_instruction(site.site, resource, {"operation_mode": "charge"})
+            await instructions.send_instruction(site.site, resource, {"operation_mode": "charge"})
         assert len(of_type(rm, "FRBC.Instruction")) == before
 
 
@@ -496,23 +495,22 @@ async def test_an_instruction_of_a_user_is_sent_and_shown(site):
     async with battery(site) as rm:
         call = {"operation_mode": "charge", "operation_mode_factor": 0.25}
         site.ahead = 10.0
-        sent = await site.instructions.send_instruction(site.site, controlled(site).resource, call)
+        sent = await instructions.send_instruction(site.site, controlled(site).resource, call)
         found = of_type(rm, "FRBC.Instruction")[-1]
         assert (found["id"], found["operation_mode_factor"]) == (sent["id"], 0.25)
         assert found["operation_mode"] == ids("charge")[1]
         site.ahead = 15.0
         site.site.urged.set()
         await until(lambda: controlled(site).current == sent["id"])
-        shown = site.instructions.instruction_in_force(controlled(site), site.site.now())
+        shown = instructions.instruction_in_force(controlled(site), site.site.now())
         assert (shown["label"], shown["power"]) == ("charge", 1250)
 
 
-async def test_an_instruction_that_is_refused_is_told(site, load):
-    errors = load("flexmeasures_cem.errors")
+async def test_an_instruction_that_is_refused_is_told(site):
     async with battery(site) as rm:
         rm.answers["FRBC.Instruction"] = "INVALID_CONTENT"
         with pytest.raises(errors.NotConfirmed, match="answered INVALID_CONTENT"):
-            await site.instructions.send_instruction(
+            await instructions.send_instruction(
                 site.site, controlled(site).resource, {"operation_mode": "charge"}
             )
 
@@ -522,7 +520,7 @@ async def test_an_instruction_of_a_user_is_not_undone_because_the_device_follows
         site.ahead = 60.0
         await rm.ask(status("charge", 1.0))
         call = {"operation_mode": "charge", "operation_mode_factor": 0.25}
-        await site.instructions.send_instruction(site.site, controlled(site).resource, call)
+        await instructions.send_instruction(site.site, controlled(site).resource, call)
         site.power, site.ahead = 1250.0, 120.0
         await rm.ask(status("charge", 0.25))
         await rm.ask(example("PowerMeasurement"))
@@ -542,17 +540,17 @@ async def test_who_is_refused_is_brought_to_rest_and_tried_again_later(site):
         assert (await bad.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
         await until(lambda: site.told.get("Bad"))
         site.refuses = ()
-        site.ahead = site.sites.REFUSED_SECONDS + 1
+        site.ahead = sites.REFUSED_SECONDS + 1
         site.site.urged.set()
         await until(lambda: site.told["Bad"] is None)
 
 
-async def test_without_a_schedule_a_new_target_is_met_with_the_last_one(site, load):
+async def test_without_a_schedule_a_new_target_is_met_with_the_last_one(site):
     site.powers = [0] * 96
     async with connected(site.cem) as rm:
         await introduce(rm)
         await until(lambda: controlled(site).plan)
-        site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        site.error = optimiser_errors.Unreachable("the server is away")
         await rm.ask(target_in(hours=2))
         instruction = await rm.next("FRBC.Instruction")
         assert instruction["operation_mode"] == ids("charge")[1]
@@ -565,19 +563,19 @@ async def test_a_device_whose_sensors_stay_unknown_is_brought_to_rest(site):
     site.site.means = lambda resource: None
     async with connected(site.cem) as rm:
         await introduce(rm, label="charge", factor=1.0)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(LULL)
         assert of_type(rm, "FRBC.Instruction") == []
-        site.ahead = site.planners.MEANS_SECONDS + 1
+        site.ahead = planners.MEANS_SECONDS + 1
         site.site.urged.set()
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
         site.site.means = known
         site.ahead += 10
-        site.triggers.plan_soon(site.site)
+        triggers.plan_soon(site.site)
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
 
 
-async def test_a_site_without_a_schedule_keeps_its_limit(site, load):
-    site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+async def test_a_site_without_a_schedule_keeps_its_limit(site):
+    site.error = optimiser_errors.Unreachable("the server is away")
     site.site.limit = 4000.0
     async with connected(site.cem) as one, connected(site.cem) as other:
         for rm in (one, other):
@@ -606,8 +604,8 @@ async def test_fifty_devices_that_talk_all_the_time_are_few_questions(site):
                 await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
             await asyncio.sleep(0.2)
         await until(lambda: site.questions and len(site.questions[-1].storages) == 50)
-        await asyncio.sleep(1)
-        assert len(site.questions) <= site.asking.MOST_PLANS
+        await asyncio.sleep(LULL)
+        assert len(site.questions) <= questions.MOST_PLANS
 
 
 async def test_a_device_that_tells_another_level_each_moment_is_planned_all_the_same(site):
@@ -620,7 +618,7 @@ async def test_a_device_that_tells_another_level_each_moment_is_planned_all_the_
             site.gate = asyncio.Event()
         site.gate.set()
         await until(lambda: controlled(site).plan.start > site.site.now() - 3)
-        assert len(site.questions) <= site.asking.MOST_PLANS
+        assert len(site.questions) <= questions.MOST_PLANS
 
 
 async def test_a_timer_that_never_ends_harms_nobody(site):
@@ -630,7 +628,7 @@ async def test_a_timer_that_never_ends_harms_nobody(site):
         assert await good.next("FRBC.Instruction")
         await until(lambda: all(found.plan for found in site.site.controlled.values()))
         for found in site.site.controlled.values():
-            site.instructions.next_instructions(found, site.site.now(), 30)
+            instructions.next_instructions(found, site.site.now(), 30)
 
 
 async def rm_with_endless_timer(rm):
@@ -642,13 +640,12 @@ async def rm_with_endless_timer(rm):
         await rm.ask(told)
 
 
-async def test_a_plan_that_fails_in_a_way_unheard_of_is_told_to_who_waits(site, load):
-    errors = load("flexmeasures_cem.errors")
+async def test_a_plan_that_fails_in_a_way_unheard_of_is_told_to_who_waits(site):
     async with battery(site) as rm:
         assert rm.first
         site.error = KeyError("unheard of")
         with pytest.raises(errors.NotPlanned, match="failed unexpectedly"):
-            await site.triggers.plan_now(site.site, controlled(site).resource)
+            await triggers.plan_now(site.site, controlled(site).resource)
 
 
 async def test_a_description_with_other_modes_is_planned_anew(site):
@@ -677,9 +674,9 @@ async def test_who_shares_a_sensor_is_told_so(site):
         assert {len(each.storages) for each in site.questions} == {1}
 
 
-async def test_retry_after_is_kept_to_whatever_devices_tell(site, load):
+async def test_retry_after_is_kept_to_whatever_devices_tell(site):
     async with battery(site) as rm:
-        error = load("flexmeasures_optimiser.errors").RateLimited("wait", 280)
+        error = optimiser_errors.RateLimited("wait", 280)
         site.error = error
         await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
         await planned(site, 2)
@@ -725,7 +722,7 @@ async def test_a_users_instruction_for_later_outlasts_other_plans(site):
     async with battery(site) as rm:
         assert rm.first
         call = {"operation_mode": "charge", "execution_time": now(site) + timedelta(hours=2)}
-        sent = await site.instructions.send_instruction(site.site, controlled(site).resource, call)
+        sent = await instructions.send_instruction(site.site, controlled(site).resource, call)
         site.ahead = 901.0
         site.site.urged.set()
         await planned(site, 2)
@@ -737,24 +734,23 @@ async def test_a_plan_of_minutes_does_not_keep_all_from_running(site):
     site.site.horizon, site.site.means = 300.0, lambda resource: None
     async with connected(site.cem) as rm:
         await introduce(rm, label="charge", factor=1.0)
-        site.ahead = site.planners.MEANS_SECONDS + 1
+        site.ahead = planners.MEANS_SECONDS + 1
         site.site.urged.set()
         assert await rm.next("FRBC.Instruction")
 
 
-async def test_after_a_failure_that_is_over_nothing_waits(site, load):
+async def test_after_a_failure_that_is_over_nothing_waits(site):
     async with battery(site) as rm:
-        site.error = load("flexmeasures_optimiser.errors").Infeasible("not now")
+        site.error = optimiser_errors.Infeasible("not now")
         await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
         await planned(site, 2)
         site.error = None
-        await site.triggers.plan_now(site.site, controlled(site).resource)
+        await triggers.plan_now(site.site, controlled(site).resource)
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=80))
         await until(lambda: len(site.questions) == 4)
 
 
-async def test_a_limit_holds_over_devices_of_other_resolutions(load):
-    outlooks = load("flexmeasures_cem.outlook")
+async def test_a_limit_holds_over_devices_of_other_resolutions():
     coarse = [(0.0, 900.0, 9000.0)]
     fine = [(0.0, 300.0, 1000.0), (300.0, 600.0, 500.0), (600.0, 900.0, 0.0)]
     outlook = outlooks.new([], 0.0, 900.0, 300.0)
@@ -829,13 +825,13 @@ async def test_what_flexmeasures_cannot_express_is_planned_here_and_given_to_it(
 
 async def test_who_is_planned_here_does_not_wait_until_flexmeasures_may_be_asked(site):
     async with battery(site), washing_machine(site) as machine:
-        site.site.made.extend([site.site.now()] * site.asking.MOST_PLANS)
+        site.site.made.extend([site.site.now()] * questions.MOST_PLANS)
         asked = len(site.questions)
         await machine.ask(laundry(site, hours=1))
         assert await machine.next("PPBC.ScheduleInstruction")
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(LULL)
         assert len(site.questions) == asked
-        site.ahead = site.asking.PLANS_SECONDS + 1
+        site.ahead = questions.PLANS_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) > asked)
 
@@ -853,17 +849,17 @@ async def test_the_forecast_of_who_is_not_controlled_is_given(site):
     async with battery(site), connected(site.cem, name="Meter", control_types=[NOT_CONTROLABLE]) as meter:
         await meter.ask(forecast(site, 3000))
         sensor = site.sensors.setdefault(meter.details["resource_id"], 99)
-        site.ahead = site.asking.BETWEEN_GIVEN_SECONDS + 1
+        site.ahead = questions.BETWEEN_GIVEN_SECONDS + 1
         site.site.urged.set()
         await until(lambda: site.questions[-1].given == {sensor: None})
         assert site.questions[-1].limits[-1][2] == 4000
         asked = len(site.questions)
         await meter.ask(forecast(site, 5000))
-        site.ahead = 2 * site.asking.BETWEEN_GIVEN_SECONDS + 2
+        site.ahead = 2 * questions.BETWEEN_GIVEN_SECONDS + 2
         site.site.urged.set()
         await until(lambda: len(site.questions) > asked)
         assert [limit for _start, _end, limit in site.questions[-1].limits] == pytest.approx(
-            [5000 * site.load("flexmeasures_cem.loads").ABOVE]
+            [5000 * loads.ABOVE]
         )
 
 
@@ -874,7 +870,7 @@ async def test_a_machine_that_starts_keeps_the_site_under_its_limit(site):
             await each.ask(laundry(site, hours=4))
         for each in (one, two):
             await each.next("PPBC.ScheduleInstruction")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(LULL)
         plans = [planned_for(site, name).plan for name in ("One", "Two")]
         first, second = sorted([each.start, each.end] for plan in plans for each in runs(plan))
         assert first[1] <= second[0] + 1
@@ -906,7 +902,6 @@ async def test_nothing_of_the_control_type_before_is_left_after_another(site):
         await machine.ask(laundry(site, hours=8))
         await until(lambda: planned_for(site, "Washing machine").plan)
         [resource] = site.cem.cem.resources.values()
-        cems = site.load("flexmeasures_cem.cem")
         change = asyncio.create_task(cems.change_control_type(site.cem.cem, resource, NOT_CONTROLABLE))
         await machine.next("SelectControlType")
         await change
@@ -958,10 +953,10 @@ async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_
         for minutes in (2, 4):
             site.ahead = 60.0 * minutes
             version = planned_for(site, "Pump").planned_version
-            site.sites.want(site.site, planned_for(site, "Pump"), "a test")
+            sites.want(site.site, planned_for(site, "Pump"), "a test")
             await until(lambda version=version: planned_for(site, "Pump").planned_version > version)
         site.prices = 2.0
-        site.ahead = site.triggers.PRICES_SECONDS + 60.0
+        site.ahead = triggers.PRICES_SECONDS + 60.0
         site.site.urged.set()
         off = await pump.next("OMBC.Instruction")
         assert off["operation_mode_id"] == "off"
@@ -1010,7 +1005,7 @@ def least_together(site) -> float:
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
-async def test_the_limit_holds_while_flexmeasures_does_not_answer(site, load, is_slow):
+async def test_the_limit_holds_while_flexmeasures_does_not_answer(site, is_slow):
     site.site.limit, site.site.soon, site.powers = 9000.0, 0.3, 96 * [5000]
     async with connected(site.cem) as rm, stepped(site) as other:
         await introduce(rm)
@@ -1018,20 +1013,20 @@ async def test_the_limit_holds_while_flexmeasures_does_not_answer(site, load, is
         if is_slow:
             site.gate = asyncio.Event()
         else:
-            site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+            site.error = optimiser_errors.Unreachable("the server is away")
         await other.ask(charger())
         await until(lambda: planned_for(site, "Charger").plan)
         assert most_together(site) <= 9000
 
 
-async def test_who_goes_on_without_a_schedule_leaves_others_their_power(site, load):
+async def test_who_goes_on_without_a_schedule_leaves_others_their_power(site):
     site.site.limit, site.powers = 9000.0, 96 * [0]
     async with connected(site.cem) as rm, stepped(site) as other:
         await other.ask(charger())
         await other.next("OMBC.Instruction")
         await introduce(rm)
         await until(lambda: planned_for(site, "Battery").plan)
-        site.error = load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        site.error = optimiser_errors.Unreachable("the server is away")
         await rm.ask(target_in(hours=5))
         await until(lambda: planned_for(site, "Battery").plan.changes)
         assert most_together(site) <= 9000
@@ -1125,7 +1120,7 @@ async def test_what_is_planned_here_does_not_use_up_the_questions_of_others(site
             await other.ask(charger(watts=3000 + turn))
             await asyncio.sleep(0.3)
         assert len(site.questions) <= asked + 1
-        site.ahead += site.asking.BETWEEN_GIVEN_SECONDS + 1
+        site.ahead += questions.BETWEEN_GIVEN_SECONDS + 1
         site.site.urged.set()
         await until(lambda: len(site.questions) > asked)
 
@@ -1135,18 +1130,18 @@ async def test_a_call_for_a_device_that_is_planned_here_asks_nobody(site):
         await other.ask(charger())
         await until(lambda: site.questions[-1].given)
         await asyncio.sleep(0.3)
-        site.site.made.extend([site.site.now()] * site.asking.MOST_WITH_CALLS)
+        site.site.made.extend([site.site.now()] * questions.MOST_WITH_CALLS)
         asked = len(site.questions)
-        plan = await site.triggers.plan_now(site.site, planned_for(site, "Charger").resource)
+        plan = await triggers.plan_now(site.site, planned_for(site, "Charger").resource)
         assert plan is planned_for(site, "Charger").plan
         assert len(site.questions) == asked
 
 
-async def test_prices_that_become_known_are_planned_with(site, load):
+async def test_prices_that_become_known_are_planned_with(site):
     prices = site.site.prices
 
     async def none(*_times):
-        raise load("flexmeasures_optimiser.errors").Unreachable("the server is away")
+        raise optimiser_errors.Unreachable("the server is away")
 
     site.site.prices = none
     async with stepped(site) as other:
@@ -1154,7 +1149,7 @@ async def test_prices_that_become_known_are_planned_with(site, load):
         await until(lambda: planned_for(site, "Charger").plan)
         assert planned_for(site, "Charger").is_fallback
         site.site.prices = prices
-        site.ahead = site.triggers.PRICES_SECONDS + 1
+        site.ahead = triggers.PRICES_SECONDS + 1
         site.site.urged.set()
         await until(lambda: not planned_for(site, "Charger").is_fallback)
 
@@ -1164,13 +1159,13 @@ async def test_who_is_about_to_get_another_control_type_is_told_nothing_more(sit
         await other.ask(charger())
         await other.next("OMBC.Instruction")
         found = planned_for(site, "Charger")
-        await site.triggers.leave(site.site, found.resource)
+        await triggers.leave(site.site, found.resource)
         told = len(of_type(other, "OMBC.Instruction"))
-        site.triggers.plan_soon(site.site)
+        triggers.plan_soon(site.site)
         await other.ask(charger(watts=3000))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(LULL)
         assert len(of_type(other, "OMBC.Instruction")) == told
-        site.ahead = site.triggers.AFTER_SELECTION_SECONDS + 1
+        site.ahead = triggers.AFTER_SELECTION_SECONDS + 1
         site.site.urged.set()
         await other.next("OMBC.Instruction")
 
@@ -1184,19 +1179,18 @@ async def test_who_was_planned_before_another_joined_chooses_again(site):
             await other.ask(charger())
             await other.next("OMBC.Instruction")
             assert planned_for(site, "Charger").plan is first
-            site.ahead = site.planners.CHOICE_SECONDS + 0.5
+            site.ahead = planners.CHOICE_SECONDS + 0.5
             site.site.urged.set()
             await until(lambda: planned_for(site, "Charger").plan is not first)
 
 
-async def test_a_question_leaves_what_is_expected_as_it_was(site, load):
-    outlooks = load("flexmeasures_cem.outlook")
+async def test_a_question_leaves_what_is_expected_as_it_was(site):
     async with battery(site):
         each, start = controlled(site), site.site.now() // QUARTER * QUARTER
         outlook = outlooks.new([], start, start + 96 * QUARTER, QUARTER)
         outlooks.put(outlook, each, [-3000.0] * 96)
         problem = SimpleNamespace(power_sensor=site.site.means(each.resource).power_sensor)
-        asked = {each: site.asking.Question(problem, start + 96 * QUARTER, 1.0)}
-        window = site.sites.Window(start, QUARTER, start + 96 * QUARTER, 1.0, 9000.0, False)
-        await site.asking.ask(site.site, asked, {}, outlook, window)
+        asked = {each: questions.Question(problem, start + 96 * QUARTER, 1.0)}
+        window = sites.Window(start, QUARTER, start + 96 * QUARTER, 1.0, 9000.0, False)
+        await questions.ask(site.site, asked, {}, outlook, window)
         assert outlook.total == [-3000] * 96

@@ -5,14 +5,12 @@ from datetime import UTC, datetime, timedelta
 import homeassistant.util.dt as dt_util
 import pytest
 
+import flexmeasures_home.cron as cron
+import flexmeasures_optimiser.errors as errors
+from flexmeasures_home.status import Status
+
 BEFORE_SPRING = datetime(2027, 3, 28, 0, 20, tzinfo=UTC)
 BEFORE_AUTUMN = datetime(2026, 10, 24, 23, 50, tzinfo=UTC)
-
-
-@pytest.fixture
-def cron(load):
-    """Return the module."""
-    return load("flexmeasures_home.cron")
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +22,7 @@ def amsterdam():
     dt_util.set_default_time_zone(before)
 
 
-def times(cron, expression, moment, count):
+def times(expression, moment, count):
     """Return the next times in UTC."""
     found = []
     for _ in range(count):
@@ -46,34 +44,33 @@ def times(cron, expression, moment, count):
         ("30 2 * * *", BEFORE_AUTUMN, ["25 00:30", "26 01:30"]),
     ],
 )
-def test_the_times_over_a_clock_change(cron, expression, start, expected):
-    assert times(cron, expression, start, len(expected)) == expected
+def test_the_times_over_a_clock_change(expression, start, expected):
+    assert times(expression, start, len(expected)) == expected
 
 
-def test_a_time_lost_in_spring_comes_with_the_change(cron):
-    assert times(cron, "30 2 * * *", BEFORE_SPRING, 2) == ["28 01:00", "29 00:30"]
+def test_a_time_lost_in_spring_comes_with_the_change():
+    assert times("30 2 * * *", BEFORE_SPRING, 2) == ["28 01:00", "29 00:30"]
 
 
 @pytest.mark.parametrize("night", [BEFORE_SPRING, BEFORE_AUTUMN])
 @pytest.mark.parametrize("expression", ["30 2 * * *", "15 0-6 * * *", "0,30 0-23 * * *", "*/15 * * * *"])
-def test_no_minute_of_a_change_has_its_next_time_behind_it(cron, expression, night):
+def test_no_minute_of_a_change_has_its_next_time_behind_it(expression, night):
     for minute in range(240):
         moment = night + timedelta(minutes=minute, seconds=7)
         assert cron.preceding(expression, moment) <= moment < cron.following(expression, moment)
 
 
-def test_the_time_before_a_moment(cron):
+def test_the_time_before_a_moment():
     quarter = datetime(2026, 1, 15, 12, 15, tzinfo=UTC)
     assert cron.preceding("*/15 * * * *", quarter) == quarter
     assert cron.preceding("*/15 * * * *", quarter - timedelta(seconds=1)) == quarter - timedelta(minutes=15)
 
 
-async def test_the_time_of_the_next_try(cron, load, hass, freezer):
+async def test_the_time_of_the_next_try(hass, freezer):
     now = datetime(2026, 1, 15, 12, 1, tzinfo=UTC)
     quarter = now + timedelta(minutes=14)
     freezer.move_to(now)
-    errors = load("flexmeasures_optimiser.errors")
-    status = load("flexmeasures_home.status").Status(hass)
+    status = Status(hass)
     made = cron.Cron(hass, status, "*/15 * * * *", None)
     cron.arm(made, quarter)
     waits = []
@@ -100,6 +97,6 @@ async def test_the_time_of_the_next_try(cron, load, hass, freezer):
 
 
 @pytest.mark.parametrize("expression", ["", "often", "* * * *", "61 * * * *", "0 0 30 2 *", "* * * * * *"])
-def test_what_means_no_time_is_refused(cron, expression):
+def test_what_means_no_time_is_refused(expression):
     with pytest.raises(ValueError):
         cron.following(expression, BEFORE_SPRING)

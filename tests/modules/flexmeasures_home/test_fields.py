@@ -6,11 +6,7 @@ import homeassistant.util.dt as dt_util
 import pytest
 import voluptuous as vol
 
-
-@pytest.fixture
-def fields(load):
-    """Return the module."""
-    return load("flexmeasures_home.fields")
+import flexmeasures_home.fields as fields
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +30,12 @@ def in_amsterdam():
         (timedelta(hours=1), timedelta(hours=1)),
     ],
 )
-def test_reads_a_duration(fields, value, expected):
+def test_reads_a_duration(value, expected):
     assert fields.DURATION(value) == expected
 
 
 @pytest.mark.parametrize("value", ["PT0S", "-PT1H", "P1M", "P", "tomorrow", "", None, [], {"moons": 1}])
-def test_refuses_what_is_no_duration_above_zero(fields, value):
+def test_refuses_what_is_no_duration_above_zero(value):
     with pytest.raises(vol.Invalid, match="ISO 8601"):
         fields.DURATION(value)
 
@@ -53,28 +49,28 @@ def test_refuses_what_is_no_duration_above_zero(fields, value):
         (datetime(2026, 7, 15, 7), datetime(2026, 7, 15, 5, tzinfo=UTC)),
     ],
 )
-def test_a_time_without_an_offset_is_in_home_assistants_zone(fields, value, expected):
+def test_a_time_without_an_offset_is_in_home_assistants_zone(value, expected):
     assert fields.MOMENT(value) == expected
 
 
 @pytest.mark.parametrize("value", ["soon", "2026-13-01 00:00", "", None, 5])
-def test_refuses_what_is_no_time(fields, value):
+def test_refuses_what_is_no_time(value):
     with pytest.raises(vol.Invalid, match="date and time"):
         fields.MOMENT(value)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(3, 3), ("12", 12), (7.0, 7)])
-def test_a_sensors_number_may_be_a_text(fields, value, expected):
+def test_a_sensors_number_may_be_a_text(value, expected):
     assert fields.SENSOR(value) == expected
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "x", True, None, "", []])
-def test_refuses_what_is_no_sensors_number(fields, value):
+def test_refuses_what_is_no_sensors_number(value):
     with pytest.raises(vol.Invalid, match="number of a FlexMeasures sensor"):
         fields.SENSOR(value)
 
 
-def test_a_wish_holds_for_a_moment_or_a_span(fields):
+def test_a_wish_holds_for_a_moment_or_a_span():
     wish = fields.wish(fields.energy("kWh", 10_000))
     seven = datetime(2026, 1, 15, 6, tzinfo=UTC)
     hour = timedelta(hours=1)
@@ -104,12 +100,12 @@ def test_a_wish_holds_for_a_moment_or_a_span(fields):
         (8, "expected items such as"),
     ],
 )
-def test_refuses_what_is_no_wish(fields, given, says):
+def test_refuses_what_is_no_wish(given, says):
     with pytest.raises(vol.Invalid, match=says):
         fields.wish(fields.energy("kWh", 10_000))(given)
 
 
-def test_every_mistake_names_its_field_and_what_was_given(fields):
+def test_every_mistake_names_its_field_and_what_was_given():
     energy = fields.energy("kWh", 10_000)
     schema = vol.Schema(
         {
@@ -136,7 +132,7 @@ def test_every_mistake_names_its_field_and_what_was_given(fields):
     ]
 
 
-def test_a_wrong_password_is_not_repeated(fields):
+def test_a_wrong_password_is_not_repeated():
     schema = vol.Schema({"password": fields.expects(fields.text, "a text")})
     with pytest.raises(vol.Invalid) as caught:
         schema({"password": 12345})

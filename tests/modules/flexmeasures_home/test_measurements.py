@@ -8,6 +8,12 @@ from homeassistant.helpers.json import json_bytes
 from homeassistant.util.json import json_loads
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
+import flexmeasures_home.device as devices
+import flexmeasures_home.measurements as measurements
+from flexmeasures_home.outbox import Outbox
+from flexmeasures_home.status import Status
+from flexmeasures_optimiser.connection import Sensor
+
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER, MINUTE = timedelta(minutes=15), timedelta(minutes=1)
 GRID = "sensor.grid"
@@ -17,35 +23,30 @@ KW = {"unit_of_measurement": "kW"}
 class House:
     """Home Assistant with an outbox that nobody empties, and a clock."""
 
-    def __init__(self, hass, load, freezer) -> None:
+    def __init__(self, hass, freezer) -> None:
         """Start at noon."""
         self.hass, self.freezer = hass, freezer
-        self.measurements = load("flexmeasures_home.measurements")
-        self.device = load("flexmeasures_home.device")
-        self.status = load("flexmeasures_home.status").Status(hass)
-        self.outbox = load("flexmeasures_home.outbox").Outbox(
-            hass, SimpleNamespace(host="http://x"), self.status, None, "me"
-        )
-        self.sensor_kind = load("flexmeasures_optimiser.connection").Sensor
-        self.all = self.measurements.Measurements(hass, self.outbox, None, {}, {})
+        self.status = Status(hass)
+        self.outbox = Outbox(hass, SimpleNamespace(host="http://x"), self.status, None, "me")
+        self.all = measurements.Measurements(hass, self.outbox, None, {}, {})
         self.know(9, "kW", QUARTER)
         freezer.move_to(NOON)
 
     def know(self, sensor, unit, resolution):
         """Know a FlexMeasures sensor."""
-        self.all.sensors[sensor] = self.sensor_kind(sensor, unit, resolution, "Europe/Amsterdam", 1)
+        self.all.sensors[sensor] = Sensor(sensor, unit, resolution, "Europe/Amsterdam", 1)
 
     def measure(self, sensor=9, entity=GRID, **options):
         """Start measuring an entity."""
-        reader = self.device.reader(self.hass, entity, options.pop("unit", None))
-        self.measurements.measure(self.all, entity, sensor, reader, 9, **options)
+        reader = devices.reader(self.hass, entity, options.pop("unit", None))
+        measurements.measure(self.all, entity, sensor, reader, 9, **options)
         return self.all.meters[-1]
 
     def keep(self, meter):
         """Stop a meter, and keep its interval as over a reload."""
-        kept = json_loads(json_bytes(self.measurements.stop(meter)))
+        kept = json_loads(json_bytes(measurements.stop(meter)))
         self.all.meters.clear()
-        self.all.intervals = {self.measurements.matter(meter): kept}
+        self.all.intervals = {measurements.matter(meter): kept}
 
     def say(self, state, attributes=KW, entity=GRID):
         """Set the entity."""
@@ -77,12 +78,12 @@ class House:
 
 
 @pytest.fixture
-async def house(hass, load, freezer):
+async def house(hass, freezer):
     """Return a house at noon."""
-    house = House(hass, load, freezer)
+    house = House(hass, freezer)
     yield house
     for meter in house.all.meters:
-        house.measurements.stop(meter)
+        measurements.stop(meter)
 
 
 async def test_a_power_is_the_mean_weighted_by_time(house):
@@ -270,7 +271,7 @@ async def test_a_clock_that_was_set_forward_makes_a_gap(house, monkeypatch):
     house.say("3")
     meter = house.measure()
     await house.at(5)
-    house.measurements.look(meter)
+    measurements.look(meter)
     meter.seen = (meter.seen[0], meter.seen[1] + 3 * 3600)
     await house.at(5 + 180)
     await house.at(195)
@@ -282,10 +283,10 @@ async def test_a_clock_that_was_set_back_starts_an_interval_anew(house):
     meter = house.measure()
     await house.at(5)
     house.freezer.move_to(NOON - 100 * MINUTE)
-    house.measurements.look(meter)
+    measurements.look(meter)
     assert meter.interval.start == NOON - 105 * MINUTE
     house.freezer.move_to(NOON - 90 * MINUTE)
-    house.measurements.look(meter)
+    measurements.look(meter)
     assert house.posted == [(-105, 3)]
 
 

@@ -7,32 +7,24 @@ import pytest
 from homeassistant.helpers.json import json_bytes
 from homeassistant.util.json import json_loads
 
+import flexmeasures_home.outbox as outbox
+from flexmeasures_home.status import Status
+from flexmeasures_optimiser.sensor_data import Run
+
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
 
 
-@pytest.fixture
-def outbox(load):
-    """Return the module."""
-    return load("flexmeasures_home.outbox")
+def run(sensor, quarter, values, **fields):
+    """Return a run of a sensor from a quarter on."""
+    start = NOON + quarter * QUARTER
+    return Run(sensor, start, list(values), **{"unit": "kW", "step": QUARTER} | fields)
 
 
 @pytest.fixture
-def run(load):
-    """Return a function that makes a run of a sensor from a quarter on."""
-    kind = load("flexmeasures_optimiser.sensor_data").Run
-
-    def make(sensor, quarter, values, **fields):
-        start = NOON + quarter * QUARTER
-        return kind(sensor, start, list(values), **{"unit": "kW", "step": QUARTER} | fields)
-
-    return make
-
-
-@pytest.fixture
-def box(outbox, load, hass):
+def box(hass):
     """Return an empty outbox."""
-    status = load("flexmeasures_home.status").Status(hass)
+    status = Status(hass)
     return outbox.Outbox(hass, SimpleNamespace(host="http://x"), status, None, "me")
 
 
@@ -43,7 +35,7 @@ def held(box):
     ]
 
 
-def test_what_continues_is_one_run_and_a_gap_is_a_gap(outbox, box, run):
+def test_what_continues_is_one_run_and_a_gap_is_a_gap(box):
     for sensor, quarter, values in [(1, 0, [1.0]), (2, 0, [5.0]), (1, 1, [2.0]), (1, 4, [3.0, 4.0])]:
         outbox.add(box, run(sensor, quarter, values))
     assert held(box) == [(1, 0, [1.0, 2.0, None, None, 3.0, 4.0]), (2, 0, [5.0])]
@@ -64,19 +56,19 @@ def test_what_continues_is_one_run_and_a_gap_is_a_gap(outbox, box, run):
         (2000, {}),
     ],
 )
-def test_what_does_not_continue_is_a_run_of_its_own(outbox, box, run, quarter, fields):
+def test_what_does_not_continue_is_a_run_of_its_own(box, quarter, fields):
     outbox.add(box, run(1, 0, [1.0, 2.0]))
     outbox.add(box, run(1, quarter, [3.0], **fields))
     assert [values for _, _, values in held(box)] == [[1.0, 2.0], [3.0]]
 
 
-def test_a_run_under_way_is_not_added_to(outbox, box, run):
+def test_a_run_under_way_is_not_added_to(box):
     outbox.add(box, run(1, 0, [1.0])).sending = True
     outbox.add(box, run(1, 1, [2.0]))
     assert held(box) == [(1, 0, [1.0]), (1, 1, [2.0])]
 
 
-def test_the_oldest_is_dropped_first_and_counted(outbox, box, run, monkeypatch):
+def test_the_oldest_is_dropped_first_and_counted(box, monkeypatch):
     names = outbox.drop_oldest.__globals__
     monkeypatch.setitem(names, "MOST_WAITING", 5)
     outbox.add(box, run(1, 0, [1.0, 2.0, 3.0]))
@@ -91,7 +83,7 @@ def test_the_oldest_is_dropped_first_and_counted(outbox, box, run, monkeypatch):
     assert attributes["last_error"].startswith("The outbox is full")
 
 
-def test_forecasts_are_dropped_before_measurements(outbox, box, run, monkeypatch):
+def test_forecasts_are_dropped_before_measurements(box, monkeypatch):
     monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 4)
     outbox.add(box, run(1, 0, [1.0, 2.0]))
     outbox.add(box, run(2, 50, [5.0, 6.0], prior=NOON))
@@ -99,7 +91,7 @@ def test_forecasts_are_dropped_before_measurements(outbox, box, run, monkeypatch
     assert held(box) == [(1, 0, [1.0, 2.0]), (2, 51, [6.0]), (3, 1, [3.0])]
 
 
-def test_a_parcel_can_be_withdrawn_until_it_is_on_its_way(outbox, box, run):
+def test_a_parcel_can_be_withdrawn_until_it_is_on_its_way(box):
     first, second = outbox.add(box, run(1, 0, [1.0])), outbox.add(box, run(2, 0, [2.0]))
     second.sending = True
     for each in (first, second, None, first):
@@ -107,7 +99,7 @@ def test_a_parcel_can_be_withdrawn_until_it_is_on_its_way(outbox, box, run):
     assert held(box) == [(2, 0, [2.0])]
 
 
-def test_a_run_under_way_is_not_dropped(outbox, box, run, monkeypatch):
+def test_a_run_under_way_is_not_dropped(box, monkeypatch):
     monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 2)
     outbox.add(box, run(1, 0, [1.0])).sending = True
     outbox.add(box, run(2, 0, [2.0, 3.0]))
@@ -117,6 +109,6 @@ def test_a_run_under_way_is_not_dropped(outbox, box, run, monkeypatch):
 @pytest.mark.parametrize(
     "fields", [{}, {"step": None}, {"step": timedelta(0)}, {"unit": None, "prior": NOON}]
 )
-def test_a_run_is_the_same_after_a_restart(outbox, run, fields):
+def test_a_run_is_the_same_after_a_restart(fields):
     before = run(1, 3, [1.5, None, -2.0], **fields)
     assert outbox.recalled(json_loads(json_bytes(outbox.as_json(before)))) == before

@@ -9,6 +9,13 @@ from homeassistant.helpers.json import json_bytes
 from homeassistant.util.json import json_loads
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
+import flexmeasures_home.relay as relays
+import flexmeasures_s2.messages as messages
+from flexmeasures_cem.cem import Resource
+from flexmeasures_home.outbox import Outbox
+from flexmeasures_home.status import Status
+from flexmeasures_optimiser.connection import Sensor
+from flexmeasures_s2.session import Session
 from tests.parts.s2_messages import example
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -20,50 +27,45 @@ POWER, SOC = 7, 8
 class Device:
     """A relay of a Resource Manager that is connected, with an outbox that nobody empties, and a clock."""
 
-    def __init__(self, hass, load, freezer) -> None:
+    def __init__(self, hass, freezer) -> None:
         """Start at noon, with sensors that are known."""
         self.hass, self.freezer = hass, freezer
-        self.relays, self.messages = load("flexmeasures_home.relay"), load("flexmeasures_s2.messages")
-        status = load("flexmeasures_home.status").Status(hass)
-        self.box = load("flexmeasures_home.outbox").Outbox(
-            hass, SimpleNamespace(host="http://x"), status, None, "me"
-        )
-        self.sensor_kind = load("flexmeasures_optimiser.connection").Sensor
-        self.session_kind = load("flexmeasures_s2.session").Session
-        self.resource = load("flexmeasures_cem.cem").Resource("abc", "Meter")
-        self.relay = self.relays.new(hass, self.box, self.resource, "sensor.flexmeasures_s2_meter")
+        status = Status(hass)
+        self.box = Outbox(hass, SimpleNamespace(host="http://x"), status, None, "me")
+        self.resource = Resource("abc", "Meter")
+        self.relay = relays.new(hass, self.box, self.resource, "sensor.flexmeasures_s2_meter")
         freezer.move_to(NOON)
         self.know()
         self.connect()
 
     def connect(self):
         """Connect with a session that is established."""
-        details = self.messages.parse(json.dumps(example("ResourceManagerDetails")))
-        session = self.session_kind("here", None, None, None, details=details)
+        details = messages.parse(json.dumps(example("ResourceManagerDetails")))
+        session = Session("here", None, None, None, details=details)
         self.resource.session = self.resource.last_session = session
-        self.relays.changed(self.relay)
+        relays.changed(self.relay)
 
     def know(self, sign=1, unit="%", minutes=15):
         """Know the sensors."""
         resolution = timedelta(minutes=minutes)
-        self.relay.power_sensor = self.sensor_kind(POWER, "kW", resolution, "Europe/Amsterdam", 1, sign)
-        self.relay.soc_sensor = self.sensor_kind(SOC, unit, timedelta(0), "Europe/Amsterdam", 1)
+        self.relay.power_sensor = Sensor(POWER, "kW", resolution, "Europe/Amsterdam", 1, sign)
+        self.relay.soc_sensor = Sensor(SOC, unit, timedelta(0), "Europe/Amsterdam", 1)
 
     def reload(self, minutes=15):
         """Stop, and go on in another life with what was kept, and with what is known of the sensor."""
-        self.relays.stop(self.relay)
-        kept = json_loads(json_bytes(self.relays.as_json(self.relay, stopped=True)))
-        self.relay = self.relays.new(self.hass, self.box, self.resource, self.relay.entity_id)
-        self.relays.recall(self.relay, kept)
+        relays.stop(self.relay)
+        kept = json_loads(json_bytes(relays.as_json(self.relay, stopped=True)))
+        self.relay = relays.new(self.hass, self.box, self.resource, self.relay.entity_id)
+        relays.recall(self.relay, kept)
         if minutes:
             self.know(minutes=minutes)
-        self.relays.go_on(self.relay)
+        relays.go_on(self.relay)
 
     def say(self, message_type, **changes):
         """Have the Resource Manager say something."""
-        message = self.messages.parse(json.dumps(example(message_type, **changes)))
+        message = messages.parse(json.dumps(example(message_type, **changes)))
         self.resource.session.memory[(message_type,)] = message
-        self.relays.received(self.relay, message)
+        relays.received(self.relay, message)
 
     def measure(self, watts, minutes, quantity=L1):
         """Have it say what it measured, at some minutes past noon."""
@@ -119,11 +121,11 @@ class Device:
 
 
 @pytest.fixture
-async def device(hass, load, freezer):
+async def device(hass, freezer):
     """Return a device at noon."""
-    device = Device(hass, load, freezer)
+    device = Device(hass, freezer)
     yield device
-    device.relays.stop(device.relay)
+    relays.stop(device.relay)
 
 
 async def test_a_value_lasts_from_its_timestamp_to_the_next(device):
@@ -178,7 +180,7 @@ async def test_the_disconnected_time_is_a_gap(device):
     device.measure(300, 0)
     await device.at(12)
     device.resource.session = None
-    device.relays.changed(device.relay)
+    relays.changed(device.relay)
     await device.at(15.2)
     assert device.posted == [(0, pytest.approx(300))]
     await device.at(31)
@@ -213,7 +215,7 @@ async def test_an_interval_of_one_who_never_came_back_is_posted(device):
 async def test_what_is_kept_while_it_runs_has_no_interval_that_is_posted_otherwise(device):
     device.measure(300, 0)
     await device.at(5)
-    assert device.relays.as_json(device.relay)["interval"] is None
+    assert relays.as_json(device.relay)["interval"] is None
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ async def test_what_was_measured_before_the_sensor_was_known_suits_it_once_it_is
     await device.at(12)
     assert device.posted == []
     device.know(minutes=minutes)
-    device.relays.sensors_known(device.relay)
+    relays.sensors_known(device.relay)
     await device.at(15.2)
     assert device.posted[: len(expected)] == [(start, pytest.approx(value)) for start, value in expected]
     assert len(device.posted) <= len(expected) + 1
@@ -250,7 +252,7 @@ async def test_an_hour_of_which_the_sensor_was_learnt_late_is_posted_once(device
     await device.at(40)
     device.measure(0, 40)
     device.know(minutes=60, sign=-1)
-    device.relays.sensors_known(device.relay)
+    relays.sensors_known(device.relay)
     await device.at(60.2)
     assert device.posted == [(0, pytest.approx(-2000 / 3))]
 

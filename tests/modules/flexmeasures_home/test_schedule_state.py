@@ -9,42 +9,34 @@ import pytest
 from homeassistant.components.recorder.db_schema import MAX_STATE_ATTRS_BYTES
 from homeassistant.helpers.json import json_bytes
 
+import flexmeasures_home.schedule_state as schedule_state
+import flexmeasures_home.schedule_store as store
+from flexmeasures_optimiser.schedule import Schedule
+
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
 
 
-@pytest.fixture
-def schedule_state(load):
-    """Return the module."""
-    return load("flexmeasures_home.schedule_state")
+def make(values, start=NOON, resolution=QUARTER, unit="kW", **more):
+    """Return a schedule."""
+    soc = more.pop("soc", [5.0 + n for n in range(len(values) + 1)])
+    missed = more.pop("missed_targets", [])
+    return Schedule(start, resolution, unit, values, "kWh", soc, missed, 1.5, NOON)
 
 
-@pytest.fixture
-def make(load):
-    """Return a maker of schedules."""
-    kind = load("flexmeasures_optimiser.schedule").Schedule
-
-    def make(values, start=NOON, resolution=QUARTER, unit="kW", **more):
-        soc = more.pop("soc", [5.0 + n for n in range(len(values) + 1)])
-        missed = more.pop("missed_targets", [])
-        return kind(start, resolution, unit, values, "kWh", soc, missed, 1.5, NOON)
-
-    return make
-
-
-def test_the_state_is_the_value_that_is_due(schedule_state, make):
+def test_the_state_is_the_value_that_is_due():
     schedule = make([1.0, 0, -2.5, None])
     values = [schedule_state.due(schedule, None, NOON + n * QUARTER) for n in range(-1, 5)]
     assert values == ["unknown", 1.0, 0, -2.5, "unknown", "unknown"]
 
 
-def test_without_a_schedule_the_state_is_unknown(schedule_state):
+def test_without_a_schedule_the_state_is_unknown():
     assert schedule_state.due(None, None, NOON) == "unknown"
     assert schedule_state.next_change(None, None, NOON) is None
 
 
-def test_before_its_start_the_previous_schedule_goes_on_where_it_covers_the_moment(schedule_state, make):
+def test_before_its_start_the_previous_schedule_goes_on_where_it_covers_the_moment():
     previous = make([7.0, 8.0], start=NOON - 2 * QUARTER)
     schedule = make([1.0], start=NOON + QUARTER)
     moments = [NOON - QUARTER, NOON, NOON + QUARTER, NOON + 2 * QUARTER]
@@ -62,7 +54,7 @@ def test_before_its_start_the_previous_schedule_goes_on_where_it_covers_the_mome
     ]
 
 
-def test_attributes_are_those_of_the_contract(schedule_state, make):
+def test_attributes_are_those_of_the_contract():
     miss = {"field": "soc_targets", "datetime": NOON, "asked": 9.0, "reached": 7.5}
     assert schedule_state.attributes(make([1.0, -2.0], missed_targets=[miss]), AMSTERDAM) == {
         "schedule": [
@@ -83,13 +75,13 @@ def test_attributes_are_those_of_the_contract(schedule_state, make):
     }
 
 
-def test_energy_per_interval_is_told_as_energy(schedule_state):
+def test_energy_per_interval_is_told_as_energy():
     named = schedule_state.naming("kWh")
     assert (named["device_class"], named["state_class"]) == ("energy", "total")
 
 
 @pytest.mark.parametrize(("minutes", "days"), [(5, 7), (15, 7), (60, 30), (1, 1)])
-def test_attributes_fit_the_recorder_and_lose_the_far_end_first(schedule_state, make, minutes, days):
+def test_attributes_fit_the_recorder_and_lose_the_far_end_first(minutes, days):
     values = [round(n / 7, 6) for n in range(days * 24 * 60 // minutes)]
     schedule = make(values, resolution=timedelta(minutes=minutes))
     attributes = schedule_state.attributes(schedule, AMSTERDAM)
@@ -102,7 +94,7 @@ def test_attributes_fit_the_recorder_and_lose_the_far_end_first(schedule_state, 
 
 
 @pytest.mark.parametrize("intervals", [96, 192])
-def test_two_days_of_quarters_are_kept_whole(schedule_state, make, intervals):
+def test_two_days_of_quarters_are_kept_whole(intervals):
     schedule = make([n / 7 for n in range(intervals)])
     assert len(schedule_state.attributes(schedule, AMSTERDAM)["schedule"]) == intervals
 
@@ -114,14 +106,13 @@ def test_two_days_of_quarters_are_kept_whole(schedule_state, make, intervals):
         (datetime(2026, 10, 25, 0, 30, tzinfo=UTC), ["02:30:00+02:00", "02:00:00+01:00", "02:30:00+01:00"]),
     ],
 )
-def test_times_go_on_over_a_clock_change(schedule_state, make, start, offsets):
+def test_times_go_on_over_a_clock_change(start, offsets):
     schedule = make([1, 2, 3], start=start, resolution=timedelta(minutes=30))
     entries = schedule_state.response(schedule, AMSTERDAM)["schedule"]
     assert [entry["start"].split("T")[1] for entry in entries] == offsets
 
 
-def test_a_kept_schedule_is_the_same_after_a_restart(load, make):
-    store = load("flexmeasures_home.schedule_store")
+def test_a_kept_schedule_is_the_same_after_a_restart():
     miss = {"field": "soc_targets", "datetime": NOON, "asked": 9.0, "reached": 7.5}
     schedule = make([1.0, None], missed_targets=[miss])
     kept = json_bytes(store.as_json(schedule))

@@ -6,17 +6,8 @@ from email.utils import format_datetime
 
 import pytest
 
-
-@pytest.fixture
-def connection(load):
-    """Return the module."""
-    return load("flexmeasures_optimiser.connection")
-
-
-@pytest.fixture
-def errors(load):
-    """Return the module."""
-    return load("flexmeasures_optimiser.errors")
+import flexmeasures_optimiser.connection as connection
+import flexmeasures_optimiser.errors as errors
 
 
 @pytest.mark.parametrize(
@@ -30,7 +21,7 @@ def errors(load):
         ("homeserver:8443", ("https", "homeserver", 8443)),
     ],
 )
-def test_an_address_without_a_scheme_is_https_and_http_for_localhost(connection, host, expected):
+def test_an_address_without_a_scheme_is_https_and_http_for_localhost(host, expected):
     assert connection.address(host) == expected
 
 
@@ -38,13 +29,13 @@ def test_an_address_without_a_scheme_is_https_and_http_for_localhost(connection,
     "host",
     ["", "ftp://x", "https://", "http://a b", "https://x/api", "http://u:p@x", "http://[::1]:5000", "x:y"],
 )
-def test_an_address_that_cannot_be_used_is_refused(connection, host):
+def test_an_address_that_cannot_be_used_is_refused(host):
     with pytest.raises(ValueError):
         connection.address(host)
 
 
 @pytest.mark.parametrize("password", ["geheim", "it's", 'a"b\\c', "pässwörd"])
-def test_no_secret_reaches_the_log(connection, caplog, password):
+def test_no_secret_reaches_the_log(caplog, password):
     redact = connection.without_secrets(password)
     logger = logging.getLogger("test.redaction")
     logger.addFilter(redact)
@@ -83,21 +74,21 @@ def test_no_secret_reaches_the_log(connection, caplog, password):
         ),
     ],
 )
-def test_a_failed_job_is_told_by_meaning(connection, errors, text, kind, says):
+def test_a_failed_job_is_told_by_meaning(text, kind, says):
     error = connection.failed_job(text)
     assert type(error) is getattr(errors, kind)
     assert says in str(error)
     assert "traceback" not in str(error)
 
 
-def test_a_nested_refusal_is_one_line_that_names_the_field(connection):
+def test_a_nested_refusal_is_one_line_that_names_the_field():
     message = {
         "json": {"flex-model": {"0": {"soc-at-start": ["Not a valid quantity."]}}, "start": ["Missing."]}
     }
     assert connection.flat(message) == "flex-model[0].soc-at-start: Not a valid quantity.; start: Missing."
 
 
-def test_a_server_says_how_long_to_wait_in_seconds_or_by_a_date(connection):
+def test_a_server_says_how_long_to_wait_in_seconds_or_by_a_date():
     assert connection.retry_after({"Retry-After": "90"}) == 90
     soon = datetime.now(UTC) + timedelta(seconds=60)
     assert 58 <= connection.retry_after({"Retry-After": format_datetime(soon, usegmt=True)}) <= 60

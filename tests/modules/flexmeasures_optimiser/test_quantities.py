@@ -4,11 +4,7 @@ import math
 
 import pytest
 
-
-@pytest.fixture
-def quantities(load):
-    """Return the module."""
-    return load("flexmeasures_optimiser.quantities")
+import flexmeasures_optimiser.quantities as quantities
 
 
 @pytest.mark.parametrize(
@@ -23,12 +19,12 @@ def quantities(load):
         ("7", (7, None)),
     ],
 )
-def test_reads_a_number_and_its_unit(quantities, text, expected):
+def test_reads_a_number_and_its_unit(text, expected):
     assert quantities.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "kWh", "1,5 kWh", "ten", "nan", math.nan, math.inf, True, None, [1]])
-def test_refuses_what_is_no_finite_number(quantities, text):
+def test_refuses_what_is_no_finite_number(text):
     with pytest.raises(ValueError):
         quantities.parse(text)
 
@@ -43,16 +39,16 @@ def test_refuses_what_is_no_finite_number(quantities, text):
         (1, "MWh", None, 1_000_000),
     ],
 )
-def test_energy_is_in_watt_hours(quantities, quantity, unit, full, watt_hours):
+def test_energy_is_in_watt_hours(quantity, unit, full, watt_hours):
     assert quantities.energy(quantity, unit, full) == pytest.approx(watt_hours)
 
 
 @pytest.mark.parametrize(("quantity", "watts"), [("10 kW", 10_000), ("1 MW", 1e6), ("250 W", 250), (2, 2000)])
-def test_power_is_in_watts(quantities, quantity, watts):
+def test_power_is_in_watts(quantity, watts):
     assert quantities.power(quantity) == pytest.approx(watts)
 
 
-def test_a_quantity_of_another_kind_is_refused(quantities):
+def test_a_quantity_of_another_kind_is_refused():
     for refused in (lambda: quantities.energy("5 kW"), lambda: quantities.energy("50 %")):
         with pytest.raises(ValueError):
             refused()
@@ -62,7 +58,7 @@ def test_a_quantity_of_another_kind_is_refused(quantities):
         quantities.ratio("5 kWh")
 
 
-def test_writes_without_the_noise_of_binary_fractions(quantities):
+def test_writes_without_the_noise_of_binary_fractions():
     assert quantities.as_energy(100 * 1.1) == "0.11 kWh"
     assert quantities.as_energy(0) == "0.0 kWh"
     assert quantities.as_power(10_000) == "10.0 kW"
@@ -70,11 +66,11 @@ def test_writes_without_the_noise_of_binary_fractions(quantities):
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("EUR/kWh", 1), ("EUR/MWh", 0.001), ("ct/Wh", 1000)])
-def test_a_price_is_turned_into_one_per_kilowatt_hour(quantities, unit, factor):
+def test_a_price_is_turned_into_one_per_kilowatt_hour(unit, factor):
     assert quantities.per_kilowatt_hour(unit) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("unit", ["kWh", "EUR", "EUR/m3", ""])
-def test_what_is_no_price_of_energy_is_refused(quantities, unit):
+def test_what_is_no_price_of_energy_is_refused(unit):
     with pytest.raises(ValueError):
         quantities.per_kilowatt_hour(unit)

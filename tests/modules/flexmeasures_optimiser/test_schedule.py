@@ -5,15 +5,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+import flexmeasures_optimiser.planning as planning
+import flexmeasures_optimiser.schedule as schedules
+from flexmeasures_optimiser.storage import Storage, Wish
+
 AMSTERDAM = "Europe/Amsterdam"
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
-
-
-@pytest.fixture
-def schedules(load):
-    """Return the module."""
-    return load("flexmeasures_optimiser.schedule")
 
 
 def at(text, zone=AMSTERDAM, fold=0):
@@ -40,12 +38,12 @@ def reply(values, duration, unit="kW", start="2026-06-01T14:00:00+02:00", **more
         ("2026-03-29T01:50:00", 60, AMSTERDAM, "2026-03-29T03:00:00"),
     ],
 )
-def test_shifts_up_to_the_sensors_clock(schedules, moment, minutes, zone, expected):
+def test_shifts_up_to_the_sensors_clock(moment, minutes, zone, expected):
     shifted = schedules.shift_up(at(moment, zone), timedelta(minutes=minutes), zone)
     assert shifted == at(expected, zone)
 
 
-def test_shifts_up_within_the_repeated_hour(schedules):
+def test_shifts_up_within_the_repeated_hour():
     second_time = at("2026-10-25T02:50:00", fold=1)
     shifted = schedules.shift_up(second_time, QUARTER, AMSTERDAM)
     assert shifted.astimezone(UTC) == datetime(2026, 10, 25, 2, tzinfo=UTC)
@@ -54,7 +52,7 @@ def test_shifts_up_within_the_repeated_hour(schedules):
 
 
 @pytest.mark.parametrize("minutes", [5, 15, 60])
-def test_the_replys_start_and_duration_count(schedules, minutes):
+def test_the_replys_start_and_duration_count(minutes):
     step = timedelta(minutes=minutes)
     schedule = schedules.from_reply(reply([1, 2, 3], f"PT{3 * minutes}M"), "kW", NOON, "kWh")
     assert schedule.start == NOON
@@ -68,19 +66,19 @@ def test_the_replys_start_and_duration_count(schedules, minutes):
     ("unit", "expected"),
     [("kW", 2.0), ("W", 2000.0), ("MW", 0.002), ("kWh", 0.5), ("MWh", 0.0005), ("Wh", 500.0)],
 )
-def test_converts_to_the_users_unit(schedules, unit, expected):
+def test_converts_to_the_users_unit(unit, expected):
     schedule = schedules.from_reply(reply([2.0], "PT15M"), unit, NOON, "kWh")
     assert schedule.values == [pytest.approx(expected)]
     assert schedules.watts(schedule) == [pytest.approx(2000)]
 
 
-def test_an_interval_without_a_value_is_none(schedules):
+def test_an_interval_without_a_value_is_none():
     schedule = schedules.from_reply(reply([1.0, float("nan"), None], "PT45M"), "W", NOON, "kWh")
     assert schedule.values == [1000.0, None, None]
     assert schedules.watts(schedule) == [1000.0, 0.0, 0.0]
 
 
-def test_boundaries_are_the_intervals_starts_and_the_end(schedules):
+def test_boundaries_are_the_intervals_starts_and_the_end():
     schedule = schedules.from_reply(reply([1, 2], "PT30M"), "kW", NOON, "kWh")
     moments = [NOON - QUARTER, NOON, NOON + timedelta(minutes=20), NOON + timedelta(minutes=30)]
     assert [schedules.next_boundary(schedule, moment) for moment in moments] == [
@@ -95,7 +93,7 @@ def test_boundaries_are_the_intervals_starts_and_the_end(schedules):
     ("start", "hours"),
     [("2026-03-28T12:00:00+01:00", 23), ("2026-10-24T12:00:00+02:00", 25)],
 )
-def test_a_day_over_a_clock_change_has_its_true_length(schedules, start, hours):
+def test_a_day_over_a_clock_change_has_its_true_length(start, hours):
     schedule = schedules.from_reply(reply([0] * hours, f"PT{hours}H", start=start), "kW", NOON, "kWh")
     assert schedules.end(schedule) == (
         datetime.fromisoformat(start).replace(tzinfo=None) + timedelta(days=1)
@@ -103,7 +101,7 @@ def test_a_day_over_a_clock_change_has_its_true_length(schedules, start, hours):
     assert len(set(schedules.starts(schedule))) == hours
 
 
-def test_expected_soc_counts_the_efficiencies(schedules):
+def test_expected_soc_counts_the_efficiencies():
     schedule = schedules.from_reply(reply([4, -4], "PT30M"), "kW", NOON, "kWh")
     assert schedules.expected_soc(schedule, {"soc-at-start": "5 kWh"}) == [5000, 6000, 5000]
     assert schedules.expected_soc(
@@ -118,7 +116,7 @@ def test_expected_soc_counts_the_efficiencies(schedules):
     assert schedules.expected_soc(schedule, model) == [0, 2750, 1500]
 
 
-def test_expected_soc_decays_with_the_storage_efficiency(schedules):
+def test_expected_soc_decays_with_the_storage_efficiency():
     schedule = schedules.from_reply(reply([0, 0], "PT30M"), "kW", NOON, "kWh")
     assert schedules.expected_soc(
         schedule, {"soc-at-start": "1 kWh", "storage-efficiency": "90 %"}
@@ -134,27 +132,25 @@ def test_expected_soc_decays_with_the_storage_efficiency(schedules):
         {"storage-efficiency": "0 %"},
     ],
 )
-def test_expected_soc_is_not_told_where_only_the_server_knows(schedules, model):
+def test_expected_soc_is_not_told_where_only_the_server_knows(model):
     schedule = schedules.from_reply(reply([1], "PT15M"), "kW", NOON, "kWh")
     assert schedules.expected_soc(schedule, {"soc-at-start": "1 kWh"} | model) is None
 
 
-def test_a_missed_target_tells_when_what_was_asked_and_what_is_reached(schedules, load):
-    wish = load("flexmeasures_optimiser.storage").Wish
-    planning = load("flexmeasures_optimiser.planning")
-    storage = load("flexmeasures_optimiser.storage").Storage(
+def test_a_missed_target_tells_when_what_was_asked_and_what_is_reached():
+    storage = Storage(
         power_sensor=1,
         soc_at_start=1000,
         soc_min=0,
         soc_max=9000,
         soc_targets=[
-            wish(NOON + QUARTER, NOON + QUARTER, 1500),
-            wish(NOON + 2 * QUARTER, NOON + 2 * QUARTER, 5000),
+            Wish(NOON + QUARTER, NOON + QUARTER, 1500),
+            Wish(NOON + 2 * QUARTER, NOON + 2 * QUARTER, 5000),
         ],
-        soc_minima=[wish(NOON, NOON + 2 * QUARTER, 1200)],
+        soc_minima=[Wish(NOON, NOON + 2 * QUARTER, 1200)],
         soc_maxima=[
-            wish(NOON, NOON + 2 * QUARTER, 1900),
-            wish(NOON + timedelta(days=2), NOON + timedelta(days=3), 1),
+            Wish(NOON, NOON + 2 * QUARTER, 1900),
+            Wish(NOON + timedelta(days=2), NOON + timedelta(days=3), 1),
         ],
     )
     schedule = schedules.from_reply(reply([2, 2], "PT30M"), "kW", NOON, "kWh")
@@ -166,7 +162,7 @@ def test_a_missed_target_tells_when_what_was_asked_and_what_is_reached(schedules
     ]
 
 
-def test_cost_is_what_the_server_tells(schedules):
+def test_cost_is_what_the_server_tells():
     told = reply([1], "PT15M", scheduler_info={"commitment_costs": {"energy": 1.5, "peak": 0.25}})
     assert schedules.from_reply(told, "kW", NOON, "kWh").cost == 1.75
     assert schedules.from_reply(reply([1], "PT15M"), "kW", NOON, "kWh").cost is None

@@ -4,22 +4,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+import flexmeasures_optimiser.sensor_data as sensor_data
+from flexmeasures_optimiser.connection import Connection, Sensor
+from flexmeasures_optimiser.errors import InvalidData
+
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER, HOUR, MINUTE = timedelta(minutes=15), timedelta(hours=1), timedelta(minutes=1)
 ZERO = timedelta(0)
 
 
-@pytest.fixture
-def sensor_data(load):
-    """Return the module."""
-    return load("flexmeasures_optimiser.sensor_data")
-
-
-@pytest.fixture
-def sensor(load):
-    """Return a function that makes a sensor."""
-    kind = load("flexmeasures_optimiser.connection").Sensor
-    return lambda unit="kW", resolution=QUARTER: kind(12, unit, resolution, "Europe/Amsterdam", 3)
+def sensor(unit="kW", resolution=QUARTER):
+    """Return a sensor."""
+    return Sensor(12, unit, resolution, "Europe/Amsterdam", 3)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +37,7 @@ def sensor(load):
         ("EUR/kWh", HOUR, "EUR/kWh", QUARTER, (1.0, "EUR/kWh")),
     ],
 )
-def test_energy_and_power_are_told_apart(sensor_data, sensor, unit, step, sensor_unit, resolution, posted):
+def test_energy_and_power_are_told_apart(unit, step, sensor_unit, resolution, posted):
     values, found = sensor_data.converted([1.0, None], unit, step, sensor(sensor_unit, resolution))
     assert values == [pytest.approx(posted[0]), None]
     assert found == posted[1]
@@ -58,9 +54,7 @@ def test_energy_and_power_are_told_apart(sensor_data, sensor, unit, step, sensor
         (MINUTE, 3, ZERO, MINUTE),
     ],
 )
-def test_a_value_stands_for_the_sensors_resolution_unless_told(
-    sensor_data, sensor, step, count, resolution, found
-):
+def test_a_value_stands_for_the_sensors_resolution_unless_told(step, count, resolution, found):
     run = sensor_data.Run(12, NOON, [1.0] * count, step=step)
     assert sensor_data.fitting_step(run, sensor(resolution=resolution)) == found
 
@@ -75,9 +69,9 @@ def test_a_value_stands_for_the_sensors_resolution_unless_told(
         (MINUTE / 3, 4, ZERO, "duration: FlexMeasures takes whole minutes, not 0:01:20"),
     ],
 )
-def test_a_duration_that_does_not_fit_is_named(sensor_data, sensor, load, step, count, resolution, says):
+def test_a_duration_that_does_not_fit_is_named(step, count, resolution, says):
     run = sensor_data.Run(12, NOON, [1.0] * count, step=step)
-    with pytest.raises(load("flexmeasures_optimiser.errors").InvalidData, match=says):
+    with pytest.raises(InvalidData, match=says):
         sensor_data.fitting_step(run, sensor(resolution=resolution))
 
 
@@ -93,13 +87,13 @@ def test_a_duration_that_does_not_fit_is_named(sensor_data, sensor, load, step, 
         (NOON, None, 2, ZERO, (NOON, None)),
     ],
 )
-def test_a_run_gets_the_sensors_clock(sensor_data, sensor, start, step, count, resolution, expected):
+def test_a_run_gets_the_sensors_clock(start, step, count, resolution, expected):
     run = sensor_data.Run(12, start, [1.0] * count, step=step)
     found = sensor_data.on_the_clock(run, sensor(resolution=resolution))
     assert (found.start, found.step) == expected
 
 
-def test_what_is_finer_than_the_sensor_is_averaged_on_its_clock(sensor_data, sensor):
+def test_what_is_finer_than_the_sensor_is_averaged_on_its_clock():
     start, values = sensor_data.averaged(
         NOON + 10 * MINUTE, [1.0, 2.0, None, 6.0, None, None, None], 5 * MINUTE, sensor()
     )
@@ -126,10 +120,8 @@ class Client:
         (NOON, HOUR, 5 * MINUTE, NOON, 12),
     ],
 )
-async def test_what_is_read_covers_what_was_asked(
-    sensor_data, sensor, load, start, duration, resolution, first, count
-):
-    link = load("flexmeasures_optimiser.connection").Connection("x", Client(), None, None, {12: sensor()})
+async def test_what_is_read_covers_what_was_asked(start, duration, resolution, first, count):
+    link = Connection("x", Client(), None, None, {12: sensor()})
     found = await sensor_data.read(link, 12, start, duration, resolution=resolution)
     assert (found["start"], len(found["values"])) == (first, count)
     assert link.client.asked["unit"] == "kW"

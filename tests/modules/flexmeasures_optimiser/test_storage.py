@@ -2,29 +2,18 @@
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
+import flexmeasures_optimiser.storage as storages
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 END = START + timedelta(hours=24)
 
 
-@pytest.fixture
-def storages(load):
-    """Return the module."""
-    return load("flexmeasures_optimiser.storage")
+def battery(soc_at_start=5000, **more):
+    """Return a battery of 1 to 10 kWh."""
+    return storages.Storage(7, soc_at_start, 1000, 10_000, **more)
 
 
-@pytest.fixture
-def battery(storages):
-    """Return a maker of batteries of 1 to 10 kWh."""
-
-    def make(soc_at_start=5000, **more):
-        return storages.Storage(7, soc_at_start, 1000, 10_000, **more)
-
-    return make
-
-
-def test_states_the_present_and_the_limits(storages, battery):
+def test_states_the_present_and_the_limits():
     assert storages.flex_model(battery(), START, END) == {
         "sensor": 7,
         "soc-at-start": "5.0 kWh",
@@ -33,7 +22,7 @@ def test_states_the_present_and_the_limits(storages, battery):
     }
 
 
-def test_states_what_is_known_of_the_device(storages, battery):
+def test_states_what_is_known_of_the_device():
     model = storages.flex_model(
         battery(soc_sensor=8, power_capacity=10_000, roundtrip_efficiency=0.9), START, END
     )
@@ -42,11 +31,11 @@ def test_states_what_is_known_of_the_device(storages, battery):
     assert model["roundtrip-efficiency"] == "90.0 %"
 
 
-def test_an_empty_battery_is_a_state_of_charge_too(storages, battery):
+def test_an_empty_battery_is_a_state_of_charge_too():
     assert storages.flex_model(battery(soc_at_start=0), START, END)["soc-at-start"] == "0.0 kWh"
 
 
-def test_below_the_minimum_the_hard_bound_gives_way_to_a_soft_one(storages, battery):
+def test_below_the_minimum_the_hard_bound_gives_way_to_a_soft_one():
     model = storages.flex_model(battery(soc_at_start=400), START, END)
     assert model["soc-min"] == "0.4 kWh"
     assert model["soc-minima"] == [
@@ -55,14 +44,14 @@ def test_below_the_minimum_the_hard_bound_gives_way_to_a_soft_one(storages, batt
     assert "soc-maxima" not in model
 
 
-def test_above_the_maximum_the_hard_bound_gives_way_to_a_soft_one(storages, battery):
+def test_above_the_maximum_the_hard_bound_gives_way_to_a_soft_one():
     model = storages.flex_model(battery(soc_at_start=11_000), START, END)
     assert model["soc-max"] == "11.0 kWh"
     assert [each["value"] for each in model["soc-maxima"]] == ["10.0 kWh"]
     assert "soc-minima" not in model
 
 
-def test_targets_are_moments_or_spans(storages, battery):
+def test_targets_are_moments_or_spans():
     targets = [storages.Wish(END, END, 9000), storages.Wish(START, END, 8000)]
     assert storages.flex_model(battery(soc_targets=targets), START, END)["soc-targets"] == [
         {"datetime": "2026-06-02T12:00:00+00:00", "value": "9.0 kWh"},
@@ -70,7 +59,7 @@ def test_targets_are_moments_or_spans(storages, battery):
     ]
 
 
-def test_raw_fields_prevail(storages, battery):
+def test_raw_fields_prevail():
     raw = {"soc-max": "12 kWh", "charging-efficiency": "95 %"}
     model = storages.flex_model(battery(roundtrip_efficiency=0.9, flex_model=raw), START, END)
     assert model["soc-max"] == "12 kWh"
@@ -78,7 +67,7 @@ def test_raw_fields_prevail(storages, battery):
     assert "roundtrip-efficiency" not in model
 
 
-def test_prices_are_sensors_in_the_flex_context(storages):
+def test_prices_are_sensors_in_the_flex_context():
     assert storages.flex_context(1, 2, 17_000, {"relax-constraints": False}, None) == {
         "consumption-price": {"sensor": 1},
         "production-price": {"sensor": 2},
@@ -91,7 +80,7 @@ def test_prices_are_sensors_in_the_flex_context(storages):
     )
 
 
-def test_a_device_that_stores_nothing_has_capacities_alone(storages):
+def test_a_device_that_stores_nothing_has_capacities_alone():
     panels = storages.Flow(7, 0.0, [storages.Span(START, END, 3000.0)])
     assert storages.model_of(panels, START, END) == {
         "sensor": 7,

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+import flexmeasures_cem.cem as cems
+import flexmeasures_s2.listener as listeners
 from tests.parts.resource_manager import ResourceManager
 
 WITHIN = 10
@@ -28,10 +30,9 @@ async def connected(cem, **options):
 
 
 @asynccontextmanager
-async def running(load, preferred=None, scheme="ws", limits=(), **options):
+async def running(preferred=None, scheme="ws", limits=(), **options):
     """Run the real listener and CEM on a free port, and record what they tell."""
-    listeners, cems = load("flexmeasures_s2.listener"), load("flexmeasures_cem.cem")
-    made = SimpleNamespace(changes=[], received=[], listeners=listeners, load=load)
+    made = SimpleNamespace(changes=[], received=[])
 
     def changed(resource):
         made.changes.append((resource.name, bool(resource.session), cems.control_type(resource)))
@@ -64,12 +65,12 @@ def expected_lingering_timers() -> bool:
 
 
 @pytest.fixture
-async def serve(load, socket_enabled):
+async def serve(socket_enabled):
     """Return a function that runs a CEM with settings and limits of a test's own."""
     stack = []
 
     async def start(**settings):
-        context = running(load, **settings)
+        context = running(**settings)
         stack.append(context)
         return await context.__aenter__()
 

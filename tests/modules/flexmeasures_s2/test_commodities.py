@@ -2,6 +2,8 @@
 
 import pytest
 
+import flexmeasures_s2.commodities as commodities
+
 L1, L2, L3 = (f"ELECTRIC.POWER.L{phase}" for phase in (1, 2, 3))
 ALL = "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
 
@@ -17,13 +19,13 @@ ALL = "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
         ({"HEAT.THERMAL_POWER": 500.0}, None),
     ],
 )
-def test_the_electric_power_is_that_of_all_phases(load, powers, electric):
-    assert load("flexmeasures_s2.commodities").electric(powers) == electric
+def test_the_electric_power_is_that_of_all_phases(powers, electric):
+    assert commodities.electric(powers) == electric
 
 
 @pytest.mark.parametrize(
     ("quantity", "commodity"),
     [(L1, "ELECTRICITY"), (ALL, "ELECTRICITY"), ("NATURAL_GAS.FLOW_RATE", "GAS"), ("HEAT.FLOW_RATE", "HEAT")],
 )
-def test_a_quantity_is_of_a_commodity(load, quantity, commodity):
-    assert load("flexmeasures_s2.commodities").commodity_of(quantity) == commodity
+def test_a_quantity_is_of_a_commodity(quantity, commodity):
+    assert commodities.commodity_of(quantity) == commodity

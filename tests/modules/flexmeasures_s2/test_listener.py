@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import flexmeasures_s2.listener as listeners
+from flexmeasures_s2.errors import CannotListen
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_messages import example
@@ -166,34 +168,34 @@ async def test_it_serves_over_tls(serve, certificate, monkeypatch):
         await status_of(cem.url.replace("wss:", "http:"))
 
 
-async def test_a_port_in_use_is_named(cem, serve, load):
-    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match=f"127.0.0.1:{cem.port}"):
+async def test_a_port_in_use_is_named(cem, serve):
+    with pytest.raises(CannotListen, match=f"127.0.0.1:{cem.port}"):
         await serve(port=cem.port)
     async with connected(cem) as rm:
         await exchange(rm)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
-async def test_a_host_that_is_not_ours_is_named(serve, load, host):
-    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match=host):
+async def test_a_host_that_is_not_ours_is_named(serve, host):
+    with pytest.raises(CannotListen, match=host):
         await serve(host=host)
 
 
 @pytest.mark.parametrize("content", [None, "nonsense"])
-async def test_a_certificate_that_cannot_be_used_is_named(serve, load, tmp_path, content):
+async def test_a_certificate_that_cannot_be_used_is_named(serve, tmp_path, content):
     file = tmp_path / "certificate.pem"
     if content:
         file.write_text(content)
-    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match="certificate"):
+    with pytest.raises(CannotListen, match="certificate"):
         await serve(certificate=str(file))
 
 
-async def test_a_key_of_another_certificate_is_named(serve, load, certificate, tmp_path):
+async def test_a_key_of_another_certificate_is_named(serve, certificate, tmp_path):
     key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     (tmp_path / "other.pem").write_bytes(key)
-    with pytest.raises(load("flexmeasures_s2.errors").CannotListen, match="key"):
+    with pytest.raises(CannotListen, match="key"):
         await serve(**certificate | {"key": str(tmp_path / "other.pem")})
 
 
@@ -356,7 +358,7 @@ async def test_who_does_not_read_does_not_hold_up_the_stop(serve, mute):
     await until(lambda: cem.listener.sessions)
     await asyncio.sleep(0.3)
     async with asyncio.timeout(8):
-        await cem.listeners.stop(cem.listener)
+        await listeners.stop(cem.listener)
     assert not cem.listener.sessions
 
 
@@ -382,8 +384,7 @@ async def test_a_burst_is_slowed_down_and_never_refused(serve):
         await exchange(rm)
 
 
-def test_above_the_rate_each_message_waits(load):
-    listeners = load("flexmeasures_s2.listener")
+def test_above_the_rate_each_message_waits():
     bucket = listeners.Bucket(rate=10, tokens=600, at=0)
     pauses = [listeners.pause_after(bucket, 100, 0) for _ in range(603)]
     assert pauses[:600] == [0] * 600
@@ -409,7 +410,7 @@ async def test_stop_bids_farewell_and_frees_the_port_at_once(serve):
     cem = await serve()
     async with connected(cem) as first, ResourceManager(cem.url) as second:
         await second.next("Handshake")
-        await cem.listeners.stop(cem.listener)
+        await listeners.stop(cem.listener)
         again = await serve(port=cem.port)
         assert (await first.next("SessionRequest"))["request"] == "RECONNECT"
         assert [await first.closed(), await second.closed()] == [1001, 1001]
@@ -420,15 +421,15 @@ async def test_stop_bids_farewell_and_frees_the_port_at_once(serve):
 
 
 async def test_stop_may_come_twice(cem):
-    await cem.listeners.stop(cem.listener)
-    await cem.listeners.stop(cem.listener)
+    await listeners.stop(cem.listener)
+    await listeners.stop(cem.listener)
 
 
 async def test_stop_leaves_nothing_of_who_never_asked(serve):
     cem = await serve()
     reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
     await until(lambda: cem.listener.asking)
-    await cem.listeners.stop(cem.listener)
+    await listeners.stop(cem.listener)
     async with asyncio.timeout(5):
         assert await reader.read() == b""
     writer.close()

@@ -7,7 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from tests.conftest import load_natively
+import flexmeasures_s2.messages as messages
+from flexmeasures_s2.errors import LONGEST_LABEL, Refused
 from tests.parts import s2_schemas
 from tests.parts.s2_messages import TYPES, example
 
@@ -56,18 +57,11 @@ VALUES = {
 
 
 @pytest.fixture
-def messages(load):
-    """Return the module."""
-    return load("flexmeasures_s2.messages")
-
-
-@pytest.fixture
-def refused(messages, load):
+def refused():
     """Return a function that gives the refusal of a text or message."""
-    kind = load("flexmeasures_s2.errors").Refused
 
     def refuse(message):
-        with pytest.raises(kind) as caught:
+        with pytest.raises(Refused) as caught:
             messages.parse(message if isinstance(message, str) else json.dumps(message))
         return caught.value
 
@@ -142,7 +136,6 @@ def expected(message, kind, place, what):
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_our_verdict_is_that_of_the_official_schemas(schemas, kind):
-    messages, errors = load_natively("flexmeasures_s2.messages"), load_natively("flexmeasures_s2.errors")
     valid = shortened(example(kind))
     assert s2_schemas.problems(valid) == []
     messages.parse(json.dumps(valid))
@@ -151,30 +144,30 @@ def test_our_verdict_is_that_of_the_official_schemas(schemas, kind):
         status, label = "OK", ""
         try:
             messages.parse(json.dumps(message))
-        except errors.Refused as refused:
+        except Refused as refused:
             status, label = refused.status, str(refused)
         field = next(step for step in reversed(path) if isinstance(step, str))
         place = f"{field}[]" if isinstance(path[-1], int) else field
         if (status in WELL_FORMED) != expected(message, kind, place, what):
             wrong.append((path, what, status, label, s2_schemas.problems(message)[:1]))
-        if len(label) > errors.LONGEST_LABEL or (status == "INVALID_MESSAGE" and field not in label):
+        if len(label) > LONGEST_LABEL or (status == "INVALID_MESSAGE" and field not in label):
             wrong.append((path, what, "label", label))
     assert wrong == []
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_message_is_understood(messages, kind):
+def test_every_message_is_understood(kind):
     message = messages.parse(json.dumps(example(kind)))
     assert message.message_type == kind
 
 
-def test_all_validators_can_be_made_beforehand(messages):
+def test_all_validators_can_be_made_beforehand():
     messages.prepare()
     assert set(TYPES) <= set(messages.VALIDATORS)
 
 
 @pytest.mark.parametrize("kind", SENT_BY_A_CEM)
-def test_what_a_cem_sends_is_valid(messages, kind):
+def test_what_a_cem_sends_is_valid(kind):
     fields = {
         name: value for name, value in example(kind).items() if name not in ("message_type", "message_id")
     }
@@ -186,33 +179,33 @@ def test_what_a_cem_sends_is_valid(messages, kind):
     assert fields.keys() <= message.keys()
 
 
-def test_each_message_to_send_has_an_id_of_its_own(messages):
+def test_each_message_to_send_has_an_id_of_its_own():
     made = [messages.new("SelectControlType", control_type="NO_SELECTION") for _ in range(2)]
     assert made[0]["message_id"] != made[1]["message_id"]
 
 
-def test_what_would_be_invalid_is_not_made(messages):
+def test_what_would_be_invalid_is_not_made():
     with pytest.raises(ValueError, match="control_type"):
         messages.new("SelectControlType", control_type="WHATEVER")
 
 
-def test_ids_are_text_and_need_not_be_uuids(messages):
+def test_ids_are_text_and_need_not_be_uuids():
     message = messages.parse(json.dumps(example("FRBC.StorageStatus", message_id="battery:1")))
     assert message.message_id == "battery:1"
 
 
-def test_an_optional_id_is_text_too(messages):
+def test_an_optional_id_is_text_too():
     modes = {"active_operation_mode_id": "on:1", "previous_operation_mode_id": "off:1"}
     message = messages.parse(json.dumps(example("FRBC.ActuatorStatus", **modes)))
     assert message.previous_operation_mode_id == "off:1"
 
 
-def test_times_are_aware(messages):
+def test_times_are_aware():
     message = messages.parse(json.dumps(example("PowerMeasurement")))
     assert message.measurement_timestamp.utcoffset() is not None
 
 
-def test_both_forms_of_the_ddbc_description_give_the_same_model(messages):
+def test_both_forms_of_the_ddbc_description_give_the_same_model():
     official = example("DDBC.SystemDescription")
     other = copy.deepcopy(official)
     for actuator in other["actuators"]:
@@ -240,7 +233,7 @@ def test_ddbc_actuators_that_are_none_are_invalid_messages(refused, actuators):
     assert "actuators" in str(refusal)
 
 
-def test_progress_of_a_power_sequence_is_a_duration(messages, refused):
+def test_progress_of_a_power_sequence_is_a_duration(refused):
     status = example("PPBC.PowerProfileStatus")
     status["sequence_container_status"][0]["progress"] = 90_000
     [first, second] = messages.parse(json.dumps(status)).sequence_container_status
@@ -249,7 +242,7 @@ def test_progress_of_a_power_sequence_is_a_duration(messages, refused):
     assert "sequence_container_status[0].progress" in str(refused(status))
 
 
-def test_power_on_three_phases_in_one_element(messages):
+def test_power_on_three_phases_in_one_element():
     description = example("FRBC.SystemDescription")
     element = description["actuators"][0]["operation_modes"][0]["elements"][0]
     phases = [f"ELECTRIC.POWER.L{number}" for number in (1, 2, 3)]
@@ -302,7 +295,7 @@ def test_what_is_nested_too_deep_is_invalid_data_with_its_subject(refused):
     assert "nested deeper than 64" in str(refusal)
 
 
-def test_many_brackets_side_by_side_are_not_deep(messages):
+def test_many_brackets_side_by_side_are_not_deep():
     assert messages.parse(
         json.dumps(example("PowerForecast", elements=example("PowerForecast")["elements"] * 90))
     )

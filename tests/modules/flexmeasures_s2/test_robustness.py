@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import load_natively
 from tests.modules.flexmeasures_s2.conftest import connected, running, until
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_messages import TYPES, example
@@ -78,10 +77,10 @@ def mutated(draw):
 class Trial:
     """An established session that lasts over the examples of a test, in a loop of its own."""
 
-    def __init__(self, load, control_type):
+    def __init__(self, control_type):
         self.runner = asyncio.Runner()
         self.runner.get_loop()
-        self.running = running(load)
+        self.running = running()
         self.cem = self.runner.run(self.running.__aenter__())
         self.connection = connected(self.cem, control_types=[control_type])
         self.rm = self.runner.run(self.connection.__aenter__())
@@ -133,11 +132,11 @@ def id_of(message):
 
 @pytest.fixture
 def trial(socket_enabled):
-    """Return a function that begins a trial with CPython's modules, or others."""
+    """Return a function that begins a trial."""
     trials = []
 
-    def begin(control_type="FILL_RATE_BASED_CONTROL", load=load_natively):
-        trials.append(Trial(load, control_type))
+    def begin(control_type="FILL_RATE_BASED_CONTROL"):
+        trials.append(Trial(control_type))
         return trials[-1]
 
     yield begin
@@ -149,17 +148,6 @@ def test_garbage_is_answered_and_the_session_lives_on(trial):
     begun = trial()
 
     @settings(max_examples=300, **THOROUGH)
-    @given(st.lists(garbage, min_size=1, max_size=10))
-    def send(batch):
-        begun.send(batch)
-
-    send()
-
-
-def test_garbage_is_answered_on_pyscript_too(trial, loaded_by_pyscript):
-    begun = trial(load=loaded_by_pyscript.__getitem__)
-
-    @settings(max_examples=50, **THOROUGH)
     @given(st.lists(garbage, min_size=1, max_size=10))
     def send(batch):
         begun.send(batch)
@@ -276,7 +264,7 @@ async def test_a_hundred_who_come_and_go_leave_nothing_behind(ids):
     def resource_id():
         return f"device:{next(numbers) % 4}" if ids == "of the same resources" else str(uuid4())
 
-    async with running(load_natively, limits={"handshake": 1, "heartbeat": 1}) as cem:
+    async with running(limits={"handshake": 1, "heartbeat": 1}) as cem:
         cem.listener.events.message = lambda *_: None
         await come_and_go(cem, 3, resource_id)
         before = (len(asyncio.all_tasks()), sockets())

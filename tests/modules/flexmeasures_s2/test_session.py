@@ -7,6 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+import flexmeasures_cem.cem as cems
+import flexmeasures_s2.messages as messages
+import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_devices import Battery, Meter
@@ -299,9 +302,7 @@ async def test_a_refused_selection_is_not_active_and_the_session_lives_on(cem, s
 
 
 async def test_after_a_temporary_error_the_same_message_comes_again(cem, monkeypatch):
-    monkeypatch.setitem(
-        cem.load("flexmeasures_s2.session").request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0)
-    )
+    monkeypatch.setitem(sessions.request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0))
     async with ResourceManager(cem.url) as rm:
         rm.answers["SelectControlType"] = None
         await rm.establish()
@@ -314,9 +315,7 @@ async def test_after_a_temporary_error_the_same_message_comes_again(cem, monkeyp
 
 
 async def test_temporary_errors_end_at_some_time(cem, monkeypatch):
-    monkeypatch.setitem(
-        cem.load("flexmeasures_s2.session").request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0)
-    )
+    monkeypatch.setitem(sessions.request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0))
     async with ResourceManager(cem.url) as rm:
         rm.answers["SelectControlType"] = "TEMPORARY_ERROR"
         await rm.establish()
@@ -352,7 +351,7 @@ async def test_another_control_type_forgets_what_belonged_to_the_one_before(cem)
     async with connected(cem, control_types=[FRBC, PEBC]) as rm:
         await say(rm, *CONVERSATIONS[FRBC], "PowerMeasurement")
         session = session_of(cem)
-        await cem.load("flexmeasures_s2.session").select(session, PEBC)
+        await sessions.select(session, PEBC)
         assert remembered(session) == ["PowerMeasurement"]
         assert "FILL_RATE" in await refused(rm, example("FRBC.StorageStatus"))
         await say(rm, *CONVERSATIONS[PEBC])
@@ -412,9 +411,7 @@ async def test_a_second_connection_of_a_resource_replaces_the_first_and_both_are
             assert cem.changes[-1] == ("Again", True, FRBC)
 
 
-async def test_a_connection_that_is_replaced_is_closed_even_if_the_new_one_ends_at_once(load):
-    sessions, cems = load("flexmeasures_s2.session"), load("flexmeasures_cem.cem")
-    messages = load("flexmeasures_s2.messages")
+async def test_a_connection_that_is_replaced_is_closed_even_if_the_new_one_ends_at_once():
     cem = cems.Cem(lambda _: None, lambda *_: None)
     details = messages.parse(json.dumps(example("ResourceManagerDetails")))
     closed = []
@@ -439,8 +436,7 @@ async def test_a_connection_that_is_replaced_is_closed_even_if_the_new_one_ends_
     assert closed == [("old", 1000)]
 
 
-async def test_what_is_left_of_an_ended_session_is_not_taken(load):
-    sessions, cems = load("flexmeasures_s2.session"), load("flexmeasures_cem.cem")
+async def test_what_is_left_of_an_ended_session_is_not_taken():
     cem = cems.Cem(lambda _: None, lambda *_: None)
 
     async def send(_):
@@ -724,7 +720,7 @@ async def test_what_became_of_an_instruction_is_remembered_until_it_is_revoked(c
         await say(rm, "FRBC.SystemDescription")
         session = session_of(cem)
         fields = without(without(example("FRBC.Instruction"), "message_type"), "message_id")
-        status = await cem.load("flexmeasures_s2.session").request(session, "FRBC.Instruction", **fields)
+        status = await sessions.request(session, "FRBC.Instruction", **fields)
         assert status.status.value == "OK"
         sent = await rm.next("FRBC.Instruction")
         update = {"instruction_id": sent["id"], "status_type": "REJECTED"}
@@ -737,7 +733,7 @@ async def test_what_became_of_an_instruction_is_remembered_until_it_is_revoked(c
 
 
 async def test_how_much_is_remembered_is_bounded(cem):
-    most = cem.load("flexmeasures_s2.session").MOST_REMEMBERED
+    most = sessions.MOST_REMEMBERED
     async with connected(cem, control_types=[PEBC]) as rm:
         for number in range(most + 5):
             await rm.send(example("PEBC.PowerConstraints", id=f"constraints:{number}"))
@@ -774,7 +770,7 @@ async def test_a_battery_gets_its_instructions(cem):
         await until(lambda: len(cem.received) >= 2)
         fields = without(without(example("FRBC.Instruction"), "message_type"), "message_id")
         session = session_of(cem)
-        status = await cem.load("flexmeasures_s2.session").request(session, "FRBC.Instruction", **fields)
+        status = await sessions.request(session, "FRBC.Instruction", **fields)
         assert status.status.value == "OK"
         await until(lambda: battery.instructions)
     assert battery.instructions[0]["id"] == fields["id"]
