@@ -1,18 +1,16 @@
 """What all tests share: the scripts under plain CPython and under pyscript, and the real parts."""
 
 import builtins
-import functools
-import platform
 from collections.abc import AsyncIterator, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import NonCallableMock
 
 import pytest
 import pytest_socket
-from homeassistant.helpers import translation
+from _pytest.terminal import TerminalReporter
+from homeassistant.helpers import aiohttp_client, translation
 
-from tests.parts import home_assistant, old_names, pyscript_source, s2_schemas
+from tests.parts import home_assistant, installations, old_names, pyscript_source, s2_schemas, trials
 from tests.parts.flexmeasures_server import FlexMeasuresServer
 from tests.parts.in_process import pyscript_hass  # noqa: F401
 from tests.parts.virtual_time import VirtualTime, virtual_time
@@ -22,31 +20,43 @@ APPS = ROOT / "pyscript" / "apps"
 builtins.pyscript_compile = lambda function: function
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the longer run."""
+    parser.addoption(
+        "--long", action="store_true", help="run the tests that take long too, and all examples of properties"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how much is tried, before the tests are collected."""
+    config.addinivalue_line("markers", "long: runs with --long only")
+    trials.is_long = config.getoption("long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long."""
+    if not trials.is_long:
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_sessionstart() -> None:
     """Put back what the pyscript of the tests uses, before anything imports it."""
-    put_back()
-
-
-@functools.cache
-def put_back() -> str:
-    """Put back the names that pyscript uses and this Home Assistant has moved, and say which."""
-    moved = old_names.put_back(pyscript_source.source().path)
-    return f"; put back for it: {', '.join(moved)}" if moved else ""
+    old_names.put_back(pyscript_source.source().path)
 
 
 def pytest_report_header() -> list[str]:
     """Say what the tests run on, and what S2 messages are checked against."""
-    runs_on = f"Home Assistant {version('homeassistant')}, Python {platform.python_version()}"
-    return [
-        f"{runs_on}, {pyscript_source.source().description}{put_back()}",
-        f"S2: {s2_schemas.describe()}",
-    ]
+    return [*installations.describe(), f"S2: {s2_schemas.describe()}"]
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    """Say it at the end too, where a long output is read."""
-    for line in pytest_report_header():
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Say it at the end too, where a long output is read, and what went unchecked in red."""
+    for line in installations.describe():
         terminalreporter.write_line(line)
+    terminalreporter.write_line(f"S2: {s2_schemas.describe()}", red=not s2_schemas.available())
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +74,16 @@ def config(tmp_path, source) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_calls_remembered() -> Iterator[None]:
-    """Let go of each Home Assistant: a mock of the test helpers lasts over all tests, with its calls."""
+    """Let go of each Home Assistant: mocks of the test helpers last over all tests, with their calls."""
     yield
-    mock = translation._async_get_component_strings
-    if isinstance(mock, NonCallableMock):
-        mock.reset_mock()
+    for mock in (translation._async_get_component_strings, aiohttp_client._async_make_resolver):
+        if isinstance(mock, NonCallableMock):
+            mock.reset_mock()
+
+
+@pytest.fixture(autouse=True)
+def enable_event_loop_debug() -> None:
+    """Do without asyncio's debug mode, for which the test helpers ask: it doubles the time of a test."""
 
 
 @pytest.fixture

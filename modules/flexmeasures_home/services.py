@@ -10,6 +10,7 @@ from contextlib import suppress
 import voluptuous as vol
 from homeassistant.core import SupportsResponse
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+from homeassistant.helpers.service import async_set_service_schema
 
 import flexmeasures_home.device as devices
 import flexmeasures_home.fields as fields
@@ -121,11 +122,20 @@ SERVICES = {
 
 @pyscript_compile
 def register(hass, app):
-    """Put the native handlers in place of the decorated services."""
+    """Put the native handlers in place of the decorated services.
+
+    Pyscript 2 registers and describes those when Home Assistant has started. Until then they have a
+    description of our own, since Home Assistant looks for a file where it finds none.
+    """
     for name in SERVICES:
+        is_described = hass.services.has_service(DOMAIN, name)
         hass.services.async_register(
             DOMAIN, name, handler(app, name), supports_response=SupportsResponse.OPTIONAL
         )
+        if not is_described:
+            title = name.replace("_", " ").capitalize()
+            text = "Described when Home Assistant has started."
+            async_set_service_schema(hass, DOMAIN, name, {"name": title, "description": text, "fields": {}})
 
 
 @pyscript_compile

@@ -17,12 +17,12 @@ CALL = ("flexmeasures", "trigger_and_get_schedule")
 
 
 @pytest.fixture(scope="module")
-def home_assistant(flexmeasures_server, source, tmp_path_factory):
+def home_assistant(flexmeasures_server, installation, tmp_path_factory):
     """Run Home Assistant with the scripts installed as the README says."""
     pytest_socket.enable_socket()
     config = tmp_path_factory.mktemp("home-assistant")
-    install(config, source)
-    home_assistant = HomeAssistant(config, battery(flexmeasures_server))
+    install(config, installation.source)
+    home_assistant = HomeAssistant(config, battery(flexmeasures_server), python=installation.python)
     asyncio.run(home_assistant.start())
     yield home_assistant
     pytest_socket.enable_socket()
@@ -148,5 +148,6 @@ async def test_a_restart_keeps_the_schedule(home_assistant):
 
 
 def errors(log: str) -> str:
-    """Return our scripts' lines of a log at level ERROR."""
-    return "\n".join(line for line in log.splitlines() if " ERROR " in line and "pyscript" in line)
+    """Return the lines of a log at level ERROR that name pyscript or our scripts."""
+    found = [line for line in log.splitlines() if " ERROR " in line]
+    return "\n".join(line for line in found if "pyscript" in line or "flexmeasures" in line)

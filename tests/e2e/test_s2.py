@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.demo import battery
-from tests.parts.home_assistant import HomeAssistant, ServiceFailed
+from tests.parts.home_assistant import HomeAssistant, ServiceFailed, install
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_devices import Battery, Meter
 from tests.parts.s2_messages import example
@@ -19,11 +19,13 @@ GARAGE, KITCHEN, ROOF = (f"sensor.flexmeasures_s2_{name}" for name in ("garage",
 
 
 @pytest.fixture
-async def home_assistant(config, flexmeasures_server):
+async def home_assistant(tmp_path, installation, flexmeasures_server):
     """Run Home Assistant with a listener that asks for a token, and everything logged."""
     app = battery(flexmeasures_server) | {"s2": {"token": TOKEN}}
     logger = {"logger": {"logs": {"custom_components.pyscript": "debug"}}}
-    async with HomeAssistant(config, app, sections=logger) as home_assistant:
+    install(tmp_path, installation.source)
+    python = installation.python
+    async with HomeAssistant(tmp_path, app, sections=logger, python=python) as home_assistant:
         await home_assistant.wait_for_s2()
         yield home_assistant
 

@@ -156,23 +156,20 @@ def _find_python(*versions: str) -> Interpreter | None:
     A later patch release does; a later minor version does not, since the pinned wheels are not for it.
     """
     for wanted in [tuple(map(int, version.split("."))) for version in versions]:
-        for interpreter in _interpreters():
+        for interpreter in _interpreters(f"{wanted[0]}.{wanted[1]}"):
             if interpreter.version >= wanted and interpreter.version[:2] == wanted[:2]:
                 return interpreter
     return None
 
 
 @functools.cache
-def _interpreters() -> list[Interpreter]:
-    """Return the Pythons of this machine: this one, the PATH's, those of ~/.local/bin, and pyenv's."""
+def _interpreters(minor: str) -> list[Interpreter]:
+    """Return this Python, and those of a minor version: of the PATH, of ~/.local/bin, and of pyenv."""
     folders = [*os.environ.get("PATH", "").split(os.pathsep), str(Path.home() / ".local" / "bin")]
-    names = [f"python3.{minor}" for minor in range(20, 9, -1)]
-    candidates = [sys._base_executable]
-    candidates += [path for folder in folders for name in names if (path := shutil.which(name, path=folder))]
+    named = [shutil.which(f"python{minor}", path=folder) for folder in folders]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    candidates += sorted(map(str, pyenv.glob("3.*/bin/python")), reverse=True)
-    examined = [_examine(candidate) for candidate in dict.fromkeys(candidates)]
-    return list(dict.fromkeys(each for each in examined if each))
+    candidates = [sys._base_executable, *named, *sorted(map(str, pyenv.glob(f"{minor}.*/bin/python")))]
+    return [found for each in dict.fromkeys(candidates) if each and (found := _examine(each))]
 
 
 def _examine(candidate: str) -> Interpreter | None:

@@ -65,7 +65,7 @@ class ServiceFailed(Exception):
 
 def install(config: Path, source: Source, *, repository: Path = REPOSITORY) -> None:
     """Install pyscript and our scripts into a configuration folder as the README says."""
-    _copy(source.path, config / "custom_components" / "pyscript")
+    _copy(source.path, config / "custom_components" / "pyscript", ignored=())
     _copy(repository / "pyscript", config / "pyscript")
     _copy(repository / "modules", config / "pyscript" / "modules")
     for folder in ("dashboards", "blueprints"):
@@ -75,11 +75,10 @@ def install(config: Path, source: Source, *, repository: Path = REPOSITORY) -> N
         shutil.copy(repository / "requirements.txt", config / "pyscript")
 
 
-def _copy(source: Path, target: Path, *, replace: bool = True) -> None:
+def _copy(source: Path, target: Path, *, replace: bool = True, ignored: tuple = ("__pycache__",)) -> None:
     if replace:
         shutil.rmtree(target, ignore_errors=True)
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignored), dirs_exist_ok=True)
 
 
 def write_configuration(config: Path, sections: dict) -> None:

@@ -3,10 +3,12 @@
 The release depends on that of Home Assistant: 1.7.0 does not load on 2026.5 or later, 2 needs Python 3.14.
 """
 
+import compileall
 import functools
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,8 @@ DEVELOPMENT = "master"
 FIRST_FOR_DEVELOPMENT = (2026, 5)
 """The first Home Assistant that needs pyscript 2."""
 REPOSITORY = "https://github.com/custom-components/pyscript"
-STAND_IN = Path(__file__).parents[1] / "stand_in" / "custom_components" / "pyscript"
+PACKAGE = Path("custom_components", "pyscript")
+STAND_IN = Path(__file__).parents[1] / "stand_in" / PACKAGE
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,13 @@ def _clone(ref: str) -> Source:
     def clone(path: Path) -> None:
         cache.progress(f"Fetching pyscript {ref}")
         _git("clone", "--quiet", "--depth", "1", "--branch", ref, REPOSITORY, str(path))
+        compileall.compile_dir(path / PACKAGE, quiet=2)
 
     try:
         key = ref if ref[0].isdigit() else _git("ls-remote", REPOSITORY, ref)  # a branch moves
-        path = cache.built(f"pyscript-{ref.replace('/', '-')}", [REPOSITORY, key], clone)
+        path = cache.built(
+            f"pyscript-{ref.replace('/', '-')}", [REPOSITORY, key, sys.implementation.cache_tag], clone
+        )
         commit = _git("-C", str(path), "rev-parse", "--short=7", "HEAD")
     except FileNotFoundError:
         return _stand_in("git is not installed")
@@ -81,8 +87,7 @@ def _clone(ref: str) -> Source:
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         return _stand_in(f"the pyscript repository could not be reached: {reason}")
-    package = path / "custom_components" / "pyscript"
-    return Source(package, f"real pyscript {ref} (commit {commit})", is_real=True)
+    return Source(path / PACKAGE, f"real pyscript {ref} (commit {commit})", is_real=True)
 
 
 def _git(*arguments: str) -> str:

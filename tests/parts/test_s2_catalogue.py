@@ -8,6 +8,8 @@ from tests import demo_devices
 from tests.parts.s2_catalogue import DEVICES
 from tests.parts.s2_device import AMSTERDAM
 
+pytestmark = pytest.mark.long
+
 NAMES = [name for name in DEVICES if name != "meter"]
 
 

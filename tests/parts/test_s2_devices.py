@@ -19,6 +19,8 @@ from tests.parts.s2_devices import (
 )
 from tests.parts.s2_messages import NOW, example
 
+pytestmark = pytest.mark.long
+
 NOWHERE = "ws://nowhere"
 FRBC, METER = "FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE"
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

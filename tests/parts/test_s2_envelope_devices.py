@@ -16,6 +16,8 @@ from tests.parts.s2_envelope_devices import (
 )
 from tests.parts.s2_messages import NOW, example
 
+pytestmark = pytest.mark.long
+
 NOWHERE = "ws://nowhere"
 METER = "NOT_CONTROLABLE"
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

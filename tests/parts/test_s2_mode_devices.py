@@ -19,6 +19,8 @@ from tests.parts.s2_mode_devices import (
     heating,
 )
 
+pytestmark = pytest.mark.long
+
 NOWHERE = "ws://nowhere"
 METER = "NOT_CONTROLABLE"
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

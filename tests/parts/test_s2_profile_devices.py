@@ -21,6 +21,8 @@ from tests.parts.s2_profile_devices import (
     WashingMachine,
 )
 
+pytestmark = pytest.mark.long
+
 NOWHERE = "ws://nowhere"
 METER = "NOT_CONTROLABLE"
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

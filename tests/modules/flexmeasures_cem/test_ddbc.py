@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.modules.flexmeasures_cem.modes_cases import (
@@ -34,6 +34,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     transition,
 )
 from tests.parts.s2_messages import example
+from tests.parts.trials import trials
 
 
 @pytest.fixture
@@ -476,7 +477,7 @@ def random_actuators(draw, number, grid=None):
     return actuator(f"actuator{number}", modes, ways, timers)
 
 
-@settings(max_examples=100, deadline=None)
+@trials(100)
 @given(st.data())
 def test_a_device_accepts_every_instruction(data):
     m = modules()
@@ -575,7 +576,7 @@ def least(m, actuators, intervals, demands, active, gas):
     return best(0, tuple(active), ())
 
 
-@settings(max_examples=100, deadline=None)
+@trials(100, quick=6)
 @given(st.data())
 def test_no_other_way_meets_the_demand_at_less_cost(data):
     m = modules()

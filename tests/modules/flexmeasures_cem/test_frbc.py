@@ -5,7 +5,7 @@ import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import flexmeasures_optimiser.storage as storages
@@ -24,6 +24,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     random_descriptions,
 )
 from tests.parts.s2_messages import example
+from tests.parts.trials import trials
 
 NOW = START.timestamp()
 DAY = 96 * QUARTER
@@ -82,7 +83,7 @@ def test_what_no_electric_power_moves_cannot_be_planned():
     assert m.frbc.worth(device) is None
 
 
-@settings(max_examples=80, deadline=None)
+@trials(80)
 @given(random_descriptions(), st.floats(0, 100))
 def test_a_problem_never_creates_energy_and_round_trips(described, level):
     m = modules()

@@ -4,7 +4,7 @@ from datetime import timedelta
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.modules.flexmeasures_cem.frbc_cases import (
@@ -25,6 +25,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     transition,
 )
 from tests.parts.s2_messages import example
+from tests.parts.trials import trials
 
 NOW = START.timestamp()
 CONTINUOUS = [
@@ -54,7 +55,7 @@ def told(device, plan):
     return [(round(each.moment - NOW, 1), labels[each.mode], round(each.factor, 3)) for each in plan.changes]
 
 
-@settings(max_examples=150, deadline=None)
+@trials(150)
 @given(
     random_descriptions(),
     st.floats(0, 100),
@@ -77,7 +78,7 @@ def test_any_device_can_follow_its_instructions_within_its_range(described, leve
     assert lived.fill_level == pytest.approx(m.plans.level_at(plan, plan.end), abs=0.3)
 
 
-@settings(max_examples=60, deadline=None)
+@trials(60)
 @given(st.lists(st.integers(-5000, 5000), min_size=1, max_size=12), st.floats(30, 70))
 def test_a_continuous_battery_does_what_is_wanted(powers, level):
     m = modules()

@@ -4,7 +4,7 @@ import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.modules.flexmeasures_cem.modes_cases import (
@@ -30,6 +30,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     transition,
 )
 from tests.parts.s2_messages import example
+from tests.parts.trials import trials
 
 
 @pytest.fixture
@@ -352,7 +353,7 @@ def test_the_example_is_planned(m):
     assert labels == ways, "by way of low, high is reached 4 s earlier, and left at less running costs"
 
 
-@settings(max_examples=150, deadline=None)
+@trials(150)
 @given(st.data())
 def test_a_device_accepts_every_instruction(data):
     m = modules()
@@ -439,7 +440,7 @@ def least_cost(described, intervals, active):
     return best(0, intervals[0].start, active["id"], -math.inf, {}, ())
 
 
-@settings(max_examples=150, deadline=None)
+@trials(150)
 @given(st.data())
 def test_no_other_way_through_the_modes_costs_less(data):
     m = modules()

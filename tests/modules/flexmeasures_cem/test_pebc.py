@@ -6,7 +6,7 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.modules.flexmeasures_cem.markets import starting_at
@@ -37,6 +37,7 @@ from tests.modules.flexmeasures_cem.pebc_cases import (
     told,
 )
 from tests.parts import s2_schemas
+from tests.parts.trials import trials
 
 MEANS = SimpleNamespace(power_sensor=7, resolution=QUARTER, soc_sensor=None)
 STEPLESS = {L1: ([(0, 5000)], [(-5000, 0)])}
@@ -445,7 +446,7 @@ def test_an_envelope_that_is_still_to_begin_stays_as_it_was_told(m):
         plan = other
 
 
-@settings(max_examples=100, deadline=None)
+@trials(100)
 @given(
     st.lists(st.integers(5, 40), min_size=8, max_size=8),
     st.integers(500, 9000),
@@ -644,7 +645,7 @@ MARKETS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@trials(200)
 @given(
     random_constraints(until=5.5),
     random_constraints(since=5.5),
@@ -681,7 +682,7 @@ def test_any_envelope_is_inside_what_is_allowed(one, other, intervals, limit, wa
         assert before[1] == after[0]
 
 
-@settings(max_examples=150, deadline=None)
+@trials(150)
 @given(
     st.lists(st.integers(0, 40), min_size=2, max_size=6),
     st.booleans(),
@@ -731,7 +732,7 @@ def test_leaves_room_for_energy_wherever_that_is_possible(
         assert not plan.missed
 
 
-@settings(max_examples=100, deadline=None)
+@trials(100)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(-4, 4)), min_size=1, max_size=6),
     st.integers(1, 99),
@@ -760,7 +761,7 @@ def test_takes_the_cheapest_hours_but_for_a_few_percent(intervals, share):
     assert least - 1e-6 <= plan.cost <= least + few + 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@trials(40)
 @given(
     st.lists(st.integers(0, 40), min_size=24, max_size=24),
     st.integers(5, 90),

@@ -5,7 +5,7 @@ import random
 from datetime import datetime
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 from tests.modules.flexmeasures_cem.markets import starting_at
@@ -29,6 +29,7 @@ from tests.modules.flexmeasures_cem.ppbc_cases import (
     sequence,
     status,
 )
+from tests.parts.trials import trials
 
 MARKETS = st.tuples(
     st.sampled_from([5 * MINUTE, QUARTER, HOUR]),
@@ -38,7 +39,7 @@ MARKETS = st.tuples(
     st.sampled_from([math.inf, math.inf, 1000.0, 2000.0]),
 )
 """The length of intervals, their prices, what is fed in yields, loads, and the site's limit."""
-SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
+SETTINGS = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
 
 
 def drawn(m, made, begin):
@@ -76,7 +77,7 @@ def minutes(plan):
     return [(round((each.moment - NOW) / 60, 2), kinds[each.kind]) for each in plan.changes]
 
 
-@settings(max_examples=150, **SETTINGS)
+@trials(150, **SETTINGS)
 @given(random_definitions(), MARKETS)
 def test_no_other_start_or_sequence_is_cheaper(definition, made):
     m = modules()
@@ -92,7 +93,7 @@ def test_no_other_start_or_sequence_is_cheaper(definition, made):
         assert plan.cost == pytest.approx(cost, abs=1e-7)
 
 
-@settings(max_examples=100, **SETTINGS)
+@trials(100, **SETTINGS)
 @given(random_definitions(interruptible=True), MARKETS)
 def test_no_other_pauses_are_cheaper_that_save_enough(definition, made):
     m = modules()
@@ -113,7 +114,7 @@ def test_no_other_pauses_are_cheaper_that_save_enough(definition, made):
         assert cost + fee * number <= best + 1e-6
 
 
-@settings(max_examples=100, **SETTINGS)
+@trials(100, **SETTINGS)
 @given(random_definitions(), MARKETS, st.floats(0, 3000), st.booleans())
 def test_every_plan_keeps_to_its_definition(definition, made, begin, is_interruptible):
     m = modules()
@@ -132,7 +133,7 @@ def test_every_plan_keeps_to_its_definition(definition, made, begin, is_interrup
     assert [each.reached for each in plan.missed] == ([pytest.approx(late / 60)] if late > 1 else [])
 
 
-@settings(max_examples=100, **SETTINGS)
+@trials(100, **SETTINGS)
 @given(
     st.booleans().flatmap(lambda each: random_definitions(interruptible=each)), MARKETS, st.integers(1, 90)
 )

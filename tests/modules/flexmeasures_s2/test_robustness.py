@@ -11,16 +11,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.modules.flexmeasures_s2.conftest import connected, running, until
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_messages import TYPES, example
+from tests.parts.trials import trials
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 NIL = "00000000-0000-0000-0000-000000000000"
-THOROUGH = {"deadline": None, "database": None, "suppress_health_check": [*HealthCheck]}
+THOROUGH = {"suppress_health_check": [*HealthCheck]}
 ENDS = ("SessionRequest", "ReceptionStatus", "ResourceManagerDetails")
 """What ends a session, gets no answer, or makes it another resource's."""
 SENT = [kind for kind in TYPES if kind not in ENDS]
@@ -147,7 +148,7 @@ def trial(socket_enabled):
 def test_garbage_is_answered_and_the_session_lives_on(trial):
     begun = trial()
 
-    @settings(max_examples=300, **THOROUGH)
+    @trials(300, **THOROUGH)
     @given(st.lists(garbage, min_size=1, max_size=10))
     def send(batch):
         begun.send(batch)
@@ -168,7 +169,7 @@ def test_garbage_is_answered_and_the_session_lives_on(trial):
 def test_mutated_messages_are_answered_and_the_session_lives_on(trial, control_type):
     begun = trial(control_type)
 
-    @settings(max_examples=200, **THOROUGH)
+    @trials(200, **THOROUGH)
     @given(st.lists(mutated(), min_size=1, max_size=10))
     def send(batch):
         begun.send(batch)

@@ -1,0 +1,130 @@
+"""Devices live through a day, planned by the real planner with a local optimiser, in virtual time."""
+
+import asyncio
+import functools
+import logging
+import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from s2python.connection.async_.medium import websocket
+
+import flexmeasures_cem.planner as planners
+import flexmeasures_cem.site as sites
+import flexmeasures_cem.triggers as triggers
+import flexmeasures_s2.commodities as commodities
+from tests.parts.local_optimum import Optimiser
+from tests.parts.s2_day import BEGIN, DAY, consumed
+from tests.parts.s2_day_cases import (
+    GAS_PRICE,
+    HEAT_PRICE,
+    check_household,
+    check_storages,
+    fed_in,
+    household,
+    storages,
+    worth,
+)
+from tests.parts.virtual_time import virtual_time
+
+QUARTER = 900.0
+"""How often a device tells what is new (s)."""
+ANSWER_SECONDS = 3.0
+"""How long an answer of the optimiser takes."""
+SELDOM = 7200.0
+"""How often a connection is tried (s), so that a day is not spent on that."""
+
+
+@pytest.fixture
+async def clock():
+    """Let time pass at once, from an evening in winter on, so that the day is always the same."""
+    with virtual_time(datetime(2026, 1, 14, BEGIN, tzinfo=UTC)) as clock:
+        yield clock
+
+
+@pytest.fixture(autouse=True)
+def enable_event_loop_debug():
+    """Do without asyncio's debug mode: it looks at the stack for each message, which doubles the time."""
+
+
+@pytest.fixture
+async def day(clock, serve, monkeypatch, caplog):
+    """Run a CEM with a site's planner; consumption and feeding in have the prices of the test's own."""
+    caplog.set_level(logging.WARNING)
+    plain = functools.partial(websocket.ws_connect, ping_interval=None, compression=None)
+    monkeypatch.setattr(websocket, "ws_connect", plain)
+    cem = await serve(limits={"heartbeat": SELDOM})
+    made = SimpleNamespace(
+        begin=datetime.now(UTC), url=cem.url, price=consumed, fed_in=consumed, told={}, failures=[]
+    )
+    sensors = {}
+
+    async def prices(start, end):
+        hours = [
+            datetime.fromtimestamp(each, UTC) for each in range(int(start) // 3600 * 3600, int(end), 3600)
+        ]
+        return [
+            (each.timestamp(), each.timestamp() + 3600, consumed(each), made.fed_in(each)) for each in hours
+        ]
+
+    optimiser = Optimiser(prices)
+
+    async def solve(*question):
+        await asyncio.sleep(ANSWER_SECONDS)
+        return await optimiser.solve(*question)
+
+    def means(resource):
+        sensor = sensors.setdefault(resource.resource_id, len(sensors) + 1)
+        return sites.Means(sensor, QUARTER, None, None)
+
+    def power(resource):
+        measured = resource.session.memory.get(("PowerMeasurement",))
+        values = measured.values if measured else ()
+        return commodities.electric({each.commodity_quantity.value: each.value for each in values})
+
+    made.site = sites.Site(
+        solve,
+        prices,
+        means,
+        power,
+        lambda moment: 0.0,
+        lambda resource: None,
+        lambda resource, text: made.told.__setitem__(resource.name, text),
+        lambda resource, session, control_type: made.failures.append(f"{resource.name}: {control_type}"),
+        made.failures.append,
+        lambda: None,
+        DAY.total_seconds(),
+        now=time.time,
+        tariffs={"gas": GAS_PRICE, "heat": HEAT_PRICE},
+    )
+    cem.cem.changed = lambda resource: triggers.changed(made.site, resource)
+    cem.cem.received = lambda resource, message: triggers.received(made.site, resource, message)
+    cem.cem.leaving = lambda resource: triggers.leave(made.site, resource)
+    planners.start(made.site)
+    yield made
+    await planners.stop(made.site)
+    assert made.failures == []
+    assert not any(made.told.values())
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
+async def lived(day, devices) -> None:
+    """Have devices live through the day, and tell at its end what became of it."""
+    await asyncio.sleep((day.begin + DAY - datetime.now(UTC)).total_seconds())
+    for device in devices:
+        await device.tell()
+
+
+async def test_four_storages_live_through_a_day(day, record_property):
+    async with storages(day, QUARTER) as devices:
+        await lived(day, devices.all)
+        check_storages(day, devices, record_property)
+
+
+async def test_devices_of_each_other_control_type_live_through_a_day(day, record_property):
+    day.price, day.fed_in = worth, fed_in
+    day.site.rolling = 3600.0
+    async with household(day, QUARTER) as devices:
+        await lived(day, devices.all)
+        check_household(day, devices, record_property)
