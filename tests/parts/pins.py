@@ -65,10 +65,10 @@ def _without(requirements: list[str], others: list[str]) -> list[str]:
 
 
 def _compile(uv: Path, run: Callable[..., None], source: Path, least: str, *options: str | Path) -> str:
-    """Return what a file of requirements resolves to, for all platforms, from a version of Python on."""
+    """Return what a file of requirements resolves to, on this platform, for a version of Python."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "requirements.txt")
-        quiet = "--quiet", "--no-header", "--no-annotate", "--universal", "--upgrade"
+        quiet = "--quiet", "--no-header", "--no-annotate", "--upgrade"
         run(
             uv, "pip", "compile", *quiet, "--python-version", least, *options, source, "--output-file", target
         )
@@ -90,7 +90,7 @@ def main() -> None:
             text = resolve_home_assistant(release, uv, environments.run)
             path("home-assistant", release).write_text(text)
         release = environments.FLEXMEASURES
-        text = _compile(uv, environments.run, REQUIREMENTS / f"flexmeasures-{release}.in", "3.10")
+        text = _compile(uv, environments.run, REQUIREMENTS / f"flexmeasures-{release}.in", "3.10", "--universal")
         path("flexmeasures", release).write_text(text)
     except environments.SetupError as error:
         sys.exit(str(error))

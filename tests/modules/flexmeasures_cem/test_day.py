@@ -3,9 +3,11 @@
 import asyncio
 import functools
 import logging
+import random
 import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 from s2python.connection.async_.medium import websocket
@@ -14,6 +16,7 @@ import flexmeasures_cem.planner as planners
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_s2.commodities as commodities
+from tests.parts import s2_device
 from tests.parts.local_optimum import Optimiser
 from tests.parts.s2_day import BEGIN, DAY, consumed
 from tests.parts.s2_day_cases import (
@@ -32,6 +35,8 @@ QUARTER = 900.0
 """How often a device tells what is new (s)."""
 ANSWER_SECONDS = 3.0
 """How long an answer of the optimiser takes."""
+ROLLING = 7200.0
+"""How long a plan is used (s) of those whose search takes long."""
 SELDOM = 7200.0
 """How often a connection is tried (s), so that a day is not spent on that."""
 
@@ -43,15 +48,15 @@ async def clock():
         yield clock
 
 
-@pytest.fixture(autouse=True)
-def enable_event_loop_debug():
-    """Do without asyncio's debug mode: it looks at the stack for each message, which doubles the time."""
-
-
 @pytest.fixture
 async def day(clock, serve, monkeypatch, caplog):
-    """Run a CEM with a site's planner; consumption and feeding in have the prices of the test's own."""
+    """Run a CEM with a site's planner, and devices with ids that are always the same, and so their order.
+
+    `price` is what a kWh is worth at the site, `fed_in` what feeding in yields.
+    """
     caplog.set_level(logging.WARNING)
+    random_bits = random.Random(0).getrandbits
+    monkeypatch.setattr(s2_device, "uuid4", lambda: UUID(int=random_bits(128), version=4))
     plain = functools.partial(websocket.ws_connect, ping_interval=None, compression=None)
     monkeypatch.setattr(websocket, "ws_connect", plain)
     cem = await serve(limits={"heartbeat": SELDOM})
@@ -96,7 +101,7 @@ async def day(clock, serve, monkeypatch, caplog):
         lambda: None,
         DAY.total_seconds(),
         now=time.time,
-        tariffs={"gas": GAS_PRICE, "heat": HEAT_PRICE},
+        tariffs={"GAS": GAS_PRICE, "HEAT": HEAT_PRICE},
     )
     cem.cem.changed = lambda resource: triggers.changed(made.site, resource)
     cem.cem.received = lambda resource, message: triggers.received(made.site, resource, message)
@@ -106,7 +111,8 @@ async def day(clock, serve, monkeypatch, caplog):
     await planners.stop(made.site)
     assert made.failures == []
     assert not any(made.told.values())
-    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
+    told = caplog.get_records("call")
+    assert [each.getMessage() for each in told if each.levelno >= logging.ERROR] == []
 
 
 async def lived(day, devices) -> None:
@@ -124,7 +130,7 @@ async def test_four_storages_live_through_a_day(day, record_property):
 
 async def test_devices_of_each_other_control_type_live_through_a_day(day, record_property):
     day.price, day.fed_in = worth, fed_in
-    day.site.rolling = 3600.0
+    day.site.rolling = ROLLING
     async with household(day, QUARTER) as devices:
         await lived(day, devices.all)
         check_household(day, devices, record_property)
