@@ -90,7 +90,9 @@ def main() -> None:
             text = resolve_home_assistant(release, uv, environments.run)
             path("home-assistant", release).write_text(text)
         release = environments.FLEXMEASURES
-        text = _compile(uv, environments.run, REQUIREMENTS / f"flexmeasures-{release}.in", "3.10", "--universal")
+        text = _compile(
+            uv, environments.run, REQUIREMENTS / f"flexmeasures-{release}.in", "3.10", "--universal"
+        )
         path("flexmeasures", release).write_text(text)
     except environments.SetupError as error:
         sys.exit(str(error))

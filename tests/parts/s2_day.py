@@ -103,8 +103,8 @@ async def live_through(
         await settled(site)
 
 
-async def lived(day, *devices: ControlledDevice) -> None:
-    """Have devices live through the day."""
+async def lived(day, *devices: ControlledDevice, length: timedelta = DAY) -> None:
+    """Have devices live through the day, or its first part."""
     for device in devices:
         await asyncio.wait_for(device.active.wait(), 10)
         await device.tell()
@@ -112,7 +112,7 @@ async def lived(day, *devices: ControlledDevice) -> None:
     await day.home.until(lambda: all(day.site.means(each.resource) for each in day.site.controlled.values()))
     day.clock.move_to(datetime.now(UTC) + timedelta(seconds=3))
     await settled(day.site)
-    await live_through(day.clock, day.site, devices, day.begin + DAY - datetime.now(UTC), QUARTER)
+    await live_through(day.clock, day.site, devices, day.begin + length - datetime.now(UTC), QUARTER)
 
 
 def quarters(day) -> list[float]:

@@ -24,6 +24,7 @@ async def day(monkeypatch, start, app_config, flexmeasures_server):
         yield side
 
 
+@pytest.mark.long
 async def test_devices_of_each_control_type_live_through_a_day(day, record_property):
     async with household(day, every=None) as devices:
         await lived(day, *devices.all)
