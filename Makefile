@@ -25,14 +25,14 @@ setup: ## make the environments that the tests and the demo run in
 	@$(PYTHON) -m tests.parts.environments
 
 test: setup lint ## lint, and run the tests, on HOME_ASSISTANT=<release> or the oldest supported one
-	$(RUN) pytest -n $(WORKERS)
+	$(RUN) pytest -n $(WORKERS) --dist loadgroup
 
 test-long: setup lint ## run all tests, with all examples of each property and whole simulated days
-	$(RUN) pytest -n $(WORKERS) --long
+	$(RUN) pytest -n $(WORKERS) --dist loadgroup --long
 
 coverage: setup ## measure which lines the tests of modules and app run (on the stand-in, which runs files as they are)
 	rm -f .coverage.*
-	PYSCRIPT_REF=stand-in $(RUN) pytest -n $(WORKERS) --cov --cov-report=term tests/modules tests/apps
+	PYSCRIPT_REF=stand-in $(RUN) pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term tests/modules tests/apps
 
 demo: setup ## plan S2 devices with a real FlexMeasures server and Home Assistant, until Ctrl-C (DEVICES="pv ev", all, list)
 	@$(RUN) tests.demo '$(DEVICES)'

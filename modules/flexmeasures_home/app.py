@@ -42,6 +42,7 @@ def records():
         running: object = None
         stop: object = None
         forget_stop_event: object = None
+        forget_withdrawal: object = None
 
     return App, Stage
 
@@ -66,6 +67,10 @@ async def swap_in(app):
         await swap_out(app)
 
     async with stage.lock:
+        # After an update of the scripts the stage is one that the scripts before have made.
+        if forget_withdrawal := getattr(stage, "forget_withdrawal", None):
+            forget_withdrawal()
+            stage.forget_withdrawal = None
         if stage.running is not None:
             await stage.stop(stage.running)
         if stage.forget_stop_event:
@@ -84,14 +89,14 @@ async def swap_out(app):
     stage = hass.data.setdefault(KEY, Stage())
 
     @callback
-    def tell_unless_back(_now):
-        if stage.running is None:
-            withdraw(hass, statuses.ENTITY_ID)
-            withdraw(hass, schedule_state.ENTITY_ID)
-            for entity_id in hass.states.async_entity_ids("sensor"):
-                if entity_id.startswith(resource_state.PREFIX):
-                    withdraw(hass, entity_id)
-            statuses.dismiss(hass)
+    def withdraw_all(_now):
+        stage.forget_withdrawal = None
+        withdraw(hass, statuses.ENTITY_ID)
+        withdraw(hass, schedule_state.ENTITY_ID)
+        for entity_id in hass.states.async_entity_ids("sensor"):
+            if entity_id.startswith(resource_state.PREFIX):
+                withdraw(hass, entity_id)
+        statuses.dismiss(hass)
 
     async with stage.lock:
         if stage.running is app:
@@ -100,7 +105,8 @@ async def swap_out(app):
                 stage.forget_stop_event()
                 stage.forget_stop_event = None
             await stop(app)
-            async_call_later(hass, RELOAD_SECONDS, HassJob(tell_unless_back, cancel_on_shutdown=True))
+            job = HassJob(withdraw_all, cancel_on_shutdown=True)
+            stage.forget_withdrawal = async_call_later(hass, RELOAD_SECONDS, job)
 
 
 @pyscript_compile

@@ -59,7 +59,7 @@ class Home:
         """Call the main service, and return its response."""
         return await self.call("trigger_and_get_schedule", **data)
 
-    async def until(self, condition, seconds: float = 30) -> None:
+    async def until(self, condition, seconds: float = 90) -> None:
         """Wait until a condition holds."""
         real_time = asyncio.get_running_loop().time
         deadline = real_time() + seconds

@@ -52,6 +52,16 @@ async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog)
         await home.plan(soc_at_start=3)
 
 
+async def test_scripts_that_went_a_moment_ago_have_their_time_to_come_back(home, clock):
+    begin = datetime.now(UTC)
+    await in_process.reload(home.hass, global_ctx="*")
+    await home.tick_to(clock, begin + timedelta(seconds=20))
+    shutil.rmtree(Path(home.hass.config.path("pyscript", "apps", "flexmeasures")))
+    await in_process.reload(home.hass, global_ctx="*")
+    await home.tick_to(clock, begin + timedelta(seconds=40))
+    assert "unavailable" not in (home.schedule().state, home.status().state)
+
+
 async def test_without_its_scripts_the_sensors_are_unavailable(home, clock):
     shutil.rmtree(Path(home.hass.config.path("pyscript", "apps", "flexmeasures")))
     await in_process.reload(home.hass, global_ctx="*")
