@@ -17,6 +17,7 @@ import flexmeasures_home.status as statuses
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=10)
 TOLERANCE = timedelta(seconds=5)
+FIELDS = 5
 
 
 @pyscript_compile
@@ -55,9 +56,11 @@ def following(expression, moment):
 
     Cronsim, which Home Assistant brings, is right over both clock changes, where croniter skips an hour;
     but in the hour that comes twice it begins with times of the first. Raise ValueError for an
-    expression that means no time.
+    expression that means no time, or has seconds, which newer releases of cronsim know.
     """
     try:
+        if len(expression.split()) != FIELDS:
+            raise CronSimError("Wrong number of fields")
         times = CronSim(expression, dt_util.as_local(moment))
         return next(found for each in times if (found := each.astimezone(UTC)) > moment)
     except (CronSimError, StopIteration) as error:

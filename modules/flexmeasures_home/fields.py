@@ -323,13 +323,20 @@ def mistakes(invalid, given, known, noun):
 
 
 @pyscript_compile
+def is_of_an_unknown_key(error):
+    """Tell whether a key is the mistake, by voluptuous and by probatio, its successor in Home Assistant."""
+    code = getattr(error, "code", None)
+    return code == "extra_keys_not_allowed" or error.error_message == "extra keys not allowed"
+
+
+@pyscript_compile
 def mistake(error, given, known, noun):
     """Return the sentence for one mistake."""
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.path)
     name = name.lstrip(".")
     if isinstance(error, vol.RequiredFieldInvalid):
         return f"{name} is missing"
-    if error.error_message == "extra keys not allowed":
+    if is_of_an_unknown_key(error):
         near = difflib.get_close_matches(str(error.path[-1]), known if len(error.path) == 1 else [], 1)
         return f"{name} is no {noun}" + (f": did you mean {near[0]}?" if near else "")
     value = given

@@ -96,7 +96,7 @@ def test_a_wish_holds_for_a_moment_or_a_span():
         ),
         ({"value": 8, "start": "2026-01-15 07:00", "end": "2026-01-15 06:00"}, "not before the start"),
         ({"value": -1, "datetime": "2026-01-15 07:00"}, "not below 0"),
-        ({"value": 8, "datetime": "2026-01-15 07:00", "soc": 3}, "extra keys"),
+        ({"value": 8, "datetime": "2026-01-15 07:00", "soc": 3}, "extra keys|not a valid option"),
         (8, "expected items such as"),
     ],
 )
@@ -130,6 +130,13 @@ def test_every_mistake_names_its_field_and_what_was_given():
         f"soc_targets[0].value: {expected}, but got 'x'",
         "start is missing",
     ]
+
+
+def test_what_is_given_for_an_unknown_key_is_not_repeated():
+    with pytest.raises(vol.Invalid) as caught:
+        vol.Schema({"password": str})({"pasword": "geheim"})
+    [sentence] = fields.mistakes(caught.value, {"pasword": "geheim"}, ["password"], "key of this app")
+    assert sentence == "pasword is no key of this app: did you mean password?"
 
 
 def test_a_wrong_password_is_not_repeated():
