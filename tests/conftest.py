@@ -1,8 +1,10 @@
-"""What all tests share: the scripts under plain CPython and under pyscript, and the real parts."""
+"""What all tests share: how much is run, on what, a clock of their own, and the real parts."""
 
 import builtins
+import importlib.util
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import NonCallableMock
 
 import pytest
@@ -16,7 +18,6 @@ from tests.parts.in_process import pyscript_hass  # noqa: F401
 from tests.parts.virtual_time import VirtualTime, virtual_time
 
 ROOT = Path(__file__).parents[1]
-APPS = ROOT / "pyscript" / "apps"
 builtins.pyscript_compile = lambda function: function
 
 
@@ -63,6 +64,16 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 def source() -> pyscript_source.Source:
     """Return the pyscript that the tests run on."""
     return pyscript_source.source()
+
+
+@pytest.fixture(scope="session")
+def configuration() -> ModuleType:
+    """Return the app's module of that name, without the app that it is a part of."""
+    path = ROOT / "pyscript" / "apps" / "flexmeasures" / "configuration.py"
+    spec = importlib.util.spec_from_file_location("configuration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

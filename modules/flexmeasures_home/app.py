@@ -43,6 +43,8 @@ def records():
         stop: object = None
         forget_stop_event: object = None
         forget_withdrawal: object = None
+        answering: object = None
+        forget_services: object = None
 
     return App, Stage
 
@@ -53,7 +55,18 @@ App, Stage = records()
 @pyscript_compile
 def answer(app):
     """Answer calls from now on; those that come before the start wait for it."""
-    services.register(async_get_hass(), app)
+    hass = async_get_hass()
+    stage = hass.data.setdefault(KEY, Stage())
+    answer_no_more(stage)
+    stage.answering, stage.forget_services = app, services.register(hass, app)
+
+
+@pyscript_compile
+def answer_no_more(stage):
+    """Leave the services to whoever answers next; a stage of scripts before an update may know of none."""
+    if forget_services := getattr(stage, "forget_services", None):
+        forget_services()
+    stage.answering = stage.forget_services = None
 
 
 @pyscript_compile
@@ -98,6 +111,8 @@ async def swap_out(app):
                 withdraw(hass, entity_id)
         statuses.dismiss(hass)
 
+    if getattr(stage, "answering", None) is app:
+        answer_no_more(stage)
     async with stage.lock:
         if stage.running is app:
             stage.running = None
@@ -118,7 +133,7 @@ def withdraw(hass, entity_id):
 
 @pyscript_compile
 async def start(hass, app):
-    """Start the devices and register the services; of a wrong configuration tell every mistake."""
+    """Start the devices; of a wrong configuration tell every mistake."""
     status = statuses.Status(hass)
     if app.mistakes:
         for mistake in app.mistakes:
@@ -143,7 +158,6 @@ async def start(hass, app):
             else:
                 app.devices.append(device)
     app.started.set()
-    services.register(hass, app)
 
 
 @pyscript_compile

@@ -8,7 +8,8 @@ import asyncio
 from contextlib import suppress
 
 import voluptuous as vol
-from homeassistant.core import SupportsResponse
+from homeassistant.const import EVENT_SERVICE_REGISTERED
+from homeassistant.core import SupportsResponse, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.service import async_set_service_schema
 
@@ -122,20 +123,35 @@ SERVICES = {
 
 @pyscript_compile
 def register(hass, app):
-    """Put the native handlers in place of the decorated services.
+    """Put the native handlers in place of the decorated services; return a function that ends it.
 
-    Pyscript 2 registers and describes those when Home Assistant has started. Until then they have a
-    description of our own, since Home Assistant looks for a file where it finds none.
+    Pyscript registers and describes those again whenever it starts the decorators; pyscript 2 does so when
+    Home Assistant has started. Until then they have a description of our own, since Home Assistant looks
+    for a file where it finds none.
     """
-    for name in SERVICES:
-        is_described = hass.services.has_service(DOMAIN, name)
+    handlers = {name: handler(app, name) for name in SERVICES}
+
+    def put_in_place(name):
         hass.services.async_register(
-            DOMAIN, name, handler(app, name), supports_response=SupportsResponse.OPTIONAL
+            DOMAIN, name, handlers[name], supports_response=SupportsResponse.OPTIONAL
         )
+
+    @callback
+    def keep_in_place(event):
+        domain, name = event.data["domain"], event.data["service"]
+        if domain == DOMAIN and name in handlers:
+            present = hass.services.async_services_for_domain(DOMAIN).get(name)
+            if present is not None and present.job.target is not handlers[name]:
+                put_in_place(name)
+
+    for name in handlers:
+        is_described = hass.services.has_service(DOMAIN, name)
+        put_in_place(name)
         if not is_described:
             title = name.replace("_", " ").capitalize()
             text = "Described when Home Assistant has started."
             async_set_service_schema(hass, DOMAIN, name, {"name": title, "description": text, "fields": {}})
+    return hass.bus.async_listen(EVENT_SERVICE_REGISTERED, keep_in_place)
 
 
 @pyscript_compile

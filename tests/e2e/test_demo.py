@@ -91,6 +91,7 @@ async def test_the_demo_plans_measures_and_instructs_until_ctrl_c(source):
     assert max(map(len, shown.splitlines())) <= 100
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("socket_enabled")
 async def test_the_demo_shows_devices_of_each_control_type(source):
     shown = await shown_by_the_demo("pv, heat-pump washing-machine", "hybrid-heat-pump")

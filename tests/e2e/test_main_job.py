@@ -148,6 +148,7 @@ async def test_a_restart_keeps_the_schedule(home_assistant):
 
 
 def errors(log: str) -> str:
-    """Return the lines of a log at level ERROR that name pyscript or our scripts."""
+    """Return the lines of a log at level ERROR that are pyscript's or of our scripts."""
     found = [line for line in log.splitlines() if " ERROR " in line]
-    return "\n".join(line for line in found if "pyscript" in line or "flexmeasures" in line)
+    ours = ("[custom_components.pyscript", "for integration: flexmeasures")
+    return "\n".join(line for line in found if any(mark in line for mark in ours))

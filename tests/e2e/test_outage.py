@@ -110,6 +110,7 @@ async def test_twenty_reloads_lose_nothing(home_assistant, flexmeasures_server, 
     assert errors(home_assistant.log) == ""
 
 
+@pytest.mark.long
 async def test_seven_days_at_five_minutes_stay_under_the_recorders_limit(home_assistant, flexmeasures_server):
     ids = flexmeasures_server.ids
     await asyncio.to_thread(flexmeasures_server.post_prices, datetime.now(UTC), 9 * 24)

@@ -11,6 +11,7 @@ import pytest
 import pytest_socket
 import yaml
 
+import flexmeasures_home.services as services
 from tests.demo import battery
 from tests.parts.home_assistant import HomeAssistant, install
 from tests.parts.resource_manager import ResourceManager
@@ -116,24 +117,22 @@ def sections() -> list[dict]:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_the_configurations_are_right_ones(load, number):
+def test_the_configurations_are_right_ones(configuration, number):
     assert len(sections()) == 3
-    _configuration, mistakes = load("flexmeasures.configuration").read(sections()[number])
+    _configuration, mistakes = configuration.read(sections()[number])
     assert mistakes == []
 
 
-def test_the_part_on_resources_is_right(load):
+def test_the_part_on_resources_is_right(configuration):
     [part] = [block["s2"] for block in blocks() if "s2" in block]
-    configuration, mistakes = load("flexmeasures.configuration").read(sections()[0] | {"s2": part})
+    found, mistakes = configuration.read(sections()[0] | {"s2": part})
     assert mistakes == []
     listed = {"power_sensor": 12, "soc_sensor": 13, "energy_per_fill_level": 100}
-    assert configuration.s2.resources == {"Home battery": listed}
+    assert found.s2.resources == {"Home battery": listed}
 
 
-def test_every_key_field_and_attribute_is_in_the_reference(load):
+def test_every_key_field_and_attribute_is_in_the_reference(configuration):
     text = (ROOT / "README.md").read_text()
-    configuration = load("flexmeasures.configuration")
-    services = load("flexmeasures_home.services")
     keys = [
         *configuration.SCHEMA.schema,
         *configuration.MEASUREMENT,

@@ -66,6 +66,7 @@ class FlexMeasuresServer:
         self.limited = Account(**accounts["limited"])
         self._host: subprocess.Popen | None = None
         self._fresh = True
+        self._tokens: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -140,10 +141,13 @@ class FlexMeasuresServer:
         self.close()
 
     def token(self, account: Account | None = None) -> str:
-        """Return a new token of an account's user, by default the main one's."""
+        """Return a token of an account's user, by default the main one's."""
         account = account or self.ids
-        credentials = {"email": account.username, "password": account.password}
-        return self.request("POST", "/api/requestAuthToken", credentials)[1]["auth_token"]
+        if account.username not in self._tokens:
+            credentials = {"email": account.username, "password": account.password}
+            reply = self.request("POST", "/api/requestAuthToken", credentials)[1]
+            self._tokens[account.username] = reply["auth_token"]
+        return self._tokens[account.username]
 
     def request(self, method: str, path: str, body: dict | None = None, token: str = "") -> tuple[int, dict]:
         """Send a request, and return the reply's status and body."""
@@ -155,7 +159,7 @@ class FlexMeasuresServer:
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
-                return reply.status, json.load(reply)
+                return reply.status, json.loads(reply.read() or "null")
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.load(error)
@@ -209,6 +213,14 @@ class FlexMeasuresServer:
         if status != 201:
             raise RuntimeError(f"The sensor was refused: {status} {reply}")
         return reply["id"]
+
+    def forget(self, *sensors: int) -> None:
+        """Delete the data of the main account's sensors: to compare with earlier plans is half of a job."""
+        token = self.token()
+        for sensor in sensors:
+            status, reply = self.request("DELETE", f"/api/v3_0/sensors/{sensor}/data", token=token)
+            if status != 204:
+                raise RuntimeError(f"The data of sensor {sensor} were not deleted: {status} {reply}")
 
     def beliefs(self, sensor: int) -> list[tuple[datetime, float]]:
         """Return all that is stored of a sensor, an event and its value as often as it was stored."""

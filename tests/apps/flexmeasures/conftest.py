@@ -23,8 +23,9 @@ FRBC, METER = "FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE"
 
 @pytest.fixture
 def app_config(flexmeasures_server) -> dict:
-    """Return a right configuration of the seeded battery: 1 to 10 kWh, 5 kW."""
+    """Return a right configuration of the seeded battery, without earlier plans: 1 to 10 kWh, 5 kW."""
     ids = flexmeasures_server.ids
+    flexmeasures_server.forget(ids.power_sensor, ids.soc_sensor)
     return {
         "host": flexmeasures_server.url,
         "username": ids.username,

@@ -1,8 +1,6 @@
 """A configuration is read once; each of its mistakes is named, all at once."""
 
-import importlib.util
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +13,6 @@ GIVEN = {
     "soc_min": 1,
     "soc_max": "10",
 }
-
-
-@pytest.fixture(scope="module")
-def configuration():
-    """Return the module, without the app that it is a part of."""
-    path = Path(__file__).parents[3] / "pyscript" / "apps" / "flexmeasures" / "configuration.py"
-    spec = importlib.util.spec_from_file_location("configuration", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_fills_in_the_defaults(configuration):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from homeassistant.core import SupportsResponse
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
 from tests.apps.flexmeasures.conftest import STATUS, in_hours
@@ -60,6 +61,22 @@ async def test_scripts_that_went_a_moment_ago_have_their_time_to_come_back(home,
     await in_process.reload(home.hass, global_ctx="*")
     await home.tick_to(clock, begin + timedelta(seconds=40))
     assert "unavailable" not in (home.schedule().state, home.status().state)
+
+
+async def test_whoever_registers_a_service_anew_its_errors_reach_the_caller(home):
+    async def loses_errors(call):
+        return {}
+
+    for _ in range(2):
+        home.hass.services.async_register(
+            "flexmeasures",
+            "trigger_and_get_schedule",
+            loses_errors,
+            supports_response=SupportsResponse.OPTIONAL,
+        )
+        with pytest.raises(ServiceValidationError, match="soc_at_start is missing"):
+            await home.plan()
+        await in_process.reload(home.hass, global_ctx="*")
 
 
 async def test_without_its_scripts_the_sensors_are_unavailable(home, clock):

@@ -62,8 +62,7 @@ def main(run: Path, port: int) -> None:
 
 def warm_up() -> None:
     """Import what each job would import otherwise."""
-    import flexmeasures.cli.jobs
-    import flexmeasures.data.services.scheduling  # noqa: F401
+    import highspy  # noqa: F401
     from sqlalchemy.orm import configure_mappers
 
     configure_mappers()
