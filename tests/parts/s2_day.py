@@ -123,7 +123,7 @@ def quarters(day) -> list[float]:
 def report(record_property, name: str, **figures: float) -> None:
     """Print what a device's day cost (EUR), and keep it with the test's result."""
     for key, value in figures.items():
-        record_property(f"{name}: {key}", round(value, 3))
+        record_property(f"{name}: {key}", round(float(value), 3))
     print(f"\n{name}: " + ", ".join(f"{key} EUR {value:.2f}" for key, value in figures.items()))
 
 

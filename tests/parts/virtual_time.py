@@ -24,10 +24,9 @@ class VirtualTime:
     Nothing may depend on another process.
     """
 
-    def __init__(self, loop: asyncio.SelectorEventLoop, wall: FrozenDateTimeFactory) -> None:
+    def __init__(self, loop: asyncio.SelectorEventLoop, start: float, wall: FrozenDateTimeFactory) -> None:
         self.wall = wall
-        self._loop = loop
-        self._start = loop.time()
+        self._start = start
         self._elapsed = timedelta()
         self._in_executor = 0
         self._select = loop._selector.select
@@ -70,8 +69,10 @@ class VirtualTime:
 def virtual_time(start: datetime | None = None) -> Iterator[VirtualTime]:
     """Give the running event loop a clock of its own, from a moment on, by default from now."""
     loop = asyncio.get_running_loop()
+    # A frozen monotonic clock counts from 1970: as a float it is too coarse for the loop to tell "now".
+    loop_start = loop.time()
     with freeze_time(start or datetime.now(UTC)) as wall:
-        clock = VirtualTime(loop, wall)
+        clock = VirtualTime(loop, loop_start, wall)
         loop.time, loop.run_in_executor = clock.time, clock.run_in_executor
         loop._selector.select = clock.select
         try:
