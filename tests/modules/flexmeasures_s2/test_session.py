@@ -151,6 +151,21 @@ async def test_nothing_is_taken_before_the_details(cem, kind):
         assert (await rm.next("SelectControlType"))["control_type"] == FRBC
 
 
+@pytest.mark.parametrize(("length", "status"), [(64, "OK"), (65, "INVALID_CONTENT")])
+async def test_a_resource_id_has_up_to_64_characters(cem, length, status):
+    async with ResourceManager(cem.url, resource_id="x" * length) as rm:
+        await greet(rm)
+        assert (await rm.ask(rm.details))["status"] == status
+
+
+async def test_what_is_of_another_type_is_not_revoked(cem):
+    async with connected(cem) as rm:
+        [description] = await say(rm, "FRBC.SystemDescription")
+        revoke = {"object_type": "OMBC.SystemDescription", "object_id": description["message_id"]}
+        assert "object_id" in await refused(rm, example("RevokeObject", **revoke))
+        assert "FRBC.SystemDescription" in remembered(session_of(cem))
+
+
 async def test_a_second_handshake_is_refused(cem):
     async with connected(cem) as rm:
         assert "Handshake" in await refused(rm, example("Handshake"))
