@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 import homeassistant.components.persistent_notification as notification
 from homeassistant.const import EVENT_HOMEASSISTANT_STOP, STATE_UNAVAILABLE
@@ -57,13 +59,16 @@ def answer(app):
     """Answer calls from now on; those that come before the start wait for it."""
     hass = async_get_hass()
     stage = hass.data.setdefault(KEY, Stage())
-    answer_no_more(stage)
+    release_services(stage)
     stage.answering, stage.forget_services = app, services.register(hass, app)
 
 
 @pyscript_compile
-def answer_no_more(stage):
-    """Leave the services to whoever answers next; a stage of scripts before an update may know of none."""
+def release_services(stage: Any) -> None:
+    """Stop replacing pyscript's handlers by those of the app that answers calls.
+
+    The fields are missing on a Stage that an earlier version of the scripts made.
+    """
     if forget_services := getattr(stage, "forget_services", None):
         forget_services()
     stage.answering = stage.forget_services = None
@@ -80,7 +85,7 @@ async def swap_in(app):
         await swap_out(app)
 
     async with stage.lock:
-        # After an update of the scripts the stage is one that the scripts before have made.
+        # The field is missing on a Stage that an earlier version of the scripts made.
         if forget_withdrawal := getattr(stage, "forget_withdrawal", None):
             forget_withdrawal()
             stage.forget_withdrawal = None
@@ -102,7 +107,7 @@ async def swap_out(app):
     stage = hass.data.setdefault(KEY, Stage())
 
     @callback
-    def withdraw_all(_now):
+    def withdraw_all(_now: datetime) -> None:
         stage.forget_withdrawal = None
         withdraw(hass, statuses.ENTITY_ID)
         withdraw(hass, schedule_state.ENTITY_ID)
@@ -112,7 +117,7 @@ async def swap_out(app):
         statuses.dismiss(hass)
 
     if getattr(stage, "answering", None) is app:
-        answer_no_more(stage)
+        release_services(stage)
     async with stage.lock:
         if stage.running is app:
             stage.running = None

@@ -323,8 +323,8 @@ def mistakes(invalid, given, known, noun):
 
 
 @pyscript_compile
-def is_of_an_unknown_key(error):
-    """Tell whether a key is the mistake, by voluptuous and by probatio, its successor in Home Assistant."""
+def is_unknown_key(error: vol.Invalid) -> bool:
+    """Tell whether the schema does not know the key, under voluptuous and under probatio, its successor."""
     code = getattr(error, "code", None)
     return code == "extra_keys_not_allowed" or error.error_message == "extra keys not allowed"
 
@@ -336,7 +336,7 @@ def mistake(error, given, known, noun):
     name = name.lstrip(".")
     if isinstance(error, vol.RequiredFieldInvalid):
         return f"{name} is missing"
-    if is_of_an_unknown_key(error):
+    if is_unknown_key(error):
         near = difflib.get_close_matches(str(error.path[-1]), known if len(error.path) == 1 else [], 1)
         return f"{name} is no {noun}" + (f": did you mean {near[0]}?" if near else "")
     value = given

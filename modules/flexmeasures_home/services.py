@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import voluptuous as vol
 from homeassistant.const import EVENT_SERVICE_REGISTERED
-from homeassistant.core import SupportsResponse, callback
+from homeassistant.core import Event, SupportsResponse, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.service import async_set_service_schema
 
@@ -123,7 +123,7 @@ SERVICES = {
 
 @pyscript_compile
 def register(hass, app):
-    """Put the native handlers in place of the decorated services; return a function that ends it.
+    """Put the native handlers in place of the decorated services; return a function that stops that.
 
     Pyscript registers and describes those again whenever it starts the decorators; pyscript 2 does so when
     Home Assistant has started. Until then they have a description of our own, since Home Assistant looks
@@ -131,13 +131,13 @@ def register(hass, app):
     """
     handlers = {name: handler(app, name) for name in SERVICES}
 
-    def put_in_place(name):
+    def put_in_place(name: str) -> None:
         hass.services.async_register(
             DOMAIN, name, handlers[name], supports_response=SupportsResponse.OPTIONAL
         )
 
     @callback
-    def keep_in_place(event):
+    def keep_in_place(event: Event) -> None:
         domain, name = event.data["domain"], event.data["service"]
         if domain == DOMAIN and name in handlers:
             present = hass.services.async_services_for_domain(DOMAIN).get(name)

@@ -8,7 +8,7 @@ from tests.parts.installations import installations
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what starts an installation on each."""
+    """Run each test that starts an installation on every installation."""
     if "installation" in metafunc.fixturenames:
         metafunc.parametrize("installation", installations(), ids=str, scope="session")
 

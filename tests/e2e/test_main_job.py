@@ -149,6 +149,6 @@ async def test_a_restart_keeps_the_schedule(home_assistant):
 
 def errors(log: str) -> str:
     """Return the lines of a log at level ERROR that are pyscript's or of our scripts."""
-    found = [line for line in log.splitlines() if " ERROR " in line]
+    error_lines = [line for line in log.splitlines() if " ERROR " in line]
     ours = ("[custom_components.pyscript", "for integration: flexmeasures")
-    return "\n".join(line for line in found if any(mark in line for mark in ours))
+    return "\n".join(line for line in error_lines if any(mark in line for mark in ours))

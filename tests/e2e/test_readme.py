@@ -125,10 +125,10 @@ def test_the_configurations_are_right_ones(configuration, number):
 
 def test_the_part_on_resources_is_right(configuration):
     [part] = [block["s2"] for block in blocks() if "s2" in block]
-    found, mistakes = configuration.read(sections()[0] | {"s2": part})
+    settings, mistakes = configuration.read(sections()[0] | {"s2": part})
     assert mistakes == []
     listed = {"power_sensor": 12, "soc_sensor": 13, "energy_per_fill_level": 100}
-    assert found.s2.resources == {"Home battery": listed}
+    assert settings.s2.resources == {"Home battery": listed}
 
 
 def test_every_key_field_and_attribute_is_in_the_reference(configuration):
