@@ -6,6 +6,7 @@ A plan that was made for a state that does not hold any more is not used. Moment
 import asyncio
 import logging
 import math
+from typing import Any
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
@@ -70,7 +71,12 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
     each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
     by_hand = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
-    each.executed = executed(before, memory, heard, now) if each.type in control_types.BY_MODES else []
+    each.executed = []
+    if each.type in control_types.BY_MODES:
+        by_hand = [change for change in by_hand if has_mode(device, change)]
+        each.executed = [
+            change for change in executed(before, memory, heard, now) if has_mode(device, change)
+        ]
     made.changes = sorted([*made.changes, *by_hand, *each.executed], key=lambda change: change.moment)
     if not is_fallback:
         each.refused = None
@@ -124,6 +130,13 @@ def spans(powers, outlook, begin, last):
         starts = [outlook.start + place * outlook.step for place in range(len(outlook.total))]
         powers = [(start, start + outlook.step, None) for start in starts]
     return [(max(start, begin), end) for start, end, _power in powers if end > begin and start < last]
+
+
+@pyscript_compile
+def has_mode(device: Any, change: Any) -> bool:
+    """Return whether a device, of a new description perhaps, has the operation mode of a change still."""
+    actuators = {each.id: each for each in getattr(device, "actuators", [device])}
+    return change.actuator in actuators and change.mode in actuators[change.actuator].modes
 
 
 @pyscript_compile

@@ -28,6 +28,8 @@ OF = {message_type: ABBREVIATIONS[message_type.split(".")[0]] for message_type i
 """The control type that each message_type belongs to."""
 REFERRED_TO = (frbc.DESCRIPTION, ombc.DESCRIPTION, ddbc.DESCRIPTION, ppbc.PROFILE)
 """What other messages refer to: with a new one, those may refer to nothing."""
+WITHOUT_STATUS = (frbc.LEAKAGE,)
+"""What has a valid_from, and nothing that refers to it: there is no need to know it before."""
 KEYS = frbc.KEYS | ombc.KEYS | ddbc.KEYS | ppbc.KEYS | pebc.KEYS
 """By which of its ids each is remembered, of those that there can be several of."""
 

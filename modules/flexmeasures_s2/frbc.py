@@ -4,7 +4,7 @@ import flexmeasures_s2.commodities as commodities
 import flexmeasures_s2.content as content
 import flexmeasures_s2.errors as errors
 
-DESCRIPTION = "FRBC.SystemDescription"
+DESCRIPTION, LEAKAGE = "FRBC.SystemDescription", "FRBC.LeakageBehaviour"
 
 
 @pyscript_compile
@@ -52,7 +52,7 @@ CHECKS = {
     "FRBC.TimerStatus": timer_status,
     "FRBC.StorageStatus": None,
     "FRBC.FillLevelTargetProfile": of_fill_levels,
-    "FRBC.LeakageBehaviour": of_fill_levels,
+    LEAKAGE: of_fill_levels,
     "FRBC.UsageForecast": None,
 }
 KEYS = {"FRBC.ActuatorStatus": ("actuator_id",), "FRBC.TimerStatus": ("actuator_id", "timer_id")}

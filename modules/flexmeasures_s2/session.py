@@ -27,6 +27,12 @@ MOST_STATUSES = 200
 """How many of one message_type are remembered, where each is of something described."""
 MOST_INSTRUCTIONS = 1000
 """How many instructions are remembered."""
+MAX_COMING = 20
+"""How many messages are remembered that are not valid yet."""
+CLOCK_TOLERANCE_SECONDS = 1.0
+"""How long before its valid_from a message is in force, since the Resource Manager has a clock of its own."""
+MAX_SLEEP_SECONDS = 60.0
+"""After how long the clock is read again, in case it was set."""
 LONGEST_ID, LONGEST_NAME = 64, 80
 PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 """Seconds after each TEMPORARY_ERROR."""
@@ -73,9 +79,12 @@ def records():
         """A connection to one Resource Manager.
 
         `send_text` and `close_transport` are the transport's. `memory` maps (message_type, ids...) to
-        the latest such message; `instructions` an instruction's id to it and to its last status.
+        the latest such message that is in force; `coming` has those that replace one of them at their
+        valid_from, as (key, message) in that order. `instructions` maps an instruction's id to it and to its
+        last status.
         `entry` deals with the Handshake. `replaced` tells that another connection of the resource came;
-        `characters` has how long the messages are that were remembered by an id of their own.
+        `characters` has how long the messages are that were remembered by an id of their own, `replacing`
+        is the task that puts in force what is coming.
         """
 
         peer: str
@@ -90,6 +99,7 @@ def records():
         details: Any = None
         control_type: str | None = None
         memory: dict = field(default_factory=dict)
+        coming: list = field(default_factory=list)
         instructions: dict = field(default_factory=dict)
         pending: dict = field(default_factory=dict)
         tasks: set = field(default_factory=set)
@@ -101,6 +111,7 @@ def records():
         selection_is_due: bool = False
         replaced: bool = False
         characters: dict = field(default_factory=dict)
+        replacing: asyncio.Task | None = None
 
     return Events, Pending, Taken, Session
 
@@ -201,6 +212,7 @@ def take(session, message):
         raise errors.InvalidContent(f"message_type: expected ResourceManagerDetails first, got {kind}")
     if kind in HANDLERS:
         return HANDLERS[kind](session, message)
+    replace_what_is_due(session)
     if kind not in control_types.CHECKS:
         raise errors.InvalidContent(f"message_type: {kind} is not for a Resource Manager to send")
     if control_types.OF[kind] != session.control_type:
@@ -210,8 +222,76 @@ def take(session, message):
         )
     if check := control_types.CHECKS[kind]:
         check(session.memory, message)
+    if hasattr(message, "valid_from"):
+        return remember_by_validity(session, message)
     remember(session, message)
     return None
+
+
+@pyscript_compile
+def remember_by_validity(session: Session, message: object) -> Taken | None:
+    """Keep a message that counts from its valid_from on; until then, the one that is in force does.
+
+    From then on it replaces also what was announced before it. The first of its kind is remembered at once,
+    though it is not in force yet: its status may be told before. Leakage has none, so that waits.
+    """
+    key, begins = key_of(message), message.valid_from
+    session.coming = [each for each in session.coming if each[0] != key or each[1].valid_from < begins]
+    in_force = session.memory.get(key)
+    is_future = seconds_until(message) > 0
+    if in_force is None:
+        waits = is_future and message.message_type in control_types.WITHOUT_STATUS
+    else:
+        waits = is_future and in_force.valid_from < begins
+    if not waits:
+        remember(session, message)
+        return None
+    session.coming = sorted([*session.coming, (key, message)], key=when_valid)[:MAX_COMING]
+
+    async def then():
+        if session.replacing is None or session.replacing.done():
+            session.replacing = spawn(session, replace_when_due(session))
+
+    return Taken(then=then)
+
+
+@pyscript_compile
+def when_valid(item: tuple) -> datetime:
+    """Sort key: when a (key, message) that is not valid yet will be."""
+    return item[1].valid_from
+
+
+@pyscript_compile
+def seconds_until(message: object) -> float:
+    """Return in how many seconds a message is in force; 0 or less where it is."""
+    return (message.valid_from - datetime.now(UTC)).total_seconds() - CLOCK_TOLERANCE_SECONDS
+
+
+@pyscript_compile
+async def replace_when_due(session: Session) -> None:
+    """Put messages in force at their valid_from, for as long as any is to come."""
+    while session.coming:
+        wait = seconds_until(session.coming[0][1])
+        if wait > 0:
+            await asyncio.sleep(min(wait + 0.01, MAX_SLEEP_SECONDS))
+        replace_what_is_due(session)
+
+
+@pyscript_compile
+def replace_what_is_due(session: Session) -> None:
+    """Put messages in force whose valid_from has come, and tell the owner of each as if it came now."""
+    while session.coming and seconds_until(session.coming[0][1]) <= 0:
+        _key, message = session.coming.pop(0)
+        remember(session, message)
+        LOGGER.info("%s: its %s is valid now", name_of(session), message.message_type)
+        tell(session, session.events.message, message)
+
+
+@pyscript_compile
+def key_of(message: object) -> tuple:
+    """Return the key that a message is remembered by."""
+    kind = message.message_type
+    return (kind, *[getattr(message, name) for name in control_types.KEYS.get(kind, ())])
 
 
 @pyscript_compile
@@ -219,7 +299,7 @@ def remember(session, message):
     """Keep a message as the latest of its kind; forget what referred to the one before."""
     kind = message.message_type
     ids = control_types.KEYS.get(kind)
-    key = (kind, *[getattr(message, name) for name in ids]) if ids else (kind,)
+    key = key_of(message)
     replaces = session.memory.pop(key, None) is not None
     session.memory[key] = message
     if ids:
@@ -303,6 +383,10 @@ def on_revoke_object(session, message):
         if key[0] == kind and wanted in (getattr(found, "id", None), found.message_id):
             del session.memory[key]
             forget_what_dangles(session)
+            return
+    for place, (key, found) in enumerate(session.coming):
+        if key[0] == kind and wanted in (getattr(found, "id", None), found.message_id):
+            del session.coming[place]
             return
     raise errors.InvalidContent(f"object_id: there is no {kind} {wanted}")
 
@@ -424,6 +508,7 @@ async def select(session, control_type):
             session.memory = {
                 key: message for key, message in session.memory.items() if key[0] not in control_types.OF
             }
+            session.coming.clear()
             session.instructions.clear()
             tell(session, session.events.selected)
 
@@ -432,7 +517,7 @@ async def select(session, control_type):
 
 @pyscript_compile
 def spawn(session, work):
-    """Run something beside the receiving, for as long as the session lasts at most."""
+    """Run something beside the receiving, for as long as the session lasts at most; return its task."""
 
     async def run():
         try:
@@ -446,6 +531,7 @@ def spawn(session, work):
     session.tasks.add(task)
     task.add_done_callback(session.tasks.discard)
     task.add_done_callback(lambda _task: work.close())
+    return task
 
 
 @pyscript_compile
@@ -479,6 +565,7 @@ def end(session, why):
             pending.future.exception()
     session.pending.clear()
     session.memory.clear()
+    session.coming.clear()
     session.instructions.clear()
     current = asyncio.current_task()
     for task in list(session.tasks):

@@ -1,6 +1,7 @@
 """When resource managers are planned, and what they are told, with an optimiser of the test's own."""
 
 import asyncio
+import json
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -261,6 +262,27 @@ async def test_a_level_that_departs_is_planned_again(site, level, count):
     async with battery(site) as rm:
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
         await planned(site, count)
+
+
+async def test_a_description_of_later_is_planned_with_once_it_is_valid(site, caplog):
+    async with battery(site) as rm:
+        begins = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+        text = json.dumps(example("FRBC.SystemDescription", valid_from=begins))
+        for label in NAMES:
+            text = text.replace(ids(label)[1], f"later:{label}")
+        await rm.ask(json.loads(text))
+        await planned(site, 1)
+        assert (await rm.ask(status("charge", 1.0)))["status"] == "OK"
+        assert ids("charge")[1] in controlled(site).device.actuators[0].modes
+        await asyncio.sleep(290 - LULL)
+        sent = len(of_type(rm, "FRBC.Instruction"))
+        await until(lambda: "later:charge" in controlled(site).device.actuators[0].modes)
+        assert len(site.questions) == 2
+        await rm.ask(status() | {"active_operation_mode_id": "later:idle"})
+        await asyncio.sleep(LULL)
+        new = of_type(rm, "FRBC.Instruction")[sent:]
+        assert {each["operation_mode"].split(":")[0] for each in new} == {"later"}
+        assert "please report this" not in caplog.text
 
 
 async def test_a_mode_that_departs_is_planned_again(site):

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -728,6 +730,147 @@ async def test_what_is_revoked_is_forgotten_and_what_refers_to_it(cem, control_t
         assert (await rm.ask(example("RevokeObject", **revoke)))["status"] == "OK"
         assert set(remembered(session_of(cem))) == left
         assert "object_id" in await refused(rm, example("RevokeObject", **revoke))
+
+
+def of_later(message_type, minutes, **changes):
+    """Return an example with a valid_from in some minutes, and ids of its own but for its actuators'."""
+    text = json.dumps(example(message_type))
+    for identity in set(re.findall(r'"(?:Id|id)": "([^"]+)"', text)):
+        text = text.replace(identity, f"later:{identity[:20]}")
+    begins = datetime.now(UTC) + timedelta(minutes=minutes)
+    return json.loads(text) | {"message_id": str(uuid4()), "valid_from": begins.isoformat()} | changes
+
+
+@pytest.mark.parametrize(
+    ("control_type", "status"),
+    [(FRBC, "FRBC.ActuatorStatus"), (OMBC, "OMBC.Status"), (DDBC, "DDBC.ActuatorStatus")],
+)
+async def test_a_description_replaces_the_one_in_force_once_it_is_valid(clock, cem, control_type, status):
+    kind = status.split(".")[0] + ".SystemDescription"
+    async with connected(cem, control_types=[control_type]) as rm:
+        [first, _status] = await say(rm, kind, status)
+        later = of_later(kind, 60)
+        assert (await rm.ask(later))["status"] == "OK"
+        await say(rm, status)
+        memory, told = session_of(cem).memory, len(cem.received)
+        assert memory[kind,].message_id == first["message_id"]
+        await asyncio.sleep(3590)
+        await say(rm, status)
+        assert [message for _name, message in cem.received[told:] if message.message_type == kind] == []
+        await asyncio.sleep(10)
+        assert memory[kind,].message_id == later["message_id"]
+        assert cem.received[-1][1] is memory[kind,]
+        assert remembered(session_of(cem)) == [kind]
+        await refused(rm, example(status))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [
+        ([60, 30], {0: None, 30: 1, 60: 1}),
+        ([30, 60], {0: None, 30: 0, 60: 1}),
+        ([60, 60], {0: None, 60: 1}),
+        ([60, -5], {0: 1, 60: 1}),
+        ([30, 60, 0], {0: 2, 30: 2, 60: 2}),
+        ([60, 30, 45], {0: None, 30: 1, 45: 2, 60: 2}),
+    ],
+)
+async def test_the_description_that_came_last_replaces_the_others_from_its_valid_from_on(
+    clock, cem, minutes, expected
+):
+    async with connected(cem) as rm:
+        await say(rm, "FRBC.SystemDescription")
+        start = asyncio.get_running_loop().time()
+        later = [of_later("FRBC.SystemDescription", each) for each in minutes]
+        for message in later:
+            assert (await rm.ask(message))["status"] == "OK"
+        for minute, number in expected.items():
+            await asyncio.sleep(max(start + minute * 60 + 1 - asyncio.get_running_loop().time(), 0))
+            [found] = session_of(cem).memory.values()
+            ids = [message["message_id"] for message in later]
+            assert (found.message_id in ids) is (number is not None)
+            assert number is None or found.message_id == ids[number]
+
+
+async def test_a_first_description_of_later_gives_way_to_one_of_now(clock, cem):
+    async with connected(cem) as rm:
+        first = of_later("FRBC.SystemDescription", 60)
+        assert (await rm.ask(first))["status"] == "OK"
+        [now] = await say(rm, "FRBC.SystemDescription")
+        await asyncio.sleep(3700)
+        [found] = session_of(cem).memory.values()
+        assert found.message_id == now["message_id"]
+
+
+async def test_a_description_of_later_can_be_revoked(clock, cem):
+    async with connected(cem) as rm:
+        [first] = await say(rm, "FRBC.SystemDescription")
+        later = of_later("FRBC.SystemDescription", 60)
+        assert (await rm.ask(later))["status"] == "OK"
+        revoke = {"object_type": "FRBC.SystemDescription", "object_id": later["message_id"]}
+        assert (await rm.ask(example("RevokeObject", **revoke)))["status"] == "OK"
+        await refused(rm, example("RevokeObject", **revoke))
+        await asyncio.sleep(3700)
+        [found] = session_of(cem).memory.values()
+        assert found.message_id == first["message_id"]
+
+
+async def test_one_of_later_is_forgotten_with_its_control_type(clock, cem):
+    async with connected(cem, control_types=[FRBC, PEBC]) as rm:
+        await say(rm, "FRBC.SystemDescription")
+        assert (await rm.ask(of_later("FRBC.SystemDescription", 60)))["status"] == "OK"
+        await cems.change_control_type(cem.cem, cems.connected(cem.cem), PEBC)
+        await asyncio.sleep(3700)
+        assert remembered(session_of(cem)) == []
+
+
+@pytest.mark.parametrize("kind", ["PEBC.PowerConstraints", "PEBC.EnergyConstraint"])
+async def test_constraints_of_the_same_id_replace_those_in_force_once_they_are_valid(clock, cem, kind):
+    async with connected(cem, control_types=[PEBC]) as rm:
+        now, later = datetime.now(UTC), datetime.now(UTC) + timedelta(hours=1)
+        span = {"valid_until": (now + timedelta(hours=3)).isoformat()}
+        first = example(kind, valid_from=now.isoformat(), **span)
+        second = example(kind, valid_from=later.isoformat(), **span)
+        other = example(kind, valid_from=later.isoformat(), id="another:one", **span)
+        for message in (first, second, other):
+            assert (await rm.ask(message))["status"] == "OK"
+        memory = session_of(cem).memory
+        found = [each.message_id for each in memory.values()]
+        assert found == [first["message_id"], other["message_id"]]
+        await asyncio.sleep(3601)
+        assert {each.message_id for each in memory.values()} == {
+            second["message_id"],
+            other["message_id"],
+        }
+
+
+async def test_leakage_of_later_does_not_count_before(clock, cem):
+    async with connected(cem) as rm:
+        await say(rm, "FRBC.SystemDescription")
+        begins = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        assert (await rm.ask(example("FRBC.LeakageBehaviour", valid_from=begins)))["status"] == "OK"
+        assert remembered(session_of(cem)) == ["FRBC.SystemDescription"]
+        await asyncio.sleep(3601)
+        assert remembered(session_of(cem)) == ["FRBC.LeakageBehaviour", "FRBC.SystemDescription"]
+
+
+async def test_a_description_of_later_follows_a_clock_that_is_set(clock, cem):
+    async with connected(cem) as rm:
+        await say(rm, "FRBC.SystemDescription")
+        later = of_later("FRBC.SystemDescription", 24 * 60)
+        assert (await rm.ask(later))["status"] == "OK"
+        clock.move_to(datetime.now(UTC) + timedelta(days=2))
+        await asyncio.sleep(sessions.MAX_SLEEP_SECONDS + 1)
+        [found] = session_of(cem).memory.values()
+        assert found.message_id == later["message_id"]
+
+
+async def test_how_many_descriptions_of_later_are_remembered_is_bounded(clock, cem):
+    async with connected(cem) as rm:
+        await say(rm, "FRBC.SystemDescription")
+        for number in range(sessions.MAX_COMING + 5):
+            assert (await rm.ask(of_later("FRBC.SystemDescription", 60 + number)))["status"] == "OK"
+        assert len(session_of(cem).coming) == sessions.MAX_COMING
 
 
 async def test_what_became_of_an_instruction_is_remembered_until_it_is_revoked(cem):
