@@ -32,6 +32,8 @@ GRACE = timedelta(seconds=5)
 """How much later than its time a measurement may arrive."""
 OLDEST = timedelta(days=1)
 """How old a measurement may be, before the Resource Manager's clock counts as wrong."""
+LONGEST_WITHOUT_A_PHASE = timedelta(seconds=60)
+"""How long the power of a phase counts that is not told any more, where others are."""
 LONGEST_FORECAST = timedelta(days=7)
 MOST_OF_A_FORECAST = 2880
 """How many values a forecast may come to, for a sensor with short intervals."""
@@ -68,12 +70,12 @@ def records():
 
         `made` has the numbers of what was made for it, `provision` of what it uses, `power_sensor` and
         `soc_sensor` what the server says of that. `powers` maps each electric commodity quantity to its
-        latest value (W), `power` is their sum, and `measured` when that was. `interval` is the one under
-        way, `waiting` the minutes that ended before the sensor was known, and `looked` has both clocks as
-        they were when it was summed up last. `level_is_new` tells that the fill level was not posted yet.
-        `forecast` waits to be posted, `forecast_parcel` was posted last. `shown` is the session, control
-        type and fill level that were last made known. `energy_per_fill_level` is in Wh. `planned()` returns
-        the attributes that tell of its plan.
+        latest value (W) and when it was measured, `power` is their sum, and `measured` when that was.
+        `interval` is the one under way, `waiting` the minutes that ended before the sensor was known, and
+        `looked` has both clocks as they were when it was summed up last. `level_is_new` tells that the fill
+        level was not posted yet. `forecast` waits to be posted, `forecast_parcel` was posted last. `shown` is
+        the session, control type and fill level that were last made known. `energy_per_fill_level` is in Wh.
+        `planned()` returns the attributes that tell of its plan.
         """
 
         hass: Any
@@ -210,14 +212,32 @@ def take_power(relay, message):
         return
     relay.measured = moment
     elapse(relay, moment, now)
-    all_phases = commodities.ALL_PHASES
-    if all_phases in electric:
-        relay.powers = {all_phases: electric[all_phases]}
-    else:
-        relay.powers.pop(all_phases, None)
-        relay.powers |= electric
-    relay.power = commodities.electric(relay.powers)
+    still_valid = {
+        quantity: measured
+        for quantity, measured in relay.powers.items()
+        if quantity in still_measured(relay, electric)
+        and timedelta(0) <= moment - measured[1] <= LONGEST_WITHOUT_A_PHASE
+    }
+    relay.powers = still_valid | {quantity: (value, moment) for quantity, value in electric.items()}
+    relay.power = commodities.electric({quantity: value for quantity, (value, _at) in relay.powers.items()})
     arm(relay, now)
+
+
+@pyscript_compile
+def still_measured(relay: Any, newest: dict) -> set[str]:
+    """Return the commodity quantities that count on beside those of the newest measurement.
+
+    By what its details say that it measures: if the newest has all of that, nothing else counts. A value of
+    all phases together counts on beside that of one only where both are announced, and stands for both.
+    """
+    details = relay.resource.session.details
+    provided = {each.value for each in details.provides_power_measurement_types}
+    announced = {each for each in provided if each.startswith(commodities.ELECTRIC)}
+    if commodities.ALL_PHASES in newest or (announced and announced <= newest.keys()):
+        return set()
+    if commodities.ALL_PHASES in announced:
+        return set(relay.powers)
+    return relay.powers.keys() - {commodities.ALL_PHASES}
 
 
 @pyscript_compile

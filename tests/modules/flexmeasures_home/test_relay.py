@@ -277,6 +277,63 @@ async def test_the_phases_are_added_up_and_a_symmetric_value_stands_for_all(devi
     assert device.posted == [(0, pytest.approx(900))]
 
 
+def provide(device, *quantities):
+    """Have a device announce which quantities it measures."""
+    details = example("ResourceManagerDetails", provides_power_measurement_types=list(quantities))
+    device.resource.session.details = messages.parse(json.dumps(details))
+
+
+def say_powers(device, **watts):
+    """Have a device say what it measured now, by phase."""
+    values = [
+        {"commodity_quantity": f"ELECTRIC.POWER.{name}", "value": value} for name, value in watts.items()
+    ]
+    device.say("PowerMeasurement", measurement_timestamp=datetime.now(UTC).isoformat(), values=values)
+
+
+PHASES = [f"ELECTRIC.POWER.L{number}" for number in (1, 2, 3)]
+
+
+async def test_a_phase_that_is_not_told_any_more_counts_for_a_minute(device):
+    provide(device, *PHASES)
+    say_powers(device, L1=3680, L2=3680, L3=3680)
+    await device.at(0.5)
+    say_powers(device, L1=1380)
+    assert device.relay.power == 2 * 3680 + 1380
+    await device.at(1.1)
+    say_powers(device, L1=1380)
+    assert device.relay.power == 1380
+
+
+async def test_phases_that_are_told_in_turn_are_added_up(device):
+    provide(device, *PHASES)
+    for second in range(120):
+        await device.at(second / 60)
+        say_powers(device, **{f"L{second % 3 + 1}": 100 * (second % 3 + 1)})
+        assert second < 2 or device.relay.power == 600
+
+
+async def test_what_is_all_that_is_measured_counts_alone(device):
+    provide(device, PHASES[0])
+    say_powers(device, L1=3680, L2=3680, L3=3680)
+    say_powers(device, L1=1380)
+    assert device.relay.power == 1380
+
+
+async def test_a_symmetric_value_counts_on_beside_one_phase_only_where_both_are_measured(device):
+    provide(device, ALL, PHASES[0], "HEAT.THERMAL_POWER")
+    say_powers(device, **{"3_PHASE_SYMMETRIC": 9000})
+    say_powers(device, L1=3000)
+    assert device.relay.power == 9000
+    await device.at(1.1)
+    say_powers(device, L1=3000)
+    assert device.relay.power == 3000
+    provide(device, *PHASES)
+    say_powers(device, **{"3_PHASE_SYMMETRIC": 9000})
+    say_powers(device, L1=3000)
+    assert device.relay.power == 3000
+
+
 async def test_what_is_no_power_at_all_is_left_out(device):
     device.measure(1e300, 0)
     device.measure(-1e308, 1)
