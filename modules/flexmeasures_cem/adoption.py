@@ -10,6 +10,7 @@ from typing import Any
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
+import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
@@ -57,7 +58,7 @@ def stale(site, each, version):
 async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
     """Do what `adopt` says, once it is clear that the plan is for the present state."""
     now, before = site.now(), each.plan
-    memory, heard = dict(each.session.memory), dict(each.heard)
+    memory, heard = fill_levels.remembered(each.resource, each.session), dict(each.heard)
     found = await made_for(site, each, version, powers, outlook, site.limit, last)
     if (
         found is None
@@ -94,7 +95,7 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
 async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
     """Return (the device, the Plan) that is made for a Resource Manager now, or None."""
     now, kind = site.now(), each.type
-    memory, heard, before = dict(each.session.memory), dict(each.heard), each.plan
+    memory, heard, before = fill_levels.remembered(each.resource, each.session), dict(each.heard), each.plan
     if kind.lacks(memory):
         return None
     begin = now + instructions.lead(each.session)

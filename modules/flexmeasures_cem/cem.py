@@ -1,10 +1,14 @@
 """The Resource Managers that are connected, or were, each by its resource_id; their control types."""
 
+import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import flexmeasures_cem.errors as errors
+import flexmeasures_cem.fill_levels as fill_levels
+import flexmeasures_cem.plausibility as plausibility
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
@@ -23,6 +27,8 @@ def records():
 
         `last_session` stays after it. `choice` is the control type that the user chose, over reconnects
         and restarts; `unplannable` are those that what it told in this session cannot be planned under.
+        `fill_level` has the one that is believed, within `fill_level_range`; `doubt` is the task that waits
+        until it is another, and `doubt_warned_at` when the log had one that is not believed (s since 1970).
         """
 
         resource_id: str
@@ -31,13 +37,18 @@ def records():
         session: Any = None
         last_session: Any = None
         unplannable: set = field(default_factory=set)
+        fill_level: Any = field(default_factory=plausibility.BelievedLevel)
+        fill_level_range: tuple | None = None
+        doubt: asyncio.Task | None = None
+        doubt_warned_at: float | None = None
 
     @dataclass
     class Cem:
         """All Resource Managers by their ids, the preferred control type, and who is told what.
 
         `changed(resource)`: it connected, disconnected, or is under another control type.
-        `received(resource, message)`: it sent a message that is now confirmed and remembered.
+        `received(resource, message)`: it sent a message that is now confirmed and remembered, or one counts
+        only now.
         `leaving(resource)` (async): it is about to get another control type.
         """
 
@@ -46,6 +57,7 @@ def records():
         preferred: str | None = None
         resources: dict = field(default_factory=dict)
         leaving: Any = None
+        now: Any = lambda: time.time()
 
     return Resource, Cem
 
@@ -71,11 +83,13 @@ def events(cem):
     def selected(session):
         resource = of_session(cem, session)
         if resource:
+            fill_levels.begin(resource)
             cem.changed(resource)
 
     def received(session, message):
         resource = of_session(cem, session)
         if resource:
+            fill_levels.take(cem, resource, message)
             cem.received(resource, message)
 
     return sessions.Events(details, established, selected, received)
@@ -101,6 +115,7 @@ def take_in(cem, session, message):
     resource.unplannable = set()
     if before is session:
         return None
+    fill_levels.begin(resource)
     LOGGER.info("%s (%s) connected from %s", name, resource.resource_id, session.peer)
     if before is None:
         return None

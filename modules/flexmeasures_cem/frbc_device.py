@@ -171,6 +171,34 @@ def unfit(device):
 
 
 @pyscript_compile
+def greatest_rates(description, leakage, usage) -> tuple[float, float]:
+    """Return how fast the fill level can rise and fall (per second, both positive), whatever is active.
+
+    That is by what the messages describe, of which all but the FRBC.SystemDescription may be None.
+    """
+    rise = fall = 0.0
+    for actuator in description.actuators:
+        rates = [
+            rate
+            for mode in actuator.operation_modes
+            for element in mode.elements
+            for rate in (element.fill_rate.start_of_range, element.fill_rate.end_of_range)
+        ]
+        rise, fall = rise + max([0.0, *rates]), fall - min([0.0, *rates])
+    falls = [each.leakage_rate for each in leakage.elements] if leakage else []
+    rise, fall = rise - min([0.0, *falls]), fall + max([0.0, *falls])
+    falls = [rate for each in usage.elements for rate in usage_rates(each)] if usage else []
+    return rise - min([0.0, *falls]), fall + max([0.0, *falls])
+
+
+@pyscript_compile
+def usage_rates(element) -> list[float]:
+    """Return the rates that an element of an FRBC.UsageForecast has, of those that it may have."""
+    limits = element.usage_rate_upper_limit, element.usage_rate_lower_limit
+    return [each for each in (element.usage_rate_expected, *limits) if each is not None]
+
+
+@pyscript_compile
 def greatest_power(device, sign):
     """Return the greatest power (W) of filling (1) or of emptying (-1), of all actuators together."""
     found = [per_level(device, each, sign) for each in device.actuators]

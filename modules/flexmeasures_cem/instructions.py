@@ -9,6 +9,7 @@ import uuid
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
+import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.frbc as frbc
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.site as sites
@@ -122,7 +123,7 @@ async def send_instruction(site, resource, call):
         )
     found = sites.of(site, resource)
     async with found.sending:
-        now, memory = site.now(), dict(session.memory)
+        now, memory = site.now(), fill_levels.remembered(resource, session)
         frbc.refuse_without_description(memory)
         device = await asyncio.to_thread(frbc.device, memory)
         state = None if frbc.lacks(memory) else frbc.condition(device, memory, found.heard, found.plan, now)

@@ -18,7 +18,8 @@ def change_is_explainable(
     change: float, seconds: float, tolerance: float, greatest_rise: float, greatest_fall: float
 ) -> bool:
     """Return whether a storage can have changed by so much in that time; rise and fall are per second."""
-    seconds = max(seconds, 0.0)
+    if seconds <= 0:
+        return abs(change) <= tolerance
     return -greatest_fall * seconds - tolerance <= change <= greatest_rise * seconds + tolerance
 
 

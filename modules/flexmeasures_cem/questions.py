@@ -11,6 +11,7 @@ from typing import Any
 
 import flexmeasures_cem.ddbc as ddbc
 import flexmeasures_cem.errors as errors
+import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.frbc as frbc
 import flexmeasures_cem.loads as loads
 import flexmeasures_cem.ombc as ombc
@@ -64,7 +65,7 @@ Question = question_kind()
 @pyscript_compile
 async def pose(site, each, means, now, start, step, sharers):
     """Return the question that a Resource Manager's state is, or None where it is refused."""
-    version, memory, kind = each.version, dict(each.session.memory), each.type
+    version, memory, kind = each.version, fill_levels.remembered(each.resource, each.session), each.type
     heard, plan_before = dict(each.heard), each.plan
     share = math.inf if site.limit is None else site.limit / max(sharers, 1)
 

@@ -8,6 +8,7 @@ import logging
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
+import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.ppbc as ppbc
@@ -82,7 +83,7 @@ def received(site, resource, message):
         revoked(site, found, message)
     elif kind == "InstructionStatusUpdate":
         instructions.status_updated(site, found, message)
-    elif found.type.lacks(memory):
+    elif found.type.lacks(memory) or fill_levels.is_doubted(resource, message):
         return
     elif kind == "PowerMeasurement":
         power_measured(site, found, now)

@@ -15,6 +15,7 @@ import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.helpers.event import async_call_later, async_track_point_in_utc_time
 
+import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
@@ -179,8 +180,8 @@ def received(relay, message):
     elif kind == "PowerForecast":
         relay.forecast = message, dt_util.utcnow()
         want(relay, "forecast")
-    elif kind == "FRBC.StorageStatus" and message.present_fill_level != relay.shown[2]:
-        relay.shown = *relay.shown[:2], message.present_fill_level
+    elif kind == "FRBC.StorageStatus" and fill_levels.of(relay.resource) != relay.shown[2]:
+        relay.shown = *relay.shown[:2], fill_levels.of(relay.resource)
         tell_fill_level(relay)
         want(relay, "state")
     elif kind == "FRBC.SystemDescription":
@@ -409,7 +410,7 @@ def post_fill_level(relay):
     The same level again is posted each 5 minutes only.
     """
     session = relay.resource.session
-    level = resource_state.fill_level(session) if session and relay.soc_sensor else None
+    level = fill_levels.of(relay.resource) if relay.soc_sensor else None
     told = None if level is None else state_of_charge(relay, session, level)
     if level is not None and relay.soc_sensor.unit != "%" and relay.energy_per_fill_level is None:
         complain(

@@ -3,13 +3,13 @@
 import homeassistant.util.dt as dt_util
 from homeassistant.util import slugify
 
+import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_s2.control_types as control_types
 
 PREFIX = "sensor.flexmeasures_s2_"
 LONGEST_SLUG = 100
 CONNECTED, DISCONNECTED = "connected", "disconnected"
 STATES = [CONNECTED, DISCONNECTED, *control_types.NAMES]
-FILL_LEVEL = ("FRBC.StorageStatus",)
 NOTHING_PLANNED = {
     "instruction": None,
     "plan": [],
@@ -39,19 +39,12 @@ def value(resource):
 
 
 @pyscript_compile
-def fill_level(session):
-    """Return the present fill level, in the unit of the Resource Manager, or None."""
-    status = session.memory.get(FILL_LEVEL)
-    return None if status is None else status.present_fill_level
-
-
-@pyscript_compile
 def attributes(resource, sensors, planned):
     """Return the attributes; `sensors` is the Provision on FlexMeasures, `planned` what tells of the plan.
 
     After the session's end, what the last one was is still told.
     """
-    session, last = resource.session, resource.last_session
+    last = resource.last_session
     details = last and last.details
     heard = last and last.last_message
     return {
@@ -65,7 +58,7 @@ def attributes(resource, sensors, planned):
         "version": last and last.version,
         "last_message": dt_util.as_local(heard).isoformat() if heard else None,
         "last_message_type": last and last.last_message_type,
-        "fill_level": fill_level(session) if session else None,
+        "fill_level": fill_levels.of(resource),
         "power_sensor": sensors.power_sensor,
         "soc_sensor": sensors.soc_sensor,
         **NOTHING_PLANNED,

@@ -257,11 +257,38 @@ async def test_a_schedule_for_a_state_that_is_past_is_not_used(site):
         assert len(site.questions) == 2
 
 
-@pytest.mark.parametrize(("level", "count"), [(50.5, 1), (60, 2), (40, 2)])
+@pytest.mark.parametrize(("level", "count"), [(50.5, 1), (54, 2), (46, 2)])
 async def test_a_level_that_departs_is_planned_again(site, level, count):
     async with battery(site) as rm:
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
         await planned(site, count)
+
+
+async def test_one_odd_level_is_not_planned_on(site):
+    async with battery(site) as rm:
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=0))
+        await asyncio.sleep(LULL)
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=50))
+        await asyncio.sleep(LULL)
+        await planned(site, 1)
+
+
+async def test_what_is_planned_meanwhile_is_planned_on_the_level_before(site):
+    async with battery(site) as rm:
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=0))
+        await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
+        await planned(site, 2)
+        before, after = [each.storages[0].soc_at_start for each in site.questions]
+        assert after == before > 0
+
+
+async def test_a_level_that_lasts_is_planned_on_after_a_minute_without_a_message(site):
+    async with battery(site) as rm:
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=0))
+        await planned(site, 1)
+        await asyncio.sleep(LULL)
+        await planned(site, 2)
+        assert site.questions[-1].storages[0].soc_at_start == 0
 
 
 async def test_a_description_of_later_is_planned_with_once_it_is_valid(site, caplog):
@@ -394,7 +421,7 @@ async def test_there_are_no_more_plans_than_the_server_takes(site):
     async with battery(site) as rm:
         most = questions.MOST_PLANS
         for number in range(12):
-            await rm.ask(example("FRBC.StorageStatus", present_fill_level=20 + 5 * number))
+            await rm.ask(example("FRBC.StorageStatus", present_fill_level=54 - number % 2 * 4))
             await until(lambda number=number: len(site.questions) >= min(number + 2, most))
         await planned(site, most)
         site.ahead = questions.PLANS_SECONDS + 1
@@ -633,7 +660,7 @@ async def test_fifty_devices_that_talk_all_the_time_are_few_questions(site):
 async def test_a_device_that_tells_another_level_each_moment_is_planned_all_the_same(site):
     async with battery(site) as rm:
         site.gate = asyncio.Event()
-        for level in range(60, 90, 3):
+        for level in range(53, 83, 3):
             await rm.ask(example("FRBC.StorageStatus", present_fill_level=level))
             await asyncio.sleep(0.2)
             site.gate.set()
@@ -768,7 +795,7 @@ async def test_after_a_failure_that_is_over_nothing_waits(site):
         await planned(site, 2)
         site.error = None
         await triggers.plan_now(site.site, controlled(site).resource)
-        await rm.ask(example("FRBC.StorageStatus", present_fill_level=80))
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=54))
         await until(lambda: len(site.questions) == 4)
 
 

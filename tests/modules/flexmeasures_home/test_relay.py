@@ -9,8 +9,10 @@ from homeassistant.helpers.json import json_bytes
 from homeassistant.util.json import json_loads
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
+import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_home.relay as relays
 import flexmeasures_s2.messages as messages
+import flexmeasures_s2.session as sessions
 from flexmeasures_cem.cem import Resource
 from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
@@ -434,6 +436,40 @@ async def test_a_sensor_of_energy_needs_to_know_what_a_fill_level_is_worth(devic
     device.relay.energy_per_fill_level = 200
     device.say("FRBC.StorageStatus", present_fill_level=50)
     assert device.socs == [(6_000, "Wh")]
+
+
+async def test_a_level_that_is_not_believed_is_neither_posted_nor_shown(device):
+    cem = SimpleNamespace(
+        now=lambda: datetime.now(UTC).timestamp(),
+        received=lambda resource, message: relays.received(device.relay, message),
+    )
+
+    def tell(kind, **changes):
+        message = messages.parse(json.dumps(example(kind, **changes)))
+        device.resource.session.memory[kind,] = message
+        fill_levels.take(cem, device.resource, message)
+        relays.received(device.relay, message)
+
+    def shown():
+        return device.hass.states.get("sensor.flexmeasures_s2_meter").attributes["fill_level"]
+
+    tell("FRBC.SystemDescription")
+    tell("FRBC.StorageStatus", present_fill_level=55)
+    await device.at(0.1)
+    tell("FRBC.StorageStatus", present_fill_level=0)
+    await device.at(1)
+    assert shown() == 55
+    tell("FRBC.StorageStatus", present_fill_level=55)
+    await device.at(5.1)
+    assert shown() == 55
+    assert {value for _minute, value in device.levels} == {55}
+    tell("FRBC.StorageStatus", present_fill_level=0)
+    await device.at(6.2)
+    tell("FRBC.StorageStatus", present_fill_level=0)
+    await device.at(7.1)
+    assert shown() == 0
+    assert device.levels[-1] == (7, 0)
+    sessions.end(device.resource.session, "it is over")
 
 
 async def test_the_state_is_written_once_a_second_and_signs_of_life_once_a_minute(device):
