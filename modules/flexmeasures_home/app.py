@@ -133,7 +133,8 @@ async def swap_out(app):
 def withdraw(hass, entity_id):
     """Make a state unavailable, since nobody renews it."""
     state = hass.states.get(entity_id)
-    hass.states.async_set(entity_id, STATE_UNAVAILABLE, state.attributes if state else None)
+    attributes, info = (state.attributes, state.state_info) if state else (None, None)
+    hass.states.async_set(entity_id, STATE_UNAVAILABLE, attributes, state_info=info)
 
 
 @pyscript_compile
@@ -170,3 +171,4 @@ async def stop(app):
     """Stop the devices."""
     for device in app.devices:
         await devices.stop(device)
+        statuses.stop(device.status)

@@ -436,7 +436,9 @@ def show(device):
             zone = dt_util.get_default_time_zone()
             device.attributes = schedule_state.attributes(device.schedule, zone)
     value = schedule_state.due(device.schedule, device.previous, now)
-    device.hass.states.async_set(schedule_state.ENTITY_ID, value, device.attributes)
+    device.hass.states.async_set(
+        schedule_state.ENTITY_ID, value, device.attributes, state_info=schedule_state.STATE_INFO
+    )
     ended = device.schedule is not None and schedules.end(device.schedule) <= now
     device.status.resting = "stale" if ended else "ok"
     statuses.show(device.status)

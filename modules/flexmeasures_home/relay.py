@@ -19,6 +19,7 @@ import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.pace as paces
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.provisioning as provisioning
@@ -42,6 +43,8 @@ AGES_MS = 10**14
 """More than the calendar has."""
 MOST_WAITING = 10_000
 SECONDS_BETWEEN_STATES = 1
+BURST, SECONDS_BETWEEN_READINGS = 10, 60
+"""How many readings are shown as they come, before there is one a minute: the recorder has a row for each."""
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 60
 SECONDS_BETWEEN_FORECASTS = 2
 MINUTE = timedelta(minutes=1)
@@ -50,20 +53,8 @@ MINUTES_BETWEEN_SAME_LEVELS = 5
 
 
 @pyscript_compile
-def records():
-    """Define the records: natively, so that compiled code can make them."""
-
-    @dataclass
-    class Pace:
-        """At most one act in some seconds: the first at once, the last of the others afterwards.
-
-        `act` tells whether it did anything.
-        """
-
-        seconds: float
-        act: Any
-        forget_timer: Any = None
-        wanted: bool = False
+def record():
+    """Define the record: natively, so that compiled code can make it."""
 
     @dataclass(eq=False)
     class Relay:
@@ -75,8 +66,9 @@ def records():
         `interval` is the one under way, `waiting` the minutes that ended before the sensor was known, and
         `looked` has both clocks as they were when it was summed up last. `level_is_new` tells that the fill
         level was not posted yet. `forecast` waits to be posted, `forecast_parcel` was posted last. `shown` is
-        the session, control type and fill level that were last made known. `energy_per_fill_level` is in Wh.
-        `planned()` returns the attributes that tell of its plan.
+        the session, control type and fill level that were last made known, `state` the state and attributes
+        that Home Assistant was last given. `energy_per_fill_level` is in Wh. `planned()` returns the
+        attributes that tell of its plan.
         """
 
         hass: Any
@@ -101,15 +93,16 @@ def records():
         forecast_parcel: Any = None
         last_prior: datetime | None = None
         shown: Any = None
+        state: tuple | None = None
         clock_was_wrong: bool = False
         forget_timer: Any = None
         paces: dict = field(default_factory=dict)
         planned: Any = dict
 
-    return Pace, Relay
+    return Relay
 
 
-Pace, Relay = records()
+Relay = record()
 
 
 @pyscript_compile
@@ -118,9 +111,12 @@ def new(hass, outbox, resource, entity_id):
     nothing = provisioning.Provision()
     relay = Relay(hass, outbox, resource, entity_id, made=nothing, provision=nothing)
     relay.paces = {
-        "state": Pace(SECONDS_BETWEEN_STATES, lambda: show(relay)),
-        "sign of life": Pace(SECONDS_BETWEEN_SIGNS_OF_LIFE, lambda: show(relay)),
-        "forecast": Pace(SECONDS_BETWEEN_FORECASTS, lambda: post_forecast(relay)),
+        "state": paces.Pace(hass, partial(show_change, relay), SECONDS_BETWEEN_STATES),
+        "reading": paces.Pace(
+            hass, partial(show_reading, relay), SECONDS_BETWEEN_STATES, BURST, SECONDS_BETWEEN_READINGS
+        ),
+        "sign of life": paces.Pace(hass, partial(show_sign_of_life, relay), SECONDS_BETWEEN_SIGNS_OF_LIFE),
+        "forecast": paces.Pace(hass, partial(post_forecast, relay), SECONDS_BETWEEN_FORECASTS),
     }
     return relay
 
@@ -128,30 +124,57 @@ def new(hass, outbox, resource, entity_id):
 @pyscript_compile
 def want(relay, name):
     """Have something done soon, but not too often."""
-    pace = relay.paces[name]
-    if pace.forget_timer:
-        pace.wanted = True
-        return
-
-    @callback
-    def again(_now):
-        pace.forget_timer = None
-        if pace.wanted:
-            pace.wanted = False
-            want(relay, name)
-
-    if pace.act():
-        job = HassJob(again, cancel_on_shutdown=True)
-        pace.forget_timer = async_call_later(relay.hass, pace.seconds, job)
+    paces.want(relay.paces[name])
 
 
 @pyscript_compile
-def show(relay):
-    """Show the state, and tell that it was done."""
-    state = resource_state.value(relay.resource)
-    attributes = resource_state.attributes(relay.resource, relay.provision, relay.planned())
-    relay.hass.states.async_set(relay.entity_id, state, attributes)
+def show(relay: Any) -> bool:
+    """Show the state as it is now, and return that it was done; readings that wait are shown with it."""
+    relay.state = present_state(relay)
+    relay.hass.states.async_set(relay.entity_id, *relay.state, state_info=resource_state.STATE_INFO)
+    for name in ("reading", "sign of life"):
+        paces.rest(relay.paces[name], paces.pause(relay.paces[name]))
     return True
+
+
+@pyscript_compile
+def present_state(relay: Any) -> tuple[str, dict]:
+    """Return the state and its attributes as they are now."""
+    resource = relay.resource
+    return resource_state.value(resource), resource_state.attributes(
+        resource, relay.provision, relay.planned()
+    )
+
+
+@pyscript_compile
+def show_change(relay: Any) -> bool:
+    """Show the state if it has changed but for its readings, and return whether that was done."""
+    if relay.state and lasting(relay.state) == lasting(present_state(relay)):
+        want(relay, "reading")
+        return False
+    return show(relay)
+
+
+@pyscript_compile
+def show_reading(relay: Any) -> bool:
+    """Show the state if the fill level that it shows has changed; that sets the pause itself."""
+    if relay.state is None or relay.state[1]["fill_level"] != resource_state.fill_level(relay.resource):
+        show(relay)
+    return False
+
+
+@pyscript_compile
+def show_sign_of_life(relay: Any) -> bool:
+    """Show the state; that sets the pause itself."""
+    show(relay)
+    return False
+
+
+@pyscript_compile
+def lasting(state: tuple[str, dict]) -> tuple[str, dict]:
+    """Return a state and its attributes without the readings, which change with any message."""
+    value, attributes = state
+    return value, {name: each for name, each in attributes.items() if name not in resource_state.READINGS}
 
 
 @pyscript_compile
@@ -183,7 +206,8 @@ def received(relay, message):
     elif kind == "FRBC.StorageStatus" and fill_levels.of(relay.resource) != relay.shown[2]:
         relay.shown = *relay.shown[:2], fill_levels.of(relay.resource)
         tell_fill_level(relay)
-        want(relay, "state")
+        want(relay, "reading")
+        want(relay, "sign of life")
     elif kind == "FRBC.SystemDescription":
         tell_fill_level(relay)
         want(relay, "state")
@@ -490,10 +514,11 @@ def stop(relay):
     if relay.forget_level_timer:
         relay.forget_level_timer()
         relay.forget_level_timer = None
-    for each in [relay, *relay.paces.values()]:
-        if each.forget_timer:
-            each.forget_timer()
-            each.forget_timer = None
+    for each in relay.paces.values():
+        paces.stop(each)
+    if relay.forget_timer:
+        relay.forget_timer()
+        relay.forget_timer = None
 
 
 @pyscript_compile

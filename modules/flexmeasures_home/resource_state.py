@@ -1,5 +1,8 @@
 """A Resource Manager as a state: `sensor.flexmeasures_s2_<slug of its name or id>`."""
 
+import math
+from typing import Any
+
 import homeassistant.util.dt as dt_util
 from homeassistant.util import slugify
 
@@ -10,6 +13,30 @@ PREFIX = "sensor.flexmeasures_s2_"
 LONGEST_SLUG = 100
 CONNECTED, DISCONNECTED = "connected", "disconnected"
 STATES = [CONNECTED, DISCONNECTED, *control_types.NAMES]
+READINGS = ("last_message", "last_message_type", "fill_level")
+"""Attributes that change with any message of the Resource Manager."""
+STEPS = 1000
+"""How many steps of a round number the storage's range has at least, where a fill level is shown."""
+STATE_INFO = {
+    "unrecorded_attributes": frozenset(
+        {
+            "available_control_types",
+            "energy_per_fill_level",
+            "instruction",
+            "last_message",
+            "last_message_type",
+            "missed_targets",
+            "options",
+            "plan",
+            "planned_until",
+            "power_sensor",
+            "resource_id",
+            "soc_sensor",
+            "version",
+        }
+    )
+}
+"""What the recorder leaves out: each fill level would have it written anew."""
 NOTHING_PLANNED = {
     "instruction": None,
     "plan": [],
@@ -39,6 +66,15 @@ def value(resource):
 
 
 @pyscript_compile
+def fill_level(resource: Any) -> float | None:
+    """Return the fill level that is believed, in the Resource Manager's unit, in steps of a round number."""
+    level, limits = fill_levels.of(resource), fill_levels.range_of(resource)
+    if level is None or limits is None or not limits[0] < limits[1]:
+        return level
+    return round(level, math.ceil(math.log10(STEPS / (limits[1] - limits[0]))))
+
+
+@pyscript_compile
 def attributes(resource, sensors, planned):
     """Return the attributes; `sensors` is the Provision on FlexMeasures, `planned` what tells of the plan.
 
@@ -58,7 +94,7 @@ def attributes(resource, sensors, planned):
         "version": last and last.version,
         "last_message": dt_util.as_local(heard).isoformat() if heard else None,
         "last_message_type": last and last.last_message_type,
-        "fill_level": fill_levels.of(resource),
+        "fill_level": fill_level(resource),
         "power_sensor": sensors.power_sensor,
         "soc_sensor": sensors.soc_sensor,
         **NOTHING_PLANNED,

@@ -10,8 +10,10 @@ import flexmeasures_optimiser.schedule as schedules
 ENTITY_ID = "sensor.flexmeasures_schedule"
 FRIENDLY_NAME = "FlexMeasures Schedule"
 MOST_BYTES = 16_300
-"""The recorder drops all attributes of a state above 16,384 bytes."""
+"""What is longer than 16,384 bytes is too much for the recorder."""
 MOST_MISSED = 50
+STATE_INFO = {"unrecorded_attributes": frozenset({"schedule", "soc"})}
+"""What the recorder leaves out, since it would be written anew with each schedule."""
 
 
 @pyscript_compile

@@ -3,14 +3,20 @@
 import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import homeassistant.components.persistent_notification as notification
 import homeassistant.util.dt as dt_util
 
+import flexmeasures_home.pace as paces
 import flexmeasures_optimiser.errors as errors
 
 ENTITY_ID = "sensor.flexmeasures_status"
+BURST, SECONDS_BETWEEN_COUNTS = 10, 60
+"""How many changes of the outbox alone are shown at once, before there is one a minute."""
+STATE_INFO = {"unrecorded_attributes": frozenset({"options", "outbox"})}
+"""What the recorder leaves out."""
 LONG = timedelta(minutes=15)
 NOTICE_STAYS = timedelta(days=1)
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
@@ -56,6 +62,7 @@ def records():
 
         `resting` is the state without any; `planning` tells whether a plan is under way.
         `when_recovered` and `when_unreachable` are called when the server answers again, or does not.
+        `shown` is what Home Assistant was last given, but for what waits in the outbox: that has a `pace`.
         """
 
         hass: Any
@@ -65,6 +72,8 @@ def records():
         attributes: dict = field(default_factory=dict)
         when_recovered: Any = None
         when_unreachable: Any = None
+        shown: tuple | None = None
+        pace: Any = None
 
     return Problem, Status
 
@@ -85,23 +94,49 @@ def state_of(status):
 def show(status, **attributes):
     """Show the state; attributes that are not given stay."""
     status.attributes |= attributes
+    if status.pace is None:
+        status.pace = paces.Pace(status.hass, partial(write, status), 0.0, BURST, SECONDS_BETWEEN_COUNTS)
+    if status.shown == lasting(status):
+        paces.want(status.pace)
+    else:
+        write(status)
+
+
+@pyscript_compile
+def write(status: Status) -> bool:
+    """Give the state to Home Assistant, if it has changed, and return whether that was done."""
+    status.shown = lasting(status)
+    state, attributes = status.shown
+    shown = status.hass.states.get(ENTITY_ID)
+    attributes = attributes | {"outbox": status.attributes.get("outbox", 0)}
+    status.hass.states.async_set(ENTITY_ID, state, attributes, state_info=STATE_INFO)
+    return shown is not None and (shown.state, shown.attributes) != (state, attributes)
+
+
+@pyscript_compile
+def lasting(status: Status) -> tuple[str, dict]:
+    """Return the state and its attributes without what waits in the outbox."""
     newest = next(reversed(status.problems.values()), None)
-    status.hass.states.async_set(
-        ENTITY_ID,
-        state_of(status),
-        {
-            "friendly_name": "FlexMeasures Status",
-            "device_class": "enum",
-            "options": STATES,
-            "last_success": None,
-            "last_error": newest.text if newest else None,
-            "next_plan": None,
-            "server_version": None,
-            "outbox": 0,
-            "outbox_dropped": 0,
-            **status.attributes,
-        },
-    )
+    attributes = {
+        "friendly_name": "FlexMeasures Status",
+        "device_class": "enum",
+        "options": STATES,
+        "last_success": None,
+        "last_error": newest.text if newest else None,
+        "next_plan": None,
+        "server_version": None,
+        "outbox_dropped": 0,
+        **status.attributes,
+    }
+    attributes.pop("outbox", None)
+    return state_of(status), attributes
+
+
+@pyscript_compile
+def stop(status: Status) -> None:
+    """End the timer of what waits to be shown."""
+    if status.pace:
+        paces.stop(status.pace)
 
 
 @pyscript_compile

@@ -472,6 +472,40 @@ async def test_a_level_that_is_not_believed_is_neither_posted_nor_shown(device):
     sessions.end(device.resource.session, "it is over")
 
 
+async def test_a_level_is_shown_in_steps_of_a_round_number(device):
+    device.say("FRBC.StorageStatus", present_fill_level=41.23456)
+    await device.at(0.05)
+    state = device.hass.states.get("sensor.flexmeasures_s2_meter")
+    assert state.attributes["fill_level"] == 41.23456
+    device.say("FRBC.SystemDescription")
+    device.say("FRBC.StorageStatus", present_fill_level=42.23456)
+    await device.at(1.1)
+    state = device.hass.states.get("sensor.flexmeasures_s2_meter")
+    assert state.attributes["fill_level"] == 42.2
+    assert device.socs[-1] == (42.23456, "%")
+
+
+async def test_after_a_burst_readings_are_shown_each_minute_and_changes_at_once(device):
+    writes = []
+    device.hass.bus.async_listen("state_changed", writes.append)
+    device.say("FRBC.SystemDescription")
+    for second in range(600):
+        await device.at(second / 60)
+        device.say("FRBC.StorageStatus", present_fill_level=second / 10)
+        device.measure(second, second / 60)
+    assert 15 <= len(writes) <= 20
+    state = device.hass.states.get("sensor.flexmeasures_s2_meter")
+    assert 53 <= state.attributes["fill_level"] <= 59.9
+    device.relay.planned = lambda: {"instruction": {"id": "new"}}
+    relays.want(device.relay, "state")
+    state = device.hass.states.get("sensor.flexmeasures_s2_meter")
+    assert state.attributes["instruction"] == {"id": "new"}
+    assert state.attributes["fill_level"] == 59.9
+    device.resource.session = None
+    relays.changed(device.relay)
+    assert device.hass.states.get("sensor.flexmeasures_s2_meter").state == "disconnected"
+
+
 async def test_the_state_is_written_once_a_second_and_signs_of_life_once_a_minute(device):
     writes = []
     device.hass.bus.async_listen("state_changed", writes.append)
