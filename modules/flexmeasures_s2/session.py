@@ -27,7 +27,7 @@ MOST_STATUSES = 200
 """How many of one message_type are remembered, where each is of something described."""
 MOST_INSTRUCTIONS = 1000
 """How many instructions are remembered."""
-MAX_COMING = 20
+MAX_COMING = 50
 """How many messages are remembered that are not valid yet."""
 CLOCK_TOLERANCE_SECONDS = 1.0
 """How long before its valid_from a message is in force, since the Resource Manager has a clock of its own."""
@@ -83,8 +83,9 @@ def records():
         valid_from, as (key, message) in that order. `instructions` maps an instruction's id to it and to its
         last status.
         `entry` deals with the Handshake. `replaced` tells that another connection of the resource came;
-        `characters` has how long the messages are that were remembered by an id of their own, `replacing`
-        is the task that puts in force what is coming.
+        `characters` has how long the messages are that were remembered by an id of their own, and
+        `coming_characters` those that are coming, by message_id; `replacing` is the task that puts those in
+        force.
         """
 
         peer: str
@@ -111,6 +112,7 @@ def records():
         selection_is_due: bool = False
         replaced: bool = False
         characters: dict = field(default_factory=dict)
+        coming_characters: dict = field(default_factory=dict)
         replacing: asyncio.Task | None = None
 
     return Events, Pending, Taken, Session
@@ -313,7 +315,13 @@ def remember(session, message):
 
 @pyscript_compile
 def weigh(session, message, characters):
-    """Forget the first of what was remembered by an id of its own, where it is too much all together."""
+    """Forget the first of what was remembered by an id of its own, where it is too much all together.
+
+    Of what is coming, what comes last is forgotten.
+    """
+    if any(message is each for _key, each in session.coming):
+        weigh_coming(session, message, characters)
+        return
     if control_types.KEYS.get(message.message_type) != ("id",):
         return
     session.characters[message.message_type, message.id] = characters
@@ -324,6 +332,18 @@ def weigh(session, message, characters):
         del held[oldest]
         session.memory.pop(oldest, None)
         forget_what_dangles(session)
+
+
+@pyscript_compile
+def weigh_coming(session: Session, message: object, characters: int) -> None:
+    """Forget what comes last, where what is coming is too much all together."""
+    sizes = session.coming_characters | {message.message_id: characters}
+    while session.coming:
+        held = {each.message_id: sizes.get(each.message_id, 0) for _key, each in session.coming}
+        session.coming_characters = held
+        if sum(held.values()) <= MOST_CHARACTERS:
+            return
+        session.coming.pop()
 
 
 @pyscript_compile

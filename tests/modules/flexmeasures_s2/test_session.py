@@ -873,6 +873,22 @@ async def test_how_many_descriptions_of_later_are_remembered_is_bounded(clock, c
         assert len(session_of(cem).coming) == sessions.MAX_COMING
 
 
+async def test_how_long_descriptions_of_later_are_all_together_is_bounded(clock, cem, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST_CHARACTERS", 25_000)
+    async with connected(cem) as rm:
+        [first] = await say(rm, "FRBC.SystemDescription")
+        sent = [of_later("FRBC.SystemDescription", 60 + number) for number in range(10)]
+        for message in sent:
+            assert (await rm.ask(message))["status"] == "OK"
+        session = session_of(cem)
+        ids = [message.message_id for _key, message in session.coming]
+        assert 2 <= len(ids) < 10
+        assert ids == [message["message_id"] for message in sent[: len(ids)]]
+        assert list(session.coming_characters) == ids
+        [in_force] = session.memory.values()
+        assert in_force.message_id == first["message_id"]
+
+
 async def test_what_became_of_an_instruction_is_remembered_until_it_is_revoked(cem):
     async with connected(cem) as rm:
         await say(rm, "FRBC.SystemDescription")
