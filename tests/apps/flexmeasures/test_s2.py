@@ -47,6 +47,7 @@ async def test_a_resource_manager_is_a_state(side):
         assert attributes["version"] == "0.0.2-beta"
         assert attributes["instruction"] is None
         assert attributes["plan"] == []
+        assert side.state().state_info["unrecorded_attributes"] >= {"plan", "instruction", "last_message"}
         await rm.ask(example("FRBC.SystemDescription"))
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=42))
         await side.home.until(lambda: side.state().attributes["fill_level"] == 42)

@@ -53,6 +53,7 @@ async def test_the_schedule_equals_a_direct_clients(home, client, flexmeasures_s
     assert min(values(response)) < 0 < max(values(response))
     assert datetime.fromisoformat(direct[0]["start"]) == starts(response)[0]
     shown = home.schedule().attributes
+    assert home.schedule().state_info == {"unrecorded_attributes": {"schedule", "soc"}}
     assert shown["schedule"] == response["schedule"]
     for name in ("start", "duration", "resolution", "soc", "missed_targets"):
         assert shown[name] == response[name]
