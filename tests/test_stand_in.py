@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import voluptuous as vol
+from homeassistant.components import persistent_notification
 from homeassistant.core import Context
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.service import async_get_all_descriptions
+from homeassistant.setup import async_setup_component
 from pytest_homeassistant_custom_component.common import async_capture_events
 
 from tests.parts import in_process
@@ -38,7 +40,9 @@ def run(request, hass, tmp_path):
         pytest.skip(f"not compared with real pyscript: {chosen.description}")
 
     @contextlib.asynccontextmanager
-    async def start(app: str, files: dict | None = None, config: dict | None = None):
+    async def start(
+        app: str, files: dict | None = None, config: dict | None = None, *, allow_all_imports: bool = True
+    ):
         repository, folder = tmp_path / "repository", tmp_path / "config"
         (repository / "modules").mkdir(parents=True)
         for name, text in {**(files or {}), "pyscript/apps/flexmeasures/__init__.py": app}.items():
@@ -46,7 +50,10 @@ def run(request, hass, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         install(folder, chosen, repository=repository)
-        async with in_process.pyscript(hass, folder, config or {"host": "example"}):
+        assert await async_setup_component(hass, "persistent_notification", {})
+        async with in_process.pyscript(
+            hass, folder, config or {"host": "example"}, allow_all_imports=allow_all_imports
+        ):
             yield hass
 
     return start
@@ -408,6 +415,40 @@ async def startup():
     async with run(app, PACKAGES) as hass:
         found = hass.states.get("sensor.sample")
         assert (found and found.state) == expected
+
+
+@pytest.mark.parametrize("allow_all_imports", [True, False])
+@pytest.mark.parametrize(
+    ("module", "is_always_allowed"),
+    [("json", True), ("homeassistant.const", True), ("pkg.one", True), ("ipaddress", False)],
+)
+async def test_most_imports_are_to_be_allowed(run, module, is_always_allowed, allow_all_imports):
+    app = f"""
+import {module} as it
+
+@time_trigger("startup")
+async def startup():
+    state.set("sensor.sample", "loaded")
+"""
+    async with run(app, PACKAGES, allow_all_imports=allow_all_imports) as hass:
+        found = hass.states.get("sensor.sample")
+        assert (found is not None) == (is_always_allowed or allow_all_imports)
+
+
+@pytest.mark.parametrize("module", ["pkg.one", "ipaddress"])
+async def test_an_import_that_fails_can_be_told(run, caplog, module):
+    app = f"""
+try:
+    import {module} as it
+except ImportError as error:
+    persistent_notification.create(notification_id="sample", message=str(error))
+    raise
+"""
+    refusal = "import of ipaddress not allowed"
+    async with run(app, PACKAGES, allow_all_imports=False) as hass:
+        notification = persistent_notification._async_get_or_create_notifications(hass).get("sample")
+    assert (notification and notification["message"]) == (refusal if module == "ipaddress" else None)
+    assert (refusal in caplog.text) == (module == "ipaddress")
 
 
 async def test_module_namespace_holds_what_was_loaded(run):

@@ -19,6 +19,8 @@ import flexmeasures_home.status as statuses
 
 KEY = "flexmeasures_for_pyscript"
 RELOAD_SECONDS = 30
+NOT_LOADED = "not_loaded"
+"""The cause of the notification that apps/flexmeasures/__init__.py makes where it cannot import this."""
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 
 
@@ -141,6 +143,7 @@ def withdraw(hass, entity_id):
 async def start(hass, app):
     """Start the devices; of a wrong configuration tell every mistake."""
     status = statuses.Status(hass)
+    statuses.dismiss(hass, [NOT_LOADED])
     if app.mistakes:
         for mistake in app.mistakes:
             LOGGER.error("Configuration: %s", mistake)

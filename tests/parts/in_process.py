@@ -15,8 +15,10 @@ from homeassistant.const import EVENT_HOMEASSISTANT_STARTED
 from homeassistant.core import HomeAssistant
 from homeassistant.setup import async_setup_component
 
-from tests.parts.home_assistant import install, write_configuration
+from tests.parts.home_assistant import REPOSITORY, install, write_configuration
 from tests.parts.pyscript_source import source
+
+MODULES = REPOSITORY / "modules"
 
 
 @pytest.fixture
@@ -32,15 +34,19 @@ async def pyscript_hass(hass: HomeAssistant, tmp_path: Path):
 
 
 @contextlib.asynccontextmanager
-async def pyscript(hass: HomeAssistant, config: Path, app_config: dict) -> AsyncIterator[HomeAssistant]:
+async def pyscript(
+    hass: HomeAssistant, config: Path, app_config: dict, *, allow_all_imports: bool = True
+) -> AsyncIterator[HomeAssistant]:
     """Run what is installed in a configuration folder, and stop Home Assistant afterwards."""
     hass.config.config_dir = str(config)
-    section = configure(hass, app_config)
+    section = configure(hass, app_config, allow_all_imports=allow_all_imports)
     hass.data.pop(loader.DATA_CUSTOM_COMPONENTS, None)
     scripts = {path.stem for part in ("apps", "modules") for path in _scripts(config, part)}
+    ours = {path.name for path in MODULES.iterdir()}
+    others = [path for path in sys.path if Path(path) != MODULES]  # unit tests import what is not installed
     with (
-        _own_imports({"custom_components", *scripts}),
-        patch.object(sys, "path", [str(config), *sys.path]),
+        _own_imports({"custom_components", *scripts, *ours}),
+        patch.object(sys, "path", [str(config), *others]),
         patch("watchdog.observers.Observer", return_value=None),
     ):
         try:
@@ -55,9 +61,9 @@ async def pyscript(hass: HomeAssistant, config: Path, app_config: dict) -> Async
             await hass.async_stop(force=True)
 
 
-def configure(hass: HomeAssistant, app_config: dict) -> dict:
+def configure(hass: HomeAssistant, app_config: dict, *, allow_all_imports: bool = True) -> dict:
     """Write the configuration that a reload reads, and return pyscript's section of it."""
-    section = {"allow_all_imports": True, "apps": {"flexmeasures": app_config}}
+    section = {"allow_all_imports": allow_all_imports, "apps": {"flexmeasures": app_config}}
     write_configuration(Path(hass.config.config_dir), {"pyscript": section})
     return section
 

@@ -1,8 +1,28 @@
 """FlexMeasures for pyscript: the services that a user calls, and the app's start and stop."""
 
-import flexmeasures.configuration as configuration
-import flexmeasures_home.app as home
-import flexmeasures_home.services as services
+try:
+    import flexmeasures.configuration as configuration
+    import flexmeasures_home.app as home
+    import flexmeasures_home.services as services
+except ImportError as error:
+    # None of our modules is there to notify the user. Once the app starts, it dismisses the notification.
+    if "not allowed" in str(error):
+        remedy = (
+            "Set `allow_all_imports: true` under `pyscript:` in `configuration.yaml` (step 3 of README.md). "
+            "If you added pyscript in the user interface, switch on *Allow All Imports?* there instead: "
+            "Settings → Devices & services → Pyscript → Configure."
+        )
+    else:
+        remedy = (
+            "Copy the folders in `modules/` to `<config>/pyscript/modules/`, and `requirements.txt` to "
+            "`<config>/pyscript/` (step 2 of README.md)."
+        )
+    persistent_notification.create(
+        notification_id="flexmeasures_not_loaded",
+        title="FlexMeasures",
+        message=f"FlexMeasures could not be loaded: {error}.\n\n{remedy} Then restart Home Assistant.",
+    )
+    raise
 
 try:
     section = pyscript.app_config

@@ -40,12 +40,8 @@ _LOGGER = logging.getLogger(__name__)
 async def async_setup(hass: HomeAssistant, config: ConfigType) -> bool:
     """Load the configured apps now, and start them when Home Assistant has started."""
     _LOGGER.warning("This is a STAND-IN for pyscript: for tests only, scripts run as plain Python")
-    if not config[DOMAIN]["allow_all_imports"]:
-        _LOGGER.error("The pyscript stand-in needs allow_all_imports: true")
-        return False
-
     scripts = hass.data[DOMAIN] = Scripts(hass)
-    await scripts.load(config[DOMAIN]["apps"])
+    await scripts.load(config[DOMAIN])
 
     async def start(_event):
         scripts.start()
@@ -55,10 +51,10 @@ async def async_setup(hass: HomeAssistant, config: ConfigType) -> bool:
 
     async def reload(call: ServiceCall):
         """Do as pyscript: only what changed, or all with global_ctx "*"."""
-        apps = await _apps(hass, scripts.apps)
-        if call.data.get("global_ctx") or await scripts.changed(apps):
+        section = await _section(hass, scripts.section)
+        if call.data.get("global_ctx") or await scripts.changed(section):
             await scripts.unload()
-            await scripts.load(apps)
+            await scripts.load(section)
             scripts.start()
 
     hass.bus.async_listen_once(EVENT_HOMEASSISTANT_STARTED, start)
@@ -67,10 +63,10 @@ async def async_setup(hass: HomeAssistant, config: ConfigType) -> bool:
     return True
 
 
-async def _apps(hass: HomeAssistant, default: dict) -> dict:
-    """Read the apps' configuration again; an unreadable one changes nothing."""
+async def _section(hass: HomeAssistant, default: dict) -> dict:
+    """Read our section of the configuration again; an unreadable one changes nothing."""
     try:
-        return CONFIG_SCHEMA(await async_hass_config_yaml(hass))[DOMAIN]["apps"]
+        return CONFIG_SCHEMA(await async_hass_config_yaml(hass))[DOMAIN]
     except (HomeAssistantError, KeyError) as error:
         _LOGGER.error("Keeping the configuration: %s", error)
         return default

@@ -133,6 +133,10 @@ def interface(scripts, context: str, app_config: dict | None) -> dict:
             options.setdefault("blocking", True)
         return await hass.services.async_call(domain, name, data, context=context, **options)
 
+    def notify(**data):
+        """Call the service from any thread; pyscript waits for it."""
+        hass.create_task(hass.services.async_call("persistent_notification", "create", data))
+
     @on_loop
     async def task_create(function, *args, **kwargs):
         async def run():
@@ -174,6 +178,7 @@ def interface(scripts, context: str, app_config: dict | None) -> dict:
             error=logger.error,
         ),
         "pyscript": _Names(_group="pyscript"),
+        "persistent_notification": _Names(_group="persistent_notification", create=notify),
     }
     service.call = service_call
     service.has_service = hass.services.has_service

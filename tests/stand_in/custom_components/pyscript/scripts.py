@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import builtins
 import importlib
 import inspect
 import io
@@ -9,6 +10,7 @@ import logging
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 import yaml
 from homeassistant.core import HomeAssistant, ServiceCall
@@ -18,6 +20,26 @@ from homeassistant.util.async_ import run_callback_threadsafe
 from .interface import interface
 
 _LOGGER = logging.getLogger("custom_components.pyscript")
+ALLOWED_IMPORTS = {
+    "black",
+    "cmath",
+    "datetime",
+    "decimal",
+    "fractions",
+    "functools",
+    "homeassistant.const",
+    "isort",
+    "json",
+    "math",
+    "number",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "time",
+    "voluptuous",
+}
+"""What a script may import without `allow_all_imports`, besides other scripts."""
 
 
 class Scripts:
@@ -27,14 +49,19 @@ class Scripts:
         """Look for scripts where pyscript does."""
         self.hass = hass
         self.folder = Path(hass.config.path("pyscript"))
-        self.apps = {}
+        self.section = {"allow_all_imports": False, "apps": {}}
         self.files = {}
         self.services = []
         self.triggers = {"startup": [], "shutdown": []}
 
-    async def load(self, apps: dict) -> None:
+    @property
+    def apps(self) -> dict:
+        """Return the apps' configurations."""
+        return self.section["apps"]
+
+    async def load(self, section: dict) -> None:
         """Import the configured apps: what they import off the event loop, their own code on it."""
-        self.apps = apps
+        self.section = section
         await self.hass.async_add_executor_job(self._import)
 
     def declare(self, domain: str, name: str, function, supports_response) -> None:
@@ -66,9 +93,9 @@ class Scripts:
             self.hass.services.async_remove(domain, name)
         self.services.clear()
 
-    async def changed(self, apps: dict) -> bool:
+    async def changed(self, section: dict) -> bool:
         """Tell whether a file or the configuration is not what was loaded."""
-        return apps != self.apps or self.files != await self.hass.async_add_executor_job(self._read)
+        return section != self.section or self.files != await self.hass.async_add_executor_job(self._read)
 
     def _read(self) -> dict[str, bytes]:
         paths = (path for part in ("apps", "modules") for path in (self.folder / part).rglob("*.py"))
@@ -109,6 +136,8 @@ class Scripts:
         config = self.apps.get(module.__name__) if is_app else None
         part = Path(path).relative_to(self.folder).parts[0]
         module.__builtins__ = interface(self, f"{part}.{module.__name__}", config)
+        if not self.section["allow_all_imports"]:
+            module.__builtins__["__import__"] = self._import_if_allowed
         tree = ast.parse(self.files[path], path)
         self._check_imports(tree, is_package=path.endswith("__init__.py"))
         if not is_app:
@@ -120,6 +149,14 @@ class Scripts:
         )
         exec(imports, vars(module))
         run_callback_threadsafe(self.hass.loop, exec, rest, vars(module)).result()
+
+    def _import_if_allowed(
+        self, name: str, here: dict, local: dict, names: tuple | None, level: int
+    ) -> ModuleType:
+        """Do what an import statement of a script does: other scripts may be imported, and little else."""
+        if level == 0 and name not in ALLOWED_IMPORTS and not self._is_script(name):
+            raise ModuleNotFoundError(f"import of {name} not allowed")
+        return builtins.__import__(name, here, local, names, level)
 
     def _check_imports(self, tree: ast.Module, *, is_package: bool) -> None:
         """Refuse the forms that plain Python takes and pyscript does not."""
@@ -135,8 +172,12 @@ class Scripts:
 
     def _has(self, name: str) -> bool:
         """Tell whether this is a module of ours inside a package."""
+        return "." in name and self._is_script(name)
+
+    def _is_script(self, name: str) -> bool:
+        """Tell whether this is a module of ours."""
         path = Path(*name.split("."))
-        return "." in name and any(
+        return any(
             str(self.folder / part / file) in self.files
             for part in ("apps", "modules")
             for file in (path.with_suffix(".py"), path / "__init__.py")
@@ -160,7 +201,9 @@ class Scripts:
 
 
 def _is_import(node: ast.stmt) -> bool:
-    """Tell whether this is an import, or the docstring before the imports."""
+    """Tell whether this is an import, one that may fail, or the docstring before the imports."""
+    if isinstance(node, ast.Try):
+        return all(_is_import(tried) for tried in node.body)
     return isinstance(node, (ast.Import, ast.ImportFrom)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     )
