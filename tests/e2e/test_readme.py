@@ -13,6 +13,7 @@ import yaml
 
 import flexmeasures_home.services as services
 from tests.demo import battery
+from tests.parts import readme
 from tests.parts.home_assistant import HomeAssistant, install
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_catalogue import DEVICES
@@ -55,6 +56,8 @@ BATTERY = {
 }
 
 
+A_QUARTER_KWH = 1.3
+"""By how much the state of charge may change from now until the schedule starts."""
 BLUEPRINTS = [
     {
         "alias": "Follow by blueprint",
@@ -73,35 +76,17 @@ BLUEPRINTS = [
 ]
 
 
-class SecretsAsText(yaml.SafeLoader):
-    """Reads `!secret name` as text."""
-
-
-SecretsAsText.add_constructor("!secret", lambda loader, node: loader.construct_scalar(node))
-
-
-def blocks() -> list:
-    """Return the README's YAML."""
-    text = (ROOT / "README.md").read_text()
-    found = re.findall(r"^( *)```yaml\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
-    return [
-        yaml.load(re.sub(f"^{indent}", "", block, flags=re.MULTILINE), SecretsAsText)
-        for indent, block in found
-    ]
-
-
 @pytest.fixture(scope="module")
 def home_assistant(flexmeasures_server, source, tmp_path_factory):
     """Run Home Assistant with the README's automations, and a battery for them."""
     pytest_socket.enable_socket()
     config = tmp_path_factory.mktemp("home-assistant")
     install(config, source)
-    found = blocks()
-    written = [each for block in found for each in block.get("automation", [])]
-    automations = {"automation": written + BLUEPRINTS}
-    logs = [block["logger"]["logs"] for block in found if "logger" in block]
+    of_the_user_interface = {"automation": BLUEPRINTS}
+    written = readme.automations("A first automation") | readme.automations("States and events")
+    logs = [block["logger"]["logs"] for block in readme.blocks() if "logger" in block]
     logger = {"logger": {"logs": logs[0] | logs[1]}}
-    sections = BATTERY | automations | logger
+    sections = BATTERY | of_the_user_interface | written | logger
     home_assistant = HomeAssistant(config, battery(flexmeasures_server), sections=sections)
     asyncio.run(home_assistant.start())
     yield home_assistant
@@ -109,30 +94,28 @@ def home_assistant(flexmeasures_server, source, tmp_path_factory):
     asyncio.run(home_assistant.stop())
 
 
-def sections() -> list[dict]:
-    """Return the README's configurations of the app."""
-    found = [block["pyscript"] for block in blocks() if "pyscript" in block]
-    assert all(section["allow_all_imports"] is True for section in found)
-    return [section["apps"]["flexmeasures"] for section in found]
+def test_no_block_of_automations_replaces_the_users_own():
+    assert len(readme.automations()) == 4
+    assert all(re.fullmatch(r"automation \w+", key) for key in readme.automations())
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", range(7))
 def test_the_configurations_are_right_ones(configuration, number):
-    assert len(sections()) == 3
-    _configuration, mistakes = configuration.read(sections()[number])
+    assert len(readme.app_configurations()) == 7
+    _configuration, mistakes = configuration.read(readme.app_configurations()[number])
     assert mistakes == []
 
 
 def test_the_part_on_resources_is_right(configuration):
-    [part] = [block["s2"] for block in blocks() if "s2" in block]
-    settings, mistakes = configuration.read(sections()[0] | {"s2": part})
+    [part] = [block["s2"] for block in readme.blocks() if "s2" in block]
+    settings, mistakes = configuration.read(readme.app_configurations()[0] | {"s2": part})
     assert mistakes == []
     listed = {"power_sensor": 12, "soc_sensor": 13, "energy_per_fill_level": 100}
     assert settings.s2.resources == {"Home battery": listed}
 
 
 def test_every_key_field_and_attribute_is_in_the_reference(configuration):
-    text = (ROOT / "README.md").read_text()
+    text = readme.README.read_text()
     keys = [
         *configuration.SCHEMA.schema,
         *configuration.MEASUREMENT,
@@ -147,7 +130,7 @@ def test_every_key_field_and_attribute_is_in_the_reference(configuration):
 
 
 async def test_the_calls_are_right_ones(home_assistant, flexmeasures_server):
-    calls = [block for block in blocks() if "action" in block]
+    calls = [block for block in readme.blocks() if "action" in block]
     names = [call["action"].removeprefix("flexmeasures.") for call in calls]
     assert set(names) == {
         "trigger_and_get_schedule",
@@ -196,7 +179,7 @@ async def test_the_second_configuration_plans_and_measures_by_itself(home_assist
     ids = flexmeasures_server.ids
     power = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 1)
     numbers = {2: ids.power_sensor, 3: ids.soc_sensor, 4: ids.price_sensor, 5: power}
-    section = sections()[1]
+    section = readme.app_configurations("Plan by itself")[0]
     section |= {name: numbers[section[name]] for name in section if name.endswith("_sensor")}
     section["measurements"] = [item | {"sensor": numbers[item["sensor"]]} for item in section["measurements"]]
     server = {"host": flexmeasures_server.url, "username": ids.username, "password": ids.password}
@@ -221,6 +204,12 @@ async def test_the_second_configuration_plans_and_measures_by_itself(home_assist
         await home_assistant.restart()
 
 
+def this_quarter() -> str:
+    """Return when the interval under way began."""
+    now = datetime.now(UTC)
+    return now.replace(minute=now.minute // 15 * 15, second=0, microsecond=0).isoformat()
+
+
 async def test_the_automations_plan_and_follow(home_assistant):
     await home_assistant.call("automation", "trigger", {"entity_id": "automation.plan_the_battery"})
     planned = await home_assistant.wait_for_state(
@@ -228,7 +217,7 @@ async def test_the_automations_plan_and_follow(home_assistant):
     )
     fullest = max(planned["attributes"]["soc"])
     assert fullest == pytest.approx(10, abs=0.01) or planned["attributes"]["missed_targets"]
-    running = (datetime.now(UTC) - timedelta(minutes=16)).isoformat()
+    running = this_quarter()
     response = await home_assistant.call(
         "flexmeasures",
         "trigger_and_get_schedule",
@@ -249,15 +238,35 @@ async def test_the_blueprints_plan_a_car_and_follow(home_assistant):
         await asyncio.wait_for(anext(events), 60)
     await home_assistant.call("input_boolean", "turn_off", {"entity_id": "input_boolean.plugged_in"})
     planned = (await home_assistant.state("sensor.flexmeasures_schedule"))["attributes"]
-    assert planned["soc"][0] == 2
+    assert planned["soc"][0] == pytest.approx(2, abs=A_QUARTER_KWH)
     assert max(planned["soc"]) >= 8 - 0.01 or planned["missed_targets"]
-    running = (datetime.now(UTC) - timedelta(minutes=16)).isoformat()
+    running = this_quarter()
     call = {"soc_at_start": 4, "start": running}
     await home_assistant.call("flexmeasures", "trigger_and_get_schedule", call)
     due = float((await home_assistant.state("sensor.flexmeasures_schedule"))["state"])
     await home_assistant.wait_for_state(
         "input_number.watts", lambda state: float(state["state"]) == pytest.approx(1000 * due, abs=1)
     )
+
+
+async def test_a_car_that_is_plugged_in_twice_is_planned_as_it_is_then(home_assistant):
+    plug = {"entity_id": "input_boolean.plugged_in"}
+    for soc in (30, 60):
+        await home_assistant.call("input_boolean", "turn_off", plug)
+        await home_assistant.call(
+            "input_number", "set_value", {"entity_id": "input_number.car", "value": soc}
+        )
+        await home_assistant.call("input_boolean", "turn_on", plug)
+    await home_assistant.wait_for_state(
+        "sensor.flexmeasures_schedule",
+        lambda state: state["attributes"]["soc"][0] == pytest.approx(6, abs=A_QUARTER_KWH),
+        60,
+    )
+    await home_assistant.wait_for_state("sensor.flexmeasures_status", lambda state: state["state"] == "ok")
+    await home_assistant.wait_for_state(
+        "automation.car_by_blueprint", lambda s: s["attributes"]["current"] == 0
+    )
+    await home_assistant.call("input_boolean", "turn_off", plug)
 
 
 async def test_the_dashboard_shows_what_comes_next(home_assistant):

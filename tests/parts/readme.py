@@ -1,0 +1,43 @@
+"""What the README tells a user to write."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+class SecretsAsText(yaml.SafeLoader):
+    """Reads `!secret name` as text."""
+
+
+SecretsAsText.add_constructor("!secret", lambda loader, node: loader.construct_scalar(node))
+
+
+def blocks(heading: str | None = None) -> list[dict]:
+    """Return the YAML of the README, or of the section with a heading."""
+    text = README.read_text(encoding="utf-8")
+    if heading is not None:
+        [(level, section)] = re.findall(rf"^(#+) {heading}$(.*)", text, re.MULTILINE | re.DOTALL)
+        text = re.split(rf"^#{{1,{len(level)}}} ", section, maxsplit=1, flags=re.MULTILINE)[0]
+    fenced = re.findall(r"^( *)```yaml\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    return [
+        yaml.load(re.sub(f"^{indent}", "", block, flags=re.MULTILINE), SecretsAsText)
+        for indent, block in fenced
+    ]
+
+
+def app_configurations(heading: str | None = None) -> list[dict]:
+    """Return the configurations of the app in the README, or in the section with a heading."""
+    sections = [block["pyscript"] for block in blocks(heading) if "pyscript" in block]
+    assert all(section["allow_all_imports"] is True for section in sections)
+    return [section["apps"]["flexmeasures"] for section in sections]
+
+
+def automations(heading: str | None = None) -> dict[str, list[dict]]:
+    """Return the automations in the README, or in the section with a heading, by their labelled keys."""
+    found = [block for block in blocks(heading) if any(key.startswith("automation") for key in block)]
+    labelled = {key: items for block in found for key, items in block.items()}
+    assert len(labelled) == len(found)
+    return labelled
