@@ -14,8 +14,9 @@ PYTHON ?= $(shell \
 VENV := .venv$(addprefix -,$(HOME_ASSISTANT))
 RUN := $(VENV)/bin/python -m
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
-# A worker starts a FlexMeasures server of its own: with more than four, the servers want the processors.
-WORKERS ?= $(shell test $(CORES) -lt 4 && echo $(CORES) || echo 4)
+# A test waits for a third of its time. A worker starts a FlexMeasures server of its own: with more than four, the
+# servers want the processors.
+WORKERS ?= $(shell test $(CORES) -lt 3 && echo $$(($(CORES) + 1)) || echo 4)
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -89,6 +89,8 @@ async def test_returns_a_service_response(home_assistant):
     assert answer == {"value": 3}
 
 
+pytestmark = pytest.mark.xdist_group("test_home_assistant")
+"""The tests share a Home Assistant, and build on one another."""
 NOT_INSTALLED = ("Unable to import component", "No such file or directory: 'ffmpeg'")
 """What components of Home Assistant say whose own requirements the tests do without."""
 
