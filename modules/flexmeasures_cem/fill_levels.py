@@ -15,7 +15,7 @@ import flexmeasures_s2.session as sessions
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 DESCRIPTION, STATUS = ("FRBC.SystemDescription",), ("FRBC.StorageStatus",)
 LEAKAGE, USAGE = ("FRBC.LeakageBehaviour",), ("FRBC.UsageForecast",)
-TOLERANCE = 0.05
+TOLERANCE = 0.2
 """By which part of the storage's range a fill level may change at once."""
 MARGIN = 2.0
 """How many times as fast as described a fill level may change, since no device is exactly as told."""

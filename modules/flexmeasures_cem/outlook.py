@@ -49,7 +49,7 @@ Outlook = record()
 def new(known_prices, start, end, step, begin=None):
     """Return an Outlook without any power.
 
-    `known_prices` are (start, end, consumption price, production price), in order.
+    `known_prices` are flexmeasures_optimiser.prices.PriceIntervals, in order and without a gap.
     """
     count = max(1, math.ceil((end - start) / step))
     begin = start if begin is None else min(max(begin, start), start + step - 1.0)
@@ -58,30 +58,18 @@ def new(known_prices, start, end, step, begin=None):
 
 @pyscript_compile
 def prices(known, start, step, count):
-    """Return the prices at each sample; where none are known, those of the day before, or else the mean."""
-    known = [each for each in known if each[2] is not None and each[3] is not None]
-    starts = [each[0] for each in known]
-    mean = (
-        (fmean([each[2] for each in known]), fmean([each[3] for each in known]))
-        if known
-        else (NOMINAL_PRICE, NOMINAL_PRICE)
-    )
+    """Return the prices at each sample: beyond those given, those of the day before, or else the nearest."""
+    if not known:
+        return [(NOMINAL_PRICE, NOMINAL_PRICE)] * count
+    starts = [interval.start for interval in known]
     found = []
     for place in range(count):
         moment = start + place * step
-        at = price_at(known, starts, moment) or price_at(known, starts, moment - DAY)
-        before = place - round(DAY / step)
-        found.append(at or (found[before] if before >= 0 else mean))
+        while moment >= known[-1].end and moment - DAY >= starts[0]:
+            moment -= DAY
+        interval = known[max(bisect_right(starts, moment) - 1, 0)]
+        found.append((interval.consumption, interval.production))
     return found
-
-
-@pyscript_compile
-def price_at(known, starts, moment):
-    """Return (consumption price, production price) at a moment, or None."""
-    place = bisect_right(starts, moment) - 1
-    if place < 0 or known[place][1] <= moment:
-        return None
-    return known[place][2], known[place][3]
 
 
 @pyscript_compile

@@ -113,10 +113,10 @@ def records():
         `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise an
         OptimiserError. `loads` maps the power sensors of other devices to their powers (start, end, W), or to
         None where the server has them; `limits` are the site's (start, end, W) where those vary.
-        `prices(start, end)` (async) returns (start, end, consumption price, production price) per kWh, in
-        order; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None while
-        they are not known, `power(resource)` the power that it measures (W), or None. `own(moment)` is what
-        the app's own device is to have (W). `shown(resource)` is called when a plan or instruction has
+        `prices(start, end)` (async) returns flexmeasures_optimiser.prices.PriceIntervals, in order and
+        without a gap; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None
+        while they are not known, `power(resource)` the power that it measures (W), or None. `own(moment)` is
+        what the app's own device is to have (W). `shown(resource)` is called when a plan or instruction has
         changed, `told(resource, text)` with what keeps it from being planned, or None; `unfit(resource,
         session, control_type)` when what it told cannot be planned under that, and `failed(error)` and
         `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `limit` the

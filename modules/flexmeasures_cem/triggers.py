@@ -5,6 +5,7 @@ Moments are seconds since 1970.
 
 import asyncio
 import logging
+from typing import Any
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
@@ -20,6 +21,8 @@ import flexmeasures_s2.session as sessions
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 CALLING_SECONDS = 0.1
 """How long is waited for other calls."""
+HOUR = 3600.0
+"""The longest interval of a power sensor (s), the one under way of which has begun that long ago at most."""
 PRICES_SECONDS = 300.0
 """How often is looked for new prices."""
 AFTER_SELECTION_SECONDS = 30.0
@@ -215,7 +218,7 @@ async def look_at_prices(site, now):
     """Plan again when there are other prices than before for the same time."""
     site.prices_due = now + PRICES_SECONDS
     try:
-        found = await site.prices(now, now + questions.LONGEST_HORIZON)
+        found = await site.prices(now - HOUR, now + questions.LONGEST_HORIZON)
     except optimiser_errors.OptimiserError as error:
         LOGGER.debug("The prices cannot be read: %s", error)
         if any(each.is_asked is False for each in site.controlled.values()):
@@ -231,10 +234,14 @@ async def look_at_prices(site, now):
 
 @pyscript_compile
 def differ(known, found, now):
-    """Tell whether prices differ; that the time known goes on by itself does not count."""
-    last = max([end for _start, end, price, _production in known if price is not None], default=now)
-    before = {start: prices for start, _end, *prices in known}
-    for start, end, *prices in found:
-        if prices[0] is not None and end > now and before.get(start) != prices:
-            return not known or start < known[-1][1] or last < start
-    return False
+    """Tell whether known prices of a time to come differ; that the time looked at goes on does not count."""
+
+    def prices_of(interval: Any) -> tuple[float, float, bool]:
+        return interval.consumption, interval.production, interval.is_known
+
+    before = {interval.start: prices_of(interval) for interval in known}
+    return any(
+        interval.is_known and before.get(interval.start) != prices_of(interval)
+        for interval in found[1:]
+        if interval.end > now and interval.start < known[-1].end
+    )

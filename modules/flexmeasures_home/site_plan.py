@@ -3,11 +3,9 @@
 import asyncio
 import logging
 import math
-from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import homeassistant.util.dt as dt_util
@@ -22,6 +20,7 @@ import flexmeasures_home.relay as relays
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.planning as planning
+import flexmeasures_optimiser.prices as tariffs
 import flexmeasures_optimiser.provisioning as provisioning
 import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.schedule as schedules
@@ -48,7 +47,8 @@ def record():
         """How the site's plan is asked for: one question at a time, beside the app's own device.
 
         `planning` is the lock that all plans of the app are made under. `own_schedule()` returns the
-        schedule of the app's own device, which counts as load that is given, or None.
+        schedule of the app's own device, which counts as load that is given, or None. `warned` are the
+        sentences on prices that are in the log.
         """
 
         given: Any
@@ -58,6 +58,7 @@ def record():
         own_schedule: Any
         site: int | None = None
         planner: Any = None
+        warned: list = field(default_factory=list)
 
     return Asker
 
@@ -103,9 +104,10 @@ async def solve(asker, problems, window, powers, limits):
     given, link = asker.given, asker.link
     async with asker.planning:
         asker.site = given.site or asker.site or await provisioning.site_of(link, given.power_sensor)
+        tariff, price_fields = await site_prices(asker, begin, begin + length, given.flex_context or {})
+        tell_prices(asker, tariff)
         context = storages.flex_context(
-            given.consumption_price_sensor,
-            given.production_price_sensor,
+            price_fields,
             given.site_power_capacity,
             limit_over_time(given.flex_context or {}, limits),
             await inflexible(asker, [each.power_sensor for each in problems], powers),
@@ -187,10 +189,11 @@ async def sensor_with(asker, sensor_id, powers):
 @pyscript_compile
 async def post(link, sensor, powers):
     """Post what a device is to have (start, end, W), and have it stored; raise an OptimiserError."""
-    values = [sensor.sign * power for _start, _end, power in powers]
+    values = [power for _start, _end, power in powers]
     start, end, _power = powers[0]
     step = timedelta(seconds=end - start)
-    run = sensor_data.Run(sensor.id, datetime.fromtimestamp(start, UTC), values, "W", step)
+    begin = datetime.fromtimestamp(start, UTC)
+    run = sensor_data.Run(sensor.id, begin, values, "W", step, sign=sensor_data.CONSUMPTION)
     if job := await sensor_data.post(link, run):
         await sensor_data.stored(link, job)
 
@@ -218,49 +221,39 @@ def limit_over_time(raw, limits):
 
 @pyscript_compile
 async def prices(asker, start, end):
-    """Return (start, end, consumption price, production price) per kWh; raise an OptimiserError."""
-    given = asker.given
-    consumption = await prices_of(asker, given.consumption_price_sensor, start, end)
-    if given.production_price_sensor == given.consumption_price_sensor:
-        return [(*each, each[2]) for each in consumption]
-    production = await prices_of(asker, given.production_price_sensor, start, end)
-    return side_by_side(consumption, production)
+    """Return the PriceIntervals from `start` to `end` (s since 1970); raise an OptimiserError.
+
+    Where the user's raw fields have prices that only FlexMeasures reads, they are those of the sensors.
+    """
+    times = [datetime.fromtimestamp(moment, UTC) for moment in (start, end)]
+    tariff, _fields = await site_prices(asker, *times, asker.given.flex_context or {})
+    if tariff is None:
+        tariff, _fields = await site_prices(asker, *times, {})
+    return tariff.intervals
 
 
 @pyscript_compile
-async def prices_of(asker, sensor_id, start, end):
-    """Return (start, end, price per kWh) as FlexMeasures knows them; raise an OptimiserError."""
-    begin, length = datetime.fromtimestamp(start, UTC), timedelta(seconds=end - start)
-    found = await sensor_data.read(asker.link, sensor_id, begin, length)
-    first, step = found["start"].timestamp(), found["resolution"].total_seconds()
-    try:
-        factor = quantities.per_kilowatt_hour(found["unit"])
-    except ValueError as error:
-        raise errors.UnknownSensor(f"Sensor {sensor_id} is no sensor of prices: {error}") from error
-    return [
-        (first + place * step, first + (place + 1) * step, None if value is None else factor * value)
-        for place, value in enumerate(found["values"])
-    ]
+def tell_prices(asker: Any, tariff: Any) -> None:
+    """Show until when the prices of a plan are known, and warn, once, of what was assumed."""
+    if tariff is None:
+        return
+    until = tariffs.known_until(tariff)
+    moment = None if until is None else datetime.fromtimestamp(until, UTC)
+    statuses.show(asker.status, prices_known_until=moment and local(moment))
+    found = tariffs.warnings(tariff, dt_util.get_default_time_zone())
+    for text in found:
+        if text not in asker.warned:
+            LOGGER.warning("s2: %s", text)
+    asker.warned = found
 
 
 @pyscript_compile
-def side_by_side(consumption, production):
-    """Return (start, end, consumption price, production price) of both prices, on the finer one's clock."""
-    if not consumption:
-        return []
-    moments = sorted({each[0] for each in (*consumption, *production)} | {consumption[-1][1]})
-    found = []
-    for start, end in pairwise(moments):
-        pair = [price_at(each, start) for each in (consumption, production)]
-        found.append((start, end, *pair))
-    return found
-
-
-@pyscript_compile
-def price_at(known, moment):
-    """Return the price of the (start, end, price) that a moment is in, or None."""
-    place = bisect_right(known, moment, key=lambda each: each[0]) - 1
-    return known[place][2] if place >= 0 and moment < known[place][1] else None
+async def site_prices(
+    asker: Any, start: datetime, end: datetime, raw: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the Tariff (None: only FlexMeasures reads it) and the flex-context's prices of the site."""
+    sensors = asker.given.consumption_price_sensor, asker.given.production_price_sensor
+    return await tariffs.for_plan(asker.link, *sensors, raw, start, end)
 
 
 @pyscript_compile

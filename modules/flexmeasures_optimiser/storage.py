@@ -1,10 +1,17 @@
 """A device as FlexMeasures' problem: its flex-model and the site's flex-context."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import flexmeasures_optimiser.quantities as quantities
+
+BACK_AT_ONCE = 0.05
+"""How far outside its range, as a part of soc_max, a state of charge is brought back as soon as possible."""
+BACK_WITHIN = timedelta(hours=12)
+"""By when one that is less far outside its range is brought back, at the best prices until then."""
+MARGIN = 0.02
+"""How far into its range it is brought back, as a part of soc_max, so that a device really charges."""
 
 
 @pyscript_compile
@@ -32,8 +39,9 @@ def records():
         """A battery (or the like) now: energies in Wh, power in W, efficiencies as ratios.
 
         A capacity is a power, or a list of Spans; `soc_usage` is a list of Spans. `storage_efficiency` is
-        that of one step. `operation_modes` are ranges (lowest, highest) of power, consumption positive.
-        `flex_model` holds raw FlexMeasures fields, which prevail over ours.
+        that of one step. It consumes nothing, or at least `minimum_power`. `operation_modes` are ranges
+        (lowest, highest) of power, consumption positive. `flex_model` holds raw FlexMeasures fields, which
+        prevail over ours.
         """
 
         power_sensor: int
@@ -51,6 +59,7 @@ def records():
         storage_efficiency: float | None = None
         consumption_capacity: Any = None
         production_capacity: Any = None
+        minimum_power: float | None = None
         soc_usage: list = field(default_factory=list)
         operation_modes: list = field(default_factory=list)
         flex_model: Any = None
@@ -102,14 +111,14 @@ def flex_model(storage, start, end):
     """Return the device's entry for a trigger's `flex-model` list.
 
     A state of charge outside [soc_min, soc_max] would be infeasible: the hard bound is widened to
-    it, and the wanted bound is asked for softly over the whole window.
+    it, and the wanted bound is asked for softly. A bound of the raw fields is sent as it is.
     """
-    soc = storage.soc_at_start
+    soc, raw = storage.soc_at_start, storage.flex_model or {}
     minima, maxima = list(storage.soc_minima), list(storage.soc_maxima)
-    if soc < storage.soc_min:
-        minima.append(Wish(start, end, storage.soc_min))
-    if soc > storage.soc_max:
-        maxima.append(Wish(start, end, storage.soc_max))
+    if soc < storage.soc_min and "soc-min" not in raw:
+        minima.append(way_back(storage, storage.soc_min, 1, start, end))
+    if soc > storage.soc_max and "soc-max" not in raw:
+        maxima.append(way_back(storage, storage.soc_max, -1, start, end))
     model = {
         "sensor": storage.power_sensor,
         "soc-at-start": quantities.as_energy(soc),
@@ -126,13 +135,40 @@ def flex_model(storage, start, end):
         "consumption-capacity": as_powers(storage.consumption_capacity),
         "production-capacity": as_powers(storage.production_capacity),
         "soc-usage": [as_powers(storage.soc_usage)] if storage.soc_usage else None,
-        "operation-modes": [as_operation_mode(*each) for each in storage.operation_modes],
+        "operation-modes": [as_operation_mode(*each) for each in operation_modes(storage)],
         "state-of-charge": storage.soc_sensor and {"sensor": storage.soc_sensor},
     }
-    raw = storage.flex_model or {}
     if {"charging-efficiency", "discharging-efficiency"} & raw.keys():
         model["roundtrip-efficiency"] = None
     return {name: value for name, value in model.items() if value or value == 0} | raw
+
+
+@pyscript_compile
+def way_back(storage: Any, bound: float, inwards: int, start: datetime, end: datetime) -> Any:
+    """Return the wish that brings a state of charge back over a bound (Wh); `inwards` is 1 or -1.
+
+    One that is far outside comes back as soon as it can, at any price. Else it comes back at the best prices
+    of the next hours, and a little further than to the bound: what is missing may be less than the device can
+    do.
+    """
+    if abs(bound - storage.soc_at_start) > BACK_AT_ONCE * storage.soc_max:
+        return Wish(start, end, bound)
+    wanted = bound + inwards * min(MARGIN * storage.soc_max, storage.soc_max - storage.soc_min)
+    back_at = min(start + BACK_WITHIN, end)
+    return Wish(back_at, back_at, wanted)
+
+
+@pyscript_compile
+def operation_modes(storage: Any) -> list[tuple[float, float]]:
+    """Return the ranges of power (W) that FlexMeasures is to choose from, consumption positive."""
+    if storage.operation_modes or not storage.minimum_power:
+        return storage.operation_modes
+    capacity, production = storage.power_capacity, storage.production_capacity
+    consumption = capacity if storage.consumption_capacity is None else storage.consumption_capacity
+    modes = [(0.0, 0.0), (storage.minimum_power, consumption)]
+    if produced := capacity if production is None else production:
+        modes.append((-produced, 0.0))
+    return modes
 
 
 @pyscript_compile
@@ -177,17 +213,14 @@ def as_event(wish):
 
 
 @pyscript_compile
-def flex_context(consumption_price_sensor, production_price_sensor, site_power_capacity, *raw):
-    """Return the trigger's `flex-context`: prices, the site's capacity (W), and raw fields, merged last."""
-    context = {
-        "consumption-price": {"sensor": consumption_price_sensor},
-        "production-price": {"sensor": production_price_sensor},
-    }
+def flex_context(price_fields, site_power_capacity, *raw):
+    """Return the trigger's `flex-context`: the site's capacity (W), raw fields, and its fields of prices."""
+    context = {}
     if site_power_capacity is not None:
         context["site-power-capacity"] = quantities.as_power(site_power_capacity)
     for addition in raw:
         context |= addition or {}
-    return context
+    return context | price_fields
 
 
 @pyscript_compile

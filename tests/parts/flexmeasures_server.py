@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -177,19 +178,32 @@ class FlexMeasuresServer:
 
         They are known since noon of the day before, or since `prior`.
         """
-        account = account or self.ids
-        token = self.token(account)
         start = now.astimezone(AMSTERDAM).replace(hour=0, minute=0, second=0, microsecond=0)
         times = [start.timestamp() + 3600 * hour for hour in range(hours)]
+        values = [prices[datetime.fromtimestamp(t, AMSTERDAM).hour] for t in times]
+        known_at = prior or start - timedelta(hours=12)
+        self.post_hours((account or self.ids).price_sensor, start, values, "EUR/kWh", known_at, account)
+
+    def post_hours(
+        self,
+        sensor: int,
+        start: datetime,
+        values: Sequence[float | None],
+        unit: str,
+        prior: datetime,
+        account: Account | None = None,
+    ) -> None:
+        """Post a value for each hour from a start on, known since `prior`, and wait until they are stored."""
+        token = self.token(account)
         status, reply = self.request(
             "POST",
-            f"/api/v3_0/sensors/{account.price_sensor}/data",
+            f"/api/v3_0/sensors/{sensor}/data",
             {
-                "values": [prices[datetime.fromtimestamp(t, AMSTERDAM).hour] for t in times],
+                "values": list(values),
                 "start": start.isoformat(),
-                "duration": f"PT{hours}H",
-                "unit": "EUR/kWh",
-                "prior": (prior or start - timedelta(hours=12)).isoformat(),
+                "duration": f"PT{len(values)}H",
+                "unit": unit,
+                "prior": prior.isoformat(),
             },
             token,
         )
@@ -198,9 +212,9 @@ class FlexMeasuresServer:
             time.sleep(0.1)
             status, reply = self.request("GET", f"/api/v3_0/jobs/{job}", token=token)
         if status != 200:
-            raise RuntimeError(f"The prices were refused: {status} {reply}")
+            raise RuntimeError(f"The values were refused: {status} {reply}")
 
-    def add_sensor(self, unit: str, minutes: int) -> int:
+    def add_sensor(self, unit: str, minutes: int, consumption_is_positive: bool = True) -> int:
         """Add a sensor of a resolution to the main account's battery, and return its id."""
         sensor = {
             "name": f"{unit} {time.time_ns()}",
@@ -208,6 +222,7 @@ class FlexMeasuresServer:
             "event_resolution": f"PT{minutes}M",
             "generic_asset_id": self.ids.battery,
             "timezone": str(AMSTERDAM),
+            "attributes": json.dumps({"consumption_is_positive": True} if consumption_is_positive else {}),
         }
         status, reply = self.request("POST", "/api/v3_0/sensors", sensor, self.token())
         if status != 201:

@@ -14,6 +14,7 @@ import numpy as np
 
 import flexmeasures_cem.site as sites
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.prices as prices
 import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.storage as storages
 
@@ -26,16 +27,21 @@ GAP = 1e-6
 
 Spans = Iterable[tuple[float, float, float]]
 """Powers (start, end, W), in order."""
-Prices = Callable[[float, float], Awaitable[list[tuple[float, float, float, float]]]]
-"""Returns (start, end, consumption price, production price) in order, as site.Site has it."""
+Prices = Callable[[float, float], Awaitable[list[prices.PriceInterval]]]
+"""Returns the prices from a start to an end in order, as site.Site has it."""
 Device = storages.Storage | storages.Flow
+
+
+def priced(start: float, end: float, consumption: float, production: float) -> prices.PriceInterval:
+    """Return known prices (currency per kWh) of some time."""
+    return prices.PriceInterval(start=start, end=end, consumption=consumption, production=production)
 
 
 class Optimiser:
     """Answers a site's questions; `limit` is the greatest power of the site (W)."""
 
-    def __init__(self, prices: Prices, limit: float | None = None) -> None:
-        self.prices = prices
+    def __init__(self, prices_of: Prices, limit: float | None = None) -> None:
+        self.prices = prices_of
         self.limit = math.inf if limit is None else limit
 
     async def solve(
@@ -126,12 +132,13 @@ class Site:
     A step has the price at its start.
     """
 
-    def __init__(self, edges: np.ndarray, known: list[tuple[float, float, float, float]]) -> None:
+    def __init__(self, edges: np.ndarray, known: list[prices.PriceInterval]) -> None:
         self.program = Program()
         self.edges, self.count = edges, len(edges) - 1
         self.hours = (edges[1] - edges[0]) / 3600
-        places = np.searchsorted([each[0] for each in known], edges[:-1], "right") - 1
-        self.consumption, self.production = np.array([each[2:] for each in known])[places].T
+        places = np.searchsorted([interval.start for interval in known], edges[:-1], "right") - 1
+        pairs = [(interval.consumption, interval.production) for interval in known]
+        self.consumption, self.production = np.array(pairs)[places].T
         assert (self.consumption >= self.production).all(), "to buy and feed in at once would pay"
         spread = np.ptp(self.consumption) or 1.0
         self.preference = PREFERENCE * spread * self.hours / 24 * (1 - np.arange(self.count) / self.count)

@@ -9,7 +9,7 @@ import flexmeasures_cem.site as sites
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.storage as storages
-from tests.parts.local_optimum import Optimiser
+from tests.parts.local_optimum import Optimiser, priced
 
 BEGIN = datetime(2026, 1, 14, 18, tzinfo=UTC)
 HOUR = 3600.0
@@ -36,7 +36,9 @@ async def solved(consumption, *devices, production=None, loads=(), limit=None, l
 
     async def prices(_start, _end):
         pairs = zip(consumption, production or consumption, strict=True)
-        return [(start + place * HOUR, start + (place + 1) * HOUR, *pair) for place, pair in enumerate(pairs)]
+        return [
+            priced(start + hour * HOUR, start + (hour + 1) * HOUR, *pair) for hour, pair in enumerate(pairs)
+        ]
 
     window = sites.Window(start, HOUR, start + len(consumption) * HOUR, 1.0, math.inf, True)
     given = {

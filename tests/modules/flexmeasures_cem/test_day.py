@@ -17,7 +17,7 @@ import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_s2.commodities as commodities
 from tests.parts import s2_device
-from tests.parts.local_optimum import Optimiser
+from tests.parts.local_optimum import Optimiser, priced
 from tests.parts.s2_day import BEGIN, DAY, consumed
 from tests.parts.s2_day_cases import (
     GAS_PRICE,
@@ -70,7 +70,8 @@ async def day(clock, serve, monkeypatch, caplog):
             datetime.fromtimestamp(each, UTC) for each in range(int(start) // 3600 * 3600, int(end), 3600)
         ]
         return [
-            (each.timestamp(), each.timestamp() + 3600, consumed(each), made.fed_in(each)) for each in hours
+            priced(each.timestamp(), each.timestamp() + 3600, consumed(each), made.fed_in(each))
+            for each in hours
         ]
 
     optimiser = Optimiser(prices)

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.outlook as outlooks
+from tests.parts.local_optimum import priced
 
 HOUR, QUARTER, DAY = 3600.0, 900.0, 86_400.0
 
 
 def hourly(*prices):
     """Return prices of one hour each, from 0 on."""
-    return [(hour * HOUR, (hour + 1) * HOUR, *pair) for hour, pair in enumerate(prices)]
+    return [priced(hour * HOUR, (hour + 1) * HOUR, *pair) for hour, pair in enumerate(prices)]
 
 
 def test_power_costs_what_the_site_takes_from_the_grid_for_it():
@@ -43,7 +44,7 @@ def test_a_time_has_part_in_the_intervals_of_a_market():
     ]
 
 
-def test_prices_that_are_not_known_are_those_of_the_day_before():
+def test_beyond_the_prices_those_of_the_day_before_are_gone_on_with():
     known = hourly(*[(hour / 10, hour / 100) for hour in range(24)])
     found = outlooks.new(known, 12 * HOUR, 12 * HOUR + 2 * DAY, HOUR)
     assert found.prices[0] == (1.2, 0.12)
@@ -52,14 +53,13 @@ def test_prices_that_are_not_known_are_those_of_the_day_before():
     assert found.prices[47] == found.prices[23] == (1.1, 0.11)
 
 
-def test_prices_of_less_than_a_day_are_gone_on_with_by_their_mean():
-    known = [*hourly((0.2, 0.1), (0.4, 0.3)), (2 * HOUR, 3 * HOUR, None, None)]
-    found = outlooks.new(known, 0.0, 4 * HOUR, HOUR)
-    assert found.prices[2] == pytest.approx((0.3, 0.2))
+def test_before_and_after_prices_of_less_than_a_day_the_nearest_one_holds():
+    found = outlooks.new(hourly((0.2, 0.1), (0.4, 0.3)), -HOUR, 4 * HOUR, HOUR)
+    assert found.prices == [(0.2, 0.1), (0.2, 0.1), (0.4, 0.3), (0.4, 0.3), (0.4, 0.3)]
 
 
 def test_prices_on_another_clock_than_the_full_hour_are_found():
-    known = [(1800.0, 5400.0, 0.2, 0.2), (5400.0, 9000.0, 0.5, 0.5)]
+    known = [priced(1800.0, 5400.0, 0.2, 0.2), priced(5400.0, 9000.0, 0.5, 0.5)]
     found = outlooks.new(known, 1800.0, 9000.0, 1800.0)
     assert [each[0] for each in found.prices] == [0.2, 0.2, 0.5, 0.5]
 

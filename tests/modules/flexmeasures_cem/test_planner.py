@@ -22,6 +22,7 @@ import flexmeasures_cem.triggers as triggers
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_optimiser.schedule as schedules
 from tests.modules.flexmeasures_s2.conftest import connected, until
+from tests.parts.local_optimum import priced
 from tests.parts.s2_messages import example
 
 FRBC = "FILL_RATE_BASED_CONTROL"
@@ -85,7 +86,7 @@ async def site(clock, serve):
 
     async def prices(start, end):
         hours = range(int(start) // 3600 * 3600, int(end), 3600)
-        return [(each, each + 3600.0, made.prices, made.prices) for each in hours]
+        return [priced(each, each + 3600.0, made.prices, made.prices) for each in hours]
 
     def means(resource):
         sensor = made.sensors.setdefault(resource.resource_id, len(made.sensors) + 1)

@@ -1,24 +1,18 @@
 """What FlexMeasures is asked for a site beside its devices: limits and prices."""
 
+import asyncio
+import math
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 
 import flexmeasures_home.site_plan as site_plan
+import flexmeasures_home.status as statuses
+from flexmeasures_cem.site import Window
 from flexmeasures_optimiser.connection import Sensor
 
 HOUR = 3600.0
-
-
-def test_prices_of_both_directions_are_put_side_by_side():
-    consumption = [(0.0, HOUR, 0.2), (HOUR, 2 * HOUR, 0.3)]
-    production = [(0.0, HOUR / 2, 0.1), (HOUR / 2, HOUR, None)]
-    assert site_plan.side_by_side(consumption, production) == [
-        (0.0, HOUR / 2, 0.2, 0.1),
-        (HOUR / 2, HOUR, 0.2, None),
-        (HOUR, 2 * HOUR, 0.3, None),
-    ]
 
 
 def test_the_sites_limit_is_told_where_it_varies():
@@ -60,3 +54,45 @@ async def test_without_others_or_time_to_come_the_own_plan_counts_nothing_in(oth
     asker = SimpleNamespace(planner=planner)
     end = start + timedelta(hours=hours)
     assert await site_plan.beside(asker, end - timedelta(hours=1), end, timedelta(minutes=15), {}) == {}
+
+
+async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, caplog):
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    sensors = {4: Sensor(4, "EUR/kWh", timedelta(hours=1), "Europe/Amsterdam", 1)}
+    asked = []
+
+    async def read(_link, _sensor, begin, duration, **_more):
+        hours = round(duration / timedelta(hours=1))
+        values = [None] * 24 + [0.3] + [None] * (hours - 25)
+        return {"values": values, "start": begin, "resolution": timedelta(hours=1), "unit": "EUR/kWh"}
+
+    async def plan_site(_link, _site, _devices, context, *_when):
+        asked.append(context)
+        return {}
+
+    monkeypatch.setattr(site_plan.sensor_data, "read", read)
+    monkeypatch.setattr(site_plan.planning, "plan_site", plan_site)
+    given = SimpleNamespace(
+        site=1,
+        power_sensor=2,
+        consumption_price_sensor=4,
+        production_price_sensor=4,
+        site_power_capacity=None,
+        flex_context=None,
+    )
+    link, status = SimpleNamespace(sensors=sensors), statuses.Status(hass)
+    asker = site_plan.Asker(given, link, status, asyncio.Lock(), lambda: None)
+    asker.planner = SimpleNamespace(unusable={})
+    window = Window(start.timestamp(), 900.0, start.timestamp() + 4 * HOUR, 1.0, math.inf, False)
+    for _plan in range(2):
+        await site_plan.solve(asker, [], window, {}, None)
+    whole = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T04:00:00+00:00", "value": "0.3 EUR/kWh"}
+    assert asked[0]["consumption-price"] == asked[0]["production-price"] == [whole]
+    shown = hass.states.get(statuses.ENTITY_ID).attributes["prices_known_until"]
+    assert datetime.fromisoformat(shown) == start + timedelta(hours=1)
+    assert caplog.text.count("s2: Prices are known for 25% of the schedule") == 1
+    intervals = await site_plan.prices(asker, window.start, window.end)
+    assert [(interval.consumption, interval.is_known) for interval in intervals[::3]] == [
+        (0.3, True),
+        (0.3, False),
+    ]

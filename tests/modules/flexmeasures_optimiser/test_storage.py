@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 import flexmeasures_optimiser.storage as storages
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -44,6 +46,16 @@ def test_below_the_minimum_the_hard_bound_gives_way_to_a_soft_one():
     assert "soc-maxima" not in model
 
 
+@pytest.mark.parametrize(
+    ("soc", "field", "back"), [(980, "soc-minima", "1.2"), (10_020, "soc-maxima", "9.8")]
+)
+def test_a_little_outside_the_way_back_is_left_to_the_best_hours(soc, field, back):
+    model = storages.flex_model(battery(soc_at_start=soc), START, END)
+    assert model[field] == [{"datetime": "2026-06-02T00:00:00+00:00", "value": f"{back} kWh"}]
+    soon = storages.flex_model(battery(soc_at_start=soc), START, START + timedelta(hours=2))
+    assert soon[field] == [{"datetime": "2026-06-01T14:00:00+00:00", "value": f"{back} kWh"}]
+
+
 def test_above_the_maximum_the_hard_bound_gives_way_to_a_soft_one():
     model = storages.flex_model(battery(soc_at_start=11_000), START, END)
     assert model["soc-max"] == "11.0 kWh"
@@ -67,17 +79,39 @@ def test_raw_fields_prevail():
     assert "roundtrip-efficiency" not in model
 
 
+def test_a_raw_bound_prevails_wholly():
+    model = storages.flex_model(battery(soc_at_start=30_000, flex_model={"soc-max": "60 kWh"}), START, END)
+    assert model["soc-max"] == "60 kWh"
+    assert "soc-maxima" not in model
+    model = storages.flex_model(battery(soc_at_start=500, flex_model={"soc-min": "0 kWh"}), START, END)
+    assert model["soc-min"] == "0 kWh"
+    assert "soc-minima" not in model
+
+
+def test_a_minimum_power_makes_operation_modes():
+    car = battery(power_capacity=11_000.0, production_capacity=0.0, minimum_power=4140.0)
+    model = storages.flex_model(car, START, END)
+    assert model["production-capacity"] == "0.0 kW"
+    assert model["operation-modes"] == [
+        {"consumption-range": ["0.0 kW", "0.0 kW"]},
+        {"consumption-range": ["4.14 kW", "11.0 kW"]},
+    ]
+    both_ways = battery(power_capacity=11_000.0, consumption_capacity=7400.0, minimum_power=4140.0)
+    assert storages.flex_model(both_ways, START, END)["operation-modes"][1:] == [
+        {"consumption-range": ["4.14 kW", "7.4 kW"]},
+        {"production-range": ["0.0 kW", "11.0 kW"]},
+    ]
+
+
 def test_prices_are_sensors_in_the_flex_context():
-    assert storages.flex_context(1, 2, 17_000, {"relax-constraints": False}, None) == {
+    sensors = {"consumption-price": {"sensor": 1}, "production-price": {"sensor": 2}}
+    assert storages.flex_context(sensors, 17_000, {"relax-constraints": False}, None) == {
         "consumption-price": {"sensor": 1},
         "production-price": {"sensor": 2},
         "site-power-capacity": "17.0 kW",
         "relax-constraints": False,
     }
-    assert "site-power-capacity" not in storages.flex_context(1, 2, None)
-    assert storages.flex_context(1, 2, None, {"consumption-price": "0.3 EUR/kWh"})["consumption-price"] == (
-        "0.3 EUR/kWh"
-    )
+    assert "site-power-capacity" not in storages.flex_context(sensors, None)
 
 
 def test_a_device_that_stores_nothing_has_capacities_alone():

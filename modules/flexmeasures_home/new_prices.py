@@ -1,0 +1,86 @@
+"""Planning again once prices are there that the schedule in force had to assume."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import homeassistant.util.dt as dt_util
+from homeassistant.exceptions import HomeAssistantError
+
+import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.prices as prices
+import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_optimiser.schedule as schedules
+
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
+BETWEEN_LOOKS = timedelta(minutes=5)
+"""How often new prices are looked for, while not all are known."""
+Plan = Callable[[dict[str, Any]], Awaitable[Any]]
+"""Plans the device for the fields of a call."""
+
+
+@pyscript_compile
+def look(device: Any, plan: Plan) -> None:
+    """Plan again in the background once prices are there that the schedule in force had to assume."""
+    schedule, now = device.schedule, dt_util.utcnow()
+    if device.stopped or (device.replanning and not device.replanning.done()):
+        return
+    if schedule is None or not any(end > now.timestamp() for _start, end in schedule.assumed_prices):
+        return
+    if device.prices_due is None or now >= device.prices_due:
+        device.prices_due = now + BETWEEN_LOOKS
+        work = plan_with_new_prices(device, schedule, plan)
+        device.replanning = device.hass.async_create_background_task(work, "flexmeasures prices")
+
+
+@pyscript_compile
+async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
+    """Plan again if a price is known that was assumed for the schedule."""
+    given, now = device.configuration, dt_util.utcnow()
+    call = device.last_call or {}
+    raw = (given.flex_context or {}) | call.get("flex_context", {})
+    sensors = given.consumption_price_sensor, given.production_price_sensor
+    try:
+        tariff, _fields = await prices.for_plan(device.link, *sensors, raw, now, schedules.end(schedule))
+    except errors.OptimiserError as error:
+        LOGGER.debug("Prices cannot be read: %s", error)
+        return
+    known = [interval for interval in tariff.intervals if interval.is_known] if tariff else []
+    if not any(
+        interval.start < end and interval.end > start
+        for interval in known
+        for start, end in schedule.assumed_prices
+    ):
+        return
+    call = going_on(device, call, schedule, now)
+    if call is None or device.schedule is not schedule:
+        return
+    LOGGER.info("There are new prices")
+    with suppress(HomeAssistantError):
+        await plan(call)
+
+
+@pyscript_compile
+def going_on(device: Any, call: dict[str, Any], schedule: Any, now: datetime) -> dict[str, Any] | None:
+    """Return the call that the schedule in force was made for, as of now; None without a state of charge.
+
+    A state of charge that was given is carried on by the schedule.
+    """
+    if call.get("start", now) > now:
+        return call
+    found = {name: value for name, value in call.items() if name not in ("start", "soc_at_start")}
+    for name in ("soc_targets", "soc_minima", "soc_maxima"):
+        if name in call:
+            found[name] = [wish for wish in call[name] if wish.end > now]
+    soc = call.get("soc_at_start")
+    if isinstance(soc, float):
+        if schedule.soc is None:
+            return None
+        start = min(schedules.interval_start(schedule, now) + schedule.resolution, schedules.end(schedule))
+        level = schedules.soc_at(schedule, schedule.soc, start)
+        return found | {"start": start, "soc_at_start": quantities.energy(level, schedule.soc_unit)}
+    if soc is None and device.state_of_charge is None:
+        return None
+    return found if soc is None else found | {"soc_at_start": soc}
