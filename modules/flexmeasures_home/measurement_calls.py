@@ -9,6 +9,7 @@ from homeassistant.util.unit_conversion import EnergyConverter
 
 import flexmeasures_home.device as devices
 import flexmeasures_home.entities as entities
+import flexmeasures_home.measurements as measurements
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
@@ -66,6 +67,7 @@ def run_of(device, call):
         unit=unit,
         step=None if duration is None else duration / len(values),
         prior=call.get("prior"),
+        sign=measurements.sign_of(call),
     )
 
 

@@ -48,10 +48,10 @@ def records():
     class Meter:
         """An entity whose values go to a FlexMeasures sensor.
 
-        `read` returns (value or None, unit) of the entity as it is now. `as_it_is` posts the value at
-        each tick, else it is the mean over each interval, weighted by the time in which it was known.
-        `pace` is the sensor whose resolution holds where this one has none. `seen` has both clocks
-        as they were when it was looked at last.
+        `read` returns (value or None, unit) of the entity as it is now. `as_it_is` posts the value at each
+        tick, else it is the mean over each interval, weighted by the time in which it was known. `sign` is
+        that of consumption in what the entity says. `pace` is the sensor whose resolution holds where this
+        one has none. `seen` has both clocks as they were when it was looked at last.
         """
 
         hass: Any
@@ -63,6 +63,7 @@ def records():
         pace: int
         step: timedelta | None = None
         as_it_is: bool = False
+        sign: int = sensor_data.CONSUMPTION
         interval: Any = None
         value: float | None = None
         seen: tuple | None = None
@@ -111,10 +112,19 @@ async def save(measurements):
 
 
 @pyscript_compile
-def measure(measurements, entity, sensor, read, pace, step=None, as_it_is=False):
+def sign_of(item: dict[str, Any]) -> int:
+    """Return the sign of consumption in what a configured measurement's entity says, or a call's values."""
+    is_production = item.get("positive") == "production"
+    return sensor_data.PRODUCTION if is_production else sensor_data.CONSUMPTION
+
+
+@pyscript_compile
+def measure(
+    measurements, entity, sensor, read, pace, step=None, as_it_is=False, sign=sensor_data.CONSUMPTION
+):
     """Measure an entity for a sensor from now on; a `step` of None is the sensor's own resolution."""
     hass, outbox, sensors = measurements.hass, measurements.outbox, measurements.sensors
-    meter = Meter(hass, outbox, sensors, entity, sensor, read, pace, step, as_it_is)
+    meter = Meter(hass, outbox, sensors, entity, sensor, read, pace, step, as_it_is, sign)
     start(meter, measurements.intervals.pop(matter(meter), None))
     measurements.meters.append(meter)
 
@@ -256,7 +266,8 @@ def close(meter, interval, moment):
         tell_why(meter)
         return
     statuses.settle(meter.outbox.status, matter(meter))
-    outboxes.add(meter.outbox, sensor_data.Run(meter.sensor, start, [value], unit, step=interval.step))
+    run = sensor_data.Run(meter.sensor, start, [value], unit, step=interval.step, sign=meter.sign)
+    outboxes.add(meter.outbox, run)
 
 
 @pyscript_compile

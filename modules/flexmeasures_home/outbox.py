@@ -160,7 +160,8 @@ def withdraw(outbox, parcel):
 @pyscript_compile
 def gap_between(before, run):
     """Return how many values are missing between two runs, or None where they cannot be one."""
-    if (before.unit, before.step, before.prior) != (run.unit, run.step, None) or run.prior or not run.step:
+    as_before = before.unit, before.step, before.sign, before.prior
+    if as_before != (run.unit, run.step, run.sign, None) or run.prior or not run.step:
         return None
     steps, rest = divmod(run.start - before.start, run.step)
     gap = steps - len(before.values)
@@ -398,6 +399,7 @@ def as_json(run):
         "unit": run.unit,
         "step": None if run.step is None else run.step.total_seconds(),
         "prior": run.prior and run.prior.isoformat(),
+        "sign": run.sign,
     }
 
 

@@ -8,6 +8,7 @@ import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.schedule as schedules
+import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_optimiser.storage as storages
 
 FIRST_POLL_SECONDS = 0.25
@@ -23,6 +24,11 @@ async def power_sensor(link, sensor_id):
     if not sensor.resolution:
         raise errors.UnknownSensor(
             f"Sensor {sensor_id} is instantaneous: give a power sensor with a resolution such as 15 minutes"
+        )
+    if sensor.unit not in sensor_data.FLOW_UNITS:
+        raise errors.UnknownSensor(
+            f"power_sensor: sensor {sensor_id} is in {sensor.unit}, which is no power such as kW: give "
+            f"the number of the device's power sensor"
         )
     return sensor
 
@@ -81,7 +87,7 @@ def lasting(storage, sensor, start, duration):
 def missed_targets(schedule, soc, storage):
     """Return what the schedule does not reach, in Wh (`soc` is the expected state of charge in Wh)."""
     return [
-        *schedules.missed(schedule, soc, "soc_targets", storage.soc_targets, lambda a, b: abs(a - b)),
+        *schedules.missed(schedule, soc, "soc_targets", storage.soc_targets, lambda a, b: a - b),
         *schedules.missed(schedule, soc, "soc_minima", storage.soc_minima, lambda a, b: a - b),
         *schedules.missed(schedule, soc, "soc_maxima", storage.soc_maxima, lambda a, b: b - a),
     ]

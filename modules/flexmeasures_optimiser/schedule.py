@@ -1,7 +1,8 @@
 """A schedule: what FlexMeasures answers for one power sensor, and what follows from it."""
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,6 +14,8 @@ import flexmeasures_optimiser.quantities as quantities
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 TOLERANCE = 0.001
+PENALTY = re.compile(r"\b(breach|breaches|soc minima|soc maxima|soc targets)\b")
+"""In the name of a commitment cost: what is not kept, such as "all soc minima"."""
 
 
 @pyscript_compile
@@ -25,7 +28,9 @@ def record():
 
         `unit` is the user's (W, kW, MW: mean power; Wh, kWh, MWh: energy of the interval). An interval
         without a value holds None. `soc` is the expected state of charge in `soc_unit` at each
-        interval's start and, last, at the schedule's end; None where it cannot be told.
+        interval's start and, last, at the schedule's end; None where it cannot be told. `cost` is in the
+        currency of the prices, which are known up to `prices_known_until`, but for gaps; `assumed_prices` has
+        the [start, end] (s since 1970) of each time without. `warnings` are sentences for the user.
         """
 
         start: datetime
@@ -37,6 +42,9 @@ def record():
         missed_targets: list
         cost: Any
         updated_at: datetime
+        prices_known_until: datetime | None = None
+        assumed_prices: list = field(default_factory=list)
+        warnings: list = field(default_factory=list)
 
     return Schedule
 
@@ -140,9 +148,14 @@ def watts(schedule):
 
 @pyscript_compile
 def cost(reply):
-    """Return the sum of the commitment costs that the server reports (in its currency), or None."""
+    """Return the money that the schedule costs, in the server's currency, or None where that is not told.
+
+    The server also reports what it counts for targets and limits that it cannot keep: that is no money.
+    """
     costs = (reply.get("scheduler_info") or {}).get("commitment_costs")
-    return quantities.tidy(sum(costs.values())) if costs else None
+    if not costs:
+        return None
+    return quantities.tidy(sum([cost for name, cost in costs.items() if not PENALTY.search(name)]))
 
 
 @pyscript_compile
@@ -204,6 +217,37 @@ def missed(schedule, soc, field, wishes, short_of):
         if short_of(wish.value, reached) > TOLERANCE * max(1.0, abs(wish.value)):
             found.append({"field": field, "datetime": worst, "asked": wish.value, "reached": reached})
     return found
+
+
+@pyscript_compile
+def change_planned(schedule: Any, previous: Any, begin: datetime, until: datetime) -> float:
+    """Return by how much (Wh) the state of charge is to change from one moment to another.
+
+    Before the schedule's start the previous one counts; where no schedule reaches, nothing changes.
+    """
+    if schedule is None:
+        return 0.0
+    change = change_by(schedule, begin, until)
+    if previous is not None and begin < schedule.start:
+        change += change_by(previous, begin, min(until, schedule.start))
+    return change
+
+
+@pyscript_compile
+def change_by(schedule: Any, begin: datetime, until: datetime) -> float:
+    """Return by how much (Wh) a schedule changes the state of charge within a time."""
+    first, last = max(begin, schedule.start), min(until, end(schedule))
+    if first >= last:
+        return 0.0
+    if schedule.soc is not None:
+        scale = quantities.energy(1, schedule.soc_unit)
+        levels = [soc_at(schedule, schedule.soc, moment) for moment in (first, last)]
+        return (levels[1] - levels[0]) * scale
+    change = 0.0
+    for start, power in zip(starts(schedule), watts(schedule), strict=True):
+        seconds = (min(start + schedule.resolution, last) - max(start, first)).total_seconds()
+        change += power * max(seconds, 0.0) / HOUR.total_seconds()
+    return change
 
 
 @pyscript_compile

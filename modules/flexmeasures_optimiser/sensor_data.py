@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import fmean
+from typing import Any
 
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
@@ -15,6 +16,9 @@ FIRST_POLL_SECONDS = 0.1
 SLOWEST_POLL_SECONDS = 4
 STORING_SECONDS = 120
 RESOLUTION_OF_INSTANTS = timedelta(minutes=5)
+FLOW_UNITS = EnergyConverter.VALID_UNITS | PowerConverter.VALID_UNITS
+CONSUMPTION, PRODUCTION = 1, -1
+"""The sign of consumption, where consumption or production is positive."""
 
 
 @pyscript_compile
@@ -27,7 +31,8 @@ def record():
 
         `step` is from one value to the next, None for the sensor's own resolution. `unit` is the
         values', None for the sensor's own. `prior` is when the values were known, None for when they
-        arrive at the server.
+        arrive at the server. `sign` is that of consumption in powers and energies, None where the values are
+        as the sensor holds them.
         """
 
         sensor: int
@@ -36,6 +41,7 @@ def record():
         unit: str | None = None
         step: timedelta | None = None
         prior: datetime | None = None
+        sign: int | None = None
 
     return Run
 
@@ -69,6 +75,8 @@ async def post(link, run):
     sensor = await connection.sensor(link, run.sensor)
     step = fitting_step(run, sensor)
     values, unit = converted(run.values, run.unit or sensor.unit, step, sensor)
+    if run.sign is not None:
+        values = turned(values, run.sign, sensor)
     start = run.start
     if step and step < sensor.resolution:
         start, values = averaged(start, values, step, sensor)
@@ -85,6 +93,19 @@ async def post(link, run):
         ),
     )
     return answer.get("job") if status == 202 else None
+
+
+@pyscript_compile
+def turned(values: list[float | None], sign: int, sensor: Any) -> list[float | None]:
+    """Return values in the other of two signs, that of a sensor and another one, where those differ.
+
+    A sensor of power, or of the energy of its intervals, holds consumption as positive if it has the
+    attribute `consumption_is_positive`, else production. Others have no sign.
+    """
+    is_flow = sensor.resolution and sensor.unit in FLOW_UNITS
+    if not is_flow or sign == sensor.sign:
+        return values
+    return [None if value is None else -value + 0.0 for value in values]
 
 
 @pyscript_compile
@@ -141,8 +162,7 @@ def converted(values, unit, step, sensor):
     times 4 kW on a sensor of 15 minutes; and it refuses a power on a sensor of energy.
     """
     is_energy, wants_energy = (each in EnergyConverter.VALID_UNITS for each in (unit, sensor.unit))
-    known = EnergyConverter.VALID_UNITS | PowerConverter.VALID_UNITS
-    if not sensor.resolution or not (is_energy or wants_energy) or not {unit, sensor.unit} <= known:
+    if not sensor.resolution or not (is_energy or wants_energy) or not {unit, sensor.unit} <= FLOW_UNITS:
         return values, unit
     if is_energy and wants_energy and step == sensor.resolution:
         return values, unit
@@ -173,7 +193,8 @@ async def read(link, sensor_id, start, duration, unit=None, resolution=None, sou
 
     `start` is shifted down to the resolution's clock, without which the server finds nothing; the end
     stays within. An instantaneous sensor is read each 5 minutes unless `resolution` says otherwise.
-    Raise an OptimiserError.
+    Powers, and energies of intervals, are positive for consumption, however the server holds them. Raise an
+    OptimiserError.
     """
     sensor = await connection.sensor(link, sensor_id)
     step = resolution or sensor.resolution or RESOLUTION_OF_INSTANTS
@@ -191,12 +212,25 @@ async def read(link, sensor_id, start, duration, unit=None, resolution=None, sou
         ),
     )
     return {
-        "values": reply["values"],
+        "values": turned(reply["values"], CONSUMPTION, sensor),
         "start": first,
         "duration": count * step,
         "resolution": step,
         "unit": reply["unit"],
     }
+
+
+@pyscript_compile
+async def spans(link: Any, sensor_id: int) -> list[tuple[datetime, datetime]]:
+    """Return the first start and the last end of what each source has told of a sensor."""
+    found, _status = await connection.ask(
+        link, link.client.request(uri=f"sensors/{sensor_id}/stats", method="GET")
+    )
+    return [
+        (datetime.fromisoformat(told["First event start"]), datetime.fromisoformat(told["Last event end"]))
+        for told in found.values()
+        if isinstance(told, dict)
+    ]
 
 
 @pyscript_compile
@@ -215,7 +249,7 @@ async def of_state_of_charge(link, sensor_id):
 async def of_power(link, sensor_id):
     """Return a sensor; refuse one that takes no means of power."""
     found = await connection.sensor(link, sensor_id)
-    if found.unit not in PowerConverter.VALID_UNITS or not found.resolution:
+    if found.unit not in FLOW_UNITS or not found.resolution:
         each = f"each {found.resolution}" if found.resolution else "instantaneous"
         raise errors.UnknownSensor(
             f"power_sensor: sensor {sensor_id} is in {found.unit}, {each}: give one of "

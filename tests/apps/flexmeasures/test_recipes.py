@@ -32,7 +32,7 @@ async def sensors(flexmeasures_server) -> dict[int, int]:
         BATTERY: flexmeasures_server.ids.power_sensor,
         PRICE: await asyncio.to_thread(add, "EUR/kWh", 60),
         HOUSE: await asyncio.to_thread(add, "kW", 15, consumption_is_positive=True),
-        ROOF: await asyncio.to_thread(add, "kW", 15),
+        ROOF: await asyncio.to_thread(add, "kW", 15, consumption_is_positive=False),
     }
 
 

@@ -126,7 +126,7 @@ async def test_three_phases_are_added_up_and_other_commodities_left_out(side):
 
 
 async def test_a_sensor_that_holds_production_as_positive_gets_it_so(starting, flexmeasures_server):
-    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15, False)
     side = await starting(resources={"Meter C": {"power_sensor": sensor}})
     begin = quarter_ago(2)
     async with side.rm("Meter C", (METER,)) as rm:
@@ -311,11 +311,22 @@ async def test_a_port_in_use_is_told_until_it_is_free(start, app_config, clock):
         await home.until(lambda: home.status().state == "error")
         assert f"cannot listen on 127.0.0.1:{port}" in home.status().attributes["last_error"]
         assert "flexmeasures_s2_not_listening" in home.notifications()
+        in_process.module_globals("flexmeasures_home.resources")["SECONDS_BETWEEN_LATER_TRIES"] = 1
         assert (await home.plan(soc_at_start=5))["schedule"]
     side = Side(home, app_config | {"s2": {"port": port}}, None)
     await home.until(lambda: "flexmeasures_s2_not_listening" not in home.notifications(), 40)
     async with side.rm() as rm:
         assert await rm.establish() == FRBC
+
+
+async def test_a_port_in_use_hides_nothing_of_who_never_asked_for_s2(start, app_config, caplog):
+    del app_config["s2"]
+    with contextlib.closing(socket.create_server(("127.0.0.1", 8765))):
+        home = await start(app_config)
+        await home.checked()
+        await home.until(lambda: "cannot listen on 127.0.0.1:8765" in caplog.text)
+        assert home.status().state == "ok"
+        assert home.notifications() == {}
 
 
 async def test_switched_off_nobody_listens(starting):

@@ -166,3 +166,50 @@ def test_cost_is_what_the_server_tells():
     told = reply([1], "PT15M", scheduler_info={"commitment_costs": {"energy": 1.5, "peak": 0.25}})
     assert schedules.from_reply(told, "kW", NOON, "kWh").cost == 1.75
     assert schedules.from_reply(reply([1], "PT15M"), "kW", NOON, "kWh").cost is None
+
+
+def test_the_cost_is_money_without_penalties():
+    costs = {
+        "electricity net energy": 1.5,
+        "electricity consumption peak": 0.5,
+        "my commitment": 0.25,
+        "any soc minima": 100.0,
+        "all soc targets": 1909.0,
+        "all soc maxima": 7.0,
+        "electricity all consumption breaches": 9.0,
+        "any production breach device 0": 9.0,
+    }
+    assert schedules.cost(reply([1.0], "PT15M", scheduler_info={"commitment_costs": costs})) == 2.25
+    assert schedules.cost(reply([1.0], "PT15M")) is None
+
+
+def test_a_target_that_is_exceeded_is_not_missed():
+    schedule = planned([4.0, 4.0], soc=[5.0, 6.0, 7.0])
+    storage = Storage(7, 5000, 1000, 10_000, soc_targets=[Wish(NOON + QUARTER, NOON + QUARTER, 5500)])
+    assert planning.missed_targets(schedule, [5000.0, 6000.0, 7000.0], storage) == []
+    storage.soc_targets[0].value = 6500
+    [missed] = planning.missed_targets(schedule, [5000.0, 6000.0, 7000.0], storage)
+    assert (missed["asked"], missed["reached"]) == (6500, 6000)
+
+
+def planned(values, soc=None, start=NOON):
+    """Return a schedule of quarters in kW, and kWh."""
+    return schedules.Schedule(start, QUARTER, "kW", values, "kWh", soc, [], None, start)
+
+
+@pytest.mark.parametrize(
+    ("begin", "until", "change"),
+    [(0, 15, 1000), (5, 10, 1000 / 3), (10, 20, 0), (15, 30, -1000), (30, 60, 0), (-10, 5, 1000 / 3)],
+)
+@pytest.mark.parametrize("soc", [None, [5.0, 6.0, 5.0]])
+def test_the_change_that_is_planned_between_two_moments(soc, begin, until, change):
+    schedule = planned([4.0, -4.0], soc)
+    moments = [NOON + timedelta(minutes=minutes) for minutes in (begin, until)]
+    assert schedules.change_planned(schedule, None, *moments) == pytest.approx(change)
+    assert schedules.change_planned(None, None, *moments) == 0
+
+
+def test_before_a_schedules_start_the_previous_one_counts():
+    previous, schedule = planned([2.0, 2.0], start=NOON - QUARTER), planned([4.0, 4.0])
+    begin, until = NOON - QUARTER / 3, NOON + QUARTER
+    assert schedules.change_planned(schedule, previous, begin, until) == pytest.approx(500 / 3 + 1000)

@@ -44,6 +44,23 @@ def test_energy_and_power_are_told_apart(unit, step, sensor_unit, resolution, po
 
 
 @pytest.mark.parametrize(
+    ("sign", "sensor_sign", "unit", "resolution", "turned"),
+    [
+        (1, 1, "kW", QUARTER, [2.0, None]),
+        (1, -1, "kW", QUARTER, [-2.0, None]),
+        (-1, -1, "kW", QUARTER, [2.0, None]),
+        (-1, 1, "Wh", HOUR, [-2.0, None]),
+        (1, -1, "kWh", ZERO, [2.0, None]),
+        (1, -1, "°C", QUARTER, [2.0, None]),
+        (1, -1, "EUR/kWh", HOUR, [2.0, None]),
+    ],
+)
+def test_powers_and_energies_have_the_sensors_sign(sign, sensor_sign, unit, resolution, turned):
+    found = Sensor(12, unit, resolution, "Europe/Amsterdam", 3, sensor_sign)
+    assert sensor_data.turned([2.0, None], sign, found) == turned
+
+
+@pytest.mark.parametrize(
     ("step", "count", "resolution", "found"),
     [
         (None, 3, QUARTER, QUARTER),
