@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -12,23 +12,29 @@ import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.aiohttp_client import async_create_clientsession
-from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_time_interval
+from homeassistant.helpers.event import (
+    async_call_later,
+    async_track_point_in_utc_time,
+    async_track_time_interval,
+)
+from homeassistant.helpers.start import async_at_started
 
+import flexmeasures_home.checks as checks
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
 import flexmeasures_home.measurements as measurements
+import flexmeasures_home.new_prices as new_prices
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.question as question
 import flexmeasures_home.resources as resources
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.schedule_store as schedule_store
+import flexmeasures_home.state_of_charge as states_of_charge
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
 import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 CLIENT_LOGGER = "custom_components.pyscript.flexmeasures.client"
@@ -36,7 +42,10 @@ UPDATED = "flexmeasures_schedule_updated"
 FIRST_PAUSE_SECONDS = 10
 LONGEST_PAUSE_SECONDS = 300
 HEARTBEAT = timedelta(minutes=1)
+ENTITIES_SECONDS = 30
+"""How long after Home Assistant's start an entity must exist."""
 PLAN = "plan"
+NO_SOC = "no_soc"
 
 
 @pyscript_compile
@@ -45,7 +54,11 @@ def record():
 
     @dataclass
     class Device:
-        """A device with its connection, the schedule in force and the one before it."""
+        """A device with its connection, the schedule in force and the one before it.
+
+        `state_of_charge` is that of `soc_entity`. `last_call` has the fields of the call that the schedule in
+        force was made for, where it is known, and `prices_due` is when new prices are looked for next.
+        """
 
         hass: Any
         configuration: Any
@@ -56,6 +69,11 @@ def record():
         measurements: Any = None
         cron: Any = None
         resources: Any = None
+        state_of_charge: Any = None
+        last_call: dict | None = None
+        prices_due: datetime | None = None
+        are_entities_due: bool = False
+        forget_entity_check: Any = None
         schedule: Any = None
         previous: Any = None
         forget_boundary: Any = None
@@ -63,6 +81,7 @@ def record():
         check: Any = None
         check_pause: float = FIRST_PAUSE_SECONDS
         asking: Any = None
+        replanning: Any = None
         attributes: dict | None = None
         stopped: bool = False
         planning: Any = field(default_factory=asyncio.Lock)
@@ -89,8 +108,11 @@ async def start(device):
     device.link = connection.connect(given.host, given.username, given.password, session, CLIENT_LOGGER)
     device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     statuses.dismiss(hass)
-    statuses.show(status, last_success=last_success(device))
+    until = device.schedule and device.schedule.prices_known_until
+    statuses.show(status, last_success=last_success(device), prices_known_until=schedule_state.local(until))
     show(device)
+    if given.soc_entity:
+        device.state_of_charge = follow_state_of_charge(device)
     device.outbox = await outboxes.start(hass, device.link, status, f"{given.username} {device.link.host}")
     device.measurements = await measurements.load(hass, device.outbox)
     measure(device)
@@ -110,18 +132,86 @@ async def start(device):
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
     look_for_server(device, 0)
     if given.cron:
-        device.cron = crons.Cron(hass, status, given.cron, lambda start: plan(device, {"start": start}))
+        device.cron = crons.Cron(
+            hass, status, given.cron, lambda start: plan(device, {"start": start}, by_user=False)
+        )
         crons.start(device.cron, device.schedule and device.schedule.updated_at)
 
     @callback
     def beat(_now):
         show(device)
+        if device.state_of_charge:
+            device.state_of_charge.look()
+        checks.check_entities(device)
+        new_prices.look(device, partial(plan, device, by_user=False))
         statuses.forget_notices(status)
         measurements.look_at_all(device.measurements)
         if device.cron:
             crons.look(device.cron)
 
+    check_entities_soon(device)
     device.forget_heartbeat = async_track_time_interval(hass, beat, HEARTBEAT, cancel_on_shutdown=True)
+
+
+@pyscript_compile
+def follow_state_of_charge(device: Any) -> Any:
+    """Return the state of charge of `soc_entity`, followed from now on."""
+    given = device.configuration
+    powers = [given.power_capacity, given.consumption_capacity, given.production_capacity]
+    meters = [item for item in given.measurements if item["sensor"] == given.power_sensor]
+    read = reader(device.hass, meters[0]["entity"], meters[0].get("unit")) if meters else None
+
+    def power_measured() -> float | None:
+        value, unit = read() if read else (None, None)
+        if value is None or unit not in quantities.POWER_UNITS:
+            return None
+        return measurements.sign_of(meters[0]) * quantities.power(value, unit)
+
+    def when_known() -> None:
+        plan_problem = device.status.problems.get(PLAN)
+        if device.cron and plan_problem and plan_problem.cause == NO_SOC:
+            crons.hurry(device.cron)
+
+    found = states_of_charge.StateOfCharge(
+        hass=device.hass,
+        entity=given.soc_entity,
+        unit_if_none=given.soc_entity_unit,
+        soc_unit=given.soc_unit,
+        soc_min=given.soc_min,
+        soc_max=given.soc_max,
+        max_power=max([power for power in powers if power], default=None),
+        max_age=given.soc_max_age,
+        efficiency=(given.roundtrip_efficiency or 1.0) ** 0.5,
+        change_planned=partial(change_planned, device),
+        power_measured=power_measured,
+        when_known=when_known,
+    )
+    found.start()
+    return found
+
+
+@pyscript_compile
+def change_planned(device: Any, begin: datetime, end: datetime) -> float:
+    """Return by how much (Wh) the schedules in force are to change the state of charge."""
+    return schedules.change_planned(device.schedule, device.previous, begin, end)
+
+
+@pyscript_compile
+def check_entities_soon(device: Any) -> None:
+    """Look whether the configured entities exist, once Home Assistant and their integrations have started."""
+
+    @callback
+    def check(_now: datetime) -> None:
+        device.forget_entity_check = None
+        device.are_entities_due = True
+        checks.check_entities(device)
+
+    @callback
+    def started(hass: Any) -> None:
+        job = HassJob(check, cancel_on_shutdown=True)
+        device.forget_entity_check = async_call_later(hass, ENTITIES_SECONDS, job)
+
+    device.forget_entity_check = async_at_started(device.hass, started)
 
 
 @pyscript_compile
@@ -152,6 +242,7 @@ def measure(device):
             reader(device.hass, item["entity"], item.get("unit")),
             given.power_sensor,
             item.get("resolution"),
+            sign=measurements.sign_of(item),
         )
 
 
@@ -159,9 +250,8 @@ def measure(device):
 def soc_reading(device):
     """Return the state of charge in the unit that suits its sensor, or None while it is not known."""
     given = device.configuration
-    try:
-        soc = question.state_of_charge(device.hass, given)
-    except HomeAssistantError:
+    soc = device.state_of_charge.now()
+    if soc is None:
         return None, None
     sensor = device.measurements.sensors.get(given.soc_sensor)
     if sensor and sensor.unit == "%":
@@ -195,7 +285,11 @@ async def stop(device):
         device.forget_heartbeat()
     if device.cron:
         crons.stop(device.cron)
-    for task in (device.check, device.asking):
+    if device.state_of_charge:
+        device.state_of_charge.stop()
+    if device.forget_entity_check:
+        device.forget_entity_check()
+    for task in (device.check, device.asking, device.replanning):
         if task:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -247,64 +341,15 @@ async def check(device, pause):
     while True:
         await asyncio.sleep(pause)
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-        error = await look_up(device)
+        error = await checks.look_up(device)
         await measurements.learn(device.measurements, device.link.sensors)
         if error is None:
             break
-        statuses.fail_with(device.status, statuses.SERVER, error)
+        statuses.fail_with(device.status, statuses.SERVER, error, checks.with_key(device, error))
         pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
     statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
     recovered(device)
     device.check_pause = next_check_pause
-
-
-@pyscript_compile
-async def look_up(device):
-    """Ask for each sensor, and the site; return the first error, or None. All that is right is learnt."""
-    given, link = device.configuration, device.link
-    link.sensors.clear()
-    prices = {given.consumption_price_sensor, given.production_price_sensor}
-    steps = {item["sensor"]: item.get("resolution") for item in given.measurements}
-    first = None
-    questions = [partial(planning.power_sensor, link, given.power_sensor)]
-    questions += [partial(priced, link, sensor) for sensor in sorted(prices)]
-    if given.soc_sensor:
-        questions.append(partial(sensor_data.of_state_of_charge, link, given.soc_sensor))
-    questions += [partial(fitting, link, sensor, step) for sensor, step in steps.items()]
-    if given.site:
-        questions.append(partial(connection.asset, link, given.site))
-    for ask in questions:
-        try:
-            await ask()
-        except outboxes.OF_THE_SERVER as error:
-            return error
-        except errors.OptimiserError as error:
-            first = first or error
-    return first
-
-
-@pyscript_compile
-async def priced(link, sensor):
-    """Refuse a price sensor that is of no price."""
-    found = await connection.sensor(link, sensor)
-    if "/" not in found.unit:
-        raise errors.UnknownSensor(
-            f"consumption_price_sensor, production_price_sensor: sensor {sensor} is in {found.unit}, which "
-            f"is no price such as EUR/kWh: check the number"
-        )
-
-
-@pyscript_compile
-async def fitting(link, sensor, step):
-    """Refuse a resolution of measurements that does not fit their sensor, or is finer."""
-    found = await connection.sensor(link, sensor)
-    if step is not None:
-        sensor_data.check_step(step, found)
-        if step < found.resolution:
-            raise errors.InvalidData(
-                f"measurements: a resolution of {step} is finer than the {found.resolution} of sensor "
-                f"{sensor}: leave it out for the sensor's own"
-            )
 
 
 @pyscript_compile
@@ -320,21 +365,31 @@ def last_success(device):
 
 
 @pyscript_compile
-async def plan(device, call):
+async def plan(device, call, by_user: bool = True):
     """Ask FlexMeasures for a schedule, show it, and return it as a response.
 
     `call` holds the service's fields, checked. Plans of one device are made one after the other.
-    Raise HomeAssistantError or ServiceValidationError; the schedule before stays then.
+    Raise HomeAssistantError or ServiceValidationError; the schedule before stays then. What a user's call has
+    wrong is told to the caller alone.
     """
     given = device.configuration
     async with device.planning:
         refuse_if_stopped(device)
-        with told(device):
+        with told(device, call if by_user else {}):
             device.asking = asyncio.ensure_future(
-                question.ask(device.hass, given, device.link, partial(beside, device), call)
+                question.ask(
+                    device.hass,
+                    given,
+                    device.link,
+                    device.state_of_charge,
+                    partial(change_planned, device),
+                    partial(beside, device),
+                    call,
+                )
             )
             schedule = await device.asking
             refuse_if_stopped(device)
+            device.last_call = call
             accept(device, schedule)
             await schedule_store.save(device.store, given.power_sensor, device.schedule, device.previous)
     return schedule_state.response(schedule, dt_util.get_default_time_zone())
@@ -367,8 +422,11 @@ def refuse_if_stopped(device):
 
 @pyscript_compile
 @contextmanager
-def told(device):
-    """Show `planning` meanwhile; show a failure, and raise it as Home Assistant's own."""
+def told(device, call: dict[str, Any]):
+    """Show `planning` meanwhile; show a failure, and raise it as Home Assistant's own.
+
+    What lies in the `call`'s own fields is not shown, but raised as ServiceValidationError.
+    """
     status = device.status
     status.planning = True
     statuses.show(status)
@@ -380,18 +438,31 @@ def told(device):
         if isinstance(error, ServiceValidationError) or not isinstance(error, Exception):
             statuses.show(status)
             raise
+        if lies_in_call(error, call):
+            statuses.show(status)
+            raise ServiceValidationError(str(error)) from error
         if device.cron:
             crons.failed(device.cron, error)
         if isinstance(error, errors.OptimiserError):
-            statuses.fail_with(status, PLAN, error)
-            raise HomeAssistantError(str(error)) from error
-        if isinstance(error, question.NoStateOfCharge):
-            statuses.fail(status, PLAN, str(error), cause="no_soc", temporary=True)
+            text = checks.with_key(device, error)
+            statuses.fail_with(status, PLAN, error, text)
+            raise HomeAssistantError(text) from error
+        if isinstance(error, states_of_charge.NoStateOfCharge):
+            statuses.fail(status, PLAN, str(error), cause=NO_SOC, temporary=True)
             raise
         LOGGER.exception("Planning failed unexpectedly")
         text = f"Planning failed unexpectedly ({type(error).__name__}: {error}): please report the log"
         statuses.fail(status, PLAN, text, cause="failed")
         raise HomeAssistantError(text) from error
+
+
+@pyscript_compile
+def lies_in_call(error: BaseException, call: dict[str, Any]) -> bool:
+    """Tell whether a plan failed over raw fields of the call, or over a start beyond all prices."""
+    if isinstance(error, errors.PricesMissing):
+        return "start" in call and call["start"] > dt_util.utcnow()
+    is_raw = "flex_model" in call or "flex_context" in call
+    return is_raw and isinstance(error, (errors.InvalidProblem, errors.Infeasible))
 
 
 @pyscript_compile
@@ -410,6 +481,7 @@ def accept(device, schedule):
         PLAN,
         last_success=last_success(device),
         server_version=server_version(device),
+        prices_known_until=schedule_state.local(schedule.prices_known_until),
     )
     if device.cron:
         crons.planned(device.cron)

@@ -1,6 +1,8 @@
 """What Home Assistant's entities say, as numbers."""
 
+import difflib
 import math
+from typing import Any
 
 from homeassistant.const import ATTR_UNIT_OF_MEASUREMENT, STATE_UNAVAILABLE, STATE_UNKNOWN
 
@@ -18,6 +20,14 @@ def reading(state, attribute):
     if attribute:
         return state.attributes.get(attribute), None
     return state.state, state.attributes.get(ATTR_UNIT_OF_MEASUREMENT)
+
+
+@pyscript_compile
+def nearest(hass: Any, name: str) -> str:
+    """Return ": did you mean sensor.x?" for a name that no entity has, or nothing where none is near."""
+    entity_id, attribute = split(name)
+    found = difflib.get_close_matches(entity_id, hass.states.async_entity_ids(), 1)
+    return f": did you mean {found[0]}{f'.{attribute}' if attribute else ''}?" if found else ""
 
 
 @pyscript_compile

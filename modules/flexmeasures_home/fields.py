@@ -3,12 +3,14 @@
 import difflib
 import math
 import re
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 
 import homeassistant.helpers.config_validation as cv
 import homeassistant.util.dt as dt_util
 import isodate
 import voluptuous as vol
+from homeassistant.const import WEEKDAYS
 
 import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.storage as storages
@@ -22,6 +24,8 @@ ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:
 MOST_VALUES = 10_000
 SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
 ID = re.compile(r"[a-zA-Z0-9\-_:]{2,64}")
+IS_ENTITY = re.compile(r"[a-z_]+\.[a-z0-9_]+(\.\w+)?")
+MINUTES_OF_A_DAY = 1440
 SECRETS = ("password", "token")
 HOLD_SECRETS = ("s2",)
 
@@ -64,6 +68,19 @@ def positive(convert):
     def checked(value):
         number = convert(value)
         if number <= 0:
+            raise ValueError
+        return number
+
+    return checked
+
+
+@pyscript_compile
+def not_negative(convert):
+    """Return a conversion that refuses what is below zero."""
+
+    def checked(value):
+        number = convert(value)
+        if number < 0:
             raise ValueError
         return number
 
@@ -302,15 +319,47 @@ def many(validate):
 
 
 @pyscript_compile
-def energy(unit, full):
+def energy(unit, full, max_percent: float | None = 100):
     """Return a validator of a state of charge as Wh: a number in `unit`, "5 kWh", or "80 %" of `full`."""
 
     def convert(value):
         if (watt_hours := quantities.energy(value, unit, full)) < 0:
             raise ValueError
+        percent, given_unit = quantities.parse(value)
+        if given_unit == "%" and max_percent is not None and percent > max_percent:
+            raise vol.Invalid(f"expected at most {max_percent} %")
         return watt_hours
 
     return expects(convert, f"a number in {unit}, or text such as '5.2 kWh' or '80 %', not below 0")
+
+
+@pyscript_compile
+def energy_or_entity(energy: Any) -> Any:
+    """Return a validator of a state of charge (Wh), or of an entity that tells it, which stays a text."""
+
+    def validate(value: Any) -> float | str:
+        return value if isinstance(value, str) and IS_ENTITY.fullmatch(value) else energy(value)
+
+    return validate
+
+
+@pyscript_compile
+def time_of_day(value: Any) -> time:
+    """Return a time of the day, of "07:00" or "07:00:00"; YAML reads 17:00 without quotes as a number."""
+    if type(value) is int:
+        seconds = value * 60 if value < MINUTES_OF_A_DAY else value
+        value = str(timedelta(seconds=seconds))
+    try:
+        return cv.time(value)
+    except vol.Invalid as error:
+        raise ValueError from error
+
+
+@pyscript_compile
+def weekdays(value: Any) -> list[int]:
+    """Return the numbers of days of the week, Monday being 0, of a list such as [mon, tue]."""
+    names = value if isinstance(value, list) else [value]
+    return [WEEKDAYS.index(str(name).lower()[:3]) for name in names]
 
 
 @pyscript_compile
@@ -358,6 +407,7 @@ SCHEDULE_DURATION = expects(
 MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
 PRICE = expects(price, "a price such as 1.35, without a unit")
 POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")
+CAPACITY = expects(not_negative(quantities.power), "a power such as '10 kW', or '0 kW'")
 RAW_FIELDS = expects(raw_fields, "FlexMeasures' own fields as keys and values")
 DATA_DURATION = expects(
     data_duration, "an ISO 8601 duration up to a year, such as PT1H, or PT0M for a moment"
@@ -369,8 +419,11 @@ BOOLEAN = expects(boolean, "true or false")
 SECONDS = expects(seconds, "seconds from 1 up to a day, such as 30")
 SIZE = expects(size, "a size from 4 KiB to 64 MiB, such as 1 MiB")
 PORT = expects(within(1, 65535), "a port from 1 to 65535")
+SIGN = vol.Any("consumption", "production", msg="expected consumption or production")
 COUNT = expects(within(1, 100_000), "a whole number from 1 to 100000")
 FACTOR = expects(factor, "a factor from 0 to 1")
 S2_ID = expects(s2_id, "an id of 2 to 64 letters, digits, -, _ and :")
 CONTROL_TYPE = expects(control_types.named, f"one of {', '.join(control_types.ALL_NAMES)}")
+TIME = expects(time_of_day, "a time of the day, such as '07:00'")
+WEEKDAY_NUMBERS = expects(weekdays, "days of the week, such as [mon, tue]")
 ENTITY = expects(entity, "an entity such as sensor.battery, or sensor.battery.attribute")

@@ -1,63 +1,92 @@
 """The question to FlexMeasures: a call's fields, with the configuration filling in."""
 
-import homeassistant.util.dt as dt_util
-import voluptuous as vol
-from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-import flexmeasures_home.entities as entities
+import homeassistant.util.dt as dt_util
+from homeassistant.exceptions import ServiceValidationError
+
 import flexmeasures_home.fields as fields
+import flexmeasures_home.state_of_charge as states_of_charge
 import flexmeasures_optimiser.planning as planning
+import flexmeasures_optimiser.prices as prices
+import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.storage as storages
 
-MOST_OVER_SOC_MAX = 2
+DAYS_AHEAD = 8
+"""How many days are looked through for the next time of a daily target."""
 
 
 @pyscript_compile
-def error():
-    """Define the error: natively, so that compiled code can raise it."""
-
-    class NoStateOfCharge(HomeAssistantError):
-        """`soc_entity` does not tell a state of charge."""
-
-    return NoStateOfCharge
-
-
-NoStateOfCharge = error()
-
-
-@pyscript_compile
-async def ask(hass, given, link, beside, call):
+async def ask(
+    hass: Any,
+    given: Any,
+    link: Any,
+    state_of_charge: Any,
+    change_planned: Callable[[datetime, datetime], float],
+    beside: Callable[..., Awaitable[dict]],
+    call: dict[str, Any],
+) -> Any:
     """Return the schedule for the call's fields, the configuration (`given`) filling in.
 
-    `beside(start, end, step, raw)` returns the flex-context's fields that count other devices in, where
-    `raw` are the user's own.
+    `state_of_charge` is that of `soc_entity`, or None without one; `change_planned(begin, end)` returns by
+    how much (Wh) the schedules in force change it. `beside(start, end, step, raw)` returns the flex-context's
+    fields that count other devices in, where `raw` are the user's own. Raise an OptimiserError,
+    NoStateOfCharge or ServiceValidationError.
     """
     now = dt_util.utcnow()
     sensor = await planning.power_sensor(link, given.power_sensor)
     start = schedules.shift_up(call.get("start", now), sensor.resolution, sensor.timezone)
-    soc_at_start = call.get("soc_at_start")
+    refuse_the_past(call, start, sensor.resolution, now)
+    flex_model = (given.flex_model or {}) | call.get("flex_model", {})
+    soc_max = bound(flex_model, "soc-max", given.soc_max)
+    asked, assumed = call.get("soc_at_start"), []
+    if asked is None or asked == given.soc_entity:
+        if state_of_charge is None:
+            raise ServiceValidationError(
+                "soc_at_start is missing: give the state of charge, or configure soc_entity"
+            )
+        soc_at_start, assumed = state_of_charge.at(start)
+    elif isinstance(asked, str):
+        present = soc_of_other(hass, given, asked)
+        soc_at_start = min(max(present + change_planned(now, start), 0.0), max(present, soc_max))
+    else:
+        soc_at_start = asked
+    refuse_more_than_full("soc_at_start", soc_at_start, soc_max * states_of_charge.MAX_OVER_SOC_MAX, soc_max)
+    targets = call.get("soc_targets")
+    if targets is None:
+        targets = daily_targets(given.soc_targets, start, call.get("duration", given.schedule_duration))
     storage = storages.Storage(
         power_sensor=given.power_sensor,
         soc_sensor=given.soc_sensor,
-        soc_at_start=state_of_charge(hass, given) if soc_at_start is None else soc_at_start,
+        soc_at_start=soc_at_start,
         soc_min=given.soc_min,
         soc_max=given.soc_max,
-        soc_targets=upcoming(call, "soc_targets", start),
-        soc_minima=upcoming(call, "soc_minima", start),
-        soc_maxima=upcoming(call, "soc_maxima", start),
-        power_capacity=given.power_capacity,
+        soc_targets=upcoming("soc_targets", targets, start, now),
+        soc_minima=upcoming("soc_minima", call.get("soc_minima", []), start, now),
+        soc_maxima=upcoming("soc_maxima", call.get("soc_maxima", []), start, now),
+        **capacities(given),
         roundtrip_efficiency=given.roundtrip_efficiency,
-        flex_model=(given.flex_model or {}) | call.get("flex_model", {}),
+        flex_model=flex_model,
     )
+    for name in ("soc_targets", "soc_minima"):
+        for number, wish in enumerate(getattr(storage, name)):
+            refuse_more_than_full(f"{name}[{number}]", wish.value, soc_max, soc_max)
     duration = planning.lasting(storage, sensor, start, call.get("duration", given.schedule_duration))
+    if given.soc_at_end is not None:
+        storage.soc_minima.append(storages.Wish(start + duration, start + duration, given.soc_at_end))
     raw = (given.flex_context or {}) | call.get("flex_context", {})
-    return await planning.plan(
+    tariff, price_fields = await prices.for_plan(
+        link, given.consumption_price_sensor, given.production_price_sensor, raw, start, start + duration
+    )
+    schedule = await planning.plan(
         link,
         storage,
         storages.flex_context(
-            given.consumption_price_sensor,
-            given.production_price_sensor,
+            price_fields,
             given.site_power_capacity,
             await beside(start, start + duration, sensor.resolution, raw),
             raw,
@@ -69,46 +98,108 @@ async def ask(hass, given, link, beside, call):
         given.site,
         now,
     )
+    if tariff is None:
+        return replace(schedule, warnings=assumed)
+    until = prices.known_until(tariff)
+    return replace(
+        schedule,
+        prices_known_until=None if until is None else datetime.fromtimestamp(until, UTC),
+        assumed_prices=prices.assumed(tariff),
+        warnings=assumed + prices.warnings(tariff, dt_util.get_default_time_zone()),
+    )
 
 
 @pyscript_compile
-def upcoming(call, field_name, start):
-    """Return a call's wishes; refuse one that no schedule from this start on can fulfil."""
-    wishes = call.get(field_name, [])
+def refuse_the_past(call: dict[str, Any], start: datetime, resolution: timedelta, now: datetime) -> None:
+    """Refuse a start that is over by more than the interval under way."""
+    if start <= now - resolution:
+        asked = dt_util.as_local(call["start"]).isoformat(timespec="minutes")
+        raise ServiceValidationError(f"start: {asked} lies in the past: leave it out, to plan from now on")
+
+
+@pyscript_compile
+def bound(flex_model: dict[str, Any], name: str, configured: float) -> float:
+    """Return a raw field's energy (Wh), or what is configured where there is none that can be read."""
+    try:
+        return quantities.energy(flex_model[name])
+    except (KeyError, ValueError):
+        return configured
+
+
+@pyscript_compile
+def soc_of_other(hass: Any, given: Any, entity: str) -> float:
+    """Return the present state of charge (Wh) of an entity that only a call names."""
+    if given.soc_entity is not None:
+        raise ServiceValidationError(
+            f"soc_at_start: {entity} is not soc_entity ({given.soc_entity}): the service plans the one "
+            f"device that is configured, and another's plan would replace its own"
+        )
+    try:
+        return states_of_charge.of_entity(
+            hass, entity, given.soc_entity_unit, given.soc_unit, given.soc_max, "soc_at_start"
+        )
+    except states_of_charge.NoStateOfCharge as error:
+        raise ServiceValidationError(str(error)) from error
+
+
+@pyscript_compile
+def refuse_more_than_full(name: str, asked: float, most: float, full: float) -> None:
+    """Refuse a state of charge (Wh) of more than a device can hold: mostly a % that was forgotten."""
+    if asked > most * (1 + schedules.TOLERANCE):
+        kilowatt_hours = f"{quantities.tidy(asked / 1000):g}"
+        hint = f": did you mean {kilowatt_hours} %?" if asked <= 100_000 else ""
+        raise ServiceValidationError(
+            f"{name}: {kilowatt_hours} kWh is more than soc_max, {quantities.tidy(full / 1000):g} kWh{hint}"
+        )
+
+
+@pyscript_compile
+def capacities(given: Any) -> dict[str, float | None]:
+    """Return the Storage's capacities (W): a direction that is not configured has the power_capacity.
+
+    Without a production capacity beside one of consumption, FlexMeasures plans no production at all.
+    """
+    consumption, production = given.consumption_capacity, given.production_capacity
+    power = given.power_capacity
+    if power is None and None not in (consumption, production):
+        power = max(consumption, production)
+    if consumption is not None and production is None:
+        production = power
+    return {
+        "power_capacity": power,
+        "consumption_capacity": consumption,
+        "production_capacity": production,
+        "minimum_power": given.minimum_power,
+    }
+
+
+@pyscript_compile
+def daily_targets(targets: list[dict[str, Any]], start: datetime, duration: timedelta) -> list:
+    """Return the configured daily targets from a start on: those within the schedule, or within a day."""
+    zone, wishes = dt_util.get_default_time_zone(), []
+    first_day = start.astimezone(zone).date()
+    last = start + max(duration, timedelta(days=1))
+    for target in targets:
+        for day in range(max(DAYS_AHEAD, duration.days + 2)):
+            date = first_day + timedelta(days=day)
+            moment = datetime.combine(date, target["time"], zone).astimezone(UTC)
+            if date.weekday() in target["weekdays"] and start < moment <= last:
+                wishes.append(storages.Wish(moment, moment, target["value"]))
+    return wishes
+
+
+@pyscript_compile
+def upcoming(field_name: str, wishes: list, start: datetime, now: datetime) -> list:
+    """Return wishes, none before the schedule's start; refuse one that no schedule from there on can fulfil.
+
+    What was due from now until the start is due at the start.
+    """
     zone = dt_util.get_default_time_zone()
     for number, wish in enumerate(wishes):
-        if not start <= wish.end <= start + fields.LONGEST_SCHEDULE:
+        if not min(now, start) <= wish.end <= start + fields.LONGEST_SCHEDULE:
             wrong = "before" if wish.end < start else "more than 31 days after"
             raise ServiceValidationError(
                 f"{field_name}[{number}]: {wish.end.astimezone(zone).isoformat()} is {wrong} the schedule's "
                 f"start, {start.astimezone(zone).isoformat()}"
             )
-    return wishes
-
-
-@pyscript_compile
-def state_of_charge(hass, given):
-    """Return the state of charge (Wh) that `soc_entity` tells; a % is of soc_max."""
-    if given.soc_entity is None:
-        raise ServiceValidationError(
-            "soc_at_start is missing: give the state of charge, or configure soc_entity"
-        )
-    entity_id, attribute = entities.split(given.soc_entity)
-    state = hass.states.get(entity_id)
-    if state is None:
-        raise NoStateOfCharge(f"soc_entity: {given.soc_entity} does not exist in Home Assistant")
-    value, unit = entities.reading(state, attribute)
-    try:
-        soc = fields.energy(given.soc_unit, given.soc_max)(
-            value if attribute else f"{value} {unit or given.soc_unit}"
-        )
-    except vol.Invalid as error:
-        raise NoStateOfCharge(
-            f"soc_entity: {given.soc_entity} is {value!r}: {error.error_message}"
-        ) from error
-    if attribute and soc > MOST_OVER_SOC_MAX * given.soc_max:
-        raise NoStateOfCharge(
-            f"soc_entity: {given.soc_entity} is {value!r}, taken as {given.soc_unit}, far above soc_max: "
-            f"if it is a percentage, give a template sensor with % as its unit"
-        )
-    return soc
+    return [replace(wish, start=max(wish.start, start), end=max(wish.end, start)) for wish in wishes]

@@ -181,7 +181,10 @@ async def keep_trying(side):
             await asyncio.sleep(SECONDS_BETWEEN_TRIES)
             continue
         text = f"s2: {side.why_not_listening}. No device can connect; it is tried again each half minute"
-        statuses.fail(side.status, MATTER, text, cause=NOT_LISTENING)
+        if side.given.s2.is_configured:
+            statuses.fail(side.status, MATTER, text, cause=NOT_LISTENING)
+        elif tries == PATIENCE_TRIES:
+            LOGGER.warning("%s", text)
         await asyncio.sleep(SECONDS_BETWEEN_LATER_TRIES)
 
 

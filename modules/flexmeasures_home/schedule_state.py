@@ -1,5 +1,8 @@
 """A schedule as a Home Assistant state: the value that is due now, and the schedule as attributes."""
 
+from datetime import datetime
+
+import homeassistant.util.dt as dt_util
 import isodate
 from homeassistant.const import STATE_UNKNOWN
 from homeassistant.helpers.json import json_bytes
@@ -61,17 +64,28 @@ def response(schedule, zone):
             for miss in schedule.missed_targets
         ],
         "cost": schedule.cost,
+        "prices_known_until": local(schedule.prices_known_until),
+        "warnings": schedule.warnings,
     }
 
 
 @pyscript_compile
+def local(moment: datetime | None) -> str | None:
+    """Write a moment in Home Assistant's time zone, or None."""
+    return None if moment is None else dt_util.as_local(moment).isoformat()
+
+
+@pyscript_compile
 def naming(unit):
-    """Return the attributes that tell Home Assistant what the state is."""
+    """Return the attributes that tell Home Assistant what the state is.
+
+    The energy of an interval is no meter's, so it has no state class: statistics would take it for one.
+    """
     is_energy = unit in quantities.ENERGY_UNITS
     return {
         "unit_of_measurement": unit,
         "device_class": "energy" if is_energy else "power",
-        "state_class": "total" if is_energy else "measurement",
+        **({} if is_energy else {"state_class": "measurement"}),
         "friendly_name": FRIENDLY_NAME,
     }
 
@@ -87,6 +101,8 @@ def attributes(schedule, zone):
         "resolution": whole["resolution"],
         "soc_unit": whole["soc_unit"],
         "missed_targets": whole["missed_targets"][:MOST_MISSED],
+        "prices_known_until": whole["prices_known_until"],
+        "warnings": whole["warnings"],
         "updated_at": schedule.updated_at.astimezone(zone).isoformat(),
         **naming(schedule.unit),
     }

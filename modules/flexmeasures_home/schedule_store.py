@@ -44,6 +44,7 @@ def as_json(schedule):
     return asdict(schedule) | {
         "start": schedule.start.isoformat(),
         "updated_at": schedule.updated_at.isoformat(),
+        "prices_known_until": schedule.prices_known_until and schedule.prices_known_until.isoformat(),
         "resolution": schedule.resolution.total_seconds(),
         "missed_targets": [
             miss | {"datetime": miss["datetime"].isoformat()} for miss in schedule.missed_targets
@@ -56,9 +57,11 @@ def recalled(found):
     """Return the schedule that `as_json` wrote."""
     if found is None:
         return None
+    until = found.get("prices_known_until")
     return schedules.Schedule(
         **found
         | {
+            "prices_known_until": until and datetime.fromisoformat(until),
             "start": datetime.fromisoformat(found["start"]),
             "updated_at": datetime.fromisoformat(found["updated_at"]),
             "resolution": timedelta(seconds=found["resolution"]),

@@ -31,10 +31,11 @@ def trigger_and_get_schedule(configuration):
     """Return the schema of `flexmeasures.trigger_and_get_schedule`."""
     soc = fields.energy(configuration.soc_unit, configuration.soc_max)
     wishes = fields.many(fields.wish(soc))
+    soc_at_start = fields.energy_or_entity(soc)
     required = vol.Optional if configuration.soc_entity else vol.Required
     return vol.Schema(
         {
-            required("soc_at_start"): soc,
+            required("soc_at_start"): soc_at_start,
             vol.Optional("soc_targets"): wishes,
             vol.Optional("soc_minima"): wishes,
             vol.Optional("soc_maxima"): wishes,
@@ -58,6 +59,7 @@ def post_measurements(_configuration):
             vol.Optional("duration"): fields.DATA_DURATION,
             vol.Optional("unit"): fields.TEXT,
             vol.Optional("prior"): fields.MOMENT,
+            vol.Optional("positive"): fields.SIGN,
         }
     )
 
@@ -180,11 +182,9 @@ async def run(app, name, data):
     given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
     try:
         return await act(device, checked(schema_for(device.configuration), given))
-    except ServiceValidationError as error:
-        statuses.fail(device.status, statuses.CALL, str(error))
-        raise
     except HomeAssistantError as error:
-        if act is not devices.plan and isinstance(error.__cause__, errors.OptimiserError):
+        is_callers = isinstance(error, ServiceValidationError) or act is devices.plan
+        if not is_callers and isinstance(error.__cause__, errors.OptimiserError):
             statuses.fail_with(device.status, statuses.CALL, error.__cause__)
         raise
 

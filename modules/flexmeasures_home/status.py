@@ -33,6 +33,7 @@ OURS = [
     "misconfigured",
     "wrong_call",
     "no_soc",
+    "no_entity",
     "no_measurements",
     DROPPED,
     "outbox_full",
@@ -96,7 +97,7 @@ def show(status, **attributes):
     status.attributes |= attributes
     if status.pace is None:
         status.pace = paces.Pace(status.hass, partial(write, status), 0.0, BURST, SECONDS_BETWEEN_COUNTS)
-    if status.shown == lasting(status):
+    if status.shown == lasting(status) and status.attributes.get("outbox"):
         paces.want(status.pace)
     else:
         write(status)
@@ -124,6 +125,7 @@ def lasting(status: Status) -> tuple[str, dict]:
         "last_success": None,
         "last_error": newest.text if newest else None,
         "next_plan": None,
+        "prices_known_until": None,
         "server_version": None,
         "outbox_dropped": 0,
         **status.attributes,
@@ -182,9 +184,9 @@ def notify(status, cause):
 
 
 @pyscript_compile
-def fail_with(status, matter, error):
-    """Show an error of the optimiser."""
-    fail(status, matter, str(error), error.status, error.cause, error.temporary)
+def fail_with(status, matter, error, text: str | None = None):
+    """Show an error of the optimiser, with another text than its own if one is given."""
+    fail(status, matter, text or str(error), error.status, error.cause, error.temporary)
 
 
 @pyscript_compile

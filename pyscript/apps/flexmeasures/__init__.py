@@ -62,7 +62,8 @@ async def trigger_and_get_schedule(**data):
       soc_at_start:
         name: State of charge at start
         description: >-
-          A number in soc_unit, or text such as "5.2 kWh" or "80 %". Required unless soc_entity is configured.
+          A number in soc_unit, text such as "5.2 kWh" or "80 %", or an entity that tells the present one,
+          such as sensor.battery. Required unless soc_entity is configured.
         example: 5.2
         selector:
           text:
@@ -160,6 +161,17 @@ async def post_measurements(**data):
         example: kW
         selector:
           text:
+      positive:
+        name: Positive
+        description: >-
+          Whether positive powers and energies are consumption (by default) or production. FlexMeasures gets
+          them in the sign that its sensor has.
+        example: production
+        selector:
+          select:
+            options:
+              - consumption
+              - production
       prior:
         name: Prior
         description: When the values were known, for a forecast. For measurements, leave it out.

@@ -7,6 +7,7 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 import voluptuous as vol
+from homeassistant.const import WEEKDAYS
 
 import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
@@ -21,7 +22,10 @@ def records():
 
     @dataclass
     class Configuration:
-        """One device as configured: power in W, energy in Wh, efficiency as a ratio."""
+        """One device as configured: power in W, energy in Wh, efficiency as a ratio.
+
+        `soc_targets` are those of each day or some days: a `value`, a `time`, and the `weekdays` by number.
+        """
 
         host: str
         username: str
@@ -35,10 +39,17 @@ def records():
         soc_unit: str
         soc_min: float
         soc_max: float
+        soc_at_end: float | None
+        soc_targets: list
         power_capacity: float | None
+        consumption_capacity: float | None
+        production_capacity: float | None
+        minimum_power: float | None
         roundtrip_efficiency: float | None
         schedule_unit: str
         soc_entity: str | None
+        soc_entity_unit: str | None
+        soc_max_age: timedelta
         cron: str | None
         measurements: list
         site: int | None
@@ -52,7 +63,7 @@ def records():
         """Where and for whom the CEM listens; `resources` maps a resource_id or name to its sensors.
 
         `prices` are those of commodities other than electricity: GAS per m3, HEAT per kWh, OIL per litre,
-        HYDROGEN per kg.
+        HYDROGEN per kg. `is_configured` tells whether there is a section s2 at all.
         """
 
         enabled: bool
@@ -68,6 +79,7 @@ def records():
         resources: dict
         prices: dict
         limits: Any
+        is_configured: bool = False
 
     return Configuration, S2
 
@@ -170,11 +182,17 @@ def one_of(units):
 
 
 STATE_OF_CHARGE = fields.expects(quantities.parse, "a number in soc_unit")
+DAILY_TARGET = {
+    vol.Required("value"): STATE_OF_CHARGE,
+    vol.Required("time"): fields.TIME,
+    vol.Optional("weekdays", default=WEEKDAYS): fields.WEEKDAY_NUMBERS,
+}
 MEASUREMENT = {
     vol.Required("entity"): fields.ENTITY,
     vol.Required("sensor"): fields.SENSOR,
     vol.Optional("resolution"): fields.RESOLUTION,
     vol.Optional("unit"): fields.TEXT,
+    vol.Optional("positive"): fields.SIGN,
 }
 LIMITS_SCHEMA = vol.Schema(
     {
@@ -237,7 +255,12 @@ SCHEMA = vol.Schema(
         vol.Optional("soc_unit", default="kWh"): one_of(quantities.ENERGY_UNITS),
         vol.Required("soc_min"): STATE_OF_CHARGE,
         vol.Required("soc_max"): STATE_OF_CHARGE,
+        vol.Optional("soc_at_end"): STATE_OF_CHARGE,
+        vol.Optional("soc_targets", default=list): fields.many(vol.Schema(DAILY_TARGET)),
         vol.Optional("power_capacity"): fields.POWER,
+        vol.Optional("consumption_capacity"): fields.CAPACITY,
+        vol.Optional("production_capacity"): fields.CAPACITY,
+        vol.Optional("minimum_power"): fields.POWER,
         vol.Optional("roundtrip_efficiency"): fields.expects(
             roundtrip_efficiency, "an efficiency such as 0.9 or '90 %'"
         ),
@@ -245,6 +268,8 @@ SCHEMA = vol.Schema(
             (*quantities.POWER_UNITS, *quantities.ENERGY_UNITS)
         ),
         vol.Optional("soc_entity"): fields.ENTITY,
+        vol.Optional("soc_entity_unit"): one_of((*quantities.ENERGY_UNITS, "%")),
+        vol.Optional("soc_max_age", default="PT1H"): fields.DURATION,
         vol.Optional("cron"): fields.expects(cron_expression, "a cron expression such as '*/15 * * * *'"),
         vol.Optional("measurements", default=list): vol.All([MEASUREMENT], each_once),
         vol.Optional("site"): fields.ASSET,
@@ -271,11 +296,14 @@ def read(section):
     soc, mistake = soc_limits(section)
     mistakes += mistake
     if not mistakes:
+        wanted, mistakes = wanted_levels(given, soc)
+    if not mistakes:
         mistakes = contradictions(given)
     if mistakes:
         return None, mistakes
-    given = {"production_price_sensor": given["consumption_price_sensor"]} | given | soc
-    given["s2"] = S2(**(dict.fromkeys(S2.__dataclass_fields__) | given["s2"]))
+    given = {"production_price_sensor": given["consumption_price_sensor"]} | given | soc | wanted
+    s2 = dict.fromkeys(S2.__dataclass_fields__) | given["s2"] | {"is_configured": "s2" in section}
+    given["s2"] = S2(**s2)
     return Configuration(**(dict.fromkeys(Configuration.__dataclass_fields__) | given)), []
 
 
@@ -302,9 +330,48 @@ def soc_limits(section):
 
 
 @pyscript_compile
+def wanted_levels(given: dict[str, Any], soc: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
+    """Return soc_at_end and soc_targets in Wh, and the mistakes in them."""
+    unit, full, mistakes = given["soc_unit"], soc["soc_max"], []
+
+    def energy(name: str, parsed: tuple[float, str | None]) -> float | None:
+        number, own_unit = parsed
+        quantity = f"{number:g} {own_unit or unit}"
+        try:
+            found = quantities.energy(quantity, unit, full)
+        except ValueError as error:
+            mistakes.append(f"{name}: {error}, but got {quantity}")
+            return None
+        if not 0 <= found <= full:
+            mistakes.append(f"{name}: expected at most soc_max, and not below 0, but got {quantity}")
+        return found
+
+    targets = [
+        target | {"value": energy(f"soc_targets[{number}].value", target["value"])}
+        for number, target in enumerate(given["soc_targets"])
+    ]
+    at_end = energy("soc_at_end", given["soc_at_end"]) if "soc_at_end" in given else None
+    return {"soc_targets": targets, "soc_at_end": at_end}, mistakes
+
+
+@pyscript_compile
 def contradictions(given):
     """Return the mistakes that keys make together, each of which is right."""
     found = []
+    capacity = given.get("consumption_capacity", given.get("power_capacity"))
+    if "minimum_power" in given and capacity is None:
+        found.append("minimum_power: expected consumption_capacity or power_capacity too")
+    elif "minimum_power" in given and given["minimum_power"] > capacity:
+        found.append("minimum_power: expected no more than the device can consume")
+    if "consumption_capacity" in given and not {"production_capacity", "power_capacity"} & given.keys():
+        found.append("consumption_capacity: expected production_capacity too ('0 kW': it never discharges)")
+    if "production_capacity" in given and not {"consumption_capacity", "power_capacity"} & given.keys():
+        found.append("production_capacity: expected consumption_capacity or power_capacity too")
+    soc_entity = given.get("soc_entity", "")
+    if soc_entity.count(".") == 2 and "soc_entity_unit" not in given:
+        found.append(
+            f"soc_entity_unit is missing: {soc_entity} is an attribute, which has no unit ('%' or kWh)"
+        )
     if "cron" in given and "soc_entity" not in given:
         found.append("cron: expected soc_entity too, from which the state of charge is taken")
     sensors = [item["sensor"] for item in given["measurements"]]

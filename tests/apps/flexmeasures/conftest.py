@@ -23,7 +23,10 @@ FRBC, METER = "FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE"
 
 @pytest.fixture
 def app_config(flexmeasures_server) -> dict:
-    """Return a right configuration of the seeded battery, without earlier plans: 1 to 10 kWh, 5 kW."""
+    """Return a right configuration of the seeded battery, without earlier plans: 1 to 10 kWh, 5 kW.
+
+    It plans four hours: a day takes FlexMeasures four times as long.
+    """
     ids = flexmeasures_server.ids
     flexmeasures_server.forget(ids.power_sensor, ids.soc_sensor)
     return {
@@ -37,6 +40,7 @@ def app_config(flexmeasures_server) -> dict:
         "soc_max": 10,
         "power_capacity": "5 kW",
         "roundtrip_efficiency": 0.9,
+        "schedule_duration": "PT4H",
         "s2": {"port": free_port()},
     }
 

@@ -211,12 +211,13 @@ async def test_the_servers_retry_after_is_honoured(start, cron_config, flexmeasu
             "password": limited.password,
             "power_sensor": limited.power_sensor_60min,
             "soc_sensor": limited.soc_sensor,
-            "consumption_price_sensor": limited.empty_price_sensor,
+            "consumption_price_sensor": limited.price_sensor,
+            "flex_context": {"consumption-price": "0.3 EUR/kWh", "production-price": "0.1 EUR/kWh"},
         }
     )
-    await home.until(lambda: "prices" in (home.status().attributes["last_error"] or ""))
-    for _ in range(3):
-        with pytest.raises(Exception, match=r"prices|429"):
+    await home.until(lambda: home.updates or home.status().attributes["last_error"])
+    with pytest.raises(Exception, match="429"):
+        for _ in range(3):
             await home.plan(soc_at_start=4)
     assert "try again in" in home.status().attributes["last_error"]
     assert timedelta(minutes=50) < next_plan(home) - datetime.now(UTC) <= timedelta(minutes=60)
@@ -354,3 +355,97 @@ def leftovers(hass) -> tuple[int, int]:
     """Return how many tasks of ours run, and how many listeners there are for changes of states."""
     tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("flexmeasures")]
     return len(tasks), sum(hass.bus.async_listeners().values())
+
+
+async def test_it_plans_as_soon_as_the_state_of_charge_is_known(start, cron_config, clock, states):
+    states("unavailable")
+    clock.move_to(next_quarter(datetime.now(UTC)) + SECOND)
+    home = await start(cron_config)
+    await home.until(lambda: home.status().state == "error")
+    states("4")
+    await planned(home, 1)
+    assert home.status().state == "ok"
+
+
+async def test_daily_targets_are_those_of_each_plan(start, cron_config, clock, states):
+    states("4")
+    in_two_hours = next_quarter(datetime.now(UTC)) + timedelta(hours=2)
+    at = dt_util.as_local(in_two_hours)
+    other_day = (at + timedelta(days=1)).strftime("%a")
+    targets = [
+        {"value": "90 %", "time": at.strftime("%H:%M"), "weekdays": [at.strftime("%a")]},
+        {"value": "20 %", "time": at.strftime("%H:%M"), "weekdays": other_day},
+    ]
+    home = await start(cron_config | {"soc_targets": targets})
+    await planned(home, 1)
+    shown = home.schedule().attributes
+    quarters = (in_two_hours - datetime.fromisoformat(shown["start"])) // QUARTER
+    assert shown["soc"][quarters] == pytest.approx(9, abs=0.01)
+    assert shown["missed_targets"] == []
+
+
+async def test_one_odd_reading_is_neither_planned_on_nor_posted(
+    start, cron_config, clock, states, flexmeasures_server, caplog
+):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kWh", 0)
+    states("5.5")
+    first = next_quarter(datetime.now(UTC) + timedelta(days=1))
+    clock.move_to(first + SECOND)
+    home = await start(cron_config | {"soc_sensor": sensor})
+    await planned(home, 1)
+    await home.tick_to(clock, first + QUARTER - 2 * SECOND)
+    states("0")
+    await home.tick_to(clock, first + QUARTER + SECOND)
+    await planned(home, 2)
+    states("5.5")
+    [warning] = home.schedule().attributes["warnings"]
+    assert "says 0.00 kWh, which its power cannot explain" in warning
+    assert home.schedule().attributes["soc"][0] > 3
+    await home.tick_to(clock, first + 2 * QUARTER + SECOND)
+    await planned(home, 3)
+    assert home.schedule().attributes["warnings"] == []
+    await home.until(lambda: waiting(home) == 0)
+    told = await home.call(
+        "get_measurements", sensor_id=sensor, start=first.isoformat(), duration="PT45M", resolution="PT15M"
+    )
+    assert min(value for value in told["values"] if value is not None) > 3
+
+
+@pytest.mark.parametrize("key", ["soc_entity", "measurements"])
+async def test_an_entity_that_does_not_exist_is_told_within_a_minute(start, app_config, clock, states, key):
+    states("4", "2000")
+    item = [{"entity": "sensor.gird", "sensor": app_config["power_sensor"]}]
+    wrong = {"soc_entity": "sensor.batery"} if key == "soc_entity" else {"measurements": item}
+    home = await start(app_config | wrong)
+    await home.checked()
+    assert home.status().state == "ok"
+    await home.tick_to(clock, datetime.now(UTC) + 31 * SECOND)
+    meant = "sensor.battery" if key == "soc_entity" else "sensor.grid"
+    [text] = home.notifications().values()
+    assert text.startswith(f"{key}: ")
+    assert text.endswith(f"does not exist in Home Assistant: did you mean {meant}?")
+    home.hass.states.async_set("sensor.batery", "4", KWH)
+    home.hass.states.async_set("sensor.gird", "2", {"unit_of_measurement": "kW"})
+    await home.tick_to(clock, datetime.now(UTC) + 61 * SECOND)
+    assert home.notifications() == {}
+
+
+async def test_a_power_is_posted_in_the_sensors_sign(start, app_config, flexmeasures_server, clock):
+    battery, roof = [
+        await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15, False) for _sensor in range(2)
+    ]
+    first = next_quarter(datetime.now(UTC) + timedelta(days=5))
+    clock.move_to(first - MINUTE)
+    items = [
+        {"entity": "sensor.battery_power", "sensor": battery},
+        {"entity": "sensor.roof", "sensor": roof, "positive": "production"},
+    ]
+    home = await start(app_config | {"measurements": items})
+    await home.checked()
+    for entity in ("sensor.battery_power", "sensor.roof"):
+        home.hass.states.async_set(entity, "2000", {"unit_of_measurement": "W"})
+    await home.tick_to(clock, first + SECOND)
+    await home.tick_to(clock, first + QUARTER + SECOND)
+    await home.until(lambda: waiting(home) == 0)
+    assert (await asyncio.to_thread(flexmeasures_server.beliefs, battery))[-1] == (first, pytest.approx(-2))
+    assert (await asyncio.to_thread(flexmeasures_server.beliefs, roof))[-1] == (first, pytest.approx(2))

@@ -1,6 +1,6 @@
 """A configuration is read once; each of its mistakes is named, all at once."""
 
-from datetime import timedelta
+from datetime import time, timedelta
 
 import pytest
 
@@ -42,6 +42,13 @@ def test_reads_what_is_given(configuration):
             "site": 1,
             "site_power_capacity": "17 kW",
             "soc_entity": "sensor.car.battery_level",
+            "soc_entity_unit": "%",
+            "soc_max_age": "PT30M",
+            "soc_at_end": "50 %",
+            "soc_targets": {"value": "80 %", "time": 1020, "weekdays": ["mon", "Friday"]},
+            "consumption_capacity": "11 kW",
+            "production_capacity": "0 kW",
+            "minimum_power": "4.14 kW",
             "flex_model": {"prefer-charging-sooner": False},
             "flex_context": {"relax-constraints": True},
         }
@@ -52,6 +59,19 @@ def test_reads_what_is_given(configuration):
     assert (found.power_capacity, found.site_power_capacity) == (10_000, 17_000)
     assert found.roundtrip_efficiency == 0.9
     assert found.flex_model == {"prefer-charging-sooner": False}
+    assert (found.consumption_capacity, found.production_capacity) == (11_000, 0)
+    assert (found.minimum_power, found.soc_at_end) == (4140, 5000)
+    assert (found.soc_entity_unit, found.soc_max_age) == ("%", timedelta(minutes=30))
+    assert found.soc_targets == [{"value": 8000, "time": time(17), "weekdays": [0, 4]}]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("07:00", time(7)), (1020, time(17)), (61_230, time(17, 0, 30))]
+)
+def test_a_time_that_yaml_reads_as_a_number_is_a_time(configuration, given, found):
+    target = {"value": 8, "time": given}
+    [read] = configuration.read(GIVEN | {"soc_targets": [target]})[0].soc_targets
+    assert read == {"value": 8000, "time": found, "weekdays": list(range(7))}
 
 
 def test_s2_devices_are_served_on_this_machine_without_a_word(configuration):
@@ -126,6 +146,34 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         ({"roundtrip_efficiency": 120}, "roundtrip_efficiency: expected an efficiency"),
         ({"roundtrip_efficiency": 0}, "roundtrip_efficiency: expected an efficiency"),
         ({"soc_entity": "battery"}, "soc_entity: expected an entity"),
+        ({"soc_entity": "sensor.car.level"}, "soc_entity_unit is missing: sensor.car.level is an attribute"),
+        ({"soc_entity_unit": "km"}, "soc_entity_unit: expected one of Wh, kWh, MWh, %"),
+        ({"soc_at_end": 11}, "soc_at_end: expected at most soc_max, and not below 0, but got 11 kWh"),
+        ({"soc_at_end": "5 km"}, "soc_at_end: expected Wh, kWh, MWh or %, but got 5 km"),
+        ({"soc_targets": [{"value": 5}]}, "soc_targets[0].time is missing"),
+        (
+            {"soc_targets": [{"value": 5, "time": "25:00"}]},
+            "soc_targets[0].time: expected a time of the day, such as '07:00'",
+        ),
+        (
+            {"soc_targets": [{"value": "80", "time": "07:00"}]},
+            "soc_targets[0].value: expected at most soc_max, and not below 0, but got 80 kWh",
+        ),
+        (
+            {"soc_targets": [{"value": 5, "time": "07:00", "weekdays": ["mo"]}]},
+            "soc_targets[0].weekdays: expected days of the week, such as [mon, tue]",
+        ),
+        ({"minimum_power": "2 kW"}, "minimum_power: expected consumption_capacity or power_capacity too"),
+        (
+            {"minimum_power": "12 kW", "power_capacity": "11 kW"},
+            "minimum_power: expected no more than the device can consume",
+        ),
+        ({"consumption_capacity": "11 kW"}, "consumption_capacity: expected production_capacity too"),
+        ({"production_capacity": "0 kW"}, "production_capacity: expected consumption_capacity or power_"),
+        (
+            {"measurements": [{"entity": "sensor.roof", "sensor": 5, "positive": "up"}]},
+            "measurements[0].positive: expected consumption or production, but got 'up'",
+        ),
         ({"flex_model": ["soc-max"]}, "flex_model: expected FlexMeasures' own fields"),
         ({"s2": "geheim"}, "s2: expected keys and values"),
         ({"s2": {"host": "0.0.0.0"}}, "s2.token: expected a token, which Resource Managers send as a Bearer"),

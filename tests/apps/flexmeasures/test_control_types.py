@@ -20,6 +20,12 @@ OMBC, PEBC, FRBC = "OPERATION_MODE_BASED_CONTROL", "POWER_ENVELOPE_BASED_CONTROL
 CONTROLLED = [name for name in DEVICES if name != "meter"]
 
 
+@pytest.fixture
+def app_config(app_config) -> dict:
+    """Return the configuration with a whole day to plan."""
+    return app_config | {"schedule_duration": "PT24H"}
+
+
 def now():
     """Return the present moment."""
     return datetime.now(UTC)

@@ -34,6 +34,18 @@ async def fails(home, kind, says, state, cause, **data):
     return text
 
 
+async def refuses(home, says, **data):
+    """Call the main service; check that what is wrong with the call is told to the caller alone."""
+    before = home.schedule(), home.status()
+    with pytest.raises(ServiceValidationError) as caught:
+        await home.plan(**data)
+    assert says in str(caught.value)
+    for state, now in zip(before, (home.schedule(), home.status()), strict=True):
+        assert (now.state, now.attributes) == (state.state, state.attributes)
+    assert home.notifications() == {}
+    assert home.updates == []
+
+
 async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog):
     home = await start({"host": "localhost", "username": "me", "power_sensor": "two", "soc_min": 1})
     assert home.status().state == "misconfigured"
@@ -216,7 +228,8 @@ async def test_a_power_sensor_of_another_account(start, app_config, flexmeasures
 
 async def test_a_price_sensor_of_another_account(start, app_config, flexmeasures_server):
     home = await start(app_config | {"consumption_price_sensor": flexmeasures_server.foreign.price_sensor})
-    says = "may not use the sensor given as consumption-price"
+    sensor = flexmeasures_server.foreign.price_sensor
+    says = f"consumption_price_sensor, production_price_sensor: This user may not use sensor {sensor}"
     await fails(home, HomeAssistantError, says, "error", "no_access", soc_at_start=4)
 
 
@@ -224,7 +237,8 @@ async def test_a_price_sensor_of_another_account(start, app_config, flexmeasures
 async def test_a_wrong_number_shows_before_any_call(start, app_config, key):
     home = await start(app_config | {key: 99999})
     await home.checked()
-    assert "sensor 99999" in home.status().attributes["last_error"]
+    keys = "consumption_price_sensor, production_price_sensor" if key.startswith("consumption") else key
+    assert home.status().attributes["last_error"].startswith(f"{keys}: FlexMeasures knows no sensor 99999")
     assert home.status().state == "error"
 
 
@@ -233,6 +247,8 @@ async def test_a_wrong_number_shows_before_any_call(start, app_config, key):
     [
         ("soc_sensor", "price_sensor", "is in EUR/kWh, which is no state of charge"),
         ("consumption_price_sensor", "power_sensor", "is in kW, which is no price"),
+        ("power_sensor", "price_sensor", "power_sensor: sensor"),
+        ("power_sensor", "price_sensor", "is in EUR/kWh, which is no power such as kW"),
     ],
 )
 async def test_a_sensor_of_another_kind_shows_before_any_call(
@@ -241,6 +257,26 @@ async def test_a_sensor_of_another_kind_shows_before_any_call(
     home = await start(app_config | {key: getattr(flexmeasures_server.ids, other)})
     await home.checked()
     assert says in home.status().attributes["last_error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_right"), [("inflexible-consumption", True), ("inflexible-production", False)]
+)
+async def test_a_load_of_the_other_sign_shows_before_any_call(
+    start, app_config, flexmeasures_server, name, is_right
+):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    loads = {"measurements": [{"entity": "sensor.house", "sensor": sensor}]}
+    home = await start(app_config | loads | {"flex_context": {name: [{"sensor": sensor}]}})
+    await home.checked()
+    said = home.status().attributes["last_error"]
+    if is_right:
+        assert said is None
+    else:
+        assert (
+            f"flex_context: sensor {sensor} under inflexible-production holds consumption as positive" in said
+        )
+        assert "name it under inflexible-consumption" in said
 
 
 async def test_a_wrong_site_shows_before_any_call(start, app_config):
@@ -259,20 +295,25 @@ async def test_missing_prices_name_the_sensor(start, app_config, flexmeasures_se
 async def test_limits_that_cannot_be_met(home):
     says = "no schedule that meets all limits"
     raw = {"soc-min": "5 kWh", "soc-at-start": "1 kWh"}
-    await fails(home, HomeAssistantError, says, "error", "infeasible", soc_at_start=4, flex_model=raw)
+    await refuses(home, says, soc_at_start=4, flex_model=raw)
+
+
+async def test_limits_of_the_configuration_that_cannot_be_met(start, app_config):
+    raw = {"soc-min": "5 kWh", "soc-at-start": "1 kWh"}
+    home = await start(app_config | {"flex_model": raw})
+    says = "no schedule that meets all limits"
+    await fails(home, HomeAssistantError, says, "error", "infeasible", soc_at_start=4)
 
 
 async def test_a_field_that_the_server_does_not_know(home):
+    says = "soc-mox: Unknown field."
+    await refuses(home, says, soc_at_start=4, flex_model={"soc-mox": "5 kWh"})
+
+
+async def test_a_configured_field_that_the_server_does_not_know(start, app_config):
+    home = await start(app_config | {"flex_model": {"soc-mox": "5 kWh"}})
     says = "does not accept the request for asset"
-    text = await fails(
-        home,
-        HomeAssistantError,
-        says,
-        "error",
-        "invalid_problem",
-        soc_at_start=4,
-        flex_model={"soc-mox": "5 kWh"},
-    )
+    text = await fails(home, HomeAssistantError, says, "error", "invalid_problem", soc_at_start=4)
     assert "soc-mox: Unknown field." in text
 
 
@@ -285,12 +326,13 @@ async def test_the_rate_limit_says_when_to_try_again(start, app_config, flexmeas
             "password": limited.password,
             "power_sensor": limited.power_sensor,
             "soc_sensor": limited.soc_sensor,
-            "consumption_price_sensor": limited.empty_price_sensor,
+            "consumption_price_sensor": limited.price_sensor,
+            "flex_context": {"consumption-price": "0.3 EUR/kWh", "production-price": "0.1 EUR/kWh"},
         }
     )
-    for _ in range(3):
-        with pytest.raises(HomeAssistantError) as caught:
-            await home.plan(soc_at_start=4)
+    with pytest.raises(HomeAssistantError) as caught:
+        for _ in range(3):
+            await home.plan(soc_at_start=4, duration="PT1H")
     assert re.search(r"asks to wait \(429\): try again in \d+ s$", str(caught.value))
     assert home.status().state == "error"
     assert home.notifications() == {}
@@ -299,7 +341,7 @@ async def test_the_rate_limit_says_when_to_try_again(start, app_config, flexmeas
 async def test_a_job_that_takes_too_long(home):
     in_process.module_globals("flexmeasures_optimiser.planning")["JOB_SECONDS"] = 0
     says = "did not finish within 0 seconds"
-    await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P7D")
+    await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P2D")
 
 
 @pytest.mark.parametrize(
@@ -309,6 +351,14 @@ async def test_a_job_that_takes_too_long(home):
         ({"soc_at_start": "full"}, "soc_at_start: expected a number in kWh"),
         ({"soc_at_start": "unavailable"}, "soc_at_start: expected a number in kWh"),
         ({"soc_at_start": -1}, "soc_at_start: expected a number in kWh"),
+        ({"soc_at_start": 55}, "soc_at_start: 55 kWh is more than soc_max, 10 kWh: did you mean 55 %?"),
+        ({"soc_at_start": "400 %"}, "soc_at_start: expected at most 100 %, but got '400 %'"),
+        ({"soc_at_start": "sensor.car"}, "soc_at_start: sensor.car does not exist in Home Assistant"),
+        (
+            {"soc_at_start": 4, "soc_targets": [{"value": 80, "datetime": in_hours(3)}]},
+            "soc_targets[0]: 80 kWh is more than soc_max, 10 kWh: did you mean 80 %?",
+        ),
+        ({"soc_at_start": 4, "start": in_hours(-300)}, "lies in the past: leave it out"),
         ({"soc_at_start": 4, "duration": "a day"}, "duration: expected an ISO 8601 duration"),
         ({"soc_at_start": 4, "duration": "P400D"}, "at most P31D"),
         ({"soc_at_start": 4, "duration": "12"}, "an ISO 8601 duration of whole minutes above zero"),
@@ -333,7 +383,7 @@ async def test_a_job_that_takes_too_long(home):
     ],
 )
 async def test_a_wrong_field_is_named(home, data, says):
-    await fails(home, ServiceValidationError, says, "error", "wrong_call", **data)
+    await refuses(home, says, **data)
 
 
 async def test_an_entity_without_a_soc(start, app_config):
@@ -349,10 +399,10 @@ async def test_an_entity_without_a_soc(start, app_config):
 async def test_a_failure_keeps_the_schedule_and_a_success_clears_it(home):
     await home.plan(soc_at_start=4)
     home.updates.clear()
-    raw = {"soc-mox": "5 kWh"}
-    await fails(
-        home, HomeAssistantError, "Unknown field", "error", "invalid_problem", soc_at_start=4, flex_model=raw
-    )
+    in_process.module_globals("flexmeasures_optimiser.planning")["JOB_SECONDS"] = 0
+    says = "did not finish within 0 seconds"
+    await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P2D")
+    in_process.module_globals("flexmeasures_optimiser.planning")["JOB_SECONDS"] = 300
     await home.plan(soc_at_start=4)
     assert home.notifications() == {}
     assert home.status().state == "ok"

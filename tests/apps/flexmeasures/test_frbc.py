@@ -14,6 +14,12 @@ CHARGE = example("FRBC.SystemDescription")["actuators"][0]["operation_modes"][1]
 MOST_BYTES = 16_384
 
 
+@pytest.fixture
+def app_config(app_config) -> dict:
+    """Return the configuration with a whole day to plan."""
+    return app_config | {"schedule_duration": "PT24H"}
+
+
 def instruction_in(side, slug="home_battery"):
     """Return the instruction that a state shows."""
     return side.state(slug) and side.state(slug).attributes["instruction"]

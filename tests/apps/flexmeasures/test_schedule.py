@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import homeassistant.util.dt as dt_util
 import pytest
+from homeassistant.exceptions import ServiceValidationError
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 from tests.apps.flexmeasures.conftest import in_hours
@@ -25,7 +26,7 @@ def values(response) -> list[float]:
 
 
 async def test_the_schedule_equals_a_direct_clients(home, client, flexmeasures_server):
-    response = await home.plan(soc_at_start=4)
+    response = await home.plan(soc_at_start=4, duration="PT24H")
     ids = flexmeasures_server.ids
     direct = await client.trigger_and_get_schedule(
         asset_id=ids.site,
@@ -67,7 +68,7 @@ async def test_the_schedule_equals_a_direct_clients(home, client, flexmeasures_s
 
 
 async def test_the_expected_soc_is_the_servers_own(home, client, flexmeasures_server):
-    response = await home.plan(soc_at_start=4)
+    response = await home.plan(soc_at_start=4, duration="PT24H")
     ids = flexmeasures_server.ids
     told = await client.get_sensor_data(
         ids.soc_sensor, start=response["start"], duration="PT24H", unit="kWh", resolution="PT15M"
@@ -106,7 +107,7 @@ async def test_a_new_plan_knows_new_prices(home, flexmeasures_server):
     assert values(await home.plan(**question)) == values(first)
 
 
-@pytest.mark.parametrize(("soc", "towards"), [(0.4, 1), (11.5, -1)])
+@pytest.mark.parametrize(("soc", "towards"), [(0.4, 1), (10.6, -1)])
 async def test_a_soc_outside_the_limits_is_brought_back(home, soc, towards):
     response = await home.plan(soc_at_start=soc)
     assert values(response)[0] * towards > 0
@@ -115,8 +116,9 @@ async def test_a_soc_outside_the_limits_is_brought_back(home, soc, towards):
 
 
 async def test_a_target_that_can_be_reached_is_reached(home):
-    response = await home.plan(soc_at_start=2, soc_targets=[{"value": 9, "datetime": in_hours(6)}])
-    step = starts(response).index(datetime.fromisoformat(in_hours(6)).astimezone(starts(response)[0].tzinfo))
+    when = in_hours(3)
+    response = await home.plan(soc_at_start=2, soc_targets=[{"value": 9, "datetime": when}])
+    step = starts(response).index(datetime.fromisoformat(when))
     assert response["soc"][step] == pytest.approx(9, abs=0.01)
     assert response["missed_targets"] == []
 
@@ -157,15 +159,88 @@ async def test_the_schedule_is_in_the_users_unit(start, app_config, unit, factor
         ("sensor.battery", "4.2", {"unit_of_measurement": "kWh"}, 4.2),
         ("sensor.battery", "4200", {"unit_of_measurement": "Wh"}, 4.2),
         ("sensor.battery", "4.2", {}, 4.2),
-        ("sensor.battery.level", "on", {"level": 3}, 3),
+        ("sensor.battery.level", "on", {"level": 30}, 3),
     ],
 )
 async def test_the_soc_is_taken_from_an_entity(start, app_config, entity, state, attributes, soc):
-    home = await start(app_config | {"soc_entity": entity})
+    unit = {"soc_entity_unit": "%"} if entity.count(".") > 1 else {}
+    home = await start(app_config | {"soc_entity": entity} | unit)
     home.hass.states.async_set("sensor.battery", state, attributes)
     response = await home.plan(duration="PT2H")
     assert response["soc"][0] == pytest.approx(soc)
     assert (await home.plan(duration="PT2H", soc_at_start=6))["soc"][0] == 6
+
+
+@pytest.fixture
+def car(app_config) -> dict:
+    """Return the configuration of a car: 6 to 60 kWh, charged with 4.14 to 11 kW, never discharged."""
+    return app_config | {
+        "soc_min": 6,
+        "soc_max": 60,
+        "power_capacity": "11 kW",
+        "production_capacity": "0 kW",
+        "minimum_power": "4.14 kW",
+        "soc_entity": "sensor.car.battery_level",
+        "soc_entity_unit": "%",
+    }
+
+
+async def test_a_car_is_charged_with_what_its_charger_can(start, car):
+    home = await start(car)
+    home.hass.states.async_set("sensor.car", "on", {"battery_level": 45})
+    target = {"value": "62 %", "datetime": in_hours(8)}
+    response = await home.plan(duration="PT8H", soc_targets=[target])
+    assert response["soc"][0] == 27
+    assert response["soc"][-1] == pytest.approx(37.2, abs=0.05)
+    assert all(value == 0 or 4.14 - 1e-6 <= value <= 11 + 1e-6 for value in values(response))
+
+
+async def test_something_is_left_at_the_end_if_it_is_wanted(start, app_config):
+    home = await start(app_config | {"soc_at_end": "50 %"})
+    response = await home.plan(soc_at_start=4, duration="PT6H")
+    assert response["soc"][-1] == pytest.approx(5, abs=0.01)
+
+
+async def test_the_present_state_is_carried_on_to_the_start(start, app_config):
+    home = await start(app_config | {"soc_entity": "sensor.battery"})
+    home.hass.states.async_set("sensor.battery", "2", {"unit_of_measurement": "kWh"})
+    target = {"value": 8, "datetime": in_hours(2)}
+    start_at = (datetime.now(UTC) - timedelta(seconds=30)).isoformat()
+    first = await home.plan(start=start_at, duration="PT2H", soc_targets=[target])
+    later = starts(first)[4]
+    second = await home.plan(start=later.isoformat(), duration="PT2H")
+    change = first["soc"][4] - first["soc"][0]
+    assert change > 1
+    assert second["soc"][0] == pytest.approx(2 + change, abs=0.9)
+    assert second["soc"][0] > 2.5
+
+
+async def test_an_entity_is_a_state_of_charge_of_a_call(home):
+    home.hass.states.async_set("sensor.battery", "45", {"unit_of_measurement": "%"})
+    response = await home.plan(soc_at_start="sensor.battery", duration="PT2H")
+    assert response["soc"][0] == 4.5
+
+
+async def test_another_devices_entity_does_not_replace_the_schedule(start, app_config):
+    home = await start(app_config | {"soc_entity": "sensor.battery"})
+    home.hass.states.async_set("sensor.car", "45", {"unit_of_measurement": "%"})
+    with pytest.raises(ServiceValidationError, match=r"sensor\.car is not soc_entity \(sensor\.battery\)"):
+        await home.plan(soc_at_start="sensor.car", duration="PT2H")
+
+
+async def test_a_target_before_the_start_is_due_at_the_start(home):
+    soon = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
+    response = await home.plan(soc_at_start=4, duration="PT2H", soc_targets=[{"value": 9, "datetime": soon}])
+    [missed] = response["missed_targets"]
+    assert (missed["datetime"], missed["reached"]) == (response["start"], 4)
+
+
+async def test_a_little_under_the_minimum_is_made_good_in_one_go(home):
+    response = await home.plan(soc_at_start=0.98, duration="PT24H")
+    charging = [value for value in values(response) if value > 0]
+    assert min(charging) > 0.5
+    assert max(response["soc"]) > 1
+    assert response["missed_targets"] == []
 
 
 async def test_an_expired_token_is_renewed(home):

@@ -72,12 +72,15 @@ def test_attributes_are_those_of_the_contract():
         "soc_unit": "kWh",
         "missed_targets": [miss | {"datetime": "2026-06-01T14:00:00+02:00"}],
         "updated_at": "2026-06-01T14:00:00+02:00",
+        "prices_known_until": None,
+        "warnings": [],
     }
 
 
-def test_energy_per_interval_is_told_as_energy():
+def test_energy_per_interval_is_no_meter_to_the_statistics():
     named = schedule_state.naming("kWh")
-    assert (named["device_class"], named["state_class"]) == ("energy", "total")
+    assert named["device_class"] == "energy"
+    assert "state_class" not in named
 
 
 @pytest.mark.parametrize(("minutes", "days"), [(5, 7), (15, 7), (60, 30), (1, 1)])
