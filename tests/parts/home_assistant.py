@@ -204,6 +204,11 @@ class HomeAssistant:
         """Call `pyscript.reload`."""
         await self.call("pyscript", "reload", data)
 
+    def change_sections(self, **sections: object) -> None:
+        """Write other sections into the configuration, for a reload of what they configure."""
+        self.sections |= sections
+        self._configure()
+
     async def state(self, entity_id: str) -> dict | None:
         """Return an entity's state with its attributes."""
         return _find(await self._ask("get_states"), entity_id)
