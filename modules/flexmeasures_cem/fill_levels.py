@@ -61,6 +61,9 @@ def is_doubted(resource: Any, message: Any) -> bool:
 def begin(resource: Any) -> None:
     """Believe the first fill level that comes: the session is new, or the control type."""
     resource.fill_level, resource.fill_level_range = plausibility.BelievedLevel(), None
+    if resource.doubt:
+        resource.doubt.cancel()
+        resource.doubt = None
 
 
 @pyscript_compile

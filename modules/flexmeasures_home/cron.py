@@ -93,6 +93,8 @@ def stop(cron):
 @pyscript_compile
 def arm(cron, moment):
     """Plan at a moment, and show it."""
+    if cron.stopped:
+        return
     if cron.forget_timer:
         cron.forget_timer()
     cron.next = moment
@@ -134,6 +136,8 @@ def look(cron):
 @pyscript_compile
 def plan_now(cron):
     """Plan, unless the plan before is still under way; for the time that was due, if that is just now."""
+    if cron.stopped:
+        return
     now, planned_for = dt_util.utcnow(), cron.next
     if not timedelta(0) <= now - planned_for < TOLERANCE:
         planned_for = now

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -73,7 +74,8 @@ def record():
         last_call: dict | None = None
         prices_due: datetime | None = None
         are_entities_due: bool = False
-        forget_entity_check: Any = None
+        forget_start: Any = None
+        forget_entity_timer: Any = None
         schedule: Any = None
         previous: Any = None
         forget_boundary: Any = None
@@ -202,16 +204,16 @@ def check_entities_soon(device: Any) -> None:
 
     @callback
     def check(_now: datetime) -> None:
-        device.forget_entity_check = None
+        device.forget_entity_timer = None
         device.are_entities_due = True
         checks.check_entities(device)
 
     @callback
     def started(hass: Any) -> None:
         job = HassJob(check, cancel_on_shutdown=True)
-        device.forget_entity_check = async_call_later(hass, ENTITIES_SECONDS, job)
+        device.forget_entity_timer = async_call_later(hass, ENTITIES_SECONDS, job)
 
-    device.forget_entity_check = async_at_started(device.hass, started)
+    device.forget_start = async_at_started(device.hass, started)
 
 
 @pyscript_compile
@@ -233,6 +235,7 @@ def measure(device):
             lambda: soc_reading(device),
             given.power_sensor,
             as_it_is=True,
+            sign=None,
         )
     for item in given.measurements:
         measurements.measure(
@@ -287,8 +290,9 @@ async def stop(device):
         crons.stop(device.cron)
     if device.state_of_charge:
         device.state_of_charge.stop()
-    if device.forget_entity_check:
-        device.forget_entity_check()
+    for forget in (device.forget_start, device.forget_entity_timer):
+        if forget:
+            forget()
     for task in (device.check, device.asking, device.replanning):
         if task:
             task.cancel()
@@ -365,17 +369,21 @@ def last_success(device):
 
 
 @pyscript_compile
-async def plan(device, call, by_user: bool = True):
+async def plan(device, call, by_user: bool = True, is_wanted: Callable[[], bool] = lambda: True):
     """Ask FlexMeasures for a schedule, show it, and return it as a response.
 
-    `call` holds the service's fields, checked. Plans of one device are made one after the other.
-    Raise HomeAssistantError or ServiceValidationError; the schedule before stays then. What a user's call has
-    wrong is told to the caller alone.
+    `call` holds the service's fields, checked. Plans of one device are made one after the other. Raise
+    HomeAssistantError or ServiceValidationError; the schedule before stays then. What a user's call has wrong
+    is told to the caller alone. Nothing is done, and None returned, where it is not wanted any more once it
+    is its turn.
     """
+    asked_at = dt_util.utcnow()
     given = device.configuration
     async with device.planning:
         refuse_if_stopped(device)
-        with told(device, call if by_user else {}):
+        if not is_wanted():
+            return None
+        with told(device, call if by_user else None):
             device.asking = asyncio.ensure_future(
                 question.ask(
                     device.hass,
@@ -385,6 +393,7 @@ async def plan(device, call, by_user: bool = True):
                     partial(change_planned, device),
                     partial(beside, device),
                     call,
+                    asked_at,
                 )
             )
             schedule = await device.asking
@@ -422,10 +431,11 @@ def refuse_if_stopped(device):
 
 @pyscript_compile
 @contextmanager
-def told(device, call: dict[str, Any]):
+def told(device, call: dict[str, Any] | None):
     """Show `planning` meanwhile; show a failure, and raise it as Home Assistant's own.
 
-    What lies in the `call`'s own fields is not shown, but raised as ServiceValidationError.
+    What lies in a user's `call` is not shown, but raised as ServiceValidationError. Without one, it lies in
+    the configuration, or in what an entity tells.
     """
     status = device.status
     status.planning = True
@@ -435,10 +445,11 @@ def told(device, call: dict[str, Any]):
     except BaseException as error:
         refuse_if_stopped(device)
         status.planning = False
-        if isinstance(error, ServiceValidationError) or not isinstance(error, Exception):
+        is_callers = isinstance(error, ServiceValidationError) and call is not None
+        if is_callers or not isinstance(error, Exception):
             statuses.show(status)
             raise
-        if lies_in_call(error, call):
+        if call is not None and lies_in_call(device, error, call):
             statuses.show(status)
             raise ServiceValidationError(str(error)) from error
         if device.cron:
@@ -447,6 +458,9 @@ def told(device, call: dict[str, Any]):
             text = checks.with_key(device, error)
             statuses.fail_with(status, PLAN, error, text)
             raise HomeAssistantError(text) from error
+        if isinstance(error, ServiceValidationError):
+            statuses.fail(status, PLAN, str(error), cause="failed")
+            raise
         if isinstance(error, states_of_charge.NoStateOfCharge):
             statuses.fail(status, PLAN, str(error), cause=NO_SOC, temporary=True)
             raise
@@ -457,12 +471,15 @@ def told(device, call: dict[str, Any]):
 
 
 @pyscript_compile
-def lies_in_call(error: BaseException, call: dict[str, Any]) -> bool:
+def lies_in_call(device: Any, error: BaseException, call: dict[str, Any]) -> bool:
     """Tell whether a plan failed over raw fields of the call, or over a start beyond all prices."""
     if isinstance(error, errors.PricesMissing):
         return "start" in call and call["start"] > dt_util.utcnow()
-    is_raw = "flex_model" in call or "flex_context" in call
-    return is_raw and isinstance(error, (errors.InvalidProblem, errors.Infeasible))
+    if not ("flex_model" in call or "flex_context" in call):
+        return False
+    if isinstance(error, (errors.UnknownSensor, errors.NoAccess)):
+        return checks.with_key(device, error) == str(error)
+    return isinstance(error, (errors.InvalidProblem, errors.Infeasible))
 
 
 @pyscript_compile

@@ -63,7 +63,7 @@ def records():
         pace: int
         step: timedelta | None = None
         as_it_is: bool = False
-        sign: int = sensor_data.CONSUMPTION
+        sign: int | None = sensor_data.CONSUMPTION
         interval: Any = None
         value: float | None = None
         seen: tuple | None = None

@@ -17,8 +17,8 @@ import flexmeasures_optimiser.schedule as schedules
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 BETWEEN_LOOKS = timedelta(minutes=5)
 """How often new prices are looked for, while not all are known."""
-Plan = Callable[[dict[str, Any]], Awaitable[Any]]
-"""Plans the device for the fields of a call."""
+Plan = Callable[..., Awaitable[Any]]
+"""Plans the device for the fields of a call, if it is still wanted once it is its turn: device.plan."""
 
 
 @pyscript_compile
@@ -39,7 +39,10 @@ def look(device: Any, plan: Plan) -> None:
 async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
     """Plan again if a price is known that was assumed for the schedule."""
     given, now = device.configuration, dt_util.utcnow()
-    call = device.last_call or {}
+    call = device.last_call
+    if call is None and device.cron is None:
+        return
+    call = call or {}
     raw = (given.flex_context or {}) | call.get("flex_context", {})
     sensors = given.consumption_price_sensor, given.production_price_sensor
     try:
@@ -55,11 +58,11 @@ async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
     ):
         return
     call = going_on(device, call, schedule, now)
-    if call is None or device.schedule is not schedule:
+    if call is None:
         return
     LOGGER.info("There are new prices")
     with suppress(HomeAssistantError):
-        await plan(call)
+        await plan(call, is_wanted=lambda: device.schedule is schedule)
 
 
 @pyscript_compile

@@ -29,18 +29,20 @@ async def ask(
     change_planned: Callable[[datetime, datetime], float],
     beside: Callable[..., Awaitable[dict]],
     call: dict[str, Any],
+    asked_at: datetime,
 ) -> Any:
     """Return the schedule for the call's fields, the configuration (`given`) filling in.
 
     `state_of_charge` is that of `soc_entity`, or None without one; `change_planned(begin, end)` returns by
     how much (Wh) the schedules in force change it. `beside(start, end, step, raw)` returns the flex-context's
     fields that count other devices in, where `raw` are the user's own. Raise an OptimiserError,
-    NoStateOfCharge or ServiceValidationError.
+    NoStateOfCharge or ServiceValidationError. It was `asked_at` a moment before its turn.
     """
     now = dt_util.utcnow()
     sensor = await planning.power_sensor(link, given.power_sensor)
     start = schedules.shift_up(call.get("start", now), sensor.resolution, sensor.timezone)
-    refuse_the_past(call, start, sensor.resolution, now)
+    refuse_the_past(call, start, sensor.resolution, asked_at)
+    start = max(start, schedules.shift_down(now, sensor.resolution, sensor.timezone))
     flex_model = (given.flex_model or {}) | call.get("flex_model", {})
     soc_max = bound(flex_model, "soc-max", given.soc_max)
     asked, assumed = call.get("soc_at_start"), []
@@ -55,7 +57,10 @@ async def ask(
         soc_at_start = min(max(present + change_planned(now, start), 0.0), max(present, soc_max))
     else:
         soc_at_start = asked
-    refuse_more_than_full("soc_at_start", soc_at_start, soc_max * states_of_charge.MAX_OVER_SOC_MAX, soc_max)
+    most = soc_max * states_of_charge.MAX_OVER_SOC_MAX
+    refuse_more_than_full(
+        "soc_at_start", soc_at_start, most, soc_max, may_be_percent=isinstance(asked, float)
+    )
     targets = call.get("soc_targets")
     if targets is None:
         targets = daily_targets(given.soc_targets, start, call.get("duration", given.schedule_duration))
@@ -68,6 +73,7 @@ async def ask(
         soc_targets=upcoming("soc_targets", targets, start, now),
         soc_minima=upcoming("soc_minima", call.get("soc_minima", []), start, now),
         soc_maxima=upcoming("soc_maxima", call.get("soc_maxima", []), start, now),
+        soc_at_end=given.soc_at_end,
         **capacities(given),
         roundtrip_efficiency=given.roundtrip_efficiency,
         flex_model=flex_model,
@@ -76,8 +82,6 @@ async def ask(
         for number, wish in enumerate(getattr(storage, name)):
             refuse_more_than_full(f"{name}[{number}]", wish.value, soc_max, soc_max)
     duration = planning.lasting(storage, sensor, start, call.get("duration", given.schedule_duration))
-    if given.soc_at_end is not None:
-        storage.soc_minima.append(storages.Wish(start + duration, start + duration, given.soc_at_end))
     raw = (given.flex_context or {}) | call.get("flex_context", {})
     tariff, price_fields = await prices.for_plan(
         link, given.consumption_price_sensor, given.production_price_sensor, raw, start, start + duration
@@ -100,7 +104,7 @@ async def ask(
     )
     if tariff is None:
         return replace(schedule, warnings=assumed)
-    until = prices.known_until(tariff)
+    until = tariff.known_until
     return replace(
         schedule,
         prices_known_until=None if until is None else datetime.fromtimestamp(until, UTC),
@@ -110,9 +114,9 @@ async def ask(
 
 
 @pyscript_compile
-def refuse_the_past(call: dict[str, Any], start: datetime, resolution: timedelta, now: datetime) -> None:
-    """Refuse a start that is over by more than the interval under way."""
-    if start <= now - resolution:
+def refuse_the_past(call: dict[str, Any], start: datetime, resolution: timedelta, asked_at: datetime) -> None:
+    """Refuse a start that was over by more than the interval under way when it was asked for."""
+    if start <= asked_at - resolution:
         asked = dt_util.as_local(call["start"]).isoformat(timespec="minutes")
         raise ServiceValidationError(f"start: {asked} lies in the past: leave it out, to plan from now on")
 
@@ -143,11 +147,13 @@ def soc_of_other(hass: Any, given: Any, entity: str) -> float:
 
 
 @pyscript_compile
-def refuse_more_than_full(name: str, asked: float, most: float, full: float) -> None:
+def refuse_more_than_full(
+    name: str, asked: float, most: float, full: float, may_be_percent: bool = True
+) -> None:
     """Refuse a state of charge (Wh) of more than a device can hold: mostly a % that was forgotten."""
     if asked > most * (1 + schedules.TOLERANCE):
         kilowatt_hours = f"{quantities.tidy(asked / 1000):g}"
-        hint = f": did you mean {kilowatt_hours} %?" if asked <= 100_000 else ""
+        hint = f": did you mean {kilowatt_hours} %?" if may_be_percent and asked <= 100_000 else ""
         raise ServiceValidationError(
             f"{name}: {kilowatt_hours} kWh is more than soc_max, {quantities.tidy(full / 1000):g} kWh{hint}"
         )

@@ -1,7 +1,6 @@
 """What one Resource Manager says, on its way: its state here, its power and fill level to FlexMeasures.
 
-Power in S2 is W, and consumption is positive; a FlexMeasures sensor without the attribute
-`consumption_is_positive` holds it with the other sign.
+Power in S2 is W, and consumption is positive.
 """
 
 import logging
@@ -340,7 +339,7 @@ def take_means(relay, ended):
         return
     sensor = relay.power_sensor
     for start, length, mean in relay.waiting:
-        run = sensor_data.Run(sensor.id, start, [sensor.sign * mean], "W", step=length)
+        run = sensor_data.Run(sensor.id, start, [mean], "W", step=length, sign=sensor_data.CONSUMPTION)
         outboxes.add(relay.outbox, run)
     relay.waiting = []
 
@@ -387,7 +386,15 @@ def post_forecast(relay):
         if relay.last_prior and prior <= relay.last_prior:
             prior = relay.last_prior + timedelta(seconds=1)
         relay.last_prior = prior
-        run = sensor_data.Run(sensor.id, start, values, "W", step=sensor.resolution, prior=prior)
+        run = sensor_data.Run(
+            sensor.id,
+            start,
+            values,
+            "W",
+            step=sensor.resolution,
+            prior=prior,
+            sign=sensor_data.CONSUMPTION,
+        )
         outboxes.withdraw(relay.outbox, relay.forecast_parcel)
         relay.forecast_parcel = outboxes.add(relay.outbox, run)
     return True
@@ -395,7 +402,7 @@ def post_forecast(relay):
 
 @pyscript_compile
 def forecast_values(relay, message):
-    """Return the start and the means of a PowerForecast over the sensor's intervals, in its sign.
+    """Return the start and the means of a PowerForecast over the sensor's intervals, consumption positive.
 
     What is over is left out, and what is more than 7 days ahead, or 2880 intervals.
     """
@@ -414,9 +421,9 @@ def forecast_values(relay, message):
     known = [start for start, value in values.items() if value is not None]
     if not known:
         return first, []
-    start, sign = min(known), relay.power_sensor.sign
+    start = min(known)
     starts = [start + number * interval.step for number in range((max(known) - start) // interval.step + 1)]
-    return start, [None if values.get(each) is None else sign * values[each] for each in starts]
+    return start, [values.get(each) for each in starts]
 
 
 @pyscript_compile

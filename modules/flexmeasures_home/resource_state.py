@@ -15,6 +15,8 @@ CONNECTED, DISCONNECTED = "connected", "disconnected"
 STATES = [CONNECTED, DISCONNECTED, *control_types.NAMES]
 READINGS = ("last_message", "last_message_type", "fill_level")
 """Attributes that change with any message of the Resource Manager."""
+LEAST_SPAN, MAX_SPAN = 1e-9, 1e12
+"""Of fill level ranges outside these, a level is shown as it is told."""
 STEPS = 1000
 """How many steps of a round number the storage's range has at least, where a fill level is shown."""
 STATE_INFO = {
@@ -69,7 +71,7 @@ def value(resource):
 def fill_level(resource: Any) -> float | None:
     """Return the fill level that is believed, in the Resource Manager's unit, in steps of a round number."""
     level, limits = fill_levels.of(resource), fill_levels.range_of(resource)
-    if level is None or limits is None or not limits[0] < limits[1]:
+    if level is None or limits is None or not LEAST_SPAN < limits[1] - limits[0] < MAX_SPAN:
         return level
     return round(level, math.ceil(math.log10(STEPS / (limits[1] - limits[0]))))
 

@@ -15,6 +15,7 @@ FRIENDLY_NAME = "FlexMeasures Schedule"
 MOST_BYTES = 16_300
 """What is longer than 16,384 bytes is too much for the recorder."""
 MOST_MISSED = 50
+MAX_WARNINGS = 10
 STATE_INFO = {"unrecorded_attributes": frozenset({"schedule", "soc"})}
 """What the recorder leaves out, since it would be written anew with each schedule."""
 
@@ -102,7 +103,7 @@ def attributes(schedule, zone):
         "soc_unit": whole["soc_unit"],
         "missed_targets": whole["missed_targets"][:MOST_MISSED],
         "prices_known_until": whole["prices_known_until"],
-        "warnings": whole["warnings"],
+        "warnings": whole["warnings"][:MAX_WARNINGS],
         "updated_at": schedule.updated_at.astimezone(zone).isoformat(),
         **naming(schedule.unit),
     }

@@ -48,7 +48,7 @@ def record():
 
         `planning` is the lock that all plans of the app are made under. `own_schedule()` returns the
         schedule of the app's own device, which counts as load that is given, or None. `warned` are the
-        sentences on prices that are in the log.
+        first words of the warnings on prices that the log has.
         """
 
         given: Any
@@ -58,7 +58,7 @@ def record():
         own_schedule: Any
         site: int | None = None
         planner: Any = None
-        warned: list = field(default_factory=list)
+        warned: set = field(default_factory=set)
 
     return Asker
 
@@ -229,7 +229,7 @@ async def prices(asker, start, end):
     tariff, _fields = await site_prices(asker, *times, asker.given.flex_context or {})
     if tariff is None:
         tariff, _fields = await site_prices(asker, *times, {})
-    return tariff.intervals
+    return tariffs.feasible(tariff).intervals
 
 
 @pyscript_compile
@@ -237,14 +237,14 @@ def tell_prices(asker: Any, tariff: Any) -> None:
     """Show until when the prices of a plan are known, and warn, once, of what was assumed."""
     if tariff is None:
         return
-    until = tariffs.known_until(tariff)
+    until = tariff.known_until
     moment = None if until is None else datetime.fromtimestamp(until, UTC)
     statuses.show(asker.status, prices_known_until=moment and local(moment))
-    found = tariffs.warnings(tariff, dt_util.get_default_time_zone())
-    for text in found:
-        if text not in asker.warned:
+    texts = {text.split()[0]: text for text in tariffs.warnings(tariff, dt_util.get_default_time_zone())}
+    for kind, text in texts.items():
+        if kind not in asker.warned:
             LOGGER.warning("s2: %s", text)
-    asker.warned = found
+    asker.warned = set(texts)
 
 
 @pyscript_compile

@@ -34,6 +34,8 @@ LONGEST_MEASURED = timedelta(minutes=2)
 MAX_OVER_SOC_MAX = 1.1
 """How many times soc_max a state of charge may be."""
 HOUR = timedelta(hours=1)
+BETWEEN_WARNINGS = timedelta(hours=1)
+"""How often the log has a warning of a reading that is not believed."""
 
 
 @pyscript_compile
@@ -93,8 +95,9 @@ class _StateOfCharge:
     """What an entity tells of a device's state of charge, from when the app starts.
 
     `max_power` is the device's, or None. `change_planned(begin, end)` returns by how much the schedules in
-    force change the state of charge; `power_measured()` returns the power now, or None. After `max_age`
-    without a change the value is carried on by those, where they say that it must have changed.
+    force change the state of charge; `power_measured()` returns the power now, or None. After `max_age` in
+    which the entity has said nothing, not even the same again, the value is carried on by those, where they
+    say that it must have changed; until it has been full or empty by that for as long: then no power flows.
     `when_known()` is called once the entity has a value again.
 
     `gained` is what power has brought since the value `changed_at`, up to `looked_at`.
@@ -117,7 +120,8 @@ class _StateOfCharge:
     looked_at: datetime | None = None
     gained: float = 0.0
     was_known: bool = True
-    was_suspect: bool = False
+    bound_since: datetime | None = None
+    warned_at: datetime | None = None
     was_stale: bool = False
     forget_changes: Callable[[], None] | None = None
 
@@ -135,12 +139,18 @@ class _StateOfCharge:
         entity_id, _attribute = entities.split(self.entity)
         self.forget_changes = async_track_state_change_event(self.hass, entity_id, changed)
         self.look()
+        state = self.hass.states.get(entity_id)
+        if state is not None and self.changed_at is not None:
+            self.gained = self.change_planned(state.last_changed, self.changed_at)
+            self.changed_at = min(state.last_changed, self.changed_at)
 
     @pyscript_compile
     def stop(self) -> None:
         """Follow the entity no more."""
+        self.was_known = True
         if self.forget_changes:
             self.forget_changes()
+            self.forget_changes = None
 
     @pyscript_compile
     def look(self) -> None:
@@ -158,7 +168,9 @@ class _StateOfCharge:
         self.level.tell(soc, now.timestamp())
         if self.level.value != before:
             self.changed_at, self.gained = now, 0.0
-        if self.level.is_suspect and not self.was_suspect:
+        self._give_up(now)
+        if self.level.is_suspect and (self.warned_at is None or now - self.warned_at > BETWEEN_WARNINGS):
+            self.warned_at = now
             LOGGER.warning(
                 "soc_entity: %s says %.2f kWh after %.2f kWh, which its power cannot explain: it is believed "
                 "if it lasts for a minute",
@@ -166,7 +178,6 @@ class _StateOfCharge:
                 soc / 1000,
                 self.level.value / 1000,
             )
-        self.was_suspect = self.level.is_suspect
         if not self.was_known:
             self.was_known = True
             self.when_known()
@@ -223,7 +234,22 @@ class _StateOfCharge:
 
     @pyscript_compile
     def _is_stale(self, now: datetime) -> bool:
-        return now - self.changed_at > self.max_age and abs(self.gained) > STALE_CHANGE * self.soc_max
+        """Tell whether the entity has said nothing for so long that power must have changed its value."""
+        state = self.hass.states.get(entities.split(self.entity)[0])
+        if state is None or now - max(state.last_reported, self.changed_at) <= self.max_age:
+            return False
+        return abs(self.gained) > STALE_CHANGE * self.soc_max
+
+    @pyscript_compile
+    def _give_up(self, now: datetime) -> None:
+        """Believe the entity again once it would have been full or empty for long: power does not flow."""
+        carried = self.level.value + self.gained
+        if not self._is_stale(now) or self._within(carried) == carried:
+            self.bound_since = None
+        elif self.bound_since is None:
+            self.bound_since = now
+        elif now - self.bound_since > self.max_age:
+            self.changed_at, self.gained, self.bound_since = now, 0.0, None
 
     @pyscript_compile
     def _reckon(self, now: datetime) -> None:

@@ -23,7 +23,7 @@ LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 STATES = ["ok", "planning", "stale", "error", "unauthorized", "unreachable", "misconfigured"]
 KINDS = [errors.OptimiserError, *errors.OptimiserError.__subclasses__()]
 CALL = "call"
-"""The matter of a call that was wrong: it is over with whatever goes well next."""
+"""The matter of a call that the server failed over: it is over with whatever goes well next."""
 SERVER = "server"
 """The matter of the server as such: it is over with whatever it does for us next."""
 DROPPED = "measurements_dropped"

@@ -86,9 +86,12 @@ def lasting(storage, sensor, start, duration):
 @pyscript_compile
 def missed_targets(schedule, soc, storage):
     """Return what the schedule does not reach, in Wh (`soc` is the expected state of charge in Wh)."""
+    end = schedules.end(schedule)
+    at_end = [] if storage.soc_at_end is None else [storages.Wish(end, end, storage.soc_at_end)]
     return [
         *schedules.missed(schedule, soc, "soc_targets", storage.soc_targets, lambda a, b: a - b),
         *schedules.missed(schedule, soc, "soc_minima", storage.soc_minima, lambda a, b: a - b),
+        *schedules.missed(schedule, soc, "soc_at_end", at_end, lambda a, b: a - b),
         *schedules.missed(schedule, soc, "soc_maxima", storage.soc_maxima, lambda a, b: b - a),
     ]
 

@@ -23,6 +23,10 @@ CONSUMPTION, PRODUCTION = "consumption-price", "production-price"
 """The flex-context's fields."""
 PRICE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S+)\s*")
 DAY = timedelta(days=1)
+LOOK_AHEAD = timedelta(days=2)
+"""How far is looked for known prices at least."""
+MAX_SPANS = 3
+"""How many times a warning lists."""
 ENOUGH_KNOWN = 0.5
 """The part of a plan's time for which prices must be known, without which there is a warning."""
 
@@ -55,10 +59,15 @@ def records() -> tuple[type, type, type]:
 
     @dataclass(frozen=True, kw_only=True)
     class Tariff:
-        """Prices without a gap, in order, and their currency (such as EUR)."""
+        """Prices without a gap, in order, and their currency (such as EUR).
+
+        `known_until` is until when (s since 1970) prices are known, but for gaps, also beyond the intervals;
+        None where none is.
+        """
 
         intervals: list
         currency: str
+        known_until: float | None = None
 
     return Source, PriceInterval, Tariff
 
@@ -77,16 +86,19 @@ async def for_plan(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the Tariff from `start` to `end`, and the flex-context's prices; raise an OptimiserError.
 
-    Raw fields of the `flex_context` prevail over the sensors. There is no Tariff (None) where they have
-    prices that only FlexMeasures reads.
+    Raw fields of the `flex_context` prevail over the sensors. Where one of them has prices that only
+    FlexMeasures reads, the Tariff has the other's for both; where both have, there is none (None).
     """
     consumption = source(CONSUMPTION, consumption_sensor, flex_context)
     production = source(PRODUCTION, production_sensor, flex_context)
-    if consumption is None or production is None:
-        sensors = {CONSUMPTION: {"sensor": consumption_sensor}, PRODUCTION: {"sensor": production_sensor}}
-        return None, sensors | {name: flex_context[name] for name in sensors if name in flex_context}
-    tariff = await read(link, consumption, production, start, end)
-    return tariff, as_fields(tariff, consumption, production)
+    unread = {name: flex_context[name] for name in (CONSUMPTION, PRODUCTION) if name in flex_context}
+    if consumption is None and production is None:
+        return None, unread
+    tariff = await read(link, consumption or production, production or consumption, start, end)
+    fields = as_fields(tariff, consumption or production, production or consumption)
+    if consumption is None:
+        return tariff, fields | {CONSUMPTION: unread[CONSUMPTION]}
+    return tariff, fields if production else fields | {PRODUCTION: unread[PRODUCTION]}
 
 
 @pyscript_compile
@@ -101,8 +113,10 @@ def source(name: str, sensor_id: int, flex_context: dict[str, Any]) -> Any:
     if isinstance(raw, str) and (parsed := parse(raw)):
         return Source(field=raw, default=parsed[0], unit=parsed[1])
     if isinstance(raw, dict) and raw.keys() <= {"sensor", "default"} and isinstance(raw.get("sensor"), int):
-        price, unit = parse(raw.get("default", "")) or (None, None)
-        return Source(field=raw, sensor=raw["sensor"], default=price, unit=unit)
+        if "default" not in raw:
+            return Source(field=raw, sensor=raw["sensor"])
+        if isinstance(raw["default"], str) and (parsed := parse(raw["default"])):
+            return Source(field=raw, sensor=raw["sensor"], default=parsed[0], unit=parsed[1])
     return None
 
 
@@ -124,41 +138,50 @@ async def read(link: Any, consumption: Any, production: Any, start: datetime, en
 
     `PricesMissing` where no price is known from the day before `start` on.
     """
-    consumed, currency = await read_source(link, consumption, start, end)
+    last = max(end, start + LOOK_AHEAD)
+    consumed, currency = await read_source(link, consumption, start, end, last)
     produced, other_currency = consumed, currency
     if production != consumption:
-        produced, other_currency = await read_source(link, production, start, end)
+        produced, other_currency = await read_source(link, production, start, end, last)
     if currency != other_currency:
         raise errors.InvalidProblem(
             f"consumption-price is in {currency}, and production-price in {other_currency}: give one currency"
         )
-    intervals = side_by_side(consumed, produced, start.timestamp(), end.timestamp())
-    return Tariff(intervals=intervals, currency=currency)
+    ahead = side_by_side(consumed, produced, start.timestamp(), last.timestamp())
+    known_until = max([interval.end for interval in ahead if interval.is_known], default=None)
+    return Tariff(
+        intervals=between(ahead, start.timestamp(), end.timestamp()),
+        currency=currency,
+        known_until=known_until,
+    )
 
 
 @pyscript_compile
 async def read_source(
-    link: Any, price: Any, start: datetime, end: datetime
+    link: Any, price: Any, start: datetime, end: datetime, last: datetime
 ) -> tuple[list[tuple[float, float, float, bool]], str]:
-    """Return (start, end, price per kWh, whether it is known) from the day before on, and the currency."""
+    """Return (start, end, price per kWh, whether it is known) from a day before `start` to `last`.
+
+    And the currency. Raise PricesMissing where none is known up to `end`.
+    """
     if price.sensor is None:
-        return [((start - DAY).timestamp(), end.timestamp(), price.default, True)], price.unit
+        return [((start - DAY).timestamp(), last.timestamp(), price.default, True)], price.unit
     sensor_id = price.sensor
     sensor = await connection.sensor(link, sensor_id)
     try:
         factor = quantities.per_kilowatt_hour(sensor.unit)
     except ValueError as error:
         raise errors.UnknownSensor(f"Sensor {sensor_id} is no sensor of prices: {error}") from error
-    found = await sensor_data.read(link, sensor_id, start - DAY, end - start + DAY, unit=sensor.unit)
-    first, step = found["start"], found["resolution"]
-    values = [price.default if value is None else value * factor for value in found["values"]]
-    if all(value is None for value in values):
+    found = await sensor_data.read(link, sensor_id, start - DAY, last - start + DAY, unit=sensor.unit)
+    first, step, known = found["start"], found["resolution"], found["values"]
+    values = [price.default if value is None else value * factor for value in known]
+    if all(value is None for value in values[: -((first - end) // step)]):
         raise await missing(link, sensor, start, end)
     prices = with_assumed(values, first, step, sensor.timezone)
     begin, seconds = first.timestamp(), step.total_seconds()
     return [
-        (begin + place * seconds, begin + (place + 1) * seconds, price, values[place] is not None)
-        for place, price in enumerate(prices)
+        (begin + place * seconds, begin + (place + 1) * seconds, each, known[place] is not None)
+        for place, each in enumerate(prices)
     ], sensor.unit.rpartition("/")[0]
 
 
@@ -220,28 +243,26 @@ def side_by_side(consumption: list[tuple], production: list[tuple], start: float
 
 
 @pyscript_compile
-def between(tariff: Any, start: float, end: float) -> list:
+def between(intervals: list, start: float, end: float) -> list:
     """Return the PriceIntervals of a time (s since 1970), cut to it."""
     return [
         replace(interval, start=max(interval.start, start), end=min(interval.end, end))
-        for interval in tariff.intervals
+        for interval in intervals
         if interval.start < end and interval.end > start
     ]
 
 
 @pyscript_compile
-def known_until(tariff: Any) -> float | None:
-    """Return until when (s since 1970) prices are known, but for gaps, or None where none is."""
-    return max([interval.end for interval in tariff.intervals if interval.is_known], default=None)
+def assumed(tariff: Any) -> list[list[float]]:
+    """Return the [start, end] (s since 1970) of each time for which a price is assumed."""
+    return spans_of([interval for interval in tariff.intervals if not interval.is_known])
 
 
 @pyscript_compile
-def assumed(tariff: Any) -> list[list[float]]:
-    """Return the [start, end] (s since 1970) of each time for which a price is assumed."""
+def spans_of(intervals: list) -> list[list[float]]:
+    """Return the [start, end] of PriceIntervals, those that follow one another together."""
     spans: list[list[float]] = []
-    for interval in tariff.intervals:
-        if interval.is_known:
-            continue
+    for interval in intervals:
         if spans and spans[-1][1] == interval.start:
             spans[-1][1] = interval.end
         else:
@@ -310,22 +331,23 @@ def warnings(tariff: Any, zone: Any) -> list[str]:
     def at(moment: float | None) -> str:
         return "" if moment is None else datetime.fromtimestamp(moment, zone).isoformat(timespec="minutes")
 
-    found, until = [], known_until(tariff)
+    def in_words(spans: list[list[float]]) -> str:
+        listed = [f"from {at(start)} to {at(end)}" for start, end in spans[:MAX_SPANS]]
+        more = len(spans) - MAX_SPANS
+        return ", ".join(listed) + (f" and {more} times more" if more > 0 else "")
+
+    found, until = [], tariff.known_until
     if share_known(tariff) < ENOUGH_KNOWN:
         found.append(
             f"Prices are known for {share_known(tariff):.0%} of the schedule"
             + (f", until {at(until)}" if until else "")
             + ": those of the day before, or the mean, are assumed for the rest"
         )
-    found += [
-        f"No price is known from {at(start)} to {at(end)}: that of the day before, or the mean, is assumed"
-        for start, end in assumed(tariff)
-        if until is not None and end < until
-    ]
+    if gaps := [span for span in assumed(tariff) if until is not None and span[1] < until]:
+        found.append(f"No price is known {in_words(gaps)}: that of the day before, or the mean, is assumed")
     if dearer := [interval for interval in tariff.intervals if interval.production > interval.consumption]:
         found.append(
-            f"Feeding in pays more than consuming costs between {at(dearer[0].start)} and "
-            f"{at(dearer[-1].end)}: there the consumption price counts for both, since FlexMeasures "
-            f"finds no schedule else"
+            f"Feeding in pays more than consuming costs {in_words(spans_of(dearer))}: there the consumption "
+            f"price counts for both, since FlexMeasures finds no schedule else"
         )
     return found

@@ -52,6 +52,7 @@ def records():
         soc_targets: list = field(default_factory=list)
         soc_minima: list = field(default_factory=list)
         soc_maxima: list = field(default_factory=list)
+        soc_at_end: float | None = None
         power_capacity: float | None = None
         roundtrip_efficiency: float | None = None
         charging_efficiency: float | None = None
@@ -115,10 +116,12 @@ def flex_model(storage, start, end):
     """
     soc, raw = storage.soc_at_start, storage.flex_model or {}
     minima, maxima = list(storage.soc_minima), list(storage.soc_maxima)
+    if storage.soc_at_end is not None:
+        minima.append(Wish(end, end, storage.soc_at_end))
     if soc < storage.soc_min and "soc-min" not in raw:
-        minima.append(way_back(storage, storage.soc_min, 1, start, end))
+        minima += way_back(storage, storage.soc_min, 1, start, end)
     if soc > storage.soc_max and "soc-max" not in raw:
-        maxima.append(way_back(storage, storage.soc_max, -1, start, end))
+        maxima += way_back(storage, storage.soc_max, -1, start, end)
     model = {
         "sensor": storage.power_sensor,
         "soc-at-start": quantities.as_energy(soc),
@@ -144,18 +147,18 @@ def flex_model(storage, start, end):
 
 
 @pyscript_compile
-def way_back(storage: Any, bound: float, inwards: int, start: datetime, end: datetime) -> Any:
-    """Return the wish that brings a state of charge back over a bound (Wh); `inwards` is 1 or -1.
+def way_back(storage: Any, bound: float, inwards: int, start: datetime, end: datetime) -> list:
+    """Return the wishes that bring a state of charge back over a bound (Wh); `inwards` is 1 or -1.
 
     One that is far outside comes back as soon as it can, at any price. Else it comes back at the best prices
     of the next hours, and a little further than to the bound: what is missing may be less than the device can
     do.
     """
     if abs(bound - storage.soc_at_start) > BACK_AT_ONCE * storage.soc_max:
-        return Wish(start, end, bound)
+        return [Wish(start, end, bound)]
     wanted = bound + inwards * min(MARGIN * storage.soc_max, storage.soc_max - storage.soc_min)
     back_at = min(start + BACK_WITHIN, end)
-    return Wish(back_at, back_at, wanted)
+    return [Wish(back_at, back_at, wanted), Wish(back_at, end, bound)]
 
 
 @pyscript_compile

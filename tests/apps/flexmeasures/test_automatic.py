@@ -449,3 +449,43 @@ async def test_a_power_is_posted_in_the_sensors_sign(start, app_config, flexmeas
     await home.until(lambda: waiting(home) == 0)
     assert (await asyncio.to_thread(flexmeasures_server.beliefs, battery))[-1] == (first, pytest.approx(-2))
     assert (await asyncio.to_thread(flexmeasures_server.beliefs, roof))[-1] == (first, pytest.approx(2))
+
+
+async def test_what_keeps_regular_plans_from_being_made_is_told(start, cron_config, states):
+    states("9.5")
+    home = await start(cron_config | {"flex_model": {"soc-max": "8 kWh"}})
+    await home.until(lambda: home.status().state == "error")
+    assert home.status().attributes["last_error"] == "soc_at_start: 9.5 kWh is more than soc_max, 8 kWh"
+    assert "flexmeasures_failed" in home.notifications()
+
+
+async def test_a_reload_forgets_an_entity_that_was_wrong(start, app_config, clock, states):
+    states("4")
+    home = await start(app_config | {"soc_entity": "sensor.batery"})
+    await home.checked()
+    before = home.device
+    await in_process.reload(home.hass, global_ctx="*")
+    await home.checked()
+    home.device.configuration.soc_entity = "sensor.battery"
+    before.status.problems.clear()
+    await home.tick_to(clock, datetime.now(UTC) + 31 * SECOND)
+    assert before.status.problems == {}
+    assert home.notifications() == {}
+
+
+async def test_prices_that_arrive_after_a_restart_replace_no_plan_of_unknown_wishes(
+    start, app_config, flexmeasures_server, clock
+):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "EUR/kWh", 60)
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    known_at = hour - timedelta(hours=1)
+    post = flexmeasures_server.post_hours
+    await asyncio.to_thread(post, sensor, hour, [0.3] * 2, "EUR/kWh", known_at)
+    home = await start(app_config | {"consumption_price_sensor": sensor})
+    await home.plan(soc_at_start=4)
+    await in_process.reload(home.hass, global_ctx="*")
+    await home.checked()
+    await asyncio.to_thread(post, sensor, hour, [0.3] * 12, "EUR/kWh", known_at)
+    await home.tick_to(clock, datetime.now(UTC) + 6 * MINUTE)
+    await home.until(lambda: home.device.replanning and home.device.replanning.done())
+    assert len(home.updates) == 1

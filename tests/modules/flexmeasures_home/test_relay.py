@@ -256,7 +256,7 @@ async def test_an_hour_of_which_the_sensor_was_learnt_late_is_posted_once(device
     device.know(minutes=60, sign=-1)
     relays.sensors_known(device.relay)
     await device.at(60.2)
-    assert device.posted == [(0, pytest.approx(-2000 / 3))]
+    assert device.posted == [(0, pytest.approx(2000 / 3))]
 
 
 async def test_nothing_is_known_of_the_time_that_a_clock_jumped_over(device):

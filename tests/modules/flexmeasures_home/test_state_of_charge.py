@@ -1,11 +1,13 @@
 """What an entity tells of a state of charge is believed if power explains it, else carried on."""
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import flexmeasures_home.state_of_charge as states_of_charge
+from flexmeasures_cem.plausibility import BelievedLevel
 from flexmeasures_home.state_of_charge import NoStateOfCharge, StateOfCharge
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -166,6 +168,38 @@ async def test_an_entity_that_stands_still_while_power_is_due_is_carried_on(batt
     assert car.soc.now() is None
     car.say("75")
     assert car.soc.at(NOON + 90 * MINUTE) == (7500, [])
+
+
+async def test_one_that_tells_the_same_again_is_believed(battery, hass):
+    car = battery()
+    car.due = 5000.0
+    for _quarter in range(8):
+        await car.wait(15)
+        car.say("50")
+        await hass.async_block_till_done()
+    assert car.soc.at(NOON + 2 * HOUR) == (5000, [])
+    assert car.soc.now() == 5000
+
+
+async def test_one_that_would_be_full_for_long_is_believed_again(battery):
+    car = battery()
+    car.due = 5000.0
+    await car.wait(65)
+    assert car.soc.at(NOON + 65 * MINUTE)[0] == 10_000
+    await car.wait(60)
+    car.due = 0.0
+    assert car.soc.at(NOON + 125 * MINUTE) == (5000, [])
+
+
+async def test_after_a_reload_it_stands_still_as_long_as_before(battery):
+    car = battery()
+    car.due = 2000.0
+    await car.wait(90)
+    car.soc.stop()
+    made_anew = replace(car.soc, level=BelievedLevel(), changed_at=None, looked_at=None, gained=0.0)
+    made_anew.start()
+    assert made_anew.at(NOON + 90 * MINUTE)[0] == pytest.approx(8000)
+    made_anew.stop()
 
 
 async def test_one_that_stands_still_while_nothing_is_due_is_believed(battery):

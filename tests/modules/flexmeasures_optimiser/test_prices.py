@@ -60,7 +60,9 @@ async def test_known_prices_are_the_sensors(server):
     tariff, fields = await for_plan(server)
     assert fields == {"consumption-price": {"sensor": 1}, "production-price": {"sensor": 2}}
     assert consumption(tariff) == [0.3, 0.2, 0.1, 0.4]
-    assert prices.known_until(tariff) == (NOON + 4 * HOUR).timestamp()
+    assert tariff.known_until == (NOON + 4 * HOUR).timestamp()
+    assert tariff.intervals[-1].end == (NOON + 4 * HOUR).timestamp()
+    assert prices.assumed(tariff) == []
     assert prices.warnings(tariff, UTC) == []
 
 
@@ -82,7 +84,7 @@ async def test_an_hour_without_a_price_has_that_of_the_day_before(server):
     assert fields["production-price"] == [
         {"start": "2026-06-01T12:00:00+00:00", "end": "2026-06-01T16:00:00+00:00", "value": "0.1 EUR/kWh"}
     ]
-    assert prices.known_until(tariff) == (NOON + 3 * HOUR).timestamp()
+    assert tariff.known_until == (NOON + 3 * HOUR).timestamp()
     assert prices.warnings(tariff, UTC) == [
         "No price is known from 2026-06-01T13:00+00:00 to 2026-06-01T14:00+00:00: that of the day before, or "
         "the mean, is assumed"
@@ -137,7 +139,7 @@ async def test_feeding_in_never_pays_more_than_consuming_costs(server):
         "0.1 EUR/kWh",
     ]
     [warning] = prices.warnings(tariff, UTC)
-    assert "between 2026-06-01T13:00+00:00 and 2026-06-01T15:00+00:00" in warning
+    assert "costs from 2026-06-01T13:00+00:00 to 2026-06-01T15:00+00:00: there" in warning
 
 
 async def test_a_fixed_feed_in_tariff_is_a_price_too(server):
@@ -159,14 +161,33 @@ async def test_a_default_beside_a_sensor_is_what_is_assumed(server):
     raw = {name: {"sensor": 2, "default": "0.5 EUR/kWh"} for name in (prices.CONSUMPTION, prices.PRODUCTION)}
     tariff, fields = await for_plan(server, **raw)
     assert consumption(tariff) == [0.3, 0.5, 0.3, 0.5]
-    assert fields == raw
+    assert [item["value"] for item in fields["consumption-price"]] == [
+        f"{price} EUR/kWh" for price in (0.3, 0.5, 0.3, 0.5)
+    ]
+    assert len(prices.assumed(tariff)) == 2
 
 
-async def test_a_series_of_the_users_own_is_left_as_it_is(server):
-    series = [{"start": NOON.isoformat(), "duration": "PT4H", "value": "0.2 EUR/kWh"}]
-    tariff, fields = await for_plan(server, **{"consumption-price": series})
-    assert tariff is None
-    assert fields == {"consumption-price": series, "production-price": {"sensor": 2}}
+SERIES = [{"start": NOON.isoformat(), "duration": "PT4H", "value": "0.2 EUR/kWh"}]
+
+
+@pytest.mark.parametrize("unread", [SERIES, 0.08, {"sensor": 2, "default": 0.3}, {"sensor": 2, "source": 7}])
+async def test_what_only_flexmeasures_reads_is_left_as_it_is_and_the_other_price_is_not(server, unread):
+    post(server, 1, NOON, 300, 300)
+    tariff, fields = await for_plan(server, **{"production-price": unread})
+    assert consumption(tariff) == [0.3] * 4
+    assert fields["production-price"] == unread
+    assert [item["value"] for item in fields["consumption-price"]] == ["0.3 EUR/kWh"]
+    raw = {"consumption-price": unread, "production-price": unread}
+    assert await for_plan(server, **raw) == (None, raw)
+
+
+async def test_prices_beyond_the_schedule_are_known_too(server):
+    post(server, 1, NOON, *[300] * 10)
+    post(server, 2, NOON, *[0.1] * 8)
+    tariff, fields = await for_plan(server)
+    assert fields == {"consumption-price": {"sensor": 1}, "production-price": {"sensor": 2}}
+    assert tariff.known_until == (NOON + 8 * HOUR).timestamp()
+    assert len(tariff.intervals) == 4
 
 
 async def test_currencies_are_not_mixed(server):
