@@ -61,6 +61,13 @@ async def ask(
     refuse_more_than_full(
         "soc_at_start", soc_at_start, most, soc_max, may_be_percent=isinstance(asked, float)
     )
+    if not given.soc_min <= soc_at_start <= soc_max and not {"soc-min", "soc-max"} & flex_model.keys():
+        level, least, full = (f"{energy / 1000:.2f}" for energy in (soc_at_start, given.soc_min, soc_max))
+        assumed = [
+            *assumed,
+            f"The state of charge, {level} kWh, is outside soc_min and soc_max ({least} to {full} kWh): until "
+            f"it is back, what is present is the limit",
+        ]
     targets = call.get("soc_targets")
     if targets is None:
         targets = daily_targets(given.soc_targets, start, call.get("duration", given.schedule_duration))
@@ -153,7 +160,8 @@ def refuse_more_than_full(
     """Refuse a state of charge (Wh) of more than a device can hold: mostly a % that was forgotten."""
     if asked > most * (1 + schedules.TOLERANCE):
         kilowatt_hours = f"{quantities.tidy(asked / 1000):g}"
-        hint = f": did you mean {kilowatt_hours} %?" if may_be_percent and asked <= 100_000 else ""
+        is_likely = may_be_percent and 2 * full < asked <= 100_000
+        hint = f": did you mean {kilowatt_hours} %?" if is_likely else ""
         raise ServiceValidationError(
             f"{name}: {kilowatt_hours} kWh is more than soc_max, {quantities.tidy(full / 1000):g} kWh{hint}"
         )

@@ -67,6 +67,8 @@ def of_entity(
             f"{key}: {entity} does not exist in Home Assistant{entities.nearest(hass, entity)}"
         )
     value, unit = entities.reading(state, attribute)
+    if attribute and value is None:
+        raise NoStateOfCharge(f"{key}: {entity_id} has no attribute {attribute!r}")
     unit = unit or unit_if_none
     if attribute and not unit and not has_unit(value):
         raise NoStateOfCharge(

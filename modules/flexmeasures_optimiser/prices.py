@@ -348,6 +348,6 @@ def warnings(tariff: Any, zone: Any) -> list[str]:
     if dearer := [interval for interval in tariff.intervals if interval.production > interval.consumption]:
         found.append(
             f"Feeding in pays more than consuming costs {in_words(spans_of(dearer))}: there the consumption "
-            f"price counts for both, since FlexMeasures finds no schedule else"
+            f"price counts for both, since FlexMeasures finds no schedule otherwise"
         )
     return found

@@ -8,7 +8,7 @@ import flexmeasures_optimiser.quantities as quantities
 
 BACK_AT_ONCE = 0.05
 """How far outside its range, as a part of soc_max, a state of charge is brought back as soon as possible."""
-BACK_WITHIN = timedelta(hours=12)
+BACK_WITHIN = timedelta(hours=4)
 """By when one that is less far outside its range is brought back, at the best prices until then."""
 MARGIN = 0.02
 """How far into its range it is brought back, as a part of soc_max, so that a device really charges."""

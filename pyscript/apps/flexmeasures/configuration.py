@@ -298,7 +298,7 @@ def read(section):
     if not mistakes:
         wanted, mistakes = wanted_levels(given, soc)
     if not mistakes:
-        mistakes = contradictions(given)
+        mistakes = contradictions(given) + unlikely_powers(given, soc["soc_max"])
     if mistakes:
         return None, mistakes
     given = {"production_price_sensor": given["consumption_price_sensor"]} | given | soc | wanted
@@ -355,6 +355,16 @@ def wanted_levels(given: dict[str, Any], soc: dict[str, float]) -> tuple[dict[st
 
 
 @pyscript_compile
+def unlikely_powers(given: dict[str, Any], full: float) -> list[str]:
+    """Return a mistake for each power (W) that would fill the device (Wh) in a minute: W were taken as kW."""
+    return [
+        f"{key}: {given[key] / 1000:g} kW would fill the device within a minute: give a unit, such as '5000 W'"
+        for key in ("power_capacity", "consumption_capacity", "production_capacity", "minimum_power")
+        if given.get(key, 0) > 60 * full
+    ]
+
+
+@pyscript_compile
 def contradictions(given):
     """Return the mistakes that keys make together, each of which is right."""
     found = []
@@ -362,7 +372,10 @@ def contradictions(given):
     if "minimum_power" in given and capacity is None:
         found.append("minimum_power: expected consumption_capacity or power_capacity too")
     elif "minimum_power" in given and given["minimum_power"] > capacity:
-        found.append("minimum_power: expected no more than the device can consume")
+        found.append(
+            f"minimum_power: expected at most what the device can consume, {capacity / 1000:g} kW, but got "
+            f"{given['minimum_power'] / 1000:g} kW"
+        )
     if "consumption_capacity" in given and not {"production_capacity", "power_capacity"} & given.keys():
         found.append("consumption_capacity: expected production_capacity too ('0 kW': it never discharges)")
     if "production_capacity" in given and not {"consumption_capacity", "power_capacity"} & given.keys():

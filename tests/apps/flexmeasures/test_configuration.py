@@ -142,6 +142,7 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         ({"soc_min": -1}, "soc_min, soc_max: expected 0 <= soc_min"),
         ({"soc_max": "10 km"}, "soc_min, soc_max: expected Wh, kWh, MWh"),
         ({"soc_max": "full"}, "soc_max: expected a number in soc_unit, but got 'full'"),
+        ({"power_capacity": 5000}, "power_capacity: 5000 kW would fill the device within a minute: give a"),
         ({"power_capacity": "0 kW"}, "power_capacity: expected a power above zero"),
         ({"roundtrip_efficiency": 120}, "roundtrip_efficiency: expected an efficiency"),
         ({"roundtrip_efficiency": 0}, "roundtrip_efficiency: expected an efficiency"),
@@ -166,7 +167,7 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         ({"minimum_power": "2 kW"}, "minimum_power: expected consumption_capacity or power_capacity too"),
         (
             {"minimum_power": "12 kW", "power_capacity": "11 kW"},
-            "minimum_power: expected no more than the device can consume",
+            "minimum_power: expected at most what the device can consume, 11 kW, but got 12 kW",
         ),
         ({"consumption_capacity": "11 kW"}, "consumption_capacity: expected production_capacity too"),
         ({"production_capacity": "0 kW"}, "production_capacity: expected consumption_capacity or power_"),

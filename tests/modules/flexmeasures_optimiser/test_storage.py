@@ -52,7 +52,7 @@ def test_below_the_minimum_the_hard_bound_gives_way_to_a_soft_one():
 def test_a_little_outside_the_way_back_is_left_to_the_best_hours(soc, field, back):
     model = storages.flex_model(battery(soc_at_start=soc), START, END)
     bound = "1.0 kWh" if field == "soc-minima" else "10.0 kWh"
-    there, later = "2026-06-02T00:00:00+00:00", "2026-06-02T12:00:00+00:00"
+    there, later = "2026-06-01T16:00:00+00:00", "2026-06-02T12:00:00+00:00"
     assert model[field] == [
         {"datetime": there, "value": f"{back} kWh"},
         {"start": there, "end": later, "value": bound},
