@@ -28,13 +28,20 @@ OF_ONE_POWER_RANGE = "validate_operation_mode_elements_have_all_supported_commod
 HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
 """Its progress is a duration, which s2-python takes for an id."""
 MOST_TOLD = 3
+NULL = "null counts as left out"
+"""What is taken leniently: the schemas have no null."""
 VALIDATORS, UNBUILT = {}, {}
 
 
 @pyscript_compile
-def parse(text, deepest=64):
-    """Return the message that a text is, a model of s2-python; raise a Refused."""
+def parse(text: str, deepest: int = 64, leniencies: dict | None = None) -> object:
+    """Return the message that a text is, a model of s2-python; raise a Refused.
+
+    What is taken though it is not as the schemas have it enters `leniencies`, with its field.
+    """
     data = decoded(text, deepest)
+    if "null" in text:
+        data = without_nulls(data, {} if leniencies is None else leniencies)
     try:
         return validated(data)
     except errors.Refused as refused:
@@ -87,6 +94,22 @@ def decoded_leniently(text, strict_error):
     except (ValueError, RecursionError):
         raise errors.InvalidData(f"no JSON: {strict_error}") from strict_error
     return data
+
+
+@pyscript_compile
+def without_nulls(data: object, leniencies: dict, location: tuple = ()) -> object:
+    """Return a part of a message without its fields that are null; the first one enters `leniencies`."""
+    if isinstance(data, list):
+        return [without_nulls(each, leniencies, (*location, place)) for place, each in enumerate(data)]
+    if not isinstance(data, dict):
+        return data
+    made = {}
+    for name, value in data.items():
+        if value is None:
+            leniencies.setdefault(NULL, path((*location, name)))
+        else:
+            made[name] = without_nulls(value, leniencies, (*location, name))
+    return made
 
 
 @pyscript_compile

@@ -82,10 +82,10 @@ def records():
         the latest such message that is in force; `coming` has those that replace one of them at their
         valid_from, as (key, message) in that order. `instructions` maps an instruction's id to it and to its
         last status.
-        `entry` deals with the Handshake. `replaced` tells that another connection of the resource came;
-        `characters` has how long the messages are that were remembered by an id of their own, and
-        `coming_characters` those that are coming, by message_id; `replacing` is the task that puts those in
-        force.
+        `entry` deals with the Handshake. `leniencies` are those that the log has been warned of. `replaced`
+        tells that another connection of the resource came; `characters` has how long the messages are that
+        were remembered by an id of their own, and `coming_characters` those that are coming, by message_id;
+        `replacing` is the task that puts those in force.
         """
 
         peer: str
@@ -108,6 +108,7 @@ def records():
         last_message_type: str | None = None
         why_ended: str | None = None
         complained: bool = False
+        leniencies: set = field(default_factory=set)
         selecting: asyncio.Lock = field(default_factory=asyncio.Lock)
         selection_is_due: bool = False
         replaced: bool = False
@@ -151,19 +152,30 @@ def complain(session, text, *details):
 
 
 @pyscript_compile
+def warn_once(session: Session, leniencies: dict) -> None:
+    """Warn of what was taken though it is not as S2 has it: once of each in a session."""
+    for leniency, where in leniencies.items():
+        level = logging.DEBUG if leniency in session.leniencies else logging.WARNING
+        session.leniencies.add(leniency)
+        LOGGER.log(level, "%s: %s: %s", name_of(session), where, leniency)
+
+
+@pyscript_compile
 async def receive(session, text):
     """Deal with what the Resource Manager sent: check it, act on it, confirm it; and then go on."""
     if session.stage == ENDED:
         return
     log(session, "→", text)
     message, subject, status, label, then, fatal = None, errors.NIL, OK, None, None, False
+    leniencies = {}
     try:
         if len(text) > LARGE:
-            message = await asyncio.to_thread(messages.parse, text, session.deepest)
+            message = await asyncio.to_thread(messages.parse, text, session.deepest, leniencies)
             if session.stage == ENDED:
                 return
         else:
-            message = messages.parse(text, session.deepest)
+            message = messages.parse(text, session.deepest, leniencies)
+        warn_once(session, leniencies)
         if message.message_type == "ReceptionStatus":
             on_reception_status(session, message)
             return

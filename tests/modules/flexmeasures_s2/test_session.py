@@ -541,10 +541,10 @@ BAD = {
         "INVALID_MESSAGE",
         "present_fill_level",
     ),
-    "null": (
-        example("FRBC.ActuatorStatus", transition_timestamp=None),
+    "null for what is required": (
+        example("FRBC.StorageStatus", present_fill_level=None),
         "INVALID_MESSAGE",
-        "transition_timestamp",
+        "present_fill_level",
     ),
     "an unknown field": (example("FRBC.StorageStatus", soc=1), "INVALID_MESSAGE", "soc"),
     "a range upside down": (described(upside_down), "INVALID_CONTENT", "storage.fill_level_range"),

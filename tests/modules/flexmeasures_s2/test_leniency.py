@@ -1,0 +1,60 @@
+"""What devices in the field do that is not as S2 has it: it is taken, and the log tells once in a session."""
+
+import pytest
+
+import flexmeasures_s2.messages as messages
+from tests.modules.flexmeasures_s2.conftest import connected, until
+from tests.modules.flexmeasures_s2.test_session import FRBC, PEBC, reception, say, session_of
+from tests.parts.resource_manager import ResourceManager
+from tests.parts.s2_messages import example
+
+
+def warnings(caplog, words):
+    """Return the warnings that have these words."""
+    return [
+        each.getMessage()
+        for each in caplog.records
+        if each.levelname == "WARNING" and words in each.getMessage()
+    ]
+
+
+# null
+
+
+async def test_null_counts_as_left_out(cem, caplog):
+    nulls = {"manufacturer": None, "model": None, "serial_number": None, "firmware_version": None}
+    async with connected(cem, control_types=[PEBC], details={"name": None, **nulls}) as rm:
+        await until(lambda: session_of(cem).control_type)
+        assert (await rm.ask(example("PEBC.PowerConstraints", valid_until=None)))["status"] == "OK"
+        [constraints] = session_of(cem).memory.values()
+        assert constraints.valid_until is None
+    [warning] = warnings(caplog, messages.NULL)
+    assert ": name: " in warning
+
+
+async def test_null_within_a_list_counts_as_left_out_too(cem, caplog):
+    description = example("FRBC.SystemDescription")
+    description["actuators"][0]["diagnostic_label"] = None
+    async with connected(cem) as rm:
+        assert (await rm.ask(description))["status"] == "OK"
+    [warning] = warnings(caplog, messages.NULL)
+    assert ": actuators[0].diagnostic_label: " in warning
+
+
+async def test_a_confirmation_with_a_label_of_null_selects_the_control_type(serve):
+    cem = await serve(limits={"confirmation": 1})
+    async with ResourceManager(cem.url) as rm:
+        rm.answers["SelectControlType"] = None
+        await rm.establish()
+        selection = next(each for each in rm.received if each["message_type"] == "SelectControlType")
+        await rm.send(reception(selection, diagnostic_label=None))
+        await until(lambda: session_of(cem).control_type == FRBC)
+        await say(rm, "FRBC.SystemDescription")
+
+
+@pytest.mark.parametrize("field", ["message_id", "present_fill_level"])
+async def test_null_for_what_is_required_is_refused(cem, field):
+    async with connected(cem) as rm:
+        await rm.send(example("FRBC.StorageStatus", **{field: None}))
+        await until(lambda: rm.received[-1].get("status") in ("INVALID_DATA", "INVALID_MESSAGE"))
+        assert field in rm.received[-1]["diagnostic_label"]
