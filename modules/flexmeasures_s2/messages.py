@@ -301,10 +301,14 @@ def mode_as_s2_python_has_it(mode):
 
 @pyscript_compile
 def new(message_type, **fields):
-    """Return a message to send, with an id of its own; a field that is None is left out."""
+    """Return a message to send, with an id of its own; a field that is None is left out.
+
+    The id of an instruction is its message's too: some devices report what became of it under the latter.
+    """
     message = {"message_type": message_type}
     if message_type != "ReceptionStatus":
-        message["message_id"] = str(uuid.uuid4())
+        is_instruction = message_type.endswith("Instruction")
+        message["message_id"] = (is_instruction and fields.get("id")) or str(uuid.uuid4())
     message |= {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in fields.items()

@@ -37,6 +37,9 @@ LONGEST_ID, LONGEST_NAME = 64, 80
 PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 """Seconds after each TEMPORARY_ERROR."""
 LONGEST_LOGGED = 4000
+INSTRUCTION_FIELDS = {"InstructionStatusUpdate": "instruction_id", "RevokeObject": "object_id"}
+"""Where a Resource Manager refers to an instruction."""
+BY_MESSAGE_ID = "an instruction is named by the message_id of its message"
 LARGE = 65_536
 """From this many characters on, a message is read beside the event loop."""
 
@@ -175,6 +178,8 @@ async def receive(session, text):
                 return
         else:
             message = messages.parse(text, session.deepest, leniencies)
+        if message.message_type in INSTRUCTION_FIELDS:
+            message = by_instruction_id(session, message, leniencies)
         warn_once(session, leniencies)
         if message.message_type == "ReceptionStatus":
             on_reception_status(session, message)
@@ -203,6 +208,20 @@ async def receive(session, text):
         await then()
     elif session.stage == ESTABLISHED:
         tell(session, session.events.message, message)
+
+
+@pyscript_compile
+def by_instruction_id(session: Session, message: object, leniencies: dict) -> object:
+    """Return a message that refers to an instruction, by its id where it gives its message_id."""
+    name = INSTRUCTION_FIELDS[message.message_type]
+    wanted = getattr(message, name)
+    if wanted in session.instructions:
+        return message
+    for instruction_id, instruction in session.instructions.items():
+        if instruction["message"]["message_id"] == wanted:
+            leniencies[BY_MESSAGE_ID] = name
+            return message.model_copy(update={name: instruction_id})
+    return message
 
 
 @pyscript_compile

@@ -556,6 +556,30 @@ async def test_an_instruction_of_a_user_is_sent_and_shown(site):
         assert (shown["label"], shown["power"]) == ("charge", 1250)
 
 
+@pytest.mark.parametrize(
+    ("given", "sent_as"),
+    [
+        ({"id": "my:id"}, ("my:id", "my:id")),
+        ({"message_id": "my:message"}, ("my:message", "my:message")),
+        ({"id": "my:id", "message_id": "my:message"}, ("my:id", "my:message")),
+    ],
+)
+async def test_an_instruction_of_a_user_has_the_ids_that_are_given(site, given, sent_as):
+    async with battery(site) as rm:
+        call = {"operation_mode": "charge"} | given
+        sent = await instructions.send_instruction(site.site, controlled(site).resource, call)
+        instruction = of_type(rm, "FRBC.Instruction")[-1]
+        assert (instruction["id"], instruction["message_id"]) == sent_as
+        assert sent["id"] == sent_as[0]
+
+
+async def test_a_device_that_reports_under_the_message_id_is_planned_again(site):
+    async with battery(site) as rm:
+        await rm.ask(broken(rm, {"id": rm.first[0]["message_id"]}))
+        await planned(site, 2)
+        assert all(each["id"] == each["message_id"] for each in of_type(rm, "FRBC.Instruction"))
+
+
 async def test_an_instruction_that_is_refused_is_told(site):
     async with battery(site) as rm:
         rm.answers["FRBC.Instruction"] = "INVALID_CONTENT"

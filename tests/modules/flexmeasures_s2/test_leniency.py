@@ -3,6 +3,7 @@
 import pytest
 
 import flexmeasures_s2.messages as messages
+import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.modules.flexmeasures_s2.test_session import FRBC, PEBC, reception, say, session_of
 from tests.parts.resource_manager import ResourceManager
@@ -58,3 +59,41 @@ async def test_null_for_what_is_required_is_refused(cem, field):
         await rm.send(example("FRBC.StorageStatus", **{field: None}))
         await until(lambda: rm.received[-1].get("status") in ("INVALID_DATA", "INVALID_MESSAGE"))
         assert field in rm.received[-1]["diagnostic_label"]
+
+
+# Instructions
+
+
+async def instructed(rm, session, **fields):
+    """Have the CEM send an instruction, and return it as it arrived."""
+    instruction = {
+        name: value for name, value in example("FRBC.Instruction").items() if name[:7] != "message"
+    }
+    await sessions.request(session, "FRBC.Instruction", **instruction | fields)
+    return await rm.next("FRBC.Instruction")
+
+
+async def test_the_id_of_an_instruction_is_its_messages_too(cem):
+    async with connected(cem) as rm:
+        await say(rm, "FRBC.SystemDescription")
+        sent = await instructed(rm, session_of(cem))
+        assert sent["id"] == sent["message_id"] == example("FRBC.Instruction")["id"]
+
+
+async def test_an_instruction_may_be_named_by_its_message_id(cem, caplog):
+    async with connected(cem) as rm:
+        await say(rm, "FRBC.SystemDescription")
+        session = session_of(cem)
+        sent = await instructed(rm, session, message_id="another:id")
+        assert sent["message_id"] == "another:id"
+        for status in ("ACCEPTED", "STARTED"):
+            update = example("InstructionStatusUpdate", instruction_id="another:id", status_type=status)
+            assert (await rm.ask(update))["status"] == "OK"
+        assert session.instructions[sent["id"]]["status"] == "STARTED"
+        assert {each.instruction_id for _, each in cem.received if hasattr(each, "instruction_id")} == {
+            sent["id"]
+        }
+        revocation = example("RevokeObject", object_type="FRBC.Instruction", object_id="another:id")
+        assert (await rm.ask(revocation))["status"] == "OK"
+        assert session.instructions == {}
+    assert len(warnings(caplog, sessions.BY_MESSAGE_ID)) == 1
