@@ -115,7 +115,7 @@ async def start(listener):
         return await accept(listener, request)
 
     plain = listener.path.rstrip("/")
-    for path in sorted({plain or "/", f"{plain}/"}):
+    for path in [*([plain] if plain else []), f"{plain}/{{below:.*}}"]:
         app.router.add_get(path, accept_request)
 
     async def elsewhere(request):

@@ -140,8 +140,19 @@ async def test_plain_http_is_told_to_upgrade(cem):
     assert await status_of(cem.url.replace("ws:", "http:")) == 426
 
 
-async def test_another_path_is_not_found(cem):
-    assert await status_of(cem.url.replace("ws:", "http:") + "elsewhere") == 404
+@pytest.mark.parametrize("path", ["/", "/s3", "/s22", "/other/s2", "/S2/battery", "//s2"])
+async def test_another_path_is_not_found(serve, path):
+    cem = await serve(path="/s2")
+    assert await status_of(f"http://127.0.0.1:{cem.port}{path}") == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/s2", "/s2/"])
+@pytest.mark.parametrize("below", ["battery-1", "rm/battery%201/", "battery?version=1", "a/b/c"])
+async def test_any_path_below_it_works_too(serve, path, below):
+    cem = await serve(path=path)
+    async with ResourceManager(f"{cem.url.rstrip('/')}/{below}") as rm:
+        await rm.establish()
+        await exchange(rm)
 
 
 @pytest.mark.parametrize("path", ["/", "/s2", "/s2/"])
