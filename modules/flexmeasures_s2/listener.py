@@ -1,6 +1,7 @@
 """The websocket server that Resource Managers connect to."""
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import logging
@@ -196,9 +197,8 @@ def complain(listener, request, why):
 def refusal(listener, request):
     """Return the HTTP answer to who is not let in, or None."""
     if listener.token:
-        given = request.headers.get("Authorization", "")
-        wanted = f"Bearer {listener.token}"
-        if not hmac.compare_digest(given.encode(errors="replace"), wanted.encode()):
+        given = token_in(request.headers.get("Authorization", ""))
+        if not hmac.compare_digest(given, listener.token.encode()):
             complain(listener, request, "its token is missing or wrong")
             return web.Response(
                 status=401, headers={"WWW-Authenticate": "Bearer"}, text="The token is missing or wrong"
@@ -214,6 +214,24 @@ def refusal(listener, request):
         complain(listener, request, f"there are {listener.limits.connections} connections")
         return web.Response(status=503, headers={"Retry-After": "60"}, text="Too many connections")
     return None
+
+
+@pyscript_compile
+def token_in(authorization: str) -> bytes:
+    """Return the token in an Authorization header: a bearer token, or the password of Basic (RFC 7617).
+
+    The scheme is compared without case. Empty where there is none.
+    """
+    scheme, _space, credentials = authorization.encode(errors="replace").strip().partition(b" ")
+    if scheme.lower() == b"bearer":
+        return credentials.strip()
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        _user, _colon, password = base64.b64decode(credentials.strip(), validate=True).partition(b":")
+    except ValueError:
+        return b""
+    return password
 
 
 @pyscript_compile

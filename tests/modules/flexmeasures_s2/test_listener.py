@@ -1,6 +1,7 @@
 """Who is let in, what a connection may do to us, and how it ends."""
 
 import asyncio
+import base64
 import ipaddress
 import json
 import socket
@@ -109,8 +110,30 @@ def certificate(tmp_path):
 # Who is let in
 
 
+def basic(user_and_password):
+    """Return a header of Basic authorization."""
+    return f"Basic {base64.b64encode(user_and_password.encode()).decode()}"
+
+
 @pytest.mark.parametrize(
-    "given", [None, "Bearer wrong", "Bearer ", "secret", "Bearer secrét", "Basic secret"]
+    "given",
+    [
+        None,
+        "Bearer wrong",
+        "Bearer ",
+        "bearer Secret",
+        "secret",
+        "Bearersecret",
+        "Bearer secrét",
+        "Token secret",
+        "Basic",
+        "Basic secret",
+        "Basic !",
+        basic("secret"),
+        basic("secret:"),
+        basic("user:wrong"),
+        basic("user:secret:"),
+    ],
 )
 async def test_without_the_token_it_is_refused_before_the_upgrade(serve, given):
     cem = await serve(token="secret")
@@ -122,6 +145,34 @@ async def test_with_the_token_it_is_let_in(serve):
     cem = await serve(token="secret")
     async with connected(cem, token="secret") as rm:
         await exchange(rm)
+
+
+@pytest.mark.parametrize("token", ["secret", "se:cr:et", "zo\u00eb =="])
+async def test_the_scheme_is_compared_without_case_and_basic_has_the_token_as_password(serve, token):
+    cem = await serve(token=token)
+    for given in (
+        f"bearer {token}",
+        f"BEARER  {token}",
+        basic(f"s2:{token}"),
+        basic(f":{token}").replace("Basic", "basic"),
+    ):
+        headers = {"Authorization": given}
+        async with aiohttp.ClientSession() as client, client.ws_connect(cem.url, headers=headers) as socket:
+            assert (await socket.receive_json())["message_type"] == "Handshake"
+
+
+async def test_a_wrong_token_is_compared_in_constant_time(serve, monkeypatch):
+    compared = []
+
+    def compare(given, wanted):
+        compared.append((given, wanted))
+        return given == wanted
+
+    monkeypatch.setattr(listeners.hmac, "compare_digest", compare)
+    cem = await serve(token="secret")
+    for given in ("Bearer wrong", basic("user:wrong"), "wrong"):
+        assert await refusal_of(cem.url, Authorization=given) == 401
+    assert compared == [(b"wrong", b"secret"), (b"wrong", b"secret"), (b"", b"secret")]
 
 
 async def test_a_token_is_not_shown(serve):
