@@ -27,6 +27,8 @@ OF_ONE_POWER_RANGE = "validate_operation_mode_elements_have_all_supported_commod
 """s2-python's rule of one power range per commodity, which leaves no room for three phases."""
 HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
 """Its progress is a duration, which s2-python takes for an id."""
+DETAILS, MEASURED_QUANTITIES = "ResourceManagerDetails", "provides_power_measurement_types"
+"""The schema wants one of them at least; devices that measure nothing have none."""
 MOST_TOLD = 3
 NULL = "null counts as left out"
 """What is taken leniently: the schemas have no null."""
@@ -232,6 +234,8 @@ def as_the_schemas_have_it(node):
     if kind == "model-fields" and node.get("model_name") == HAS_PROGRESS:
         optional = {"type": "default", "default": None, "schema": duration()}
         made["fields"]["progress"] = {"type": "model-field", "schema": optional}
+    if kind == "model-fields" and node.get("model_name") == DETAILS:
+        made["fields"][MEASURED_QUANTITIES]["schema"].pop("min_length", None)
     for name in ("populate_by_name", "validate_by_name"):
         if name in made:
             made[name] = False

@@ -39,6 +39,7 @@ PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 LONGEST_LOGGED = 4000
 INSTRUCTION_FIELDS = {"InstructionStatusUpdate": "instruction_id", "RevokeObject": "object_id"}
 """Where a Resource Manager refers to an instruction."""
+MEASURES_NOTHING = "a list of no quantities is taken: it measures no power"
 BY_MESSAGE_ID = "an instruction is named by the message_id of its message"
 LARGE = 65_536
 """From this many characters on, a message is read beside the event loop."""
@@ -404,12 +405,28 @@ def on_details(session, message):
         raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
     told = session.events.details(session, message)
     session.details = message
+    if not message.provides_power_measurement_types:
+        warn_once(session, {MEASURES_NOTHING: messages.MEASURED_QUANTITIES})
     session.stage = ESTABLISHED
 
     async def then():
         tell(session, session.events.established)
 
     return Taken(told, then)
+
+
+@pyscript_compile
+def on_power_measurement(session: Session, message: object) -> None:
+    """Remember a measurement; refuse quantities that were not announced, where any was."""
+    announced = {each.value for each in session.details.provides_power_measurement_types}
+    for number, measured in enumerate(message.values):
+        quantity = measured.commodity_quantity.value
+        if announced and quantity not in announced:
+            raise errors.InvalidContent(
+                f"values[{number}].commodity_quantity: {quantity} is not in the "
+                f"{messages.MEASURED_QUANTITIES} of the details: {', '.join(sorted(announced))}"
+            )
+    remember(session, message)
 
 
 @pyscript_compile
@@ -476,7 +493,7 @@ HANDLERS = {
     "Handshake": on_handshake,
     "InstructionStatusUpdate": on_instruction_status_update,
     "PowerForecast": remember,
-    "PowerMeasurement": remember,
+    "PowerMeasurement": on_power_measurement,
     "ResourceManagerDetails": on_details,
     "RevokeObject": on_revoke_object,
     "SessionRequest": on_session_request,

@@ -5,7 +5,7 @@ import pytest
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_s2.conftest import connected, until
-from tests.modules.flexmeasures_s2.test_session import FRBC, PEBC, reception, say, session_of
+from tests.modules.flexmeasures_s2.test_session import FRBC, PEBC, reception, refused, say, session_of
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_messages import example
 
@@ -97,3 +97,26 @@ async def test_an_instruction_may_be_named_by_its_message_id(cem, caplog):
         assert (await rm.ask(revocation))["status"] == "OK"
         assert session.instructions == {}
     assert len(warnings(caplog, sessions.BY_MESSAGE_ID)) == 1
+
+
+# Measurements
+
+
+async def test_who_announces_no_quantities_is_let_in_and_may_measure_any(cem, caplog):
+    async with connected(cem, details={"provides_power_measurement_types": []}) as rm:
+        assert rm.selected == FRBC
+        await say(rm, "FRBC.SystemDescription", "PowerMeasurement")
+        assert (await rm.ask(rm.details | {"message_id": "again"}))["status"] == "OK"
+    assert len(warnings(caplog, sessions.MEASURES_NOTHING)) == 1
+
+
+async def test_a_measurement_of_what_was_not_announced_is_invalid_content(cem):
+    values = [{"commodity_quantity": f"ELECTRIC.POWER.L{phase}", "value": 700} for phase in (1, 2)]
+    async with connected(cem) as rm:
+        label = await refused(rm, example("PowerMeasurement", values=values))
+        assert label.startswith("values[1].commodity_quantity: ELECTRIC.POWER.L2 is not in")
+        assert session_of(cem).memory == {}
+        announced = [each["commodity_quantity"] for each in values]
+        details = {"message_id": "again", "provides_power_measurement_types": announced}
+        assert (await rm.ask(rm.details | details))["status"] == "OK"
+        assert (await rm.ask(example("PowerMeasurement", values=values)))["status"] == "OK"

@@ -24,6 +24,12 @@ SENT_BY_A_CEM = [
 ]
 ABSURD = 2**70
 EXCEPTIONS = {
+    ("ResourceManagerDetails", "provides_power_measurement_types", "[]"): "who measures nothing says so",
+    (
+        "ResourceManagerDetails",
+        "provides_power_measurement_types[]",
+        "dropped",
+    ): "who measures nothing says so",
     ("DDBC.SystemDescription", "supply_range", "[]"): "a list of ranges is s2-python's form",
     ("PEBC.Instruction", "power_envelopes", "[]"): "nobody sends it to a CEM; who does is refused anyway",
     ("PEBC.Instruction", "power_envelopes", "too long"): "nobody sends it to a CEM",
