@@ -10,11 +10,13 @@ for that; in the models that come of it, ids are text.
 import json
 import re
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Literal
 
 import orjson
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pydantic_core import SchemaValidator, ValidationError
-from s2python.common import Duration
+from s2python.common import Duration, NumberRange
 from s2python.s2_parser import TYPE_TO_MESSAGE_CLASS
 
 import flexmeasures_s2.errors as errors
@@ -29,10 +31,37 @@ HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
 """Its progress is a duration, which s2-python takes for an id."""
 DETAILS, MEASURED_QUANTITIES = "ResourceManagerDetails", "provides_power_measurement_types"
 """The schema wants one of them at least; devices that measure nothing have none."""
+DDBC_DESCRIPTION, PRESENT_DEMAND = "DDBC.SystemDescription", "DDBC.PresentDemandStatus"
+"""The demand rate is in the former up to protocol version 0.0.2-beta, and in the latter from 1.0.0 on."""
 MOST_TOLD = 3
 NULL = "null counts as left out"
 """What is taken leniently: the schemas have no null."""
 VALIDATORS, UNBUILT = {}, {}
+
+
+@pyscript_compile
+def present_demand_status() -> type:
+    """Define the message that s2-python does not have, natively: pydantic wants a class of Python."""
+
+    class DDBCPresentDemandStatus(BaseModel):
+        """The demand rate that is to be satisfied from now on."""
+
+        model_config = ConfigDict(extra="forbid")
+        message_type: Literal["DDBC.PresentDemandStatus"] = PRESENT_DEMAND
+        message_id: uuid.UUID
+        present_demand_rate: NumberRange
+        _received_at: datetime = PrivateAttr(default_factory=lambda: datetime.now(UTC))
+
+        @property
+        def received_at(self) -> datetime:
+            """Return when the message came, since it has no time of its own."""
+            return self._received_at
+
+    return DDBCPresentDemandStatus
+
+
+MODELS = TYPE_TO_MESSAGE_CLASS | {PRESENT_DEMAND: present_demand_status()}
+"""The model of each message_type."""
 
 
 @pyscript_compile
@@ -61,7 +90,7 @@ def validated(data):
             raise errors.InvalidData("message_id: missing")
         raise errors.InvalidMessage(f"message_id: expected an id, got {str(data['message_id'])[:80]!r}")
     subject = subject or errors.NIL
-    if not isinstance(kind, str) or kind not in TYPE_TO_MESSAGE_CLASS:
+    if not isinstance(kind, str) or kind not in MODELS:
         told = "missing" if kind is None else f"unknown: {str(kind)[:80]!r}"
         raise errors.InvalidMessage(f"message_type: {told}", subject)
     try:
@@ -169,10 +198,10 @@ def said(mistake):
 def validator(kind):
     """Return the validator of a message_type."""
     if kind not in VALIDATORS:
-        model = TYPE_TO_MESSAGE_CLASS[kind]
+        model = MODELS[kind]
         model.model_rebuild()
         made = SchemaValidator(as_the_schemas_have_it(model.__pydantic_core_schema__))
-        if kind == "DDBC.SystemDescription":
+        if kind == DDBC_DESCRIPTION:
             made = BothForms(made)
         VALIDATORS[kind] = made
     return VALIDATORS[kind]
@@ -193,7 +222,7 @@ def unbuilt(model):
 @pyscript_compile
 def prepare():
     """Make all validators; it takes a moment, and may be done in a thread."""
-    for kind in TYPE_TO_MESSAGE_CLASS:
+    for kind in MODELS:
         validator(kind)
 
 
@@ -234,6 +263,9 @@ def as_the_schemas_have_it(node):
     if kind == "model-fields" and node.get("model_name") == HAS_PROGRESS:
         optional = {"type": "default", "default": None, "schema": duration()}
         made["fields"]["progress"] = {"type": "model-field", "schema": optional}
+    if kind == "model-fields" and node.get("model_name") == "DDBCSystemDescription":
+        demand = made["fields"]["present_demand_rate"]
+        demand["schema"] = {"type": "default", "default": None, "schema": demand["schema"]}
     if kind == "model-fields" and node.get("model_name") == DETAILS:
         made["fields"][MEASURED_QUANTITIES]["schema"].pop("min_length", None)
     for name in ("populate_by_name", "validate_by_name"):

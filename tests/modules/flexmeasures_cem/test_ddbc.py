@@ -373,6 +373,43 @@ def test_both_forms_of_the_description_come_to_the_same(m):
     assert plans[0].changes
 
 
+def present_demand(rate) -> dict:
+    """Return a DDBC.PresentDemandStatus."""
+    return example("v1.0.0/DDBC.PresentDemandStatus", present_demand_rate=number_range(rate, rate))
+
+
+def test_the_latest_demand_rate_counts_whichever_message_has_it(m):
+    described, without = hybrid(demand=(4000, 4000)).description, hybrid().description
+    del without["present_demand_rate"]
+    first = memory(m, without)
+    assert m.ddbc.lacks(first) == "DDBC.PresentDemandStatus"
+    later = first | {("DDBC.PresentDemandStatus",): parsed(m, present_demand(6000))}
+    assert m.ddbc.lacks(later) is None
+    assert m.ddbc.device(later).present == (6000, 6000)
+    both = memory(m, described) | {("DDBC.PresentDemandStatus",): parsed(m, present_demand(6000))}
+    assert m.ddbc.device(both).present == (6000, 6000)
+    both["DDBC.SystemDescription",] = both.pop(("DDBC.SystemDescription",))
+    assert m.ddbc.device(both).present == (4000, 4000)
+
+
+def test_a_present_demand_that_was_not_planned_with_departs(m):
+    made = hybrid(demand=(4000, 4000))
+    rates = [4000, 8000, 8000, 8000]
+    device, plan = planned(m, made.description, market(m, [0.3] * 4), made.pump_runs, forecast(rates))
+
+    def departs(rate, seconds):
+        return m.ddbc.departs(device, plan, parsed(m, present_demand(rate)), NOW + seconds)
+
+    assert departs(4000, 60) is None
+    assert departs(4100, 60) is None
+    assert departs(6000, 60) == "the present demand rate is 6000 to 6000, expected was 4000"
+    assert departs(8000, 1000) is None
+    assert departs(4000, 1000) == "the present demand rate is 4000 to 4000, expected was 8000"
+    state = m.ddbc.condition(device, memory(m, made.description), {}, None, NOW)
+    assert m.ddbc.moved(device, state, parsed(m, present_demand(6000)))
+    assert not m.ddbc.moved(device, state, parsed(m, present_demand(4000)))
+
+
 def test_an_instruction_says_actuator_mode_and_factor(m):
     made = hybrid()
     device, plan = planned(m, made.description, market(m, [0.9] * 2), made.pump_runs, tariffs={"GAS": 1.5})

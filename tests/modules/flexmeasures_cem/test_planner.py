@@ -26,6 +26,7 @@ from tests.parts.local_optimum import priced
 from tests.parts.s2_messages import example
 
 FRBC = "FILL_RATE_BASED_CONTROL"
+DDBC = "DEMAND_DRIVEN_BASED_CONTROL"
 NOT_CONTROLABLE = "NOT_CONTROLABLE"
 QUARTER = 900.0
 LULL = 30.0
@@ -1036,6 +1037,35 @@ async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_
         assert off["operation_mode_id"] == "off"
         began = datetime.fromisoformat(first["execution_time"])
         assert datetime.fromisoformat(off["execution_time"]) >= began + timedelta(hours=1)
+
+
+def demand(rate) -> dict:
+    """Return a DDBC.PresentDemandStatus."""
+    ends = {"start_of_range": rate, "end_of_range": rate}
+    return example("v1.0.0/DDBC.PresentDemandStatus", present_demand_rate=ends)
+
+
+async def test_a_device_whose_description_has_no_demand_rate_is_planned_with_the_latest(site):
+    described = example("v1.0.0/DDBC.SystemDescription")
+    del described["actuators"][1:]
+    labels = {each["Id"]: each["diagnostic_label"] for each in described["actuators"][0]["operation_modes"]}
+    async with connected(site.cem, control_types=[DDBC], versions=["1.0.0"]) as rm:
+        await rm.ask(described)
+        await rm.ask(example("DDBC.ActuatorStatus"))
+        await asyncio.sleep(LULL)
+        assert of_type(rm, "DDBC.Instruction") == []
+        await rm.ask(demand(8000))
+        instruction = await rm.next("DDBC.Instruction")
+        factor = instruction["operation_mode_factor"]
+        assert (labels[instruction["operation_mode_id"]], factor) == ("on", 1.0)
+        version = controlled(site).planned_version
+        await rm.ask(demand(8000))
+        await asyncio.sleep(LULL)
+        assert controlled(site).planned_version == version
+        await rm.ask(demand(3500))
+        instruction = await rm.next("DDBC.Instruction")
+        factor = instruction["operation_mode_factor"]
+        assert (labels[instruction["operation_mode_id"]], factor) == ("on", 0.25)
 
 
 def charger(watts=7000) -> dict:

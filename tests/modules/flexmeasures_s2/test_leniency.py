@@ -5,7 +5,16 @@ import pytest
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_s2.conftest import connected, until
-from tests.modules.flexmeasures_s2.test_session import FRBC, PEBC, reception, refused, say, session_of
+from tests.modules.flexmeasures_s2.test_session import (
+    DDBC,
+    FRBC,
+    PEBC,
+    reception,
+    refused,
+    remembered,
+    say,
+    session_of,
+)
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_messages import example
 
@@ -120,3 +129,44 @@ async def test_a_measurement_of_what_was_not_announced_is_invalid_content(cem):
         details = {"message_id": "again", "provides_power_measurement_types": announced}
         assert (await rm.ask(rm.details | details))["status"] == "OK"
         assert (await rm.ask(example("PowerMeasurement", values=values)))["status"] == "OK"
+
+
+# The demand rate of demand driven based control: in the description, or from version 1.0.0 on in a message
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "v1.0.0", "0.0.2-beta"])
+async def test_the_demand_rate_may_come_in_either_way_under_both_versions(cem, version):
+    async with connected(cem, control_types=[DDBC], versions=[version]) as rm:
+        await say(rm, "v1.0.0/DDBC.SystemDescription", "v1.0.0/DDBC.PresentDemandStatus")
+        await say(rm, "DDBC.ActuatorStatus", "DDBC.TimerStatus")
+        await say(rm, "DDBC.SystemDescription", "v1.0.0/DDBC.PresentDemandStatus")
+        assert remembered(session_of(cem)) == [
+            "DDBC.ActuatorStatus",
+            "DDBC.PresentDemandStatus",
+            "DDBC.SystemDescription",
+            "DDBC.TimerStatus",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "status"),
+    [
+        ({"start_of_range": 2, "end_of_range": 1}, "INVALID_CONTENT"),
+        ({"start_of_range": 2}, "INVALID_MESSAGE"),
+        ({"start_of_range": "2", "end_of_range": 3}, "INVALID_MESSAGE"),
+        (4000, "INVALID_MESSAGE"),
+        (None, "INVALID_MESSAGE"),
+    ],
+)
+async def test_a_present_demand_that_is_none_is_refused(cem, rate, status):
+    async with connected(cem, control_types=[DDBC], versions=["1.0.0"]) as rm:
+        await say(rm, "v1.0.0/DDBC.SystemDescription")
+        message = example("v1.0.0/DDBC.PresentDemandStatus", present_demand_rate=rate)
+        assert "present_demand_rate" in await refused(rm, message, status)
+        message = example("v1.0.0/DDBC.PresentDemandStatus", valid_from="2026-03-02T10:00:00Z")
+        assert "valid_from" in await refused(rm, message, "INVALID_MESSAGE")
+
+
+async def test_a_present_demand_is_for_demand_driven_based_control(cem):
+    async with connected(cem) as rm:
+        assert "belongs to" in await refused(rm, example("v1.0.0/DDBC.PresentDemandStatus"))

@@ -24,6 +24,8 @@ SENT_BY_A_CEM = [
 ]
 ABSURD = 2**70
 EXCEPTIONS = {
+    ("DDBC.SystemDescription", "present_demand_rate", "dropped"): "it is not there from version 1.0.0 on",
+    ("DDBC.SystemDescription", "present_demand_rate", "null"): "it is not there from version 1.0.0 on",
     ("ResourceManagerDetails", "provides_power_measurement_types", "[]"): "who measures nothing says so",
     (
         "ResourceManagerDetails",
