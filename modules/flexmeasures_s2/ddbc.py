@@ -16,8 +16,6 @@ def system_description(_memory, message):
             content.once_per_quantity(f"{field}power_ranges", mode.power_ranges)
             if not mode.supply_range:
                 raise errors.InvalidContent(f"{field}supply_range: expected a range")
-            for supply_range in mode.supply_range:
-                content.ordered(f"{field}supply_range", supply_range)
 
 
 @pyscript_compile

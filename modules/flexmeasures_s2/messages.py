@@ -25,8 +25,16 @@ ID = r"[a-zA-Z0-9\-_:]{2,64}"
 """As the schemas have it: text that contains this somewhere."""
 IS_ID = re.compile(ID)
 DATE_TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
-OF_ONE_POWER_RANGE = "validate_operation_mode_elements_have_all_supported_commodities"
-"""s2-python's rule of one power range per commodity, which leaves no room for three phases."""
+RULES_OF_ITS_OWN = (
+    "s2python.common.power_range.validate_start_end_order",
+    "s2python.frbc.frbc_actuator_description.validate_operation_mode_elements_have_all_supported_commodities",
+    "s2python.pebc.pebc_allowed_limit_range.validate_range_boundary",
+)
+"""s2-python's rules that the schemas do not have.
+
+A power range may run downwards: its start is for factor 0, and its end for factor 1. A commodity may have
+several power ranges, as three phases do. A limit range that is upside down is put in order.
+"""
 HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
 """Its progress is a duration, which s2-python takes for an id."""
 DETAILS, MEASURED_QUANTITIES = "ResourceManagerDetails", "provides_power_measurement_types"
@@ -243,7 +251,7 @@ def as_the_schemas_have_it(node):
         return as_the_schemas_have_it(node["schema"])
     if kind == "default" and node.get("default") is not None:
         return as_the_schemas_have_it(node["schema"])
-    if kind == "function-after" and node["function"]["function"].__name__ == OF_ONE_POWER_RANGE:
+    if kind == "function-after" and rule_of(node) in RULES_OF_ITS_OWN:
         return as_the_schemas_have_it(node["schema"])
     made = {key: as_the_schemas_have_it(value) for key, value in node.items() if key != "metadata"}
     if kind == "model":
@@ -272,6 +280,13 @@ def as_the_schemas_have_it(node):
         if name in made:
             made[name] = False
     return made
+
+
+@pyscript_compile
+def rule_of(node: dict) -> str:
+    """Return the name of a model's own rule, with its module."""
+    function = node["function"]["function"]
+    return f"{function.__module__}.{function.__name__}"
 
 
 @pyscript_compile

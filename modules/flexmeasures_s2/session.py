@@ -255,7 +255,7 @@ def take(session, message):
             f"{session.control_type or 'no control type'} is active"
         )
     if check := control_types.CHECKS[kind]:
-        check(session.memory, message)
+        warn_once(session, check(session.memory, message) or {})
     if hasattr(message, "valid_from"):
         return remember_by_validity(session, message)
     remember(session, message)

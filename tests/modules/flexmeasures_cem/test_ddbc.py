@@ -33,7 +33,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     timer_status,
     transition,
 )
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import example, turned
 from tests.parts.trials import trials
 
 
@@ -167,6 +167,25 @@ def test_the_cheaper_supplies_the_demand(m):
     power = (500 + 2000 / 3) / 1000 * 0.1 * (898 + 900) / 3600
     assert plan.cost == pytest.approx(gas + power)
     assert plan.missed == []
+
+
+def test_supply_ranges_that_run_downwards_are_planned_with_the_factors_turned(m):
+    made = hybrid()
+    intervals = market(m, [0.1, 0.9, 0.9, 0.1])
+    downwards = turned(made.description, "power_ranges", "supply_range", "running_costs")
+    runs = {"pump": (made.on, 2 / 3), "boiler": (made.idle, 0)}
+    device, plan = planned(m, downwards, intervals, runs, tariffs={"GAS": 1.5})
+    assert m.ddbc.describe(device, plan.changes[0], NOW)["power"] == 0
+    assert [each for each in told(plan) if each[2] in (made.burning["id"], made.on["id"])] == [
+        (900, "boiler-1", made.burning["id"], 0.8),
+        (2700, "pump-1", made.on["id"], 0.666667),
+    ]
+    assert plan.missed == []
+    actuators = simulated(downwards, runs)
+    live(actuators, plan)
+    for second in range(10, 3600, 60):
+        supply = sum(each.supply(NOW + second) for each in actuators.values())
+        assert supply == pytest.approx(4000, rel=1e-6)
 
 
 def test_one_takes_over_when_the_other_is_ready(m):

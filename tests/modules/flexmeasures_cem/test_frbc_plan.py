@@ -24,7 +24,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     timer,
     transition,
 )
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import example, turned
 from tests.parts.trials import trials
 
 NOW = START.timestamp()
@@ -89,6 +89,23 @@ def test_a_continuous_battery_does_what_is_wanted(powers, level):
     for place, power in enumerate(small):
         energy = lived.energy(after(place), after(place + 1))
         assert energy == pytest.approx(power / 4, abs=5000 * 0.006 / 4)
+
+
+@trials(100)
+@given(
+    random_descriptions(),
+    st.floats(0, 100),
+    st.lists(st.sampled_from([-4000, -1500, 0, 0, 700, 2000, 5000]), min_size=1, max_size=8),
+)
+def test_ranges_that_run_downwards_are_planned_like_others_with_the_factors_turned(described, level, powers):
+    m = modules()
+    _device, plan = planned(m, described, level, powers)
+    downwards = turned(described, "fill_rate", "power_ranges")
+    _device, other = planned(m, downwards, level, powers)
+    assert [each.mode for each in other.changes] == [each.mode for each in plan.changes]
+    assert [each.power for each in other.changes] == pytest.approx([each.power for each in plan.changes])
+    lived = live(downwards, other, level, after(len(powers)))
+    assert (lived.rejected, lived.violations) == ([], [])
 
 
 def test_a_stepped_device_makes_up_in_one_interval_for_another():

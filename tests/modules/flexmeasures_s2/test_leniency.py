@@ -3,11 +3,13 @@
 import pytest
 
 import flexmeasures_s2.messages as messages
+import flexmeasures_s2.pebc as pebc
 import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.modules.flexmeasures_s2.test_session import (
     DDBC,
     FRBC,
+    OMBC,
     PEBC,
     reception,
     refused,
@@ -16,7 +18,7 @@ from tests.modules.flexmeasures_s2.test_session import (
     session_of,
 )
 from tests.parts.resource_manager import ResourceManager
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import example, turned
 
 
 def warnings(caplog, words):
@@ -170,3 +172,34 @@ async def test_a_present_demand_that_is_none_is_refused(cem, rate, status):
 async def test_a_present_demand_is_for_demand_driven_based_control(cem):
     async with connected(cem) as rm:
         assert "belongs to" in await refused(rm, example("v1.0.0/DDBC.PresentDemandStatus"))
+
+
+# Ranges upside down
+
+
+async def test_a_limit_range_upside_down_is_put_in_order(cem, caplog):
+    ends = {"UPPER_LIMIT": (0, 0), "LOWER_LIMIT": (0, -2000)}
+    limits = [
+        {
+            "commodity_quantity": "ELECTRIC.POWER.L1",
+            "limit_type": kind,
+            "range_boundary": {"start_of_range": start, "end_of_range": end},
+            "abnormal_condition_only": False,
+        }
+        for kind, (start, end) in ends.items()
+    ]
+    async with connected(cem, control_types=[PEBC]) as rm:
+        for _ in range(2):
+            constraints = example("PEBC.PowerConstraints", allowed_limit_ranges=limits)
+            assert (await rm.ask(constraints))["status"] == "OK"
+    [warning] = warnings(caplog, pebc.UPSIDE_DOWN)
+    assert ": allowed_limit_ranges[1].range_boundary: " in warning
+
+
+@pytest.mark.parametrize("control_type", [FRBC, OMBC, DDBC])
+async def test_a_range_may_run_downwards_since_its_start_belongs_to_factor_0(cem, control_type, caplog):
+    kind = f"{''.join(word[0] for word in control_type.split('_'))}.SystemDescription"
+    ranges = ("power_ranges", "supply_range", "fill_rate", "running_costs")
+    async with connected(cem, control_types=[control_type]) as rm:
+        assert (await rm.ask(turned(example(kind), *ranges)))["status"] == "OK"
+    assert warnings(caplog, "range") == []
