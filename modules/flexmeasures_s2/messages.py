@@ -28,12 +28,14 @@ DATE_TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
 RULES_OF_ITS_OWN = (
     "s2python.common.power_range.validate_start_end_order",
     "s2python.frbc.frbc_actuator_description.validate_operation_mode_elements_have_all_supported_commodities",
+    "s2python.frbc.frbc_operation_mode.validate_contiguous_fill_levels_operation_mode_elements",
     "s2python.pebc.pebc_allowed_limit_range.validate_range_boundary",
 )
 """s2-python's rules that the schemas do not have.
 
 A power range may run downwards: its start is for factor 0, and its end for factor 1. A commodity may have
-several power ranges, as three phases do. A limit range that is upside down is put in order.
+several power ranges, as three phases do, or none. Between elements there may be gaps. A limit range that is
+upside down is put in order.
 """
 HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
 """Its progress is a duration, which s2-python takes for an id."""

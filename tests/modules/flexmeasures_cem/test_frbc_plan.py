@@ -108,6 +108,18 @@ def test_ranges_that_run_downwards_are_planned_like_others_with_the_factors_turn
     assert (lived.rejected, lived.violations) == ([], [])
 
 
+def test_in_a_gap_between_fill_levels_the_element_below_holds():
+    m = modules()
+    idle = mode("idle", element((0, 0)))
+    charge = mode("charge", element((0, 5000), (0, 40)), element((0, 2000), (50, 100)))
+    described = description(actuator("inverter", [idle, charge]))
+    device, plan = planned(m, described, 38, [5000, 5000, 5000], begin=0.0)
+    assert told(device, plan)[0] == (0.0, "charge", 1.0)
+    [reached] = [end for _start, end, _before, after, _power in plan.pieces if after == 50]
+    assert reached - NOW == pytest.approx(12 * 100 / (5000 * 0.95) * 3600)
+    assert {round(power) for *_, power in plan.pieces} == {5000, 2000}
+
+
 def test_a_stepped_device_makes_up_in_one_interval_for_another():
     m = modules()
     described = description(

@@ -1,7 +1,10 @@
 """What devices in the field do that is not as S2 has it: it is taken, and the log tells once in a session."""
 
+from uuid import uuid4
+
 import pytest
 
+import flexmeasures_s2.frbc as frbc
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.pebc as pebc
 import flexmeasures_s2.session as sessions
@@ -203,3 +206,27 @@ async def test_a_range_may_run_downwards_since_its_start_belongs_to_factor_0(cem
     async with connected(cem, control_types=[control_type]) as rm:
         assert (await rm.ask(turned(example(kind), *ranges)))["status"] == "OK"
     assert warnings(caplog, "range") == []
+
+
+# Descriptions that leave something open
+
+
+async def test_elements_may_leave_a_gap_between_fill_levels(cem, caplog):
+    description = example("FRBC.SystemDescription")
+    mode = description["actuators"][0]["operation_modes"][1]
+    levels = [{"start_of_range": 0, "end_of_range": 40}, {"start_of_range": 50, "end_of_range": 100}]
+    mode["elements"] = [mode["elements"][0] | {"fill_level_range": each} for each in levels]
+    async with connected(cem) as rm:
+        for _ in range(2):
+            assert (await rm.ask(description | {"message_id": str(uuid4())}))["status"] == "OK"
+    [warning] = warnings(caplog, frbc.GAP)
+    assert f"operation mode {mode['id']}: elements: " in warning
+
+
+async def test_a_commodity_may_have_no_power_range(cem, caplog):
+    description = example("FRBC.SystemDescription")
+    description["actuators"][0]["supported_commodities"] = ["ELECTRICITY", "GAS"]
+    async with connected(cem) as rm:
+        assert (await rm.ask(description))["status"] == "OK"
+    [warning] = warnings(caplog, frbc.NO_POWER_RANGE)
+    assert "elements[0].power_ranges: " in warning
