@@ -5,6 +5,7 @@ import base64
 import hmac
 import ipaddress
 import logging
+import socket
 import ssl
 import time
 from contextlib import suppress
@@ -24,6 +25,9 @@ LONGEST_REASON = 123
 """Bytes that a websocket's close frame has room for."""
 CLOSING_SECONDS = 2
 MOST_WARNED_OF = 100
+BACKLOG = 100
+RESERVED = {}
+"""Sockets by (host, port) at which connections wait for a listener that is yet to start."""
 AT_ONCE = 4096
 """A shorter text never waits for the other side to read, where nothing else does."""
 TURN_SECONDS = 0.002
@@ -99,6 +103,25 @@ def tls(certificate, key):
 
 
 @pyscript_compile
+def reserve(host: str, port: int) -> None:
+    """Have connections wait for the listener that starts shortly, where the host is an IP address.
+
+    What is wrong with either is told when the listener starts.
+    """
+    release()
+    with suppress(OSError, ValueError):
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        RESERVED[host, port] = socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+@pyscript_compile
+def release() -> None:
+    """Refuse the connections that wait for a listener which has not started."""
+    while RESERVED:
+        RESERVED.popitem()[1].close()
+
+
+@pyscript_compile
 async def start(listener):
     """Listen; raise CannotListen, which names the setting."""
     context = None
@@ -142,11 +165,13 @@ async def start(listener):
         listener.asking[handler] = loop.call_later(limits.handshake, give_up, listener, handler)
         return handler
 
+    reserved = RESERVED.pop((listener.host, listener.port), None)
+    place = {"sock": reserved} if reserved else {"host": listener.host, "port": listener.port}
     try:
         listener.server = await loop.create_server(
             connected,
-            listener.host,
-            listener.port,
+            **place,
+            backlog=BACKLOG,
             ssl=context,
             ssl_handshake_timeout=listener.limits.handshake if context else None,
         )

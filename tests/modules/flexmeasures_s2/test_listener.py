@@ -238,6 +238,50 @@ async def test_it_serves_over_tls(serve, certificate, monkeypatch):
         await status_of(cem.url.replace("wss:", "http:"))
 
 
+@pytest.fixture
+def reserved(socket_enabled):
+    """Return a port of this machine at which connections wait."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    listeners.reserve("127.0.0.1", port)
+    yield port
+    listeners.release()
+
+
+async def test_who_comes_before_the_listener_starts_is_served_when_it_does(serve, reserved):
+    early = ResourceManager(f"ws://127.0.0.1:{reserved}/")
+    connecting = asyncio.create_task(early.__aenter__())
+    await asyncio.sleep(0.05)
+    assert not connecting.done()
+    await serve(port=reserved)
+    async with asyncio.timeout(5):
+        await connecting
+    await early.establish()
+    await exchange(early)
+    await early.__aexit__(None, None, None)
+
+
+async def test_without_a_listener_who_waits_is_refused(reserved):
+    connecting = asyncio.create_task(ResourceManager(f"ws://127.0.0.1:{reserved}/").__aenter__())
+    await asyncio.sleep(0.05)
+    listeners.release()
+    with pytest.raises(aiohttp.ClientError):
+        await connecting
+
+
+@pytest.mark.parametrize(("host", "port"), [("no.such.host", 1), ("", 1), ("192.0.2.1", 1), ("127.0.0.1", 1)])
+def test_what_cannot_be_reserved_is_left_to_the_listener(socket_enabled, host, port):
+    if (host, port) == ("127.0.0.1", 1):
+        with socket.socket() as taken:
+            taken.bind((host, 0))
+            taken.listen()
+            listeners.reserve(host, taken.getsockname()[1])
+    else:
+        listeners.reserve(host, port)
+    assert listeners.RESERVED == {}
+
+
 async def test_a_port_in_use_is_named(cem, serve):
     with pytest.raises(CannotListen, match=f"127.0.0.1:{cem.port}"):
         await serve(port=cem.port)
