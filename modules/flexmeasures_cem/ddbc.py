@@ -13,13 +13,16 @@ import flexmeasures_cem.market as markets
 import flexmeasures_cem.modes as modes
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
+import flexmeasures_s2.ddbc as messages
 
 CONTROL_TYPE = "DEMAND_DRIVEN_BASED_CONTROL"
 INSTRUCTION = "DDBC.Instruction"
-DESCRIPTION, FORECAST = "DDBC.SystemDescription", "DDBC.AverageDemandRateForecast"
+DESCRIPTION, FORECAST = messages.DESCRIPTION, "DDBC.AverageDemandRateForecast"
 ACTUATOR_STATUS, TIMER_STATUS = "DDBC.ActuatorStatus", "DDBC.TimerStatus"
 CALL_FOR_A_PLAN = (DESCRIPTION, FORECAST)
-"""The messages that change the problem."""
+"""The messages that change the problem; a DDBC.PresentDemandStatus does where it departs from the plan."""
+DEMAND_TOLERANCE = 0.02
+"""By which part of the greatest supply or demand the present demand may differ from what was planned with."""
 FINEST_SECONDS = 60.0
 """How much time there is at least between changes that follow the demand."""
 MOST_WAYS = 60
@@ -36,8 +39,9 @@ def record():
     class Device:
         """Actuators, and the demand: (least, most) at present, and (start, end, rate) as it is forecast.
 
-        `told` is of when the present demand is. `starts` is when each of the forecast's elements starts;
-        `scale` is the greatest supply or demand.
+        `told` is of when the present demand is, and `present_until` the end of the interval for which it
+        was planned with. `starts` is when each of the forecast's elements starts; `scale` is the greatest
+        supply or demand.
         """
 
         actuators: list
@@ -46,6 +50,7 @@ def record():
         forecast: list = field(default_factory=list)
         starts: list = field(default_factory=list)
         scale: float = 0.0
+        present_until: float = math.inf
 
     return Device
 
@@ -57,7 +62,9 @@ alike, upcoming, missed = transitions.alike, plans.upcoming, plans.missed
 @pyscript_compile
 def lacks(memory):
     """Return which message is still missing to plan on, or None."""
-    return None if (DESCRIPTION,) in memory else DESCRIPTION
+    if (DESCRIPTION,) not in memory:
+        return DESCRIPTION
+    return None if messages.present_demand(memory) else messages.PRESENT_DEMAND
 
 
 @pyscript_compile
@@ -69,12 +76,13 @@ def valid_from(memory):
 @pyscript_compile
 def device(memory):
     """Return the device that is described, with its demand."""
-    description = memory[DESCRIPTION,]
-    present = description.present_demand_rate
+    description, latest = memory[DESCRIPTION,], messages.present_demand(memory)
+    present = latest.present_demand_rate
+    told = description.valid_from if latest is description else latest.received_at
     found = Device(
         [modes.read(each, each.id) for each in description.actuators],
         (present.start_of_range, present.end_of_range),
-        description.valid_from.timestamp(),
+        told.timestamp(),
         read_forecast(memory.get((FORECAST,))),
     )
     found.starts = [each[0] for each in found.forecast]
@@ -154,6 +162,7 @@ def follow(found, state, _wanted, market, tariffs):
     actuators = [modes.as_it_is(each, state.actuators[each.id]) for each in found.actuators]
     costs = [{mode.id: modes.other_cost(mode, tariffs) for mode in each.modes.values()} for each in actuators]
     ready = [each.ready for each in state.actuators.values()]
+    found.present_until = market[0].end
     steps = modes.spans(market, sorted({*cuts(found, market), *ready}), is_punctual=True)
     for step in steps:
         step.demand = demand(found, step.start, step.end, step.interval is market[0])
@@ -400,6 +409,8 @@ def planned_power(plan, start, length):
 @pyscript_compile
 def departs(found, plan, message, now):
     """Return how a status departs from what the plan expects of the device now, or None."""
+    if message.message_type == messages.PRESENT_DEMAND:
+        return demand_departs(found, message, now)
     actuator = actuator_of(found, getattr(message, "actuator_id", None))
     if actuator and message.message_type == ACTUATOR_STATUS:
         alone = tolerance(found) if len(found.actuators) == 1 else None
@@ -407,6 +418,18 @@ def departs(found, plan, message, now):
     if actuator and message.message_type == TIMER_STATUS:
         return modes.timer_departs(actuator, message, plan, now)
     return None
+
+
+@pyscript_compile
+def demand_departs(found: Device, message: object, now: float) -> str | None:
+    """Return how the present demand departs from the one that was planned with, or None."""
+    present = message.present_demand_rate
+    planned = demand(found, now, now + 1.0, now < found.present_until)
+    allowed = DEMAND_TOLERANCE * found.scale
+    if present.start_of_range - allowed <= planned <= present.end_of_range + allowed:
+        return None
+    told = f"{present.start_of_range:g} to {present.end_of_range:g}"
+    return f"the present demand rate is {told}, expected was {planned:g}"
 
 
 @pyscript_compile
@@ -430,6 +453,8 @@ def measured_power_departs(found, plan, power, now):
 @pyscript_compile
 def moved(found, state, message):
     """Tell whether a status tells of another state than a plan was asked for."""
+    if message.message_type == messages.PRESENT_DEMAND:
+        return demand_departs(found, message, state.moment) is not None
     actuator = actuator_of(found, getattr(message, "actuator_id", None))
     if actuator is None or message.message_type not in (ACTUATOR_STATUS, TIMER_STATUS):
         return False

@@ -416,7 +416,7 @@ def checked(memory, state, call, now):
     if state:
         check_transition(actuator, mode, is_abnormal, state.actuators[actuator.id], executed)
     return {
-        "id": call.get("id") or str(uuid.uuid4()),
+        "id": call.get("id") or call.get("message_id") or str(uuid.uuid4()),
         "actuator_id": actuator.id,
         "operation_mode": mode.id,
         "message_id": call.get("message_id"),

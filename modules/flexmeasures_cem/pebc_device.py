@@ -153,13 +153,17 @@ def until_of(message):
 
 @pyscript_compile
 def ranges_of(message):
-    """Return the ranges of both limits by quantity, without those for an abnormal condition only."""
+    """Return the ranges of both limits by quantity, without those for an abnormal condition only.
+
+    Some devices have them upside down, as from 0 to -2000.
+    """
     found = {}
     for each in message.allowed_limit_ranges:
         if not each.abnormal_condition_only:
             limits = found.setdefault(each.commodity_quantity.value, {UPPER: [], LOWER: []})
             boundary = each.range_boundary
-            limits[each.limit_type.value].append((boundary.start_of_range, boundary.end_of_range))
+            ends = sorted((boundary.start_of_range, boundary.end_of_range))
+            limits[each.limit_type.value].append(tuple(ends))
     return {quantity: {kind: union(each) for kind, each in both.items()} for quantity, both in found.items()}
 
 

@@ -144,6 +144,7 @@ def what_is_said(message):
         getattr(message, "active_operation_mode_id", None),
         getattr(message, "operation_mode_factor", None),
         getattr(message, "finished_at", None),
+        getattr(message, "present_demand_rate", None),
         [(each.sequence_container_id, each.status.value, each.selected_sequence_id) for each in containers],
     )
 

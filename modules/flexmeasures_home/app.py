@@ -8,7 +8,7 @@ from typing import Any
 
 import homeassistant.components.persistent_notification as notification
 from homeassistant.const import EVENT_HOMEASSISTANT_STOP, STATE_UNAVAILABLE
-from homeassistant.core import HassJob, async_get_hass, callback
+from homeassistant.core import CoreState, HassJob, async_get_hass, callback
 from homeassistant.helpers.event import async_call_later
 
 import flexmeasures_home.device as devices
@@ -16,6 +16,7 @@ import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.services as services
 import flexmeasures_home.status as statuses
+import flexmeasures_s2.listener as listeners
 
 KEY = "flexmeasures_for_pyscript"
 RELOAD_SECONDS = 30
@@ -58,9 +59,14 @@ App, Stage = records()
 
 @pyscript_compile
 def answer(app):
-    """Answer calls from now on; those that come before the start wait for it."""
+    """Answer calls from now on; those that come before the start wait for it.
+
+    So do S2 devices while Home Assistant starts, which would be refused otherwise.
+    """
     hass = async_get_hass()
     stage = hass.data.setdefault(KEY, Stage())
+    if hass.state is not CoreState.running and not app.mistakes and app.configuration.s2.enabled:
+        listeners.reserve(app.configuration.s2.host, app.configuration.s2.port)
     release_services(stage)
     stage.answering, stage.forget_services = app, services.register(hass, app)
 
@@ -99,7 +105,10 @@ async def swap_in(app):
         stage.forget_stop_event = hass.bus.async_listen_once(
             EVENT_HOMEASSISTANT_STOP, when_home_assistant_stops
         )
-        await start(hass, app)
+        try:
+            await start(hass, app)
+        finally:
+            listeners.release()
 
 
 @pyscript_compile

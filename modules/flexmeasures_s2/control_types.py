@@ -2,7 +2,7 @@
 
 A table maps each message_type that a Resource Manager may send to a check: a function of what is
 remembered and of the message, which raises InvalidContent where the message refers to what is not
-known, or contradicts itself.
+known, or contradicts itself. What it takes leniently it may return: what that is, with the field.
 """
 
 import flexmeasures_s2.ddbc as ddbc

@@ -3,21 +3,36 @@
 import flexmeasures_s2.content as content
 import flexmeasures_s2.errors as errors
 
-DESCRIPTION = "DDBC.SystemDescription"
+DESCRIPTION, PRESENT_DEMAND = "DDBC.SystemDescription", "DDBC.PresentDemandStatus"
 
 
 @pyscript_compile
 def system_description(_memory, message):
     """Check DDBC.SystemDescription."""
-    content.ordered("present_demand_rate", message.present_demand_rate)
+    present_demand_status(_memory, message)
     for number, actuator in content.by_id(message.actuators, "actuators").items():
         for mode in content.modes_and_transitions(f"actuators {number}: ", actuator).values():
             field = f"actuators {number}: operation mode {mode.id}: "
             content.once_per_quantity(f"{field}power_ranges", mode.power_ranges)
             if not mode.supply_range:
                 raise errors.InvalidContent(f"{field}supply_range: expected a range")
-            for supply_range in mode.supply_range:
-                content.ordered(f"{field}supply_range", supply_range)
+
+
+@pyscript_compile
+def present_demand_status(_memory: dict, message: object) -> None:
+    """Check DDBC.PresentDemandStatus, or what a description says of the demand; newer ones say nothing."""
+    if message.present_demand_rate is not None:
+        content.ordered("present_demand_rate", message.present_demand_rate)
+
+
+@pyscript_compile
+def present_demand(memory: dict) -> object | None:
+    """Return the latest message with a demand rate: a DDBC.PresentDemandStatus, or a description; or None."""
+    latest = None
+    for message in memory.values():  # in the order in which they came into force
+        if message.message_type in (DESCRIPTION, PRESENT_DEMAND) and message.present_demand_rate is not None:
+            latest = message
+    return latest
 
 
 @pyscript_compile
@@ -35,6 +50,7 @@ def timer_status(memory, message):
 
 CHECKS = {
     DESCRIPTION: system_description,
+    PRESENT_DEMAND: present_demand_status,
     "DDBC.ActuatorStatus": actuator_status,
     "DDBC.TimerStatus": timer_status,
     "DDBC.AverageDemandRateForecast": None,

@@ -1,9 +1,11 @@
 """The websocket server that Resource Managers connect to."""
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import logging
+import socket
 import ssl
 import time
 from contextlib import suppress
@@ -23,6 +25,9 @@ LONGEST_REASON = 123
 """Bytes that a websocket's close frame has room for."""
 CLOSING_SECONDS = 2
 MOST_WARNED_OF = 100
+BACKLOG = 100
+RESERVED = {}
+"""Sockets by (host, port) at which connections wait for a listener that is yet to start."""
 AT_ONCE = 4096
 """A shorter text never waits for the other side to read, where nothing else does."""
 TURN_SECONDS = 0.002
@@ -98,6 +103,25 @@ def tls(certificate, key):
 
 
 @pyscript_compile
+def reserve(host: str, port: int) -> None:
+    """Have connections wait for the listener that starts shortly, where the host is an IP address.
+
+    What is wrong with either is told when the listener starts.
+    """
+    release()
+    with suppress(OSError, ValueError):
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        RESERVED[host, port] = socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+@pyscript_compile
+def release() -> None:
+    """Refuse the connections that wait for a listener which has not started."""
+    while RESERVED:
+        RESERVED.popitem()[1].close()
+
+
+@pyscript_compile
 async def start(listener):
     """Listen; raise CannotListen, which names the setting."""
     context = None
@@ -115,7 +139,7 @@ async def start(listener):
         return await accept(listener, request)
 
     plain = listener.path.rstrip("/")
-    for path in sorted({plain or "/", f"{plain}/"}):
+    for path in [*([plain] if plain else []), f"{plain}/{{below:.*}}"]:
         app.router.add_get(path, accept_request)
 
     async def elsewhere(request):
@@ -141,11 +165,13 @@ async def start(listener):
         listener.asking[handler] = loop.call_later(limits.handshake, give_up, listener, handler)
         return handler
 
+    reserved = RESERVED.pop((listener.host, listener.port), None)
+    place = {"sock": reserved} if reserved else {"host": listener.host, "port": listener.port}
     try:
         listener.server = await loop.create_server(
             connected,
-            listener.host,
-            listener.port,
+            **place,
+            backlog=BACKLOG,
             ssl=context,
             ssl_handshake_timeout=listener.limits.handshake if context else None,
         )
@@ -196,9 +222,8 @@ def complain(listener, request, why):
 def refusal(listener, request):
     """Return the HTTP answer to who is not let in, or None."""
     if listener.token:
-        given = request.headers.get("Authorization", "")
-        wanted = f"Bearer {listener.token}"
-        if not hmac.compare_digest(given.encode(errors="replace"), wanted.encode()):
+        given = token_in(request.headers.get("Authorization", ""))
+        if not hmac.compare_digest(given, listener.token.encode()):
             complain(listener, request, "its token is missing or wrong")
             return web.Response(
                 status=401, headers={"WWW-Authenticate": "Bearer"}, text="The token is missing or wrong"
@@ -214,6 +239,24 @@ def refusal(listener, request):
         complain(listener, request, f"there are {listener.limits.connections} connections")
         return web.Response(status=503, headers={"Retry-After": "60"}, text="Too many connections")
     return None
+
+
+@pyscript_compile
+def token_in(authorization: str) -> bytes:
+    """Return the token in an Authorization header: a bearer token, or the password of Basic (RFC 7617).
+
+    The scheme is compared without case. Empty where there is none.
+    """
+    scheme, _space, credentials = authorization.encode(errors="replace").strip().partition(b" ")
+    if scheme.lower() == b"bearer":
+        return credentials.strip()
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        _user, _colon, password = base64.b64decode(credentials.strip(), validate=True).partition(b":")
+    except ValueError:
+        return b""
+    return password
 
 
 @pyscript_compile

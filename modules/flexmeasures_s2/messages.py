@@ -10,11 +10,13 @@ for that; in the models that come of it, ids are text.
 import json
 import re
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Literal
 
 import orjson
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pydantic_core import SchemaValidator, ValidationError
-from s2python.common import Duration
+from s2python.common import Duration, NumberRange
 from s2python.s2_parser import TYPE_TO_MESSAGE_CLASS
 
 import flexmeasures_s2.errors as errors
@@ -23,18 +25,64 @@ ID = r"[a-zA-Z0-9\-_:]{2,64}"
 """As the schemas have it: text that contains this somewhere."""
 IS_ID = re.compile(ID)
 DATE_TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
-OF_ONE_POWER_RANGE = "validate_operation_mode_elements_have_all_supported_commodities"
-"""s2-python's rule of one power range per commodity, which leaves no room for three phases."""
+RULES_OF_ITS_OWN = (
+    "s2python.common.power_range.validate_start_end_order",
+    "s2python.frbc.frbc_actuator_description.validate_operation_mode_elements_have_all_supported_commodities",
+    "s2python.frbc.frbc_operation_mode.validate_contiguous_fill_levels_operation_mode_elements",
+    "s2python.pebc.pebc_allowed_limit_range.validate_range_boundary",
+)
+"""s2-python's rules that the schemas do not have.
+
+A power range may run downwards: its start is for factor 0, and its end for factor 1. A commodity may have
+several power ranges, as three phases do, or none. Between elements there may be gaps. A limit range that is
+upside down is put in order.
+"""
 HAS_PROGRESS = "PPBCPowerSequenceContainerStatus"
 """Its progress is a duration, which s2-python takes for an id."""
+DETAILS, MEASURED_QUANTITIES = "ResourceManagerDetails", "provides_power_measurement_types"
+"""The schema wants one of them at least; devices that measure nothing have none."""
+DDBC_DESCRIPTION, PRESENT_DEMAND = "DDBC.SystemDescription", "DDBC.PresentDemandStatus"
+"""The demand rate is in the former up to protocol version 0.0.2-beta, and in the latter from 1.0.0 on."""
 MOST_TOLD = 3
+NULL = "null counts as left out"
+"""What is taken leniently: the schemas have no null."""
 VALIDATORS, UNBUILT = {}, {}
 
 
 @pyscript_compile
-def parse(text, deepest=64):
-    """Return the message that a text is, a model of s2-python; raise a Refused."""
+def present_demand_status() -> type:
+    """Define the message that s2-python does not have, natively: pydantic wants a class of Python."""
+
+    class DDBCPresentDemandStatus(BaseModel):
+        """The demand rate that is to be satisfied from now on."""
+
+        model_config = ConfigDict(extra="forbid")
+        message_type: Literal["DDBC.PresentDemandStatus"] = PRESENT_DEMAND
+        message_id: uuid.UUID
+        present_demand_rate: NumberRange
+        _received_at: datetime = PrivateAttr(default_factory=lambda: datetime.now(UTC))
+
+        @property
+        def received_at(self) -> datetime:
+            """Return when the message came, since it has no time of its own."""
+            return self._received_at
+
+    return DDBCPresentDemandStatus
+
+
+MODELS = TYPE_TO_MESSAGE_CLASS | {PRESENT_DEMAND: present_demand_status()}
+"""The model of each message_type."""
+
+
+@pyscript_compile
+def parse(text: str, deepest: int = 64, leniencies: dict | None = None) -> object:
+    """Return the message that a text is, a model of s2-python; raise a Refused.
+
+    What is taken though it is not as the schemas have it enters `leniencies`, with its field.
+    """
     data = decoded(text, deepest)
+    if "null" in text:
+        data = without_nulls(data, {} if leniencies is None else leniencies)
     try:
         return validated(data)
     except errors.Refused as refused:
@@ -52,7 +100,7 @@ def validated(data):
             raise errors.InvalidData("message_id: missing")
         raise errors.InvalidMessage(f"message_id: expected an id, got {str(data['message_id'])[:80]!r}")
     subject = subject or errors.NIL
-    if not isinstance(kind, str) or kind not in TYPE_TO_MESSAGE_CLASS:
+    if not isinstance(kind, str) or kind not in MODELS:
         told = "missing" if kind is None else f"unknown: {str(kind)[:80]!r}"
         raise errors.InvalidMessage(f"message_type: {told}", subject)
     try:
@@ -87,6 +135,22 @@ def decoded_leniently(text, strict_error):
     except (ValueError, RecursionError):
         raise errors.InvalidData(f"no JSON: {strict_error}") from strict_error
     return data
+
+
+@pyscript_compile
+def without_nulls(data: object, leniencies: dict, location: tuple = ()) -> object:
+    """Return a part of a message without its fields that are null; the first one enters `leniencies`."""
+    if isinstance(data, list):
+        return [without_nulls(each, leniencies, (*location, place)) for place, each in enumerate(data)]
+    if not isinstance(data, dict):
+        return data
+    made = {}
+    for name, value in data.items():
+        if value is None:
+            leniencies.setdefault(NULL, path((*location, name)))
+        else:
+            made[name] = without_nulls(value, leniencies, (*location, name))
+    return made
 
 
 @pyscript_compile
@@ -144,10 +208,10 @@ def said(mistake):
 def validator(kind):
     """Return the validator of a message_type."""
     if kind not in VALIDATORS:
-        model = TYPE_TO_MESSAGE_CLASS[kind]
+        model = MODELS[kind]
         model.model_rebuild()
         made = SchemaValidator(as_the_schemas_have_it(model.__pydantic_core_schema__))
-        if kind == "DDBC.SystemDescription":
+        if kind == DDBC_DESCRIPTION:
             made = BothForms(made)
         VALIDATORS[kind] = made
     return VALIDATORS[kind]
@@ -168,7 +232,7 @@ def unbuilt(model):
 @pyscript_compile
 def prepare():
     """Make all validators; it takes a moment, and may be done in a thread."""
-    for kind in TYPE_TO_MESSAGE_CLASS:
+    for kind in MODELS:
         validator(kind)
 
 
@@ -189,7 +253,7 @@ def as_the_schemas_have_it(node):
         return as_the_schemas_have_it(node["schema"])
     if kind == "default" and node.get("default") is not None:
         return as_the_schemas_have_it(node["schema"])
-    if kind == "function-after" and node["function"]["function"].__name__ == OF_ONE_POWER_RANGE:
+    if kind == "function-after" and rule_of(node) in RULES_OF_ITS_OWN:
         return as_the_schemas_have_it(node["schema"])
     made = {key: as_the_schemas_have_it(value) for key, value in node.items() if key != "metadata"}
     if kind == "model":
@@ -209,10 +273,22 @@ def as_the_schemas_have_it(node):
     if kind == "model-fields" and node.get("model_name") == HAS_PROGRESS:
         optional = {"type": "default", "default": None, "schema": duration()}
         made["fields"]["progress"] = {"type": "model-field", "schema": optional}
+    if kind == "model-fields" and node.get("model_name") == "DDBCSystemDescription":
+        demand = made["fields"]["present_demand_rate"]
+        demand["schema"] = {"type": "default", "default": None, "schema": demand["schema"]}
+    if kind == "model-fields" and node.get("model_name") == DETAILS:
+        made["fields"][MEASURED_QUANTITIES]["schema"].pop("min_length", None)
     for name in ("populate_by_name", "validate_by_name"):
         if name in made:
             made[name] = False
     return made
+
+
+@pyscript_compile
+def rule_of(node: dict) -> str:
+    """Return the name of a model's own rule, with its module."""
+    function = node["function"]["function"]
+    return f"{function.__module__}.{function.__name__}"
 
 
 @pyscript_compile
@@ -278,10 +354,14 @@ def mode_as_s2_python_has_it(mode):
 
 @pyscript_compile
 def new(message_type, **fields):
-    """Return a message to send, with an id of its own; a field that is None is left out."""
+    """Return a message to send, with an id of its own; a field that is None is left out.
+
+    The id of an instruction is its message's too: some devices report what became of it under the latter.
+    """
     message = {"message_type": message_type}
     if message_type != "ReceptionStatus":
-        message["message_id"] = str(uuid.uuid4())
+        is_instruction = message_type.endswith("Instruction")
+        message["message_id"] = (is_instruction and fields.get("id")) or str(uuid.uuid4())
     message |= {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in fields.items()

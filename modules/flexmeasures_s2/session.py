@@ -37,6 +37,10 @@ LONGEST_ID, LONGEST_NAME = 64, 80
 PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
 """Seconds after each TEMPORARY_ERROR."""
 LONGEST_LOGGED = 4000
+INSTRUCTION_FIELDS = {"InstructionStatusUpdate": "instruction_id", "RevokeObject": "object_id"}
+"""Where a Resource Manager refers to an instruction."""
+MEASURES_NOTHING = "a list of no quantities is taken: it measures no power"
+BY_MESSAGE_ID = "an instruction is named by the message_id of its message"
 LARGE = 65_536
 """From this many characters on, a message is read beside the event loop."""
 
@@ -82,10 +86,10 @@ def records():
         the latest such message that is in force; `coming` has those that replace one of them at their
         valid_from, as (key, message) in that order. `instructions` maps an instruction's id to it and to its
         last status.
-        `entry` deals with the Handshake. `replaced` tells that another connection of the resource came;
-        `characters` has how long the messages are that were remembered by an id of their own, and
-        `coming_characters` those that are coming, by message_id; `replacing` is the task that puts those in
-        force.
+        `entry` deals with the Handshake. `leniencies` are those that the log has been warned of. `replaced`
+        tells that another connection of the resource came; `characters` has how long the messages are that
+        were remembered by an id of their own, and `coming_characters` those that are coming, by message_id;
+        `replacing` is the task that puts those in force.
         """
 
         peer: str
@@ -108,6 +112,7 @@ def records():
         last_message_type: str | None = None
         why_ended: str | None = None
         complained: bool = False
+        leniencies: set = field(default_factory=set)
         selecting: asyncio.Lock = field(default_factory=asyncio.Lock)
         selection_is_due: bool = False
         replaced: bool = False
@@ -151,19 +156,32 @@ def complain(session, text, *details):
 
 
 @pyscript_compile
+def warn_once(session: Session, leniencies: dict) -> None:
+    """Warn of what was taken though it is not as S2 has it: once of each in a session."""
+    for leniency, where in leniencies.items():
+        level = logging.DEBUG if leniency in session.leniencies else logging.WARNING
+        session.leniencies.add(leniency)
+        LOGGER.log(level, "%s: %s: %s", name_of(session), where, leniency)
+
+
+@pyscript_compile
 async def receive(session, text):
     """Deal with what the Resource Manager sent: check it, act on it, confirm it; and then go on."""
     if session.stage == ENDED:
         return
     log(session, "→", text)
     message, subject, status, label, then, fatal = None, errors.NIL, OK, None, None, False
+    leniencies = {}
     try:
         if len(text) > LARGE:
-            message = await asyncio.to_thread(messages.parse, text, session.deepest)
+            message = await asyncio.to_thread(messages.parse, text, session.deepest, leniencies)
             if session.stage == ENDED:
                 return
         else:
-            message = messages.parse(text, session.deepest)
+            message = messages.parse(text, session.deepest, leniencies)
+        if message.message_type in INSTRUCTION_FIELDS:
+            message = by_instruction_id(session, message, leniencies)
+        warn_once(session, leniencies)
         if message.message_type == "ReceptionStatus":
             on_reception_status(session, message)
             return
@@ -191,6 +209,20 @@ async def receive(session, text):
         await then()
     elif session.stage == ESTABLISHED:
         tell(session, session.events.message, message)
+
+
+@pyscript_compile
+def by_instruction_id(session: Session, message: object, leniencies: dict) -> object:
+    """Return a message that refers to an instruction, by its id where it gives its message_id."""
+    name = INSTRUCTION_FIELDS[message.message_type]
+    wanted = getattr(message, name)
+    if wanted in session.instructions:
+        return message
+    for instruction_id, instruction in session.instructions.items():
+        if instruction["message"]["message_id"] == wanted:
+            leniencies[BY_MESSAGE_ID] = name
+            return message.model_copy(update={name: instruction_id})
+    return message
 
 
 @pyscript_compile
@@ -223,7 +255,7 @@ def take(session, message):
             f"{session.control_type or 'no control type'} is active"
         )
     if check := control_types.CHECKS[kind]:
-        check(session.memory, message)
+        warn_once(session, check(session.memory, message) or {})
     if hasattr(message, "valid_from"):
         return remember_by_validity(session, message)
     remember(session, message)
@@ -373,12 +405,28 @@ def on_details(session, message):
         raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
     told = session.events.details(session, message)
     session.details = message
+    if not message.provides_power_measurement_types:
+        warn_once(session, {MEASURES_NOTHING: messages.MEASURED_QUANTITIES})
     session.stage = ESTABLISHED
 
     async def then():
         tell(session, session.events.established)
 
     return Taken(told, then)
+
+
+@pyscript_compile
+def on_power_measurement(session: Session, message: object) -> None:
+    """Remember a measurement; refuse quantities that were not announced, where any was."""
+    announced = {each.value for each in session.details.provides_power_measurement_types}
+    for number, measured in enumerate(message.values):
+        quantity = measured.commodity_quantity.value
+        if announced and quantity not in announced:
+            raise errors.InvalidContent(
+                f"values[{number}].commodity_quantity: {quantity} is not in the "
+                f"{messages.MEASURED_QUANTITIES} of the details: {', '.join(sorted(announced))}"
+            )
+    remember(session, message)
 
 
 @pyscript_compile
@@ -445,7 +493,7 @@ HANDLERS = {
     "Handshake": on_handshake,
     "InstructionStatusUpdate": on_instruction_status_update,
     "PowerForecast": remember,
-    "PowerMeasurement": remember,
+    "PowerMeasurement": on_power_measurement,
     "ResourceManagerDetails": on_details,
     "RevokeObject": on_revoke_object,
     "SessionRequest": on_session_request,

@@ -16,3 +16,17 @@ def example(message_type: str, **changes) -> dict:
     if "message_id" in message:
         message["message_id"] = str(uuid4())
     return message | changes
+
+
+def turned(message: object, *names: str) -> object:
+    """Return a message, or a part of one, whose ranges of these names begin where they ended."""
+    if isinstance(message, list):
+        return [turned(each, *names) for each in message]
+    if not isinstance(message, dict):
+        return message
+    made = {name: turned(each, *names) for name, each in message.items()}
+    for name in names:
+        ranges = made.get(name, [])
+        for each in ranges if isinstance(ranges, list) else [ranges]:
+            each["start_of_range"], each["end_of_range"] = each["end_of_range"], each["start_of_range"]
+    return made

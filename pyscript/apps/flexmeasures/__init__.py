@@ -322,13 +322,13 @@ async def send_frbc_instruction(**data):
           boolean:
       id:
         name: ID
-        description: The id of the instruction. A new one by default.
+        description: The id of the instruction. That of the message by default, or a new one.
         example: 2fbe2bc1-c7b8-4c24-8d0b-9b969f01700d
         selector:
           text:
       message_id:
         name: Message ID
-        description: The id of the message. A new one by default.
+        description: The id of the message. That of the instruction by default.
         example: 7da886c7-9f1b-4cbd-9b5e-ea0431196df5
         selector:
           text:

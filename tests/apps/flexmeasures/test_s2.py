@@ -7,6 +7,8 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from homeassistant.const import EVENT_HOMEASSISTANT_STARTED
+from homeassistant.core import CoreState, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
@@ -115,7 +117,9 @@ async def test_three_phases_are_added_up_and_other_commodities_left_out(side):
         *({"commodity_quantity": f"ELECTRIC.POWER.L{phase}", "value": 100 * phase} for phase in (1, 2, 3)),
         {"commodity_quantity": "HEAT.THERMAL_POWER", "value": 5000},
     ]
-    async with side.rm("Meter B", (METER,)) as rm:
+    announced = [each["commodity_quantity"] for each in values]
+    details = {"provides_power_measurement_types": announced}
+    async with side.rm("Meter B", (METER,), details=details) as rm:
         await rm.establish()
         sensor, _soc = await side.sensors("meter_b")
         for minutes in (0, 15):
@@ -327,6 +331,27 @@ async def test_a_port_in_use_hides_nothing_of_who_never_asked_for_s2(start, app_
         await home.until(lambda: "cannot listen on 127.0.0.1:8765" in caplog.text)
         assert home.status().state == "ok"
         assert home.notifications() == {}
+
+
+async def test_who_connects_as_soon_as_home_assistant_runs_is_served(hass, start, app_config):
+    early = []
+
+    @callback
+    def connect(_event):
+        hass.set_state(CoreState.running)
+        early.append(socket.create_connection(("127.0.0.1", app_config["s2"]["port"]), 1))
+
+    hass.set_state(CoreState.starting)
+    hass.bus.async_listen_once(EVENT_HOMEASSISTANT_STARTED, connect)
+    await start(app_config)
+    reader, writer = await asyncio.open_connection(sock=early[0])
+    with contextlib.closing(writer):
+        writer.write(
+            b"GET /s2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        async with asyncio.timeout(10):
+            assert b" 101 " in await reader.readline()
 
 
 async def test_switched_off_nobody_listens(starting):

@@ -33,7 +33,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     timer_status,
     transition,
 )
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import example, turned
 from tests.parts.trials import trials
 
 
@@ -167,6 +167,25 @@ def test_the_cheaper_supplies_the_demand(m):
     power = (500 + 2000 / 3) / 1000 * 0.1 * (898 + 900) / 3600
     assert plan.cost == pytest.approx(gas + power)
     assert plan.missed == []
+
+
+def test_supply_ranges_that_run_downwards_are_planned_with_the_factors_turned(m):
+    made = hybrid()
+    intervals = market(m, [0.1, 0.9, 0.9, 0.1])
+    downwards = turned(made.description, "power_ranges", "supply_range", "running_costs")
+    runs = {"pump": (made.on, 2 / 3), "boiler": (made.idle, 0)}
+    device, plan = planned(m, downwards, intervals, runs, tariffs={"GAS": 1.5})
+    assert m.ddbc.describe(device, plan.changes[0], NOW)["power"] == 0
+    assert [each for each in told(plan) if each[2] in (made.burning["id"], made.on["id"])] == [
+        (900, "boiler-1", made.burning["id"], 0.8),
+        (2700, "pump-1", made.on["id"], 0.666667),
+    ]
+    assert plan.missed == []
+    actuators = simulated(downwards, runs)
+    live(actuators, plan)
+    for second in range(10, 3600, 60):
+        supply = sum(each.supply(NOW + second) for each in actuators.values())
+        assert supply == pytest.approx(4000, rel=1e-6)
 
 
 def test_one_takes_over_when_the_other_is_ready(m):
@@ -371,6 +390,43 @@ def test_both_forms_of_the_description_come_to_the_same(m):
         plans.append(m.ddbc.follow(device, state, None, market(m, [0.3, 0.3, 0.1, 0.1]), {"GAS": 1.4}))
     assert told(plans[0]) == told(plans[1])
     assert plans[0].changes
+
+
+def present_demand(rate) -> dict:
+    """Return a DDBC.PresentDemandStatus."""
+    return example("v1.0.0/DDBC.PresentDemandStatus", present_demand_rate=number_range(rate, rate))
+
+
+def test_the_latest_demand_rate_counts_whichever_message_has_it(m):
+    described, without = hybrid(demand=(4000, 4000)).description, hybrid().description
+    del without["present_demand_rate"]
+    first = memory(m, without)
+    assert m.ddbc.lacks(first) == "DDBC.PresentDemandStatus"
+    later = first | {("DDBC.PresentDemandStatus",): parsed(m, present_demand(6000))}
+    assert m.ddbc.lacks(later) is None
+    assert m.ddbc.device(later).present == (6000, 6000)
+    both = memory(m, described) | {("DDBC.PresentDemandStatus",): parsed(m, present_demand(6000))}
+    assert m.ddbc.device(both).present == (6000, 6000)
+    both["DDBC.SystemDescription",] = both.pop(("DDBC.SystemDescription",))
+    assert m.ddbc.device(both).present == (4000, 4000)
+
+
+def test_a_present_demand_that_was_not_planned_with_departs(m):
+    made = hybrid(demand=(4000, 4000))
+    rates = [4000, 8000, 8000, 8000]
+    device, plan = planned(m, made.description, market(m, [0.3] * 4), made.pump_runs, forecast(rates))
+
+    def departs(rate, seconds):
+        return m.ddbc.departs(device, plan, parsed(m, present_demand(rate)), NOW + seconds)
+
+    assert departs(4000, 60) is None
+    assert departs(4100, 60) is None
+    assert departs(6000, 60) == "the present demand rate is 6000 to 6000, expected was 4000"
+    assert departs(8000, 1000) is None
+    assert departs(4000, 1000) == "the present demand rate is 4000 to 4000, expected was 8000"
+    state = m.ddbc.condition(device, memory(m, made.description), {}, None, NOW)
+    assert m.ddbc.moved(device, state, parsed(m, present_demand(6000)))
+    assert not m.ddbc.moved(device, state, parsed(m, present_demand(4000)))
 
 
 def test_an_instruction_says_actuator_mode_and_factor(m):

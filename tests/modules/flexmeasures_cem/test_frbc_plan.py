@@ -24,7 +24,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     timer,
     transition,
 )
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import example, turned
 from tests.parts.trials import trials
 
 NOW = START.timestamp()
@@ -89,6 +89,35 @@ def test_a_continuous_battery_does_what_is_wanted(powers, level):
     for place, power in enumerate(small):
         energy = lived.energy(after(place), after(place + 1))
         assert energy == pytest.approx(power / 4, abs=5000 * 0.006 / 4)
+
+
+@trials(100)
+@given(
+    random_descriptions(),
+    st.floats(0, 100),
+    st.lists(st.sampled_from([-4000, -1500, 0, 0, 700, 2000, 5000]), min_size=1, max_size=8),
+)
+def test_ranges_that_run_downwards_are_planned_like_others_with_the_factors_turned(described, level, powers):
+    m = modules()
+    _device, plan = planned(m, described, level, powers)
+    downwards = turned(described, "fill_rate", "power_ranges")
+    _device, other = planned(m, downwards, level, powers)
+    assert [each.mode for each in other.changes] == [each.mode for each in plan.changes]
+    assert [each.power for each in other.changes] == pytest.approx([each.power for each in plan.changes])
+    lived = live(downwards, other, level, after(len(powers)))
+    assert (lived.rejected, lived.violations) == ([], [])
+
+
+def test_in_a_gap_between_fill_levels_the_element_below_holds():
+    m = modules()
+    idle = mode("idle", element((0, 0)))
+    charge = mode("charge", element((0, 5000), (0, 40)), element((0, 2000), (50, 100)))
+    described = description(actuator("inverter", [idle, charge]))
+    device, plan = planned(m, described, 38, [5000, 5000, 5000], begin=0.0)
+    assert told(device, plan)[0] == (0.0, "charge", 1.0)
+    [reached] = [end for _start, end, _before, after, _power in plan.pieces if after == 50]
+    assert reached - NOW == pytest.approx(12 * 100 / (5000 * 0.95) * 3600)
+    assert {round(power) for *_, power in plan.pieces} == {5000, 2000}
 
 
 def test_a_stepped_device_makes_up_in_one_interval_for_another():

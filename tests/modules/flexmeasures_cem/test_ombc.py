@@ -217,6 +217,21 @@ def test_the_factor_follows_what_is_produced_at_the_site(m):
     assert told(plan) == [(900, on["id"], 0.5), (1800, on["id"], 1.0)]
 
 
+def test_a_power_range_that_runs_downwards_is_planned_from_its_start_at_factor_0(m):
+    off, on = mode("off"), mode("on", (4500, 500))
+    intervals = market(m, [0.3] * 3, load=[0.0, -2500.0, -6000.0], production=-0.1)
+    _device, plan = planned(m, description([off, on], both_ways(off, on)), intervals, off)
+    assert told(plan) == [(900, on["id"], 0.5), (1800, on["id"], 0.0)]
+    assert [each.power for each in plan.changes] == [2500, 4500]
+
+
+def test_a_battery_whose_discharging_runs_downwards_feeds_in_at_factor_1(m):
+    off, discharging = mode("off"), mode("discharging", (0, -5000))
+    intervals = market(m, [0.3] * 3, load=[0.0, 2500.0, 6000.0], production=-0.1)
+    _device, plan = planned(m, description([off, discharging]), intervals, off)
+    assert told(plan) == [(900, discharging["id"], 0.5), (1800, discharging["id"], 1.0)]
+
+
 def test_the_limit_of_the_site_comes_before_cost(m):
     off, on = mode("off"), mode("on", (1000, 5000))
     intervals = market(m, [-0.3] * 3, load=[0.0, 4000.0, 9500.0], limit=7000.0)

@@ -139,6 +139,19 @@ def test_takes_no_range_for_an_abnormal_condition(m):
     assert told(planned(m, memory(m, made), market(m, [1] * 4))[1]) == [(0.001, 5000, -5000)]
 
 
+def test_limit_ranges_upside_down_are_put_in_order(m):
+    made, turned_around = constraints(INVERTER), constraints({L1: ([(0, 0)], [(0, -5000)])})
+    intervals = market(m, [0.3] * 4, [0.1, -0.1, -0.2, -0.1])
+    plans = [
+        planned(
+            m, memory(m, each, forecast([-1000, -3000, -4000, -2000])), intervals, [-1000, -500, 0, -2000]
+        )
+        for each in (made, turned_around)
+    ]
+    assert told(plans[0][1]) == told(plans[1][1])
+    assert (2, 0, 0) in told(plans[1][1])
+
+
 # Production
 
 

@@ -26,6 +26,7 @@ from tests.parts.local_optimum import priced
 from tests.parts.s2_messages import example
 
 FRBC = "FILL_RATE_BASED_CONTROL"
+DDBC = "DEMAND_DRIVEN_BASED_CONTROL"
 NOT_CONTROLABLE = "NOT_CONTROLABLE"
 QUARTER = 900.0
 LULL = 30.0
@@ -556,6 +557,30 @@ async def test_an_instruction_of_a_user_is_sent_and_shown(site):
         assert (shown["label"], shown["power"]) == ("charge", 1250)
 
 
+@pytest.mark.parametrize(
+    ("given", "sent_as"),
+    [
+        ({"id": "my:id"}, ("my:id", "my:id")),
+        ({"message_id": "my:message"}, ("my:message", "my:message")),
+        ({"id": "my:id", "message_id": "my:message"}, ("my:id", "my:message")),
+    ],
+)
+async def test_an_instruction_of_a_user_has_the_ids_that_are_given(site, given, sent_as):
+    async with battery(site) as rm:
+        call = {"operation_mode": "charge"} | given
+        sent = await instructions.send_instruction(site.site, controlled(site).resource, call)
+        instruction = of_type(rm, "FRBC.Instruction")[-1]
+        assert (instruction["id"], instruction["message_id"]) == sent_as
+        assert sent["id"] == sent_as[0]
+
+
+async def test_a_device_that_reports_under_the_message_id_is_planned_again(site):
+    async with battery(site) as rm:
+        await rm.ask(broken(rm, {"id": rm.first[0]["message_id"]}))
+        await planned(site, 2)
+        assert all(each["id"] == each["message_id"] for each in of_type(rm, "FRBC.Instruction"))
+
+
 async def test_an_instruction_that_is_refused_is_told(site):
     async with battery(site) as rm:
         rm.answers["FRBC.Instruction"] = "INVALID_CONTENT"
@@ -1012,6 +1037,35 @@ async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_
         assert off["operation_mode_id"] == "off"
         began = datetime.fromisoformat(first["execution_time"])
         assert datetime.fromisoformat(off["execution_time"]) >= began + timedelta(hours=1)
+
+
+def demand(rate) -> dict:
+    """Return a DDBC.PresentDemandStatus."""
+    ends = {"start_of_range": rate, "end_of_range": rate}
+    return example("v1.0.0/DDBC.PresentDemandStatus", present_demand_rate=ends)
+
+
+async def test_a_device_whose_description_has_no_demand_rate_is_planned_with_the_latest(site):
+    described = example("v1.0.0/DDBC.SystemDescription")
+    del described["actuators"][1:]
+    labels = {each["Id"]: each["diagnostic_label"] for each in described["actuators"][0]["operation_modes"]}
+    async with connected(site.cem, control_types=[DDBC], versions=["1.0.0"]) as rm:
+        await rm.ask(described)
+        await rm.ask(example("DDBC.ActuatorStatus"))
+        await asyncio.sleep(LULL)
+        assert of_type(rm, "DDBC.Instruction") == []
+        await rm.ask(demand(8000))
+        instruction = await rm.next("DDBC.Instruction")
+        factor = instruction["operation_mode_factor"]
+        assert (labels[instruction["operation_mode_id"]], factor) == ("on", 1.0)
+        version = controlled(site).planned_version
+        await rm.ask(demand(8000))
+        await asyncio.sleep(LULL)
+        assert controlled(site).planned_version == version
+        await rm.ask(demand(3500))
+        instruction = await rm.next("DDBC.Instruction")
+        factor = instruction["operation_mode_factor"]
+        assert (labels[instruction["operation_mode_id"]], factor) == ("on", 0.25)
 
 
 def charger(watts=7000) -> dict:

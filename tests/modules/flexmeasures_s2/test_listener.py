@@ -1,6 +1,7 @@
 """Who is let in, what a connection may do to us, and how it ends."""
 
 import asyncio
+import base64
 import ipaddress
 import json
 import socket
@@ -109,8 +110,30 @@ def certificate(tmp_path):
 # Who is let in
 
 
+def basic(user_and_password):
+    """Return a header of Basic authorization."""
+    return f"Basic {base64.b64encode(user_and_password.encode()).decode()}"
+
+
 @pytest.mark.parametrize(
-    "given", [None, "Bearer wrong", "Bearer ", "secret", "Bearer secrét", "Basic secret"]
+    "given",
+    [
+        None,
+        "Bearer wrong",
+        "Bearer ",
+        "bearer Secret",
+        "secret",
+        "Bearersecret",
+        "Bearer secrét",
+        "Token secret",
+        "Basic",
+        "Basic secret",
+        "Basic !",
+        basic("secret"),
+        basic("secret:"),
+        basic("user:wrong"),
+        basic("user:secret:"),
+    ],
 )
 async def test_without_the_token_it_is_refused_before_the_upgrade(serve, given):
     cem = await serve(token="secret")
@@ -122,6 +145,34 @@ async def test_with_the_token_it_is_let_in(serve):
     cem = await serve(token="secret")
     async with connected(cem, token="secret") as rm:
         await exchange(rm)
+
+
+@pytest.mark.parametrize("token", ["secret", "se:cr:et", "zo\u00eb =="])
+async def test_the_scheme_is_compared_without_case_and_basic_has_the_token_as_password(serve, token):
+    cem = await serve(token=token)
+    for given in (
+        f"bearer {token}",
+        f"BEARER  {token}",
+        basic(f"s2:{token}"),
+        basic(f":{token}").replace("Basic", "basic"),
+    ):
+        headers = {"Authorization": given}
+        async with aiohttp.ClientSession() as client, client.ws_connect(cem.url, headers=headers) as socket:
+            assert (await socket.receive_json())["message_type"] == "Handshake"
+
+
+async def test_a_wrong_token_is_compared_in_constant_time(serve, monkeypatch):
+    compared = []
+
+    def compare(given, wanted):
+        compared.append((given, wanted))
+        return given == wanted
+
+    monkeypatch.setattr(listeners.hmac, "compare_digest", compare)
+    cem = await serve(token="secret")
+    for given in ("Bearer wrong", basic("user:wrong"), "wrong"):
+        assert await refusal_of(cem.url, Authorization=given) == 401
+    assert compared == [(b"wrong", b"secret"), (b"wrong", b"secret"), (b"", b"secret")]
 
 
 async def test_a_token_is_not_shown(serve):
@@ -140,8 +191,19 @@ async def test_plain_http_is_told_to_upgrade(cem):
     assert await status_of(cem.url.replace("ws:", "http:")) == 426
 
 
-async def test_another_path_is_not_found(cem):
-    assert await status_of(cem.url.replace("ws:", "http:") + "elsewhere") == 404
+@pytest.mark.parametrize("path", ["/", "/s3", "/s22", "/other/s2", "/S2/battery", "//s2"])
+async def test_another_path_is_not_found(serve, path):
+    cem = await serve(path="/s2")
+    assert await status_of(f"http://127.0.0.1:{cem.port}{path}") == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/s2", "/s2/"])
+@pytest.mark.parametrize("below", ["battery-1", "rm/battery%201/", "battery?version=1", "a/b/c"])
+async def test_any_path_below_it_works_too(serve, path, below):
+    cem = await serve(path=path)
+    async with ResourceManager(f"{cem.url.rstrip('/')}/{below}") as rm:
+        await rm.establish()
+        await exchange(rm)
 
 
 @pytest.mark.parametrize("path", ["/", "/s2", "/s2/"])
@@ -174,6 +236,50 @@ async def test_it_serves_over_tls(serve, certificate, monkeypatch):
         await exchange(rm)
     with pytest.raises(aiohttp.ClientError):
         await status_of(cem.url.replace("wss:", "http:"))
+
+
+@pytest.fixture
+def reserved(socket_enabled):
+    """Return a port of this machine at which connections wait."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    listeners.reserve("127.0.0.1", port)
+    yield port
+    listeners.release()
+
+
+async def test_who_comes_before_the_listener_starts_is_served_when_it_does(serve, reserved):
+    early = ResourceManager(f"ws://127.0.0.1:{reserved}/")
+    connecting = asyncio.create_task(early.__aenter__())
+    await asyncio.sleep(0.05)
+    assert not connecting.done()
+    await serve(port=reserved)
+    async with asyncio.timeout(5):
+        await connecting
+    await early.establish()
+    await exchange(early)
+    await early.__aexit__(None, None, None)
+
+
+async def test_without_a_listener_who_waits_is_refused(reserved):
+    connecting = asyncio.create_task(ResourceManager(f"ws://127.0.0.1:{reserved}/").__aenter__())
+    await asyncio.sleep(0.05)
+    listeners.release()
+    with pytest.raises(aiohttp.ClientError):
+        await connecting
+
+
+@pytest.mark.parametrize(("host", "port"), [("no.such.host", 1), ("", 1), ("192.0.2.1", 1), ("127.0.0.1", 1)])
+def test_what_cannot_be_reserved_is_left_to_the_listener(socket_enabled, host, port):
+    if (host, port) == ("127.0.0.1", 1):
+        with socket.socket() as taken:
+            taken.bind((host, 0))
+            taken.listen()
+            listeners.reserve(host, taken.getsockname()[1])
+    else:
+        listeners.reserve(host, port)
+    assert listeners.RESERVED == {}
 
 
 async def test_a_port_in_use_is_named(cem, serve):

@@ -516,6 +516,13 @@ def upside_down(message):
     message["storage"]["fill_level_range"] = {"start_of_range": 100, "end_of_range": 0}
 
 
+def overlapping(message):
+    """Have an operation mode two elements for the same fill levels."""
+    elements = actuator(message)["operation_modes"][1]["elements"]
+    levels = [{"start_of_range": 0, "end_of_range": 60}, {"start_of_range": 50, "end_of_range": 100}]
+    elements[:] = [elements[0] | {"fill_level_range": each} for each in levels]
+
+
 BAD = {
     "no JSON": ("hello", "INVALID_DATA", "JSON"),
     "half a JSON": ('{"message_type": "Handshake", ', "INVALID_DATA", "JSON"),
@@ -541,10 +548,10 @@ BAD = {
         "INVALID_MESSAGE",
         "present_fill_level",
     ),
-    "null": (
-        example("FRBC.ActuatorStatus", transition_timestamp=None),
+    "null for what is required": (
+        example("FRBC.StorageStatus", present_fill_level=None),
         "INVALID_MESSAGE",
-        "transition_timestamp",
+        "present_fill_level",
     ),
     "an unknown field": (example("FRBC.StorageStatus", soc=1), "INVALID_MESSAGE", "soc"),
     "a range upside down": (described(upside_down), "INVALID_CONTENT", "storage.fill_level_range"),
@@ -553,11 +560,7 @@ BAD = {
         "INVALID_CONTENT",
         "actuators",
     ),
-    "no power range for a commodity": (
-        described(lambda message: actuator(message).update(supported_commodities=["GAS"])),
-        "INVALID_CONTENT",
-        "power_ranges",
-    ),
+    "elements that overlap": (described(overlapping), "INVALID_CONTENT", "elements"),
     "a transition to nowhere": (
         described(lambda message: actuator(message)["transitions"][0].update(to=UNKNOWN)),
         "INVALID_CONTENT",
