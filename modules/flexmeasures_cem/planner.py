@@ -114,8 +114,8 @@ def mind_the_clock(site, now):
         found.leaving_until = min(found.leaving_until, now + triggers.AFTER_SELECTION_SECONDS)
         found.heard = {actuator: min(moment, now) for actuator, moment in found.heard.items()}
         found.departures = {
-            kind: (said, count, min(until, now + triggers.LONGEST_PATIENCE_SECONDS))
-            for kind, (said, count, until) in found.departures.items()
+            key: (said, count, min(until, now + triggers.LONGEST_PATIENCE_SECONDS))
+            for key, (said, count, until) in found.departures.items()
         }
         found.since = min(found.since, now)
 

@@ -69,10 +69,10 @@ def records():
         `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
         too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
         it was last planned here. `executed` are changes that were told under an earlier plan and still hold.
-        `broken_at` is when an instruction was rejected, `departures` has by message_type what was said last
-        that departs from the plan, how often, and until when that is left at it. `was_warned` tells whether a
-        missing price was told. Until `leaving_until`
-        another control type is being selected.
+        `broken_at` is when an instruction was rejected, `departures` has, by message_type, actuator and
+        timer, what was said last that departs from the plan, how often, and until when that is left at it.
+        `was_warned` tells whether a missing price was told. Until `leaving_until` another control type is
+        being selected.
         """
 
         resource: Any

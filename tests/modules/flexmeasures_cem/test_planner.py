@@ -1014,11 +1014,11 @@ async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_
         assert datetime.fromisoformat(off["execution_time"]) >= began + timedelta(hours=1)
 
 
-def charger(watts=7000) -> dict:
-    """Return a description of what is worth to be on at any price; it has no timer."""
+def charger(watts=7000, worth=True) -> dict:
+    """Return a description of what is worth to be on at any price, or at none; it has no timer."""
     described = heat_pump()
     for mode in described["operation_modes"]:
-        costs = {"off": 100.0, "on": 0.0}[mode["id"]] / 3600
+        costs = 0.0 if worth == (mode["id"] == "on") else 100.0 / 3600
         mode["running_costs"] = {"start_of_range": costs, "end_of_range": costs}
         power = {"off": 0, "on": watts}[mode["id"]]
         mode["power_ranges"][0] |= {"start_of_range": power, "end_of_range": power}
@@ -1244,3 +1244,47 @@ async def test_a_question_leaves_what_is_expected_as_it_was(site):
         window = sites.Window(start, QUARTER, start + 96 * QUARTER, 1.0, 9000.0, False)
         await questions.ask(site.site, asked, {}, outlook, window)
         assert outlook.total == [-3000] * 96
+
+
+DOUBLING = pytest.approx([25, 85, 205, 445], abs=15)
+"""When a device that does not follow is planned again (s): after half a minute, then 1, 2 and 4 minutes."""
+
+
+def operation_mode(label, factor=0.0) -> dict:
+    """Return the OMBC.Status of a device that has a mode."""
+    return {
+        "message_type": "OMBC.Status",
+        "message_id": str(uuid4()),
+        "active_operation_mode_id": label,
+        "operation_mode_factor": factor,
+    }
+
+
+async def times_of_plans(site, clock, rm, message) -> list[float]:
+    """Return when plans are made (s) while a device tells the same each 5 seconds, for ten minutes."""
+    await asyncio.sleep(10)
+    found, begin, made = controlled(site), clock.time(), []
+    plan = found.plan
+    for number in range(1, 121):
+        await rm.ask(message | {"message_id": str(uuid4())})
+        await asyncio.sleep(begin + 5 * number - clock.time())
+        if found.plan is not plan:
+            plan = found.plan
+            made.append(5 * number - 5)
+    return made
+
+
+async def test_a_charger_that_goes_its_own_way_is_planned_ever_less_often(site, clock):
+    async with stepped(site) as rm:
+        await rm.ask(charger(worth=False))
+        await rm.ask(operation_mode("on", 1.0))
+        assert (await rm.next("OMBC.Instruction"))["operation_mode_id"] == "off"
+        assert await times_of_plans(site, clock, rm, operation_mode("on", 1.0)) == DOUBLING
+
+
+async def test_a_battery_that_goes_its_own_way_is_planned_ever_less_often(site, clock):
+    site.powers = 96 * [0]
+    async with connected(site.cem) as rm:
+        await introduce(rm, label="charge", factor=1.0)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        assert await times_of_plans(site, clock, rm, status("charge", 1.0)) == DOUBLING
