@@ -104,6 +104,8 @@ def mind_the_clock(site, now):
     if site.renewal is not None:
         site.renewal = min(site.renewal, now + CHOICE_SECONDS)
     site.not_before = min(site.not_before, now + sites.REFUSED_SECONDS)
+    site.rate_limit.told_at = min(site.rate_limit.told_at, now)
+    site.rate_limit.resets_at = min(site.rate_limit.resets_at, now + site.rate_limit.seconds)
     if site.due is not None:
         site.due = min(site.due, now + max(site.rolling, sites.REFUSED_SECONDS) + 1.0)
     for sensor, until in site.unusable.items():
@@ -161,15 +163,17 @@ async def plan(site):
         ),
     )
     here = {each: posed[each] for each in order}
+    waiting = {}
     if not asks:
-        for each in asked:
-            each.asked = None
-        asked = {}
+        waiting, asked = asked, {}
     left = max([each.left for each in asked.values()], default=1.0)
     window = sites.Window(start, step, end, left, math.inf, False)
     outlook = await loads.expected(site, asked, window)
     if not asked:
         await tell_here(site, here, versions, outlook)
+        for each in waiting:
+            await go_on(site, each, versions[each])
+            site.is_eager = True
     elif site.limit is None:
         await tell_here(site, here, versions, outlook)
         await answered(site, asked, versions, outlook, await questions.ask(site, asked, {}, outlook, window))
@@ -230,15 +234,17 @@ def refuse_others(site, group):
 
 @pyscript_compile
 def may_wait(site, each, asks, now):
-    """Tell whether a Resource Manager is not planned now, since it was a moment ago, or cannot be."""
-    if not asks and each.is_asked:
-        return True
+    """Tell whether a Resource Manager is not planned now, since it was a moment ago, or has its plan."""
     is_same = each.version == each.planned_version
-    if each.is_asked is False and not each.waiting and now < each.chosen_at + CHOICE_SECONDS:
+    has_plan = each.plan and each.plan.end > now
+    if not asks and each.is_asked and is_same and has_plan:
+        return True
+    is_chosen_here = each.is_asked is False or (each.is_asked and not asks and has_plan)
+    if is_chosen_here and not each.waiting and now < each.chosen_at + CHOICE_SECONDS:
         if not is_same:
             sites.hasten(site, each.chosen_at + CHOICE_SECONDS)
         return True
-    return not asks and is_same
+    return not asks and is_same and (each.is_asked is False or has_plan)
 
 
 @pyscript_compile

@@ -204,11 +204,9 @@ async def plan_now(site, resource):
             f"select {', '.join(control_types.MODULES)} by change_control_type, if it offers that"
         )
     is_asked = found.is_asked is not False
-    if is_asked and questions.lately_made(site) >= questions.MOST_WITH_CALLS:
-        wait = site.made[0] + questions.PLANS_SECONDS - site.now()
-        raise errors.NotPlanned(
-            f"FlexMeasures takes {questions.MOST_WITH_CALLS} plans in 5 minutes: call in {wait:.0f} s"
-        )
+    if is_asked and questions.left(site) <= 0:
+        wait = questions.takes_more_at(site) - site.now()
+        raise errors.NotPlanned(f"FlexMeasures takes no more plans for now: call in {wait:.0f} s")
     waiting = asyncio.get_running_loop().create_future()
     found.waiting.append(waiting)
     site.is_urgent = site.is_urgent or is_asked

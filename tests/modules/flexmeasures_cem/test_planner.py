@@ -1288,3 +1288,80 @@ async def test_a_battery_that_goes_its_own_way_is_planned_ever_less_often(site, 
         await introduce(rm, label="charge", factor=1.0)
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
         assert await times_of_plans(site, clock, rm, status("charge", 1.0)) == DOUBLING
+
+
+def told_limit(site, limit, remaining, seconds=300.0):
+    """Have FlexMeasures tell how many triggers it takes, and after what time all of them again."""
+    told = site.site.rate_limit
+    told.limit, told.remaining, told.seconds = limit, remaining, seconds
+    told.told_at, told.resets_at = site.site.now(), site.site.now() + seconds
+
+
+async def tell_levels(site, rm, count):
+    """Have a battery tell that its fill level is another, so many times, each of which calls for a plan."""
+    for number in range(count):
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=54 - number % 2 * 4))
+        await asyncio.sleep(1)
+
+
+async def test_flexmeasures_is_asked_as_often_as_it_grants_but_for_two_calls(site):
+    async with battery(site) as rm:
+        told_limit(site, limit=60, remaining=14)
+        await tell_levels(site, rm, 16)
+        await planned(site, 1 + 14 - questions.RESERVED)
+        assert await triggers.plan_now(site.site, controlled(site).resource)
+        assert await triggers.plan_now(site.site, controlled(site).resource)
+        with pytest.raises(errors.NotPlanned, match=r"takes no more plans for now: call in 2\d\d s"):
+            await triggers.plan_now(site.site, controlled(site).resource)
+
+
+async def test_flexmeasures_is_asked_no_more_than_it_grants_until_it_takes_more(site):
+    async with battery(site) as rm:
+        told_limit(site, limit=10, remaining=questions.RESERVED, seconds=120.0)
+        await tell_levels(site, rm, 3)
+        await planned(site, 1)
+        site.ahead += 120.0
+        site.site.urged.set()
+        await planned(site, 2)
+
+
+async def test_a_new_device_does_not_wait_until_flexmeasures_may_be_asked(site):
+    site.site.made.extend([site.site.now()] * questions.MOST_PLANS)
+    async with connected(site.cem) as rm:
+        begin = site.site.now()
+        await introduce_with_target(rm, hours=2, level=50)
+        instruction = await rm.next("FRBC.Instruction")
+        assert site.site.now() - begin < 5
+        assert instruction["operation_mode"] == ids("charge")[1]
+        assert controlled(site).is_fallback
+        assert controlled(site).plan.missed == []
+        await planned(site, 0)
+        site.ahead += questions.PLANS_SECONDS
+        site.site.urged.set()
+        await planned(site, 1)
+        assert not controlled(site).is_fallback
+
+
+async def test_a_device_that_describes_itself_anew_does_not_wait_either(site):
+    async with battery(site) as rm:
+        await asyncio.sleep(LULL)
+        told_limit(site, limit=10, remaining=0)
+        await rm.ask(target_in(hours=2))
+        await asyncio.sleep(3)
+        assert controlled(site).plan.missed == []
+        assert controlled(site).planned_version == controlled(site).version
+        assert not controlled(site).is_fallback
+        await planned(site, 1)
+
+
+async def test_devices_that_connect_one_after_another_are_all_told_what_to_do_within_seconds(site, clock):
+    begin = clock.time()
+    async with AsyncExitStack() as stack:
+        for number in range(20):
+            await asyncio.sleep(begin + 20 * number - clock.time())
+            rm = await stack.enter_async_context(connected(site.cem))
+            connected_at = clock.time()
+            await introduce(rm, label="charge", factor=1.0)
+            await rm.next("FRBC.Instruction")
+            assert clock.time() - connected_at < 5
+    assert len(site.questions) <= 2 * questions.MOST_PLANS
