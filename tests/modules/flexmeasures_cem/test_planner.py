@@ -1365,3 +1365,34 @@ async def test_devices_that_connect_one_after_another_are_all_told_what_to_do_wi
             await rm.next("FRBC.Instruction")
             assert clock.time() - connected_at < 5
     assert len(site.questions) <= 2 * questions.MOST_PLANS
+
+
+@pytest.mark.parametrize("limit", [None, 20000.0])
+async def test_a_new_device_does_not_wait_until_flexmeasures_has_planned_others(site, limit):
+    site.site.limit = limit
+    async with battery(site) as one, connected(site.cem) as rm, stepped(site) as other:
+        site.gate = asyncio.Event()
+        await one.ask(target_in(hours=2))
+        await until(lambda: len(site.questions) == 2)
+        begin = site.site.now()
+        await introduce(rm, label="charge", factor=1.0)
+        await other.ask(charger())
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        assert (await other.next("OMBC.Instruction"))["operation_mode_id"] == "on"
+        assert site.site.now() - begin < 5
+        site.gate.set()
+        await until(lambda: not any(found.is_fallback for found in site.site.controlled.values()))
+        assert len(site.questions) == 3
+
+
+async def test_a_first_plan_is_made_here_where_flexmeasures_takes_long(site):
+    site.gate = asyncio.Event()
+    async with connected(site.cem) as rm:
+        begin = site.site.now()
+        await introduce(rm, label="charge", factor=1.0)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        assert 3 <= site.site.now() - begin < 5
+        assert controlled(site).is_fallback
+        site.gate.set()
+        await until(lambda: not controlled(site).is_fallback)
+        await planned(site, 1)
