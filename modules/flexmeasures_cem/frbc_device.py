@@ -14,6 +14,8 @@ import flexmeasures_s2.commodities as commodities
 
 MARGIN = 0.002
 """How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
+FIXED_FACTOR = 1.0
+"""The factor that is told where it changes nothing."""
 SMALLEST, GREATEST = 1e-9, 1e9
 """Beyond these, ranges of fill level, powers (W), and rates (ranges per second) are no sense."""
 MOST_WORK = 10_000
@@ -41,12 +43,16 @@ def records():
 
     @dataclass(frozen=True)
     class Mode:
-        """An operation mode; its elements by fill level, and where those begin."""
+        """An operation mode; its elements by fill level, and where those begin.
+
+        `is_fixed` tells whether the factor changes nothing.
+        """
 
         id: str
         label: str
         elements: tuple
         bottoms: tuple
+        is_fixed: bool
 
     @dataclass
     class Actuator:
@@ -255,7 +261,8 @@ def read_mode(described):
             )
         )
     bottoms = tuple(each.bottom for each in elements)
-    return Mode(described.id, transitions.short_label(described), tuple(elements), bottoms)
+    is_fixed = all(start == end for each in elements for start, end in (each.rates, each.powers))
+    return Mode(described.id, transitions.short_label(described), tuple(elements), bottoms, is_fixed)
 
 
 @pyscript_compile
@@ -278,9 +285,11 @@ def power_of(element, factor):
 
 
 @pyscript_compile
-def factor_of(element, power):
-    """Return the factor whose power comes nearest."""
-    start, end = element.powers
+def factor_of(mode, level, power):
+    """Return the factor at which a mode's power comes nearest, at a fill level."""
+    if mode.is_fixed:
+        return FIXED_FACTOR
+    start, end = element_at(mode, level).powers
     return 0.0 if start == end else min(max((power - start) / (end - start), 0.0), 1.0)
 
 
@@ -367,6 +376,8 @@ def usage_at(device, moment):
 @pyscript_compile
 def mildest(mode, level):
     """Return the factor at which a mode moves the fill level least, at a fill level."""
+    if mode.is_fixed:
+        return FIXED_FACTOR
     start, end = element_at(mode, level).rates
     if start == end or start * end > 0:
         return 0.0 if abs(start) <= abs(end) else 1.0

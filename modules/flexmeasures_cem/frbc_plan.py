@@ -255,14 +255,15 @@ def choose(device, actuator, now, until, power, others, room, may_part):
     """Return the Choice whose mean power comes nearest, of those that keep the fill level in its range.
 
     Those outside the site's limit come last. Of those that come as near, the cheapest to run is taken, then
-    the one with the fewest changes; where no power is wanted, rather the mode that cannot have any.
+    the one with the fewest changes; where there is no power, rather the mode that cannot have any.
     """
     scale = max(device.most, device.least, 1.0)
     best = None
     for choice in choices(device, actuator, now, until, power, others, room, may_part):
         miss = round(abs(choice.mean - power) / (SAME_POWER * scale))
         is_over = abs(choice.mean - within(room, choice.mean)) > SAME_POWER * scale
-        restless = choice.restless if abs(power) < SAME_POWER * scale else 0.0
+        is_idle = min(abs(power), abs(choice.mean)) < SAME_POWER * scale
+        restless = choice.restless if is_idle else 0.0
         key = choice.badness, is_over, miss, choice.cost, restless, len(choice.steps)
         if best is None or key < best[0]:
             best = key, choice
@@ -316,7 +317,7 @@ def ways(device, actuator, now, until, power, others, room, may_part, mode, rout
     near = devices.element_at(mode, now.level)
     wish = power
     for _try in range(2):
-        factor = steady(now.actuators[actuator.id], mode, devices.factor_of(near, wish))
+        factor = steady(now.actuators[actuator.id], mode, devices.factor_of(mode, now.level, wish))
         choice, run = tried_out(device, actuator, now, until, power, others, mode, route, factor)
         tried.append(choice)
         lack = power - choice.mean
@@ -423,19 +424,19 @@ def timeline(actuator, now, power, mode, route, factor):
     line, steps = as_it_is(actuator, now), []
     ready = max(now.moment, active.ready)
     if present and present is not mode and route.steps and route.steps[0].start - ready >= MINUTE:
-        meanwhile = nearest_factor(present, now.level, power)
-        if abs(meanwhile - active.factor) >= SAME_FACTOR:
+        meanwhile = devices.factor_of(present, now.level, power)
+        if not present.is_fixed and abs(meanwhile - active.factor) >= SAME_FACTOR:
             waits = replace(active, factor=meanwhile, ready=ready)
             steps.append((ready, present.id, meanwhile, waits))
             line.append(devices.Setting(ready, present, meanwhile))
-    elif present is mode and abs(factor - active.factor) >= SAME_FACTOR:
+    elif present is mode and not mode.is_fixed and abs(factor - active.factor) >= SAME_FACTOR:
         steps.append((ready, mode.id, factor, replace(active, factor=factor, ready=ready)))
         line.append(devices.Setting(ready, mode, factor))
     timers = active.timers
     at = active.mode
     for step in route.steps:
         passed = actuator.modes[step.to]
-        value = factor if passed is mode else nearest_factor(passed, now.level, power)
+        value = factor if passed is mode else devices.factor_of(passed, now.level, power)
         timers = started(actuator, at, step, timers)
         reached = transitions.Active(step.to, value, step.end, timers)
         steps.append((step.start, step.to, value, reached))
@@ -451,12 +452,6 @@ def started(actuator, at, step, timers):
         if each.to == step.to:
             return timers | {timer: step.start + actuator.durations[timer] for timer in each.start_timers}
     return timers
-
-
-@pyscript_compile
-def nearest_factor(mode, level, power):
-    """Return the factor at which a mode's power comes nearest."""
-    return devices.factor_of(devices.element_at(mode, level), power)
 
 
 @pyscript_compile

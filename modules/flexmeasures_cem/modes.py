@@ -20,10 +20,14 @@ import flexmeasures_s2.commodities as commodities
 GREATEST = 1e9
 """Beyond this, powers (W), flows, supplies and costs are no sense."""
 MINUTE = 60.0
+FIXED_FACTOR = 1.0
+"""The factor that is told where it changes nothing."""
 FACTOR_TOLERANCE = 0.1
 """By how much a factor may depart from the plan."""
 PER_CHANGE, PER_DAY = 1e-6, 1e-8
 """What a change, and that it comes a day earlier, must save at least (currency)."""
+PER_RESTLESS_HOUR = 3e-5
+"""What it counts to take nothing for an hour in a mode that could take something (currency)."""
 NOTHING = 1e-9
 MOST_WORK = 80_000
 """How many ways to spend a step are looked at, at most, in a whole search."""
@@ -58,6 +62,16 @@ def records():
         flows: tuple
         supply: tuple
         cost: float
+
+        @property
+        def is_fixed(self) -> bool:
+            """Whether the factor changes nothing."""
+            return all(start == end for start, end in self.ends)
+
+        @property
+        def ends(self) -> list[tuple[float, float]]:
+            """What it takes and supplies, in whatever unit, at 0 and at 1."""
+            return [self.powers, self.supply, *[(start, end) for _quantity, start, end in self.flows]]
 
     @dataclass
     class Actuator:
@@ -563,8 +577,9 @@ def added(rating, amiss, cost, step, found, seconds):
             for each, mode in zip(rating.actuators, found, strict=True)
             if mode is not None and not each.modes[mode].is_permitted
         )
-        step.settled[found] = wrong, rating.settle(step, found)
-    wrong, rates = step.settled[found]
+        rates = rating.settle(step, found)
+        step.settled[found] = wrong, rates, restless(rating.actuators, found, rates.factors)
+    wrong, rates, count = step.settled[found]
     abnormal, excess, shortfall, surplus = amiss
     amiss = (
         abnormal + wrong * seconds,
@@ -572,7 +587,17 @@ def added(rating, amiss, cost, step, found, seconds):
         shortfall + rates.shortfall * seconds,
         surplus + rates.surplus * seconds,
     )
-    return amiss, cost + rates.cost * seconds / 3600
+    return amiss, cost + (rates.cost + PER_RESTLESS_HOUR * count) * seconds / 3600
+
+
+@pyscript_compile
+def restless(actuators: list, found: tuple, factors: tuple) -> int:
+    """Return how many actuators take and supply nothing in a mode that can do otherwise."""
+    modes = [None if mode is None else each.modes[mode] for each, mode in zip(actuators, found, strict=True)]
+    return sum(
+        mode is not None and not mode.is_fixed and all(abs(at(ends, factor)) < NOTHING for ends in mode.ends)
+        for mode, factor in zip(modes, factors, strict=True)
+    )
 
 
 @pyscript_compile
@@ -715,9 +740,12 @@ def told(actuator, place, now, moves, pieces):
         while left and left[0].start <= piece.start:
             move = left.pop(0)
             mode, ready, timers = move.to, move.end, dict(move.timers)
-            factor = factor_from(pieces, place, move)
+            is_fixed = actuator.modes[mode].is_fixed
+            factor = FIXED_FACTOR if is_fixed else factor_from(pieces, place, move)
             found.append(change(actuator, move.start, mode, factor, ready, timers))
-        if piece.modes[place] != mode or mode is None or not actuator.modes[mode].is_permitted:
+        if piece.modes[place] != mode or mode is None:
+            continue
+        if actuator.modes[mode].is_fixed or not actuator.modes[mode].is_permitted:
             continue
         if abs(piece.rates.factors[place] - factor) > NOTHING:
             factor = piece.rates.factors[place]
@@ -766,10 +794,7 @@ def status_departs(actuator, status, plan, now, tolerance=None):
     expected = actuator.modes[change.mode]
     if mode.id != expected.id:
         return f"{mode.label} is active, expected was {expected.label}"
-    is_ranged = any(
-        ends[0] != ends[1] for ends in (mode.powers, mode.supply, *[each[1:] for each in mode.flows])
-    )
-    if is_ranged and abs(factor - change.factor) > FACTOR_TOLERANCE:
+    if not mode.is_fixed and abs(factor - change.factor) > FACTOR_TOLERANCE:
         return f"{mode.label} has the factor {factor:g}, expected was {change.factor:g}"
     return None
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 from contextlib import suppress
+from typing import Any
 
 import flexmeasures_cem.adoption as adoption
 import flexmeasures_cem.control_types as control_types
@@ -31,6 +32,8 @@ LONGEST_PAUSE_SECONDS = 900.0
 STEP_SECONDS = 900.0
 CHOICE_SECONDS = 5.0
 """How long a choice that is made here holds at least."""
+FIRST_PLAN_SECONDS, LOOK_SECONDS = 3.5, 0.25
+"""How long a device waits for its first plan while FlexMeasures is asked, and how often that is looked at."""
 
 
 @pyscript_compile
@@ -104,6 +107,8 @@ def mind_the_clock(site, now):
     if site.renewal is not None:
         site.renewal = min(site.renewal, now + CHOICE_SECONDS)
     site.not_before = min(site.not_before, now + sites.REFUSED_SECONDS)
+    site.rate_limit.told_at = min(site.rate_limit.told_at, now)
+    site.rate_limit.resets_at = min(site.rate_limit.resets_at, now + site.rate_limit.seconds)
     if site.due is not None:
         site.due = min(site.due, now + max(site.rolling, sites.REFUSED_SECONDS) + 1.0)
     for sensor, until in site.unusable.items():
@@ -114,8 +119,8 @@ def mind_the_clock(site, now):
         found.leaving_until = min(found.leaving_until, now + triggers.AFTER_SELECTION_SECONDS)
         found.heard = {actuator: min(moment, now) for actuator, moment in found.heard.items()}
         found.departures = {
-            kind: (said, count, min(until, now + triggers.LONGEST_PATIENCE_SECONDS))
-            for kind, (said, count, until) in found.departures.items()
+            key: (said, count, min(until, now + triggers.LONGEST_PATIENCE_SECONDS))
+            for key, (said, count, until) in found.departures.items()
         }
         found.since = min(found.since, now)
 
@@ -161,18 +166,25 @@ async def plan(site):
         ),
     )
     here = {each: posed[each] for each in order}
+    waiting = {}
     if not asks:
-        for each in asked:
-            each.asked = None
-        asked = {}
+        waiting, asked = asked, {}
     left = max([each.left for each in asked.values()], default=1.0)
     window = sites.Window(start, step, end, left, math.inf, False)
     outlook = await loads.expected(site, asked, window)
     if not asked:
         await tell_here(site, here, versions, outlook)
+        for each in waiting:
+            await go_on(site, each, versions[each])
+            site.is_eager = True
     elif site.limit is None:
         await tell_here(site, here, versions, outlook)
-        await answered(site, asked, versions, outlook, await questions.ask(site, asked, {}, outlook, window))
+        question = asyncio.create_task(questions.ask(site, asked, {}, outlook, window))
+        try:
+            await until_answered(site, question, asked)
+            await answered(site, asked, versions, outlook, await question)
+        finally:
+            question.cancel()
     else:
         await ask_first(site, asked, here, versions, outlook, window)
 
@@ -230,15 +242,17 @@ def refuse_others(site, group):
 
 @pyscript_compile
 def may_wait(site, each, asks, now):
-    """Tell whether a Resource Manager is not planned now, since it was a moment ago, or cannot be."""
-    if not asks and each.is_asked:
-        return True
+    """Tell whether a Resource Manager is not planned now, since it was a moment ago, or has its plan."""
     is_same = each.version == each.planned_version
-    if each.is_asked is False and not each.waiting and now < each.chosen_at + CHOICE_SECONDS:
+    goes_on = each.is_asked and not asks and has_plan(each, now)
+    if goes_on and is_same:
+        return True
+    is_chosen_here = each.is_asked is False or goes_on
+    if is_chosen_here and not each.waiting and now < each.chosen_at + CHOICE_SECONDS:
         if not is_same:
             sites.hasten(site, each.chosen_at + CHOICE_SECONDS)
         return True
-    return not asks and is_same
+    return not asks and is_same and (each.is_asked is False or has_plan(each, now))
 
 
 @pyscript_compile
@@ -262,16 +276,41 @@ async def ask_first(site, asked, here, versions, outlook, window):
             loads.take_in(outlook, each, found[1])
     question = asyncio.create_task(questions.ask(site, asked, tried, outlook, window))
     try:
-        await asyncio.wait({question}, timeout=site.soon)
+        await until_answered(site, question, asked, site.soon)
         has_answer = question.done() and not isinstance(question.result(), optimiser_errors.OptimiserError)
         in_force = outlook if has_answer else await loads.expected(site, {}, window)
         await tell_here(site, here, versions, in_force)
         for each in here:
             if each.plan:
                 loads.take_in(outlook, each, each.plan)
+        await until_answered(site, question, asked)
         await answered(site, asked, versions, outlook, await question)
     finally:
         question.cancel()
+
+
+@pyscript_compile
+async def until_answered(site: Any, question: asyncio.Task, group: dict, seconds: float = math.inf) -> None:
+    """Wait for FlexMeasures' answer on a group, or so long; plan here who waits for its first plan meanwhile.
+
+    FlexMeasures is asked for those that are not of the group as soon as may be.
+    """
+    begin, waiting = site.now(), {}
+    while not question.done() and site.now() - begin < seconds:
+        await asyncio.wait({question}, timeout=LOOK_SECONDS)
+        now = site.now()
+        waiting = {each: waiting.get(each, now) for each in ready(site, now) if not has_plan(each, now)}
+        for each in [each for each, since in waiting.items() if now - since >= FIRST_PLAN_SECONDS]:
+            if not question.done():
+                asked, site.is_eager = each.asked, site.is_eager or each not in group
+                await go_on(site, each, each.version)
+                each.asked = asked
+
+
+@pyscript_compile
+def has_plan(each: Any, now: float) -> bool:
+    """Return whether a Resource Manager has a plan that is not over."""
+    return each.plan is not None and each.plan.end > now
 
 
 @pyscript_compile
@@ -386,8 +425,7 @@ async def go_on(site, each, version):
 async def rest_without_means(site, now):
     """Bring those to rest whose sensors are not known for long, so that they cannot be planned."""
     for each in list(site.controlled.values()):
-        has_plan = each.plan and each.plan.end > now
-        if has_plan or each.type.lacks(each.session.memory) or site.means(each.resource):
+        if has_plan(each, now) or each.type.lacks(each.session.memory) or site.means(each.resource):
             continue
         if each.type in control_types.PLANNED_HERE or now < each.leaving_until:
             continue

@@ -6,6 +6,7 @@ Moments are seconds since 1970, power is W of electricity, consumption positive.
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 LAG_SECONDS = 30
 """How long after a change a device may still be as it was before."""
@@ -67,6 +68,15 @@ def last_told(plan, now, actuator=None):
     changes = [each for each in plan.changes if each.moment <= now] if plan else []
     found = [each for each in changes if actuator in (None, each.actuator)]
     return found[-1] if found else None
+
+
+@pyscript_compile
+def is_settling(plan: Any, now: float, actuator: str | None = None) -> bool:
+    """Return whether a device, or an actuator of it, may still be as it was before an instruction."""
+    change = last_told(plan, now, actuator)
+    active = getattr(change, "active", None)
+    begins = [plan.start, *([change.moment] if change else []), *([active.ready] if active else [])]
+    return now - max(begins) < LAG_SECONDS
 
 
 @pyscript_compile

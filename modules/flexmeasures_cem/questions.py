@@ -21,7 +21,9 @@ import flexmeasures_optimiser.storage as storages
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
-"""How many plans are made in some time, at most, and with calls for more: FlexMeasures takes 10."""
+"""How many plans FlexMeasures takes in some time where it does not tell, without and with a user's calls."""
+RESERVED = MOST_WITH_CALLS - MOST_PLANS
+"""How many plans are left for a user's calls, of those that FlexMeasures takes."""
 BETWEEN_GIVEN_SECONDS = 120.0
 """How long FlexMeasures is not asked again only because of devices that it does not plan."""
 LONGEST_HORIZON = 172_800.0
@@ -158,7 +160,7 @@ async def solve(site, group, asked, window, given, most):
     try:
         found = await site.solve(problems, window, given, most)
     except OF_A_PROBLEM as error:
-        if len(group) == 1 or site.splits >= MOST_SPLITS or lately_made(site) + 2 > MOST_PLANS:
+        if len(group) == 1 or site.splits >= MOST_SPLITS or left_without_calls(site) < 2:
             if len(group) < len(asked):
                 return {}, dict.fromkeys(group, error)
             raise
@@ -193,8 +195,8 @@ def may_ask_at(site, group, now):
     if site.is_urgent:
         return now
     moment = max(now, site.not_before)
-    if lately_made(site) >= MOST_PLANS:
-        moment = max(moment, site.made[0] + PLANS_SECONDS)
+    if left_without_calls(site) <= 0:
+        moment = max(moment, takes_more_at(site))
     is_wanted = site.is_eager or any(
         each.is_asked is not False and each.version != each.planned_version for each in group
     )
@@ -210,8 +212,35 @@ def for_given_from(site):
 
 
 @pyscript_compile
+def left_without_calls(site: Any) -> int:
+    """Return how many plans may still be asked for without a user's call."""
+    limit = site.rate_limit.limit
+    return left(site) - (RESERVED if limit is None else min(RESERVED, limit // 2))
+
+
+@pyscript_compile
+def left(site: Any) -> int:
+    """Return how many plans FlexMeasures still takes, as it told, or else by its default limit."""
+    told, lately = site.rate_limit, lately_made(site)
+    if told.limit is None:
+        return MOST_WITH_CALLS - lately
+    is_over = site.now() >= told.resets_at
+    since = told.resets_at if is_over else told.told_at
+    return (told.limit if is_over else told.remaining) - sum(moment > since for moment in site.made)
+
+
+@pyscript_compile
+def takes_more_at(site: Any) -> float:
+    """Return when FlexMeasures takes more plans than now."""
+    now, told = site.now(), site.rate_limit
+    if told.limit is not None and now < told.resets_at:
+        return told.resets_at
+    return site.made[0] + PLANS_SECONDS if lately_made(site) else now
+
+
+@pyscript_compile
 def lately_made(site):
-    """Return how many plans were asked for in the time that the server's limit is about."""
+    """Return how many plans were asked for in the time that the server's default limit is about."""
     now = site.now()
     while site.made and not now - PLANS_SECONDS < site.made[0] <= now:
         site.made.popleft()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import flexmeasures_cem.errors as errors
+import flexmeasures_optimiser.connection as connection
 import flexmeasures_s2.session as sessions
 
 SETTLING_SECONDS = 1.0
@@ -69,10 +70,10 @@ def records():
         `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
         too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
         it was last planned here. `executed` are changes that were told under an earlier plan and still hold.
-        `broken_at` is when an instruction was rejected, `departures` has by message_type what was said last
-        that departs from the plan, how often, and until when that is left at it. `was_warned` tells whether a
-        missing price was told. Until `leaving_until`
-        another control type is being selected.
+        `broken_at` is when an instruction was rejected, `departures` has, by message_type, actuator and
+        timer, what was said last that departs from the plan, how often, and until when that is left at it.
+        `was_warned` tells whether a missing price was told. Until `leaving_until` another control type is
+        being selected.
         """
 
         resource: Any
@@ -125,6 +126,7 @@ def records():
         who are planned here, `due` when the next one is to be made, and `not_before` when FlexMeasures may be
         asked at the earliest; `is_eager` has it asked as soon as that, and `is_planning` tells whether a plan
         is being made. `renewal` is when those who are planned here choose again, since another has joined.
+        `made` has when FlexMeasures was asked lately, `rate_limit` how often it may be, as it told.
         `others` are the Resource Managers that are connected and not controlled; `unusable` has until when
         the sensors of some are left out, since they cannot be posted to.
         """
@@ -156,6 +158,7 @@ def records():
         is_planning: bool = False
         urged: asyncio.Event = field(default_factory=asyncio.Event)
         made: deque = field(default_factory=deque)
+        rate_limit: Any = field(default_factory=connection.RateLimit)
         known_prices: list | None = None
         prices_due: float = 0.0
         pause: float = FIRST_PAUSE_SECONDS

@@ -27,7 +27,7 @@ PRICES_SECONDS = 300.0
 """How often is looked for new prices."""
 AFTER_SELECTION_SECONDS = 30.0
 PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS = 60.0, 900.0
-"""How long a device is left at what it tells over again: twice as long each time."""
+"""How long a device that goes on telling the same is left at it: first, and at most; it doubles each time."""
 FIRST_STATUS_SECONDS = 2.0
 """How long the first status of a power profile is waited for."""
 
@@ -118,21 +118,24 @@ def pause_before(site, found, kind, now):
 
 @pyscript_compile
 def departed(site, found, message, now):
-    """Plan again where a status departs from the plan; where it stays the same, ever less often."""
-    kind = message.message_type
-    departs = found.type.departs(found.device, found.plan, message, now)
-    if departs is None:
-        found.departures.pop(kind, None)
+    """Plan again where a status departs from the plan; where it stays the same, ever less often.
+
+    What a device tells shortly after an instruction does not show yet whether it follows it.
+    """
+    key = message.message_type, getattr(message, "actuator_id", None), getattr(message, "timer_id", None)
+    deviation, content = found.type.departs(found.device, found.plan, message, now), what_is_said(message)
+    before, count, patient_until = found.departures.get(key, (None, 0, 0.0))
+    if deviation is None:
+        if content != before and not plans.is_settling(found.plan, now, key[1]):
+            found.departures.pop(key, None)
         return
-    before, count, patient_until = found.departures.get(kind, (None, 0, 0.0))
-    said = what_is_said(message)
-    if said != before:
+    if content != before or now >= patient_until + LONGEST_PATIENCE_SECONDS:
         count, patient_until = 0, 0.0
     if now < patient_until:
         return
-    patience = min(PATIENCE_SECONDS * 2.0**count, LONGEST_PATIENCE_SECONDS) if count else 0.0
-    found.departures[kind] = said, min(count + 1, 10), now + patience
-    sites.want(site, found, departs)
+    patience = min(PATIENCE_SECONDS * 2.0**count, LONGEST_PATIENCE_SECONDS)
+    found.departures[key] = content, min(count + 1, 10), now + patience
+    sites.want(site, found, deviation)
 
 
 @pyscript_compile
@@ -202,11 +205,9 @@ async def plan_now(site, resource):
             f"select {', '.join(control_types.MODULES)} by change_control_type, if it offers that"
         )
     is_asked = found.is_asked is not False
-    if is_asked and questions.lately_made(site) >= questions.MOST_WITH_CALLS:
-        wait = site.made[0] + questions.PLANS_SECONDS - site.now()
-        raise errors.NotPlanned(
-            f"FlexMeasures takes {questions.MOST_WITH_CALLS} plans in 5 minutes: call in {wait:.0f} s"
-        )
+    if is_asked and questions.left(site) <= 0:
+        wait = questions.takes_more_at(site) - site.now()
+        raise errors.NotPlanned(f"FlexMeasures takes no more plans for now: call in {wait:.0f} s")
     waiting = asyncio.get_running_loop().create_future()
     found.waiting.append(waiting)
     site.is_urgent = site.is_urgent or is_asked

@@ -104,10 +104,13 @@ def new(hass, configuration, status):
 async def start(device):
     """Connect, go on where the one before stopped, and check the server in the background."""
     hass, given, status = device.hass, device.configuration, device.status
+    rate_limit = connection.RateLimit()
     session = async_create_clientsession(
-        hass, auto_cleanup=False, raise_for_status=connection.raise_by_meaning
+        hass, auto_cleanup=False, raise_for_status=partial(connection.received, rate_limit)
     )
-    device.link = connection.connect(given.host, given.username, given.password, session, CLIENT_LOGGER)
+    device.link = connection.connect(
+        given.host, given.username, given.password, session, CLIENT_LOGGER, rate_limit
+    )
     device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     statuses.dismiss(hass)
     until = device.schedule and device.schedule.prices_known_until

@@ -65,8 +65,8 @@ async def ask(
         level, least, full = (f"{energy / 1000:.2f}" for energy in (soc_at_start, given.soc_min, soc_max))
         assumed = [
             *assumed,
-            f"The state of charge, {level} kWh, is outside soc_min and soc_max ({least} to {full} kWh): until "
-            f"it is back, what is present is the limit",
+            f"The state of charge, {level} kWh, is outside soc_min and soc_max ({least} to {full} kWh): "
+            f"until it is back, what is present is the limit",
         ]
     targets = call.get("soc_targets")
     if targets is None:

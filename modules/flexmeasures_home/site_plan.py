@@ -89,6 +89,7 @@ def new(asker, relay_of, unfit):
         given.site_power_capacity,
         now=lambda: dt_util.utcnow().timestamp(),
         tariffs=given.s2.prices,
+        rate_limit=asker.link.rate_limit,
     )
     return asker.planner
 

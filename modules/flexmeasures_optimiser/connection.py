@@ -22,6 +22,9 @@ REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 90
 AWAY = (502, 503, 504)
 """What a proxy answers for a server that does not, or a server that is starting or overloaded."""
+TRIGGER = "/trigger"
+"""How the paths end that count towards the RateLimit."""
+LONGEST_RESET_SECONDS = 86_400.0
 REDACTED = "**redacted**"
 SECRET = re.compile(
     r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
@@ -50,19 +53,34 @@ def records():
         sign: int = -1
 
     @dataclass
+    class RateLimit:
+        """How many triggers FlexMeasures takes, as it told last; `limit` is None while it has not.
+
+        `remaining` of `limit` were left at `told_at`, and none is used any more `seconds` later, at
+        `resets_at` (s since 1970, by our clock).
+        """
+
+        limit: int | None = None
+        remaining: int = 0
+        told_at: float = 0.0
+        resets_at: float = 0.0
+        seconds: float = 0.0
+
+    @dataclass
     class Connection:
-        """A client, whose own repr has the password, and what it has learnt of sensors."""
+        """A client, whose own repr has the password, and what it has learnt of sensors and of the limit."""
 
         host: str
         client: Any = field(repr=False)
         logger: Any
         filter: Any
         sensors: dict = field(default_factory=dict)
+        rate_limit: Any = field(default_factory=RateLimit)
 
-    return Sensor, Connection
+    return Sensor, RateLimit, Connection
 
 
-Sensor, Connection = records()
+Sensor, RateLimit, Connection = records()
 
 
 @pyscript_compile
@@ -86,8 +104,8 @@ def address(host):
 
 
 @pyscript_compile
-def connect(host, username, password, session, logger_name):
-    """Return a connection over an aiohttp session that calls `raise_by_meaning`. Nothing is sent yet."""
+def connect(host, username, password, session, logger_name, rate_limit):
+    """Return a connection over an aiohttp session that calls `received`. Nothing is sent yet."""
     scheme, name, port = address(host)
     logger = logging.getLogger(logger_name)
     secrets_filter = without_secrets(password)
@@ -104,7 +122,8 @@ def connect(host, username, password, session, logger_name):
         request_retry_timeout=PATIENCE_SECONDS,
         request_retry_interval=1,
     )
-    return Connection(f"{scheme}://{name}{f':{port}' if port else ''}", client, logger, secrets_filter)
+    url = f"{scheme}://{name}{f':{port}' if port else ''}"
+    return Connection(url, client, logger, secrets_filter, rate_limit=rate_limit)
 
 
 @pyscript_compile
@@ -127,6 +146,31 @@ def without_secrets(password):
         return True
 
     return redact
+
+
+@pyscript_compile
+async def received(rate_limit: Any, response: Any) -> None:
+    """Keep what an answer tells of the RateLimit, and raise what it means: see `raise_by_meaning`."""
+    if response.url.path.endswith(TRIGGER):
+        learn_rate_limit(rate_limit, response.headers)
+    await raise_by_meaning(response)
+
+
+@pyscript_compile
+def learn_rate_limit(rate_limit: Any, headers: Any) -> None:
+    """Keep what the answer to a trigger tells of the limit; others have that of all requests together."""
+    texts = [headers.get(f"X-RateLimit-{name}", "") for name in ("Limit", "Remaining", "Reset")]
+    if not all(text.isascii() and text.isdigit() for text in texts):
+        return
+    limit, remaining, resets_at = [int(text) for text in texts]
+    now = datetime.now(UTC)
+    try:
+        told_at = parsedate_to_datetime(headers.get("Date", ""))
+    except (TypeError, ValueError):
+        told_at = now
+    rate_limit.limit, rate_limit.remaining, rate_limit.told_at = limit, remaining, now.timestamp()
+    rate_limit.seconds = min(max(resets_at - told_at.timestamp(), 0.0), LONGEST_RESET_SECONDS)
+    rate_limit.resets_at = rate_limit.told_at + rate_limit.seconds
 
 
 @pyscript_compile

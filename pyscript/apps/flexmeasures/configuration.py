@@ -358,7 +358,7 @@ def wanted_levels(given: dict[str, Any], soc: dict[str, float]) -> tuple[dict[st
 def unlikely_powers(given: dict[str, Any], full: float) -> list[str]:
     """Return a mistake for each power (W) that would fill the device (Wh) in a minute: W were taken as kW."""
     return [
-        f"{key}: {given[key] / 1000:g} kW would fill the device within a minute: give a unit, such as '5000 W'"
+        f"{key}: {given[key] / 1000:g} kW would fill the device within a minute: give a unit, as in '5000 W'"
         for key in ("power_capacity", "consumption_capacity", "production_capacity", "minimum_power")
         if given.get(key, 0) > 60 * full
     ]

@@ -158,10 +158,10 @@ def test_the_cheaper_supplies_the_demand(m):
     intervals = market(m, [0.1, 0.9, 0.9, 0.1])
     _device, plan = planned(m, made.description, intervals, made.pump_runs, tariffs={"GAS": 1.5})
     assert told(plan) == [
-        (900, "pump-1", made.off["id"], 0),
+        (900, "pump-1", made.off["id"], 1),
         (900, "boiler-1", made.burning["id"], 0.2),
         (2700, "pump-1", made.on["id"], 0.333333),
-        (2700, "boiler-1", made.idle["id"], 0),
+        (2700, "boiler-1", made.idle["id"], 1),
     ]
     gas = 0.11 * 3.6 * 1.5 * 0.5
     power = (500 + 2000 / 3) / 1000 * 0.1 * (898 + 900) / 3600
@@ -194,7 +194,7 @@ def test_one_takes_over_when_the_other_is_ready(m):
     _device, plan = planned(m, made.description, intervals, made.pump_runs, tariffs={"GAS": 1.5})
     assert told(plan)[:2] == [
         (880, "boiler-1", made.burning["id"], 0.2),
-        (900, "pump-1", made.off["id"], 0),
+        (900, "pump-1", made.off["id"], 1),
     ]
     assert plan.missed == []
     actuators = simulated(made.description, made.pump_runs)
@@ -212,7 +212,7 @@ def test_one_makes_room_once_a_transition_is_done_that_is_under_way(m):
     device = m.ddbc.device(remembered)
     state = m.ddbc.condition(device, remembered, {}, None, NOW)
     plan = m.ddbc.follow(device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
-    assert told(plan) == [(20, "pump-1", made.off["id"], 0)]
+    assert told(plan) == [(20, "pump-1", made.off["id"], 1)]
     assert plan.missed == []
 
 
@@ -301,7 +301,7 @@ def test_a_demand_that_is_too_small_is_exceeded_as_little_as_can_be(m):
     assert told(plan) == [(2, "pump-1", on["id"], 0)]
     described = description(actuator("pump", [(off, (0, 0)), (on, (2000, 8000))]))
     _device, plan = planned(m, described, market(m, [0.3] * 2), {"pump": (on, 1)})
-    assert told(plan) == [(2, "pump-1", off["id"], 0)]
+    assert told(plan) == [(2, "pump-1", off["id"], 1)]
 
 
 def test_a_start_is_in_time_for_the_demand(m):
@@ -310,7 +310,7 @@ def test_a_start_is_in_time_for_the_demand(m):
     described = description(actuator("pump", [(off, (0, 0)), (on, (0, 8000))], ways))
     expected = forecast([0, 4000, 4000, 0])
     _device, plan = planned(m, described, market(m, [0.3] * 4), {"pump": (off, 0)}, expected)
-    assert told(plan) == [(840, "pump-1", on["id"], 0.5), (2700, "pump-1", off["id"], 0)]
+    assert told(plan) == [(840, "pump-1", on["id"], 0.5), (2700, "pump-1", off["id"], 1)]
     assert plan.missed == []
 
 
@@ -324,12 +324,12 @@ def test_timers_are_kept(m):
     assert told(plan) == [
         (900, "pump-1", on["id"], 0.5),
         (1800, "pump-1", on["id"], 0),
-        (2700, "pump-1", off["id"], 0),
+        (2700, "pump-1", off["id"], 1),
     ]
     _device, plan = planned(
         m, described, market(m, [0.3] * 5), {"pump": (on, 0)}, running={running["id"]: 1000}
     )
-    assert told(plan) == [(1001, "pump-1", off["id"], 0)]
+    assert told(plan) == [(1001, "pump-1", off["id"], 1)]
 
 
 def test_unknown_modes_are_replaced_at_once(m):
@@ -337,7 +337,7 @@ def test_unknown_modes_are_replaced_at_once(m):
     _device, plan = planned(m, made.description, market(m, [0.1] * 4), tariffs={"GAS": 1.5})
     assert told(plan) == [
         (2, "pump-1", made.on["id"], 0.333333),
-        (2, "boiler-1", made.idle["id"], 0),
+        (2, "boiler-1", made.idle["id"], 1),
     ]
 
 
@@ -713,3 +713,12 @@ def test_factors_are_the_best_of_many_at_random():
             assert reached <= (*other[:3], other[3] + 1e-6)
             mixed = [0.999 * one + 0.001 * each for one, each in zip(best, tried, strict=True)]
             assert reached <= (*rank(mixed)[:3], rank(mixed)[3] + 1e-6)
+
+
+def test_of_two_modes_without_power_the_one_that_cannot_have_any_is_told(m):
+    run, off = mode("run", (0, 5000)), mode("off")
+    heater = actuator("heater", [(run, (0, 5)), (off, (0, 0))])
+    expected = forecast([0, 5, 0])
+    active = {"heater": (run, 1.0)}
+    _device, plan = planned(m, description(heater), market(m, [0.2] * 3), active, expected)
+    assert [each[2:] for each in told(plan)] == [(off["id"], 1), (run["id"], 1), (off["id"], 1)]

@@ -148,12 +148,29 @@ def test_takes_the_way_over_an_intermediate_mode_where_there_is_no_other():
     described = description(actuator("big", modes, moves))
     device, plan = planned(m, described, 50, [3000, -3000, 0])
     assert told(device, plan) == [
-        (2.0, "charge", 0.0),
-        (900.0, "idle", 0.0),
-        (906.0, "discharge", 0.0),
-        (1800.0, "idle", 0.0),
+        (2.0, "charge", 1.0),
+        (900.0, "idle", 1.0),
+        (906.0, "discharge", 1.0),
+        (1800.0, "idle", 1.0),
     ]
     assert live(described, plan, 50, after(3)).rejected == []
+
+
+@pytest.mark.parametrize(("level", "room"), [(50, 0), (99.9, 5000)])
+def test_of_two_modes_without_power_the_one_that_cannot_have_any_is_told(level, room):
+    m = modules()
+    charge, idle = mode("charge", element((0, 5000))), mode("idle", element((0, 0)))
+    described = description(actuator("charger", [charge, idle]))
+    device, plan = planned(m, described, level, [3000] * 4, rooms=[(-room, room)] * 4)
+    assert told(device, plan) == [(2.0, "idle", 1.0)]
+
+
+def test_the_factor_of_a_range_that_is_one_power_is_1_and_none_is_told_again():
+    m = modules()
+    modes = [mode("off", element((0, 0))), mode("on", element((3000, 3000)))]
+    described = description(actuator("boiler", modes))
+    device, plan = planned(m, described, 50, [0, 3000, 3000, 0], begin=0.0)
+    assert told(device, plan) == [(900.0, "on", 1.0), (2700.0, "off", 1.0)]
 
 
 def test_waits_for_a_timer_that_blocks_a_transition():
@@ -163,7 +180,7 @@ def test_waits_for_a_timer_that_blocks_a_transition():
     moves = [transition(off, on, starts=[least]), transition(on, off, blocked_by=[least])]
     described = description(actuator("charger", modes, moves, [least]))
     device, plan = planned(m, described, 50, [4000, 0, 0])
-    assert told(device, plan) == [(2.0, "on", 1.0), (900.0, "on", 0.0), (1203.0, "off", 0.0)]
+    assert told(device, plan) == [(2.0, "on", 1.0), (900.0, "on", 0.0), (1203.0, "off", 1.0)]
     assert live(described, plan, 50, after(3)).rejected == []
 
 
@@ -175,7 +192,7 @@ def test_never_uses_what_is_for_an_abnormal_condition():
         mode("backup charge", element((6000, 6000)), abnormal=True),
     ]
     device, plan = planned(m, description(actuator("inverter", modes)), 10, [6000, 6000])
-    assert told(device, plan) == [(2.0, "charge", 1.0), (1800.0, "idle", 0.0)]
+    assert told(device, plan) == [(2.0, "charge", 1.0), (1800.0, "idle", 1.0)]
 
 
 def test_does_not_start_what_cannot_be_stopped_before_the_storage_is_full():
@@ -329,7 +346,7 @@ def test_rests_at_the_end_in_the_mode_that_moves_least():
         mode("off", element((0, 0))),
     ]
     device, plan = planned(m, description(actuator("inverter", modes)), 10, [5000])
-    assert told(device, plan)[-1] == (900.0, "off", 0.0)
+    assert told(device, plan)[-1] == (900.0, "off", 1.0)
 
 
 def test_a_feasible_optimum_is_followed_exactly():

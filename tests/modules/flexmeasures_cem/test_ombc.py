@@ -91,7 +91,7 @@ def switch(seconds=0, least_on=0, least_off=0, power=2000, cost=None):
 def test_a_device_runs_where_that_pays(m):
     off, on, described = switch()
     _device, plan = planned(m, described, market(m, [0.2, -0.1, -0.1, 0.2]), off)
-    assert told(plan) == [(900, on["id"], 0), (2700, off["id"], 0)]
+    assert told(plan) == [(900, on["id"], 1), (2700, off["id"], 1)]
     assert plan.cost == pytest.approx(-0.1)
     assert [round(power) for _start, _end, power in plan.pieces] == [0, 2000, 0]
 
@@ -102,7 +102,7 @@ def test_running_costs_are_in_the_middle_of_their_range(m):
     assert told(plan) == []
     off, on, described = switch(cost=(0.1, 0.29))
     _device, plan = planned(m, described, market(m, [-0.1] * 4), off)
-    assert told(plan) == [(2, on["id"], 0)]
+    assert told(plan) == [(2, on["id"], 1)]
 
 
 def test_a_switch_that_costs_more_than_it_saves_is_left_out(m):
@@ -117,20 +117,20 @@ def test_a_switch_that_costs_more_than_it_saves_is_left_out(m):
 def test_minimum_on_and_off_times_are_kept(m, length):
     off, on, described = switch(least_on=length * 2, least_off=length * 2)
     _device, plan = planned(m, described, market(m, [0.1, -0.3, 0.1, -0.3, 0.1, 0.1], length), off)
-    assert told(plan) == [(length, on["id"], 0), (length * 4, off["id"], 0)]
+    assert told(plan) == [(length, on["id"], 1), (length * 4, off["id"], 1)]
 
 
 def test_a_timer_that_blocks_now_is_waited_for(m):
     off, on, described = switch(least_on=600)
     running = {described["timers"][0]["id"]: 400}
     _device, plan = planned(m, described, market(m, [0.2] * 4), on, running=running)
-    assert told(plan) == [(401, off["id"], 0)]
+    assert told(plan) == [(401, off["id"], 1)]
 
 
 def test_a_timer_follows_from_when_the_transition_began(m):
     off, on, described = switch(least_on=600)
     _device, plan = planned(m, described, market(m, [0.2] * 4), on, previous=off, since=-100)
-    assert told(plan) == [(501, off["id"], 0)]
+    assert told(plan) == [(501, off["id"], 1)]
 
 
 @pytest.mark.parametrize(("heard_at", "end"), [(-90, 200), (-110, 500)])
@@ -158,7 +158,7 @@ def test_a_transition_beyond_all_time_is_reckoned_with(m):
 def test_during_a_transition_there_is_no_power(m):
     off, on, described = switch(seconds=60)
     _device, plan = planned(m, described, market(m, [0.2, -0.1, -0.1, 0.2]), off)
-    assert told(plan) == [(900, on["id"], 0), (2700, off["id"], 0)]
+    assert told(plan) == [(900, on["id"], 1), (2700, off["id"], 1)]
     assert plan.pieces[1][:2] == (NOW + 960, NOW + 2700)
     assert plan.cost == pytest.approx(-0.2 * (1800 - 60) / 3600)
 
@@ -175,10 +175,10 @@ def test_modes_are_reached_through_others(m):
     ways = [*both_ways(off, standby, seconds=10), *both_ways(standby, on, seconds=10)]
     _device, plan = planned(m, description([off, standby, on], ways), market(m, [0.2, -0.1, 0.2]), off)
     assert told(plan) == [
-        (900, standby["id"], 0),
-        (911, on["id"], 0),
-        (1800, standby["id"], 0),
-        (1811, off["id"], 0),
+        (900, standby["id"], 1),
+        (911, on["id"], 1),
+        (1800, standby["id"], 1),
+        (1811, off["id"], 1),
     ]
 
 
@@ -192,7 +192,7 @@ def test_what_is_for_an_abnormal_condition_is_not_used(m):
 def test_a_mode_for_an_abnormal_condition_is_left_at_once(m):
     off, boost = mode("off"), mode("boost", (0, 9000), abnormal=True)
     _device, plan = planned(m, description([off, boost]), market(m, [-0.1] * 4), boost, 0.5)
-    assert told(plan) == [(2, off["id"], 0)]
+    assert told(plan) == [(2, off["id"], 1)]
     assert m.plans.power_at(plan, NOW + 1) == 4500
     ways = both_ways(off, boost, abnormal=True)
     _device, plan = planned(m, description([off, boost], ways), market(m, [-0.1] * 4), boost, 0.5)
@@ -203,7 +203,7 @@ def test_a_mode_for_an_abnormal_condition_is_left_at_once(m):
 def test_an_unknown_mode_is_replaced_at_once(m):
     off, _on, described = switch()
     _device, plan = planned(m, described, market(m, [0.2] * 4))
-    assert told(plan) == [(2, off["id"], 0)]
+    assert told(plan) == [(2, off["id"], 1)]
 
 
 def test_the_factor_follows_what_is_produced_at_the_site(m):
@@ -236,7 +236,7 @@ def test_the_limit_of_the_site_comes_before_cost(m):
     off, on = mode("off"), mode("on", (1000, 5000))
     intervals = market(m, [-0.3] * 3, load=[0.0, 4000.0, 9500.0], limit=7000.0)
     _device, plan = planned(m, description([off, on]), intervals, off)
-    assert told(plan) == [(2, on["id"], 1.0), (900, on["id"], 0.5), (1800, off["id"], 0)]
+    assert told(plan) == [(2, on["id"], 1.0), (900, on["id"], 0.5), (1800, off["id"], 1)]
 
 
 def test_what_it_takes_of_gas_is_paid_for(m):
@@ -255,6 +255,23 @@ def test_nothing_is_done_where_nothing_is_saved(m):
     low, high = mode("low", (0, 100)), mode("high", (0, 200))
     _device, plan = planned(m, description([low, high]), market(m, [0.0] * 8), high, 0.7)
     assert told(plan) == []
+
+
+@pytest.mark.parametrize("length", [300.0, 900.0])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_of_two_modes_without_power_the_one_that_cannot_have_any_is_told(m, is_known, length):
+    charge, idle = mode("charge", (0, 5000)), mode("idle")
+    active = charge if is_known else None
+    intervals = market(m, [0.2, -0.1, 0.2, 0.2], length)
+    _device, plan = planned(m, description([charge, idle]), intervals, active, 1.0)
+    assert told(plan) == [(2, idle["id"], 1), (length, charge["id"], 1), (2 * length, idle["id"], 1)]
+
+
+def test_a_mode_whose_power_can_be_nothing_is_kept_where_none_other_is_at_hand(m):
+    charge, idle = mode("charge", (0, 5000)), mode("idle")
+    ways = [costly(transition(charge, idle), 0.001), transition(idle, charge)]
+    _device, plan = planned(m, description([charge, idle], ways), market(m, [0.2] * 4), charge, 1.0)
+    assert told(plan) == [(2, charge["id"], 0)]
 
 
 def test_a_plan_made_a_minute_later_is_the_same(m):

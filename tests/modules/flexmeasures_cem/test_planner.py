@@ -1068,11 +1068,11 @@ async def test_a_device_whose_description_has_no_demand_rate_is_planned_with_the
         assert (labels[instruction["operation_mode_id"]], factor) == ("on", 0.25)
 
 
-def charger(watts=7000) -> dict:
-    """Return a description of what is worth to be on at any price; it has no timer."""
+def charger(watts=7000, worth=True) -> dict:
+    """Return a description of what is worth to be on at any price, or at none; it has no timer."""
     described = heat_pump()
     for mode in described["operation_modes"]:
-        costs = {"off": 100.0, "on": 0.0}[mode["id"]] / 3600
+        costs = 0.0 if worth == (mode["id"] == "on") else 100.0 / 3600
         mode["running_costs"] = {"start_of_range": costs, "end_of_range": costs}
         power = {"off": 0, "on": watts}[mode["id"]]
         mode["power_ranges"][0] |= {"start_of_range": power, "end_of_range": power}
@@ -1298,3 +1298,155 @@ async def test_a_question_leaves_what_is_expected_as_it_was(site):
         window = sites.Window(start, QUARTER, start + 96 * QUARTER, 1.0, 9000.0, False)
         await questions.ask(site.site, asked, {}, outlook, window)
         assert outlook.total == [-3000] * 96
+
+
+DOUBLING = pytest.approx([25, 85, 205, 445], abs=15)
+"""When a device that does not follow is planned again (s): after half a minute, then 1, 2 and 4 minutes."""
+
+
+def operation_mode(label, factor=0.0) -> dict:
+    """Return the OMBC.Status of a device that has a mode."""
+    return {
+        "message_type": "OMBC.Status",
+        "message_id": str(uuid4()),
+        "active_operation_mode_id": label,
+        "operation_mode_factor": factor,
+    }
+
+
+async def times_of_plans(site, clock, rm, message) -> list[float]:
+    """Return when plans are made (s) while a device tells the same each 5 seconds, for ten minutes."""
+    await asyncio.sleep(10)
+    found, begin, made = controlled(site), clock.time(), []
+    plan = found.plan
+    for number in range(1, 121):
+        await rm.ask(message | {"message_id": str(uuid4())})
+        await asyncio.sleep(begin + 5 * number - clock.time())
+        if found.plan is not plan:
+            plan = found.plan
+            made.append(5 * number - 5)
+    return made
+
+
+async def test_a_charger_that_goes_its_own_way_is_planned_ever_less_often(site, clock):
+    async with stepped(site) as rm:
+        await rm.ask(charger(worth=False))
+        await rm.ask(operation_mode("on", 1.0))
+        assert (await rm.next("OMBC.Instruction"))["operation_mode_id"] == "off"
+        assert await times_of_plans(site, clock, rm, operation_mode("on", 1.0)) == DOUBLING
+
+
+async def test_a_battery_that_goes_its_own_way_is_planned_ever_less_often(site, clock):
+    site.powers = 96 * [0]
+    async with connected(site.cem) as rm:
+        await introduce(rm, label="charge", factor=1.0)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        assert await times_of_plans(site, clock, rm, status("charge", 1.0)) == DOUBLING
+
+
+def told_limit(site, limit, remaining, seconds=300.0):
+    """Have FlexMeasures tell how many triggers it takes, and after what time all of them again."""
+    told = site.site.rate_limit
+    told.limit, told.remaining, told.seconds = limit, remaining, seconds
+    told.told_at, told.resets_at = site.site.now(), site.site.now() + seconds
+
+
+async def tell_levels(site, rm, count):
+    """Have a battery tell that its fill level is another, so many times, each of which calls for a plan."""
+    for number in range(count):
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=54 - number % 2 * 4))
+        await asyncio.sleep(1)
+
+
+async def test_flexmeasures_is_asked_as_often_as_it_grants_but_for_two_calls(site):
+    async with battery(site) as rm:
+        told_limit(site, limit=60, remaining=14)
+        await tell_levels(site, rm, 16)
+        await planned(site, 1 + 14 - questions.RESERVED)
+        assert await triggers.plan_now(site.site, controlled(site).resource)
+        assert await triggers.plan_now(site.site, controlled(site).resource)
+        with pytest.raises(errors.NotPlanned, match=r"takes no more plans for now: call in 2\d\d s"):
+            await triggers.plan_now(site.site, controlled(site).resource)
+
+
+async def test_flexmeasures_is_asked_no_more_than_it_grants_until_it_takes_more(site):
+    async with battery(site) as rm:
+        told_limit(site, limit=10, remaining=questions.RESERVED, seconds=120.0)
+        await tell_levels(site, rm, 3)
+        await planned(site, 1)
+        site.ahead += 120.0
+        site.site.urged.set()
+        await planned(site, 2)
+
+
+async def test_a_new_device_does_not_wait_until_flexmeasures_may_be_asked(site):
+    site.site.made.extend([site.site.now()] * questions.MOST_PLANS)
+    async with connected(site.cem) as rm:
+        begin = site.site.now()
+        await introduce_with_target(rm, hours=2, level=50)
+        instruction = await rm.next("FRBC.Instruction")
+        assert site.site.now() - begin < 5
+        assert instruction["operation_mode"] == ids("charge")[1]
+        assert controlled(site).is_fallback
+        assert controlled(site).plan.missed == []
+        await planned(site, 0)
+        site.ahead += questions.PLANS_SECONDS
+        site.site.urged.set()
+        await planned(site, 1)
+        assert not controlled(site).is_fallback
+
+
+async def test_a_device_that_describes_itself_anew_does_not_wait_either(site):
+    async with battery(site) as rm:
+        await asyncio.sleep(LULL)
+        told_limit(site, limit=10, remaining=0)
+        await rm.ask(target_in(hours=2))
+        await asyncio.sleep(3)
+        assert controlled(site).plan.missed == []
+        assert controlled(site).planned_version == controlled(site).version
+        assert not controlled(site).is_fallback
+        await planned(site, 1)
+
+
+async def test_devices_that_connect_one_after_another_are_all_told_what_to_do_within_seconds(site, clock):
+    begin = clock.time()
+    async with AsyncExitStack() as stack:
+        for number in range(20):
+            await asyncio.sleep(begin + 20 * number - clock.time())
+            rm = await stack.enter_async_context(connected(site.cem))
+            connected_at = clock.time()
+            await introduce(rm, label="charge", factor=1.0)
+            await rm.next("FRBC.Instruction")
+            assert clock.time() - connected_at < 5
+    assert len(site.questions) <= 2 * questions.MOST_PLANS
+
+
+@pytest.mark.parametrize("limit", [None, 20000.0])
+async def test_a_new_device_does_not_wait_until_flexmeasures_has_planned_others(site, limit):
+    site.site.limit = limit
+    async with battery(site) as one, connected(site.cem) as rm, stepped(site) as other:
+        site.gate = asyncio.Event()
+        await one.ask(target_in(hours=2))
+        await until(lambda: len(site.questions) == 2)
+        begin = site.site.now()
+        await introduce(rm, label="charge", factor=1.0)
+        await other.ask(charger())
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        assert (await other.next("OMBC.Instruction"))["operation_mode_id"] == "on"
+        assert site.site.now() - begin < 5
+        site.gate.set()
+        await until(lambda: not any(found.is_fallback for found in site.site.controlled.values()))
+        assert len(site.questions) == 3
+
+
+async def test_a_first_plan_is_made_here_where_flexmeasures_takes_long(site):
+    site.gate = asyncio.Event()
+    async with connected(site.cem) as rm:
+        begin = site.site.now()
+        await introduce(rm, label="charge", factor=1.0)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        assert 3 <= site.site.now() - begin < 5
+        assert controlled(site).is_fallback
+        site.gate.set()
+        await until(lambda: not controlled(site).is_fallback)
+        await planned(site, 1)

@@ -3,6 +3,7 @@
 import logging
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,3 +96,25 @@ def test_a_server_says_how_long_to_wait_in_seconds_or_by_a_date():
     assert connection.retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert connection.retry_after({"Retry-After": "soon"}) is None
     assert connection.retry_after({}) is None
+
+
+def answer(path="/api/v3_0/assets/1/schedules/trigger", **headers):
+    """Return an answer of FlexMeasures' with headers."""
+    url = SimpleNamespace(path=path)
+    return SimpleNamespace(status=202, url=url, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+async def test_the_answer_to_a_trigger_tells_how_many_more_are_taken():
+    limit, before = connection.RateLimit(), datetime.now(UTC)
+    server = before + timedelta(hours=1)
+    told = {"X_RateLimit_Limit": "60", "X_RateLimit_Remaining": "59"}
+    reset = {"X_RateLimit_Reset": str(int(server.timestamp()) + 200), "Date": format_datetime(server, True)}
+    await connection.received(limit, answer("/api/v3_0/sensors/1/data", **told, **reset))
+    assert limit.limit is None
+    await connection.received(limit, answer(**told))
+    assert limit.limit is None
+    await connection.received(limit, answer(**told, **reset))
+    assert (limit.limit, limit.remaining, limit.seconds) == (60, 59, 200)
+    assert before.timestamp() + 199 < limit.resets_at < before.timestamp() + 210
+    await connection.received(limit, answer())
+    assert limit.limit == 60
