@@ -119,6 +119,7 @@ def test_every_key_field_and_attribute_is_in_the_reference(configuration):
     keys = [
         *configuration.SCHEMA.schema,
         *configuration.MEASUREMENT,
+        *configuration.DAILY_TARGET,
         *configuration.S2_SCHEMA.schema,
         *configuration.LIMITS_SCHEMA.schema,
         *configuration.RESOURCE,
