@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_s2.commodities as commodities
@@ -285,7 +286,7 @@ def power_of(element, factor):
 
 
 @pyscript_compile
-def factor_of(mode, level, power):
+def factor_of(mode: Any, level: float, power: float) -> float:
     """Return the factor at which a mode's power comes nearest, at a fill level."""
     if mode.is_fixed:
         return FIXED_FACTOR

@@ -1,6 +1,7 @@
 """Whether what is configured exists, and is what it is taken for: sensors on the server, entities here."""
 
 import re
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ NO_ENTITY = "no_entity"
 
 
 @pyscript_compile
-async def look_up(device):
+async def look_up(device: Any) -> errors.OptimiserError | None:
     """Ask for each sensor, and the site; return the first error, or None. All that is right is learnt."""
     given, link = device.configuration, device.link
     link.sensors.clear()
@@ -64,7 +65,7 @@ def with_key(device: Any, error: Exception) -> str:
 
 
 @pyscript_compile
-async def priced(link, sensor):
+async def priced(link: Any, sensor: int) -> None:
     """Refuse a price sensor that is of no price."""
     found = await connection.sensor(link, sensor)
     if "/" not in found.unit:
@@ -99,7 +100,7 @@ async def in_sign(link: Any, name: str, sensor: int) -> None:
 
 
 @pyscript_compile
-async def fitting(link, sensor, step):
+async def fitting(link: Any, sensor: int, step: timedelta | None) -> None:
     """Refuse a resolution of measurements that does not fit their sensor, or is finer."""
     found = await connection.sensor(link, sensor)
     if step is not None:

@@ -177,7 +177,7 @@ def follow_state_of_charge(device: Any) -> Any:
         if device.cron and plan_problem and plan_problem.cause == NO_SOC:
             crons.hurry(device.cron)
 
-    found = states_of_charge.StateOfCharge(
+    state_of_charge = states_of_charge.StateOfCharge(
         hass=device.hass,
         entity=given.soc_entity,
         unit_if_none=given.soc_entity_unit,
@@ -191,8 +191,8 @@ def follow_state_of_charge(device: Any) -> Any:
         power_measured=power_measured,
         when_known=when_known,
     )
-    found.start()
-    return found
+    state_of_charge.start()
+    return state_of_charge
 
 
 @pyscript_compile

@@ -26,8 +26,8 @@ def reading(state, attribute):
 def nearest(hass: Any, name: str) -> str:
     """Return ": did you mean sensor.x?" for a name that no entity has, or nothing where none is near."""
     entity_id, attribute = split(name)
-    found = difflib.get_close_matches(entity_id, hass.states.async_entity_ids(), 1)
-    return f": did you mean {found[0]}{f'.{attribute}' if attribute else ''}?" if found else ""
+    names = difflib.get_close_matches(entity_id, hass.states.async_entity_ids(), 1)
+    return f": did you mean {names[0]}{f'.{attribute}' if attribute else ''}?" if names else ""
 
 
 @pyscript_compile

@@ -73,17 +73,17 @@ def going_on(device: Any, call: dict[str, Any], schedule: Any, now: datetime) ->
     """
     if call.get("start", now) > now:
         return call
-    found = {name: value for name, value in call.items() if name not in ("start", "soc_at_start")}
+    renewed = {name: value for name, value in call.items() if name not in ("start", "soc_at_start")}
     for name in ("soc_targets", "soc_minima", "soc_maxima"):
         if name in call:
-            found[name] = [wish for wish in call[name] if wish.end > now]
+            renewed[name] = [wish for wish in call[name] if wish.end > now]
     soc = call.get("soc_at_start")
     if isinstance(soc, float):
         if schedule.soc is None:
             return None
         start = min(schedules.interval_start(schedule, now) + schedule.resolution, schedules.end(schedule))
         level = schedules.soc_at(schedule, schedule.soc, start)
-        return found | {"start": start, "soc_at_start": quantities.energy(level, schedule.soc_unit)}
+        return renewed | {"start": start, "soc_at_start": quantities.energy(level, schedule.soc_unit)}
     if soc is None and device.state_of_charge is None:
         return None
-    return found if soc is None else found | {"soc_at_start": soc}
+    return renewed if soc is None else renewed | {"soc_at_start": soc}
