@@ -324,6 +324,7 @@ async def test_a_server_that_answers_but_takes_nothing_is_asked_ever_less_often(
     assert len([text for text in ours if "cannot be reached" in text]) == 1
 
 
+@pytest.mark.usefixtures("early_in_a_quarter")
 async def test_reloads_leave_one_of_everything(start, cron_config, states, flexmeasures_server):
     grid = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
     states("4", "1000")

@@ -16,6 +16,8 @@ from tests.apps.flexmeasures.conftest import STATUS, in_hours
 from tests.parts import in_process
 from tests.parts.home_assistant import free_port
 
+pytestmark = pytest.mark.usefixtures("early_in_a_quarter")
+
 
 async def fails(home, kind, says, state, cause, **data):
     """Call the main service; check that the failure is told in every place, and once."""

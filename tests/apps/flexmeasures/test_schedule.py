@@ -228,6 +228,7 @@ async def test_another_devices_entity_does_not_replace_the_schedule(start, app_c
         await home.plan(soc_at_start="sensor.car", duration="PT2H")
 
 
+@pytest.mark.usefixtures("early_in_a_quarter")
 async def test_a_target_before_the_start_is_due_at_the_start(home):
     soon = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
     response = await home.plan(soc_at_start=4, duration="PT2H", soc_targets=[{"value": 9, "datetime": soon}])
@@ -282,6 +283,7 @@ async def test_before_its_start_the_state_is_unknown(home):
     assert home.schedule().state == "unknown"
 
 
+@pytest.mark.usefixtures("early_in_a_quarter")
 async def test_a_reload_keeps_the_schedule_and_closes_the_session(home):
     response = await home.plan(soc_at_start=4)
     before = home.device
