@@ -401,6 +401,12 @@ def unmet(pieces, scale):
 
 
 @pyscript_compile
+def present(found: Device, state: modes.Condition, moment: float) -> list:
+    """Return what each actuator does, as the Change at a moment that tells it to go on."""
+    return modes.present(found.actuators, state, moment)
+
+
+@pyscript_compile
 def planned_power(plan, start, length):
     """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
     return plans.mean_power(plan, start, start + length) if plan else 0.0

@@ -374,6 +374,19 @@ def missed(plan):
 
 
 @pyscript_compile
+def present(found: devices.Device, state: frbc_plan.Condition, moment: float) -> list:
+    """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
+    changes = []
+    for actuator in found.actuators:
+        active = state.actuators[actuator.id]
+        if mode := actuator.modes.get(active.mode):
+            factor = devices.FIXED_FACTOR if mode.is_fixed else active.factor
+            power = devices.power_of(devices.element_at(mode, state.level), factor)
+            changes.append(transitions.Change(moment, actuator.id, mode.id, factor, power, active))
+    return changes
+
+
+@pyscript_compile
 def refuse_without_description(memory):
     """Raise InvalidInstruction where nothing is described yet."""
     if DESCRIPTION not in memory:

@@ -21,6 +21,8 @@ SOON_SECONDS = 10.0
 """How long those who are planned here wait for FlexMeasures' answer, where the site has a limit."""
 FIRST_PAUSE_SECONDS = 30.0
 """How long is waited after a first failure."""
+LEAD_SECONDS = 60.0
+"""How long before its time an instruction is sent, where nothing else is configured."""
 REFUSED_SECONDS = 3600.0
 """How long who is refused by FlexMeasures is left out."""
 
@@ -69,11 +71,12 @@ def records():
         is when its control began, `manual` maps the ids of a user's instructions to when they begin and end.
         `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
         too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
-        it was last planned here. `executed` are changes that were told under an earlier plan and still hold.
-        `broken_at` is when an instruction was rejected, `departures` has, by message_type, actuator and
-        timer, what was said last that departs from the plan, how often, and until when that is left at it.
+        it was last planned here. `broken_at` is when an instruction was rejected, `departures` has, by
+        message_type, actuator and timer, what was said last that departs from the plan, how often, and until
+        when that is left at it.
         `was_warned` tells whether a missing price was told. Until `leaving_until` another control type is
-        being selected.
+        being selected. `replanned` wakes the task that sends the plan's instructions when they are due;
+        `obeys_at_once` tells that the device executes one when it gets it, not at its execution_time.
         """
 
         resource: Any
@@ -98,12 +101,13 @@ def records():
         is_asked: bool | None = None
         chosen_at: float = 0.0
         dropped: int = 0
-        executed: list = field(default_factory=list)
         broken_at: float | None = None
         departures: dict = field(default_factory=dict)
         leaving_until: float = 0.0
         was_warned: bool = False
         strange_power: float | None = None
+        obeys_at_once: bool = False
+        replanned: asyncio.Event = field(default_factory=asyncio.Event)
         waiting: list = field(default_factory=list)
         sending: Any = field(default_factory=asyncio.Lock)
 
@@ -116,7 +120,9 @@ def records():
         None where the server has them; `limits` are the site's (start, end, W) where those vary.
         `prices(start, end)` (async) returns flexmeasures_optimiser.prices.PriceIntervals, in order and
         without a gap; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None
-        while they are not known, `power(resource)` the power that it measures (W), or None. `own(moment)` is
+        while they are not known, `power(resource)` the power that it measures (W), or None. `lead` is how
+        long before its time an instruction is sent (s), math.inf for as soon as it is planned, and
+        `own_lead(resource)` the same for one Resource Manager, or None. `own(moment)` is
         what the app's own device is to have (W). `shown(resource)` is called when a plan or instruction has
         changed, `told(resource, text)` with what keeps it from being planned, or None; `unfit(resource,
         session, control_type)` when what it told cannot be planned under that, and `failed(error)` and
@@ -143,6 +149,8 @@ def records():
         succeeded: Any
         horizon: float
         limit: float | None = None
+        lead: float = LEAD_SECONDS
+        own_lead: Any = lambda resource: None
         now: Any = time.time
         settling: float = SETTLING_SECONDS
         rolling: float = ROLLING_SECONDS

@@ -5,6 +5,7 @@ Moments are seconds since 1970.
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import flexmeasures_cem.control_types as control_types
@@ -49,7 +50,9 @@ def changed(site, resource):
         why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
         sites.give_up(old, errors.NotPlannable(f"{resource.name} {why}"))
     if kind:
-        site.controlled[resource.resource_id] = sites.Controlled(resource, session, kind, since=site.now())
+        found = sites.Controlled(resource, session, kind, since=site.now())
+        site.controlled[resource.resource_id] = found
+        sessions.spawn(session, instructions.keep_instructing(site, found))
     if old:
         site.told(resource, None)
     site.urged.set()
@@ -95,6 +98,8 @@ def received(site, resource, message):
             found.heard[getattr(message, "actuator_id", None)] = now
         if hasattr(message, "finished_at"):
             found.heard[getattr(message, "actuator_id", None), message.timer_id] = now
+        if hasattr(message, "active_operation_mode_id"):
+            instructions.note_habit(site, found, message, now)
         if found.asked:
             if found.type.moved(*found.asked, message):
                 found.asked = None
@@ -123,11 +128,14 @@ def departed(site, found, message, now):
     What a device tells shortly after an instruction does not show yet whether it follows it.
     """
     key = message.message_type, getattr(message, "actuator_id", None), getattr(message, "timer_id", None)
-    deviation, content = found.type.departs(found.device, found.plan, message, now), what_is_said(message)
+    departs = partial(found.type.departs, found.device, found.plan, message)
+    deviation, content = departs(now), what_is_said(message)
     before, count, patient_until = found.departures.get(key, (None, 0, 0.0))
     if deviation is None:
         if content != before and not plans.is_settling(found.plan, now, key[1]):
             found.departures.pop(key, None)
+        return
+    if instructions.does_the_next(site, found, departs, now):
         return
     if content != before or now >= patient_until + LONGEST_PATIENCE_SECONDS:
         count, patient_until = 0, 0.0
@@ -177,8 +185,9 @@ def power_measured(site, found, now):
     power = site.power(found.resource)
     if power is None or now - found.plan.start < plans.LAG_SECONDS:
         return
-    departs = found.type.measured_power_departs(found.device, found.plan, power, now)
-    if departs is None:
+    departs_at = partial(found.type.measured_power_departs, found.device, found.plan, power)
+    departs = departs_at(now)
+    if departs is None or instructions.does_the_next(site, found, departs_at, now):
         found.strange_power = None
     elif found.strange_power is None or plans.power_departs(
         power, found.strange_power, found.type.tolerance(found.device)

@@ -283,6 +283,7 @@ def use_sensors(side, relay):
     if not given.s2.auto_provision:
         made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
     relay.energy_per_fill_level = listed.get("energy_per_fill_level")
+    relay.instruction_lead = listed.get("instruction_lead")
     relay.provision = provisioning.Provision(
         made.asset,
         listed.get("power_sensor") or made.power_sensor,

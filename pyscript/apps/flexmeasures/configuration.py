@@ -9,6 +9,7 @@ import homeassistant.util.dt as dt_util
 import voluptuous as vol
 from homeassistant.const import WEEKDAYS
 
+import flexmeasures_cem.site as sites
 import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_optimiser.connection as connection
@@ -63,7 +64,8 @@ def records():
         """Where and for whom the CEM listens; `resources` maps a resource_id or name to its sensors.
 
         `prices` are those of commodities other than electricity: GAS per m3, HEAT per kWh, OIL per litre,
-        HYDROGEN per kg. `is_configured` tells whether there is a section s2 at all.
+        HYDROGEN per kg. `instruction_lead` is how long before its time an instruction is sent (s).
+        `is_configured` tells whether there is a section s2 at all.
         """
 
         enabled: bool
@@ -76,6 +78,7 @@ def records():
         key: str | None
         control_type: str | None
         auto_provision: bool
+        instruction_lead: float
         resources: dict
         prices: dict
         limits: Any
@@ -213,6 +216,7 @@ RESOURCE = {
     vol.Optional("energy_per_fill_level"): fields.expects(
         energy_per_fill_level, "the energy of one unit of fill level, such as '0.1 kWh'"
     ),
+    vol.Optional("instruction_lead"): fields.INSTRUCTION_LEAD,
 }
 PRICES_SCHEMA = vol.Schema(
     {
@@ -234,6 +238,7 @@ S2_SCHEMA = vol.Schema(
         vol.Optional("key"): fields.TEXT,
         vol.Optional("control_type"): fields.CONTROL_TYPE,
         vol.Optional("auto_provision", default=True): fields.BOOLEAN,
+        vol.Optional("instruction_lead", default=sites.LEAD_SECONDS): fields.INSTRUCTION_LEAD,
         vol.Optional("resources", default=dict): or_nothing(vol.Schema({NAME_OR_ID: RESOURCE})),
         vol.Optional("prices", default=dict): or_nothing(prices),
         vol.Optional("limits", default=dict): or_nothing(limits),

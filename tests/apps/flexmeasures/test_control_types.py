@@ -154,7 +154,8 @@ async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_con
             assert device.rejected == []
 
 
-async def test_a_change_of_the_control_type_in_mid_life_is_clean(side):
+async def test_a_change_of_the_control_type_in_mid_life_is_clean(starting):
+    side = await starting(instruction_lead="all")
     async with VersatileBattery(side.url, every=0.2) as battery:
         await side.until(FRBC, "versatile_battery")
         await side.home.until(lambda: len(battery.instructions) > 1 and battery.pending)
