@@ -48,8 +48,8 @@ SELDOM = 7200.0
 """How often a connection is tried (s), so that a day is not spent on that."""
 EVERY_MINUTE = 60.0
 """How often a device tells what is new that is to be watched closely (s)."""
-MAX_INSTRUCTIONS_OF_A_MINUTE = 20
-"""How many instructions a battery gets in its first minute, at most: one that acts on receipt obeys each."""
+MAX_INSTRUCTIONS_OF_A_MINUTE = 60
+"""How many instructions a battery gets in its first minute, at most: twice those of a whole plan."""
 A_MINUTE_OF_CHARGE = 1.0
 """What a home battery charges or discharges at full power in a minute, at most (% of its capacity)."""
 
