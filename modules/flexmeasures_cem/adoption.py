@@ -12,8 +12,10 @@ import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
+import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MOST_DROPPED = 2
@@ -66,7 +68,7 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
         or site.now() < each.leaving_until
     ):
         return
-    device, made = found
+    device, made, described = found
     each.plan, each.device, each.is_fallback = made, device, is_fallback
     each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
@@ -81,6 +83,9 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
         site.told(each.resource, None)
     site.shown(each.resource)
     each.replanned.set()
+    each.kept = kept_plans.KeptPlan(each.type.CONTROL_TYPE, made, is_fallback, each.is_asked, described)
+    each.is_returning = False
+    sessions.spawn(each.session, kept_plans.write(site, each))
     if not is_fallback:
         for waiting in each.waiting:
             if not waiting.done():
@@ -90,7 +95,7 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
 
 @pyscript_compile
 async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
-    """Return (the device, the Plan) that is made for a Resource Manager now, or None."""
+    """Return (the device, the Plan that is made for it now, digests of what describes it), or None."""
     now, kind = site.now(), each.type
     memory, heard, before = fill_levels.remembered(each.resource, each.session), dict(each.heard), each.plan
     if kind.lacks(memory):
@@ -112,7 +117,7 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
         made = kind.follow(device, state, wanted, market, tariffs)
         if kind in control_types.BY_MODES:
             made.changes[:0] = unspoken(kind.present(device, state, begin), made, sent, now, begin)
-        return device, made
+        return device, made, kept_plans.digests(kind, memory)
 
     try:
         return await asyncio.to_thread(make)
@@ -128,8 +133,8 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
 def unspoken(present: list, made: Any, sent: list, now: float, begin: float) -> list:
     """Return the changes to what actuators do at present that no instruction has told in this session yet.
 
-    A device learns by one that it is controlled, also where it is to go on. `sent` are the changes that it was
-    told; one of these that it is about to make stays.
+    A device learns by one that it is controlled, also where it is to go on. `sent` are the changes that it
+    was told; one of these that it is about to make stays.
     """
     first = {change.actuator for change in made.changes if change.moment <= begin}
     found = []

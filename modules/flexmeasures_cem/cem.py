@@ -26,14 +26,16 @@ def records():
         """A Resource Manager by its resource_id, and its session while it is connected.
 
         `last_session` stays after it. `choice` is the control type that the user chose, over reconnects
-        and restarts; `unplannable` are those that what it told in this session cannot be planned under.
-        `fill_level` has the one that is believed, within `fill_level_range`; `doubt` is the task that waits
-        until it is another, and `doubt_warned_at` when the log had one that is not believed (s since 1970).
+        and restarts, and `planned_under` that of the plan which is kept for it; `unplannable` are those that
+        what it told in this session cannot be planned under. `fill_level` has the one that is believed,
+        within `fill_level_range`; `doubt` is the task that waits until it is another, and `doubt_warned_at`
+        when the log had one that is not believed (s since 1970).
         """
 
         resource_id: str
         name: str
         choice: str | None = None
+        planned_under: str | None = None
         session: Any = None
         last_session: Any = None
         unplannable: set = field(default_factory=set)
@@ -154,9 +156,14 @@ def control_type(resource):
 
 @pyscript_compile
 def best(cem, resource, session):
-    """Return the control type to select: the user's choice, the preferred, or the first that we can plan."""
+    """Return the control type to select.
+
+    It is the user's choice, the preferred, the one that a plan is kept for, or the first that we can plan.
+    """
     can = [*offered(session), control_types.NO_SELECTION]
     wanted = [resource.choice, cem.preferred]
+    if resource.planned_under not in resource.unplannable:
+        wanted.append(resource.planned_under)
     wanted += [each for each in control_types.NAMES if each not in resource.unplannable]
     return next(each for each in [*wanted, *control_types.NAMES] if each in can)
 

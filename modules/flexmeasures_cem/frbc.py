@@ -34,6 +34,7 @@ NEXT_SECONDS = 1.0
 """How far ahead an instruction is that is to be executed now."""
 ALMOST = 0.98
 """Which part of what could be had at full power a usage may take, so that there is a plan."""
+PLAN = frbc_plan.Plan
 alike, upcoming = transitions.alike, plans.upcoming
 
 
@@ -384,6 +385,12 @@ def present(found: devices.Device, state: frbc_plan.Condition, moment: float) ->
             power = devices.power_of(devices.element_at(mode, state.level), factor)
             changes.append(transitions.Change(moment, actuator.id, mode.id, factor, power, active))
     return changes
+
+
+@pyscript_compile
+def resumed(found: devices.Device, plan: frbc_plan.Plan, _begin: float) -> frbc_plan.Plan | None:
+    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
+    return plans.resumed(plan, {each.id: each.modes for each in found.actuators})
 
 
 @pyscript_compile

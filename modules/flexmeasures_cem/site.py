@@ -76,7 +76,9 @@ def records():
         when that is left at it.
         `was_warned` tells whether a missing price was told. Until `leaving_until` another control type is
         being selected. `replanned` wakes the task that sends the plan's instructions when they are due;
-        `obeys_at_once` tells that the device executes one when it gets it, not at its execution_time.
+        `obeys_at_once` tells that the device executes one when it gets it, not at its execution_time. `kept`
+        is the plan that outlives the connection; a device that `is_returning` goes on with that, which it
+        `is_resuming` once it has told of itself. What it tells counts from `settles_at` on.
         """
 
         resource: Any
@@ -107,6 +109,10 @@ def records():
         was_warned: bool = False
         strange_power: float | None = None
         obeys_at_once: bool = False
+        kept: Any = None
+        is_returning: bool = False
+        is_resuming: bool = False
+        settles_at: float = 0.0
         replanned: asyncio.Event = field(default_factory=asyncio.Event)
         waiting: list = field(default_factory=list)
         sending: Any = field(default_factory=asyncio.Lock)
@@ -134,7 +140,8 @@ def records():
         is being made. `renewal` is when those who are planned here choose again, since another has joined.
         `made` has when FlexMeasures was asked lately, `rate_limit` how often it may be, as it told.
         `others` are the Resource Managers that are connected and not controlled; `unusable` has until when
-        the sensors of some are left out, since they cannot be posted to.
+        the sensors of some are left out, since they cannot be posted to. `kept` has the KeptPlans of those
+        whose connection is over, and `keep(resource)` is called when a plan is to be saved.
         """
 
         solve: Any
@@ -156,6 +163,8 @@ def records():
         rolling: float = ROLLING_SECONDS
         soon: float = SOON_SECONDS
         tariffs: dict = field(default_factory=dict)
+        keep: Any = lambda resource: None
+        kept: dict = field(default_factory=dict)
         others: dict = field(default_factory=dict)
         unusable: dict = field(default_factory=dict)
         is_eager: bool = False
@@ -207,6 +216,12 @@ def hasten(site, moment):
     if site.due is None or moment < site.due:
         site.due = moment
     site.urged.set()
+
+
+@pyscript_compile
+def next_boundary(now: float, step: float) -> float:
+    """Return when the next interval begins, and a moment more."""
+    return now // step * step + step + 0.5
 
 
 @pyscript_compile

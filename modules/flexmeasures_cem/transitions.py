@@ -54,7 +54,7 @@ def records():
         mode: str | None
         factor: float
         ready: float
-        timers: dict
+        timers: dict[str, float]
 
     @dataclass(frozen=True)
     class Change:

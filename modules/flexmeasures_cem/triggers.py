@@ -12,6 +12,7 @@ import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.ppbc as ppbc
 import flexmeasures_cem.questions as questions
@@ -42,16 +43,20 @@ def changed(site, resource):
         return
     other = site.others.pop(resource.resource_id, None)
     if session and kind is None:
+        kept_plans.expire(site, resource)
         site.others[resource.resource_id] = resource
-    elif other and site.controlled:
+    elif other and session is None and site.controlled:
         sites.hasten(site, site.now() + site.settling)
     old = site.controlled.pop(resource.resource_id, None)
     if old:
         why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
         sites.give_up(old, errors.NotPlannable(f"{resource.name} {why}"))
+        if session is not old.session:
+            kept_plans.leave(site, old)
     if kind:
         found = sites.Controlled(resource, session, kind, since=site.now())
         site.controlled[resource.resource_id] = found
+        kept_plans.come_back(site, found)
         sessions.spawn(session, instructions.keep_instructing(site, found))
     if old:
         site.told(resource, None)
@@ -81,10 +86,13 @@ def received(site, resource, message):
             sites.hasten(site, max(site.now() + site.settling, questions.for_given_from(site)))
         return
     kind, memory, now = message.message_type, found.session.memory, site.now()
+    if found.is_returning:
+        kept_plans.expect(site, found)
     if kind in found.type.CALL_FOR_A_PLAN:
         found.broken_at = None
         found.departures.clear()
-        sites.want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
+        if not found.is_returning:
+            sites.want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
     elif kind == "RevokeObject":
         revoked(site, found, message)
     elif kind == "InstructionStatusUpdate":
@@ -105,9 +113,13 @@ def received(site, resource, message):
                 found.asked = None
                 sites.want(site, found, f"another {kind} while it was planned")
         elif found.plan is None:
-            if found.planned_version < 0:
+            if found.planned_version < 0 and not found.is_returning:
                 sites.want(site, found, f"its first {kind}")
-        elif found.version == found.planned_version and not instructions.is_manual(found, now):
+        elif (
+            found.version == found.planned_version
+            and now >= found.settles_at
+            and not instructions.is_manual(found, now)
+        ):
             departed(site, found, message, now)
 
 
@@ -183,7 +195,7 @@ def power_measured(site, found, now):
     if found.plan is None or instructions.is_manual(found, now) or found.version != found.planned_version:
         return
     power = site.power(found.resource)
-    if power is None or now - found.plan.start < plans.LAG_SECONDS:
+    if power is None or now - found.plan.start < plans.LAG_SECONDS or now < found.settles_at:
         return
     departs_at = partial(found.type.measured_power_departs, found.device, found.plan, power)
     departs = departs_at(now)
@@ -194,6 +206,14 @@ def power_measured(site, found, now):
     ):
         found.strange_power = power
         sites.want(site, found, departs)
+
+
+@pyscript_compile
+def are_awaited(site: Any) -> bool:
+    """Return whether a device waits for a plan of a schedule; one that comes back may go on with its own."""
+    return any(
+        each.is_fallback or (each.plan is None and not each.is_returning) for each in site.controlled.values()
+    )
 
 
 @pyscript_compile
@@ -238,7 +258,7 @@ async def look_at_prices(site, now):
     if all(each.is_asked is False for each in site.controlled.values()):
         site.succeeded()
     known, site.known_prices = site.known_prices, found
-    if known is None or differ(known, found, now):
+    if are_awaited(site) if known is None else differ(known, found, now):
         LOGGER.info("There are new prices")
         sites.hasten(site, now)
 

@@ -316,12 +316,12 @@ async def stop(device):
 
 
 @pyscript_compile
-def recovered(device):
-    """Do now what has failed, since the server answers again."""
+def recovered(device, was_away=True):
+    """Do now what has failed, since the server answers, and make plans anew where it did not before."""
     device.check_pause = FIRST_PAUSE_SECONDS
     outboxes.urge(device.outbox)
     if device.resources:
-        resources.urge(device.resources)
+        resources.urge(device.resources, was_away)
     plan_problem = device.status.problems.get(PLAN)
     if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
         if device.cron:
@@ -345,6 +345,7 @@ async def check(device, pause):
     over all that follows, the next check comes later each time.
     """
     next_check_pause = min(2 * pause, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
+    was_away = pause > 0
     while True:
         await asyncio.sleep(pause)
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
@@ -352,10 +353,11 @@ async def check(device, pause):
         await measurements.learn(device.measurements, device.link.sensors)
         if error is None:
             break
+        was_away = True
         statuses.fail_with(device.status, statuses.SERVER, error, checks.with_key(device, error))
         pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
     statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
-    recovered(device)
+    recovered(device, was_away)
     device.check_pause = next_check_pause
 
 

@@ -13,6 +13,7 @@ from homeassistant.helpers.storage import Store
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as cem_errors
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.planner as planners
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_home.kept as kept
@@ -97,6 +98,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     side = Resources(hass, given, link, outbox, status, meters, store)
     side.asker = site_plan.Asker(given, link, status, planning, own_schedule)
     side.site = site_plan.new(side.asker, partial(relay_of, side), partial(give_way, side))
+    side.site.keep = lambda resource: save_soon(side)
     side.cem = cems.Cem(
         partial(changed, side),
         partial(received, side),
@@ -148,6 +150,8 @@ def recall(side, resource_id, found):
     own = side.file.get("users", {}).get(side.outbox.user, {}).get(resource_id)
     if own:
         kept.read(partial(relays.recall, relay), own)
+        if plan := own.get("plan"):
+            kept.read(partial(kept_plans.recall, side.site, resource), plan)
     use_sensors(side, relay)
     relays.go_on(relay)
 
@@ -205,11 +209,12 @@ async def stop(side):
 
 
 @pyscript_compile
-def urge(side):
-    """Look for sensors and plan now, since the server answers again."""
+def urge(side, was_away):
+    """Look for sensors and plan now, since the server answers; after an outage those with a schedule too."""
     side.urged.set()
     side.urged.clear()
-    triggers.plan_soon(side.site)
+    if was_away or triggers.are_awaited(side.site):
+        triggers.plan_soon(side.site)
 
 
 @pyscript_compile
@@ -246,7 +251,9 @@ def content(side):
         for resource_id, relay in side.relays.items()
     }
     own = {
-        resource_id: relays.as_json(relay, stopped=side.stopped) for resource_id, relay in side.relays.items()
+        resource_id: relays.as_json(relay, stopped=side.stopped)
+        | {"plan": kept_plans.as_json(kept_plans.of(side.site, resource_id))}
+        for resource_id, relay in side.relays.items()
     }
     return {"resources": resources, "users": side.file.get("users", {}) | {side.outbox.user: own}}
 
@@ -360,6 +367,7 @@ def wants_soc(relay):
 async def find_sensors(side, relay):
     """Find the sensors; while the server is away, try again with growing pauses."""
     matter, pause = f"{MATTER} {relay.resource.resource_id}", FIRST_PAUSE_SECONDS
+    before = site_plan.means_of(relay)
     while relay.resource.session:
         try:
             async with side.provisioning:
@@ -378,7 +386,8 @@ async def find_sensors(side, relay):
             statuses.succeed(side.status, matter)
             complain_of_sharing(side, relay)
             relays.sensors_known(relay)
-            triggers.plan_soon(side.site)
+            if site_plan.means_of(relay) != before:
+                triggers.plan_soon(side.site)
             save_soon(side)
             return
         try:

@@ -704,9 +704,9 @@ def laundry(site, hours, watts=2000, length=3600_000) -> dict:
     )
 
 
-def washing_machine(site, name="Washing machine"):
+def washing_machine(site, name="Washing machine", **options):
     """Connect a resource manager that offers power profile based control."""
-    return connected(site.cem, name=name, control_types=[PPBC, NOT_CONTROLABLE])
+    return connected(site.cem, name=name, control_types=[PPBC, NOT_CONTROLABLE], **options)
 
 
 def planned_for(site, name):
@@ -922,9 +922,9 @@ def charger(watts=7000, worth=True) -> dict:
     return described | {"timers": []}
 
 
-def stepped(site, name="Charger"):
+def stepped(site, name="Charger", **options):
     """Connect a resource manager that offers operation mode based control."""
-    return connected(site.cem, name=name, control_types=[OMBC, NOT_CONTROLABLE])
+    return connected(site.cem, name=name, control_types=[OMBC, NOT_CONTROLABLE], **options)
 
 
 def together_at(site, moment) -> float:
