@@ -24,15 +24,15 @@ import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
-MEANS_SECONDS = 60.0
-"""How long the sensors of a device may be unknown before it is brought to rest."""
+MEANS_SECONDS = 3.0
+"""How long the sensors of a device may be unknown before it has a plan of our own."""
 SECONDS_AFTER_A_FAULT = 5.0
 LONGEST_SLEEP = 60.0
 LONGEST_PAUSE_SECONDS = 900.0
 STEP_SECONDS = 900.0
 CHOICE_SECONDS = 5.0
 """How long a choice that is made here holds at least."""
-FIRST_PLAN_SECONDS, LOOK_SECONDS = 3.5, 0.25
+FIRST_PLAN_SECONDS, LOOK_SECONDS = 2.0, 0.25
 """How long a device waits for its first plan while FlexMeasures is asked, and how often that is looked at."""
 
 

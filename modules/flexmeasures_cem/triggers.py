@@ -160,12 +160,14 @@ def departed(site, found, message, now):
 
 @pyscript_compile
 def what_is_said(message):
-    """Return what a status says of the device, but for how far it has come."""
+    """Return what a status says of the device, but for how far it has come, and the factor of its mode.
+
+    A device that goes its own way often does so at another power each time.
+    """
     containers = getattr(message, "sequence_container_status", None) or []
     return (
         getattr(message, "present_fill_level", None),
         getattr(message, "active_operation_mode_id", None),
-        getattr(message, "operation_mode_factor", None),
         getattr(message, "finished_at", None),
         getattr(message, "present_demand_rate", None),
         [(each.sequence_container_id, each.status.value, each.selected_sequence_id) for each in containers],
