@@ -34,6 +34,7 @@ def home_assistant(flexmeasures_server, sensors, source, tmp_path_factory):
         "soc_entity": "sensor.battery",
         "measurements": [{"entity": "sensor.grid", "sensor": sensors[1]}],
         "cron": "7 13 * * *",
+        "schedule_duration": "PT4H",
     }
     logger = {"logger": {"default": "debug"}}
     home_assistant = HomeAssistant(config, section, sections=logger)

@@ -85,7 +85,8 @@ async def test_powers_and_the_soc_reach_the_server_also_after_it_was_away(
     assert home.status().state == "ok"
 
 
-async def test_a_wrong_sensor_of_a_measurement_shows_at_once(start, app_config):
+async def test_a_wrong_sensor_of_a_measurement_shows_at_once(start, app_config, states):
+    states("4", "0")
     home = await start(app_config | {"measurements": [{"entity": "sensor.grid", "sensor": 99999}]})
     await home.checked()
     assert "sensor 99999" in home.status().attributes["last_error"]
