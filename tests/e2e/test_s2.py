@@ -9,15 +9,13 @@ import pytest
 from tests.demo import battery
 from tests.parts.home_assistant import HomeAssistant, ServiceFailed, install
 from tests.parts.resource_manager import ResourceManager
-from tests.parts.s2_devices import Battery, HomeBattery, Meter
+from tests.parts.s2_devices import Battery, Meter
 from tests.parts.s2_messages import example
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 TOKEN = "a token that nobody guesses"
 FRBC, METER = "FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE"
-GARAGE, KITCHEN, ROOF, BATTERY = (
-    f"sensor.flexmeasures_s2_{name}" for name in ("garage", "kitchen", "roof", "home_battery")
-)
+GARAGE, KITCHEN, ROOF = (f"sensor.flexmeasures_s2_{name}" for name in ("garage", "kitchen", "roof"))
 
 
 @pytest.fixture
@@ -105,36 +103,3 @@ async def test_devices_connect_are_measured_and_come_back(home_assistant, flexme
     assert (await home_assistant.state(GARAGE))["attributes"]["soc_sensor"] == seen["attributes"][
         "soc_sensor"
     ]
-
-
-async def test_a_battery_goes_on_with_its_day_after_a_kill_and_without_a_server(
-    home_assistant, flexmeasures_server
-):
-    url, options = home_assistant.s2_url, {"token": TOKEN, "every": 0.2}
-    async with HomeBattery(url, **options):
-        shown = await home_assistant.wait_for_state(
-            BATTERY, lambda state: state["attributes"]["has_schedule"] and state["attributes"]["instruction"]
-        )
-        told = shown["attributes"]["instruction"]
-        resource_id = shown["attributes"]["resource_id"]
-        file = home_assistant.config / ".storage" / "flexmeasures_for_pyscript.resources"
-        async with asyncio.timeout(30):
-            while '"described"' not in await asyncio.to_thread(file.read_text):
-                await asyncio.sleep(0.5)
-        home_assistant.kill()
-    await asyncio.to_thread(flexmeasures_server.stop)
-    try:
-        await home_assistant.start()
-        await home_assistant.wait_for_s2()
-        async with HomeBattery(url, resource_id=resource_id, **options) as home_battery:
-            async with asyncio.timeout(10):
-                while not home_battery.instructions:
-                    await asyncio.sleep(0.05)
-            assert home_battery.instructions[0]["operation_mode"] == told["operation_mode"]
-            again = await home_assistant.wait_for_state(BATTERY, lambda state: state["state"] == FRBC)
-            assert again["attributes"]["planned_until"] == shown["attributes"]["planned_until"]
-            assert again["attributes"]["has_schedule"] is True
-            assert again["attributes"]["plan"] == shown["attributes"]["plan"]
-    finally:
-        await asyncio.to_thread(flexmeasures_server.start)
-    assert "please report this" not in home_assistant.log
