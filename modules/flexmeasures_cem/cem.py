@@ -12,6 +12,7 @@ import flexmeasures_cem.plausibility as plausibility
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 REPLACED = "another connection of the same resource replaces this one"
@@ -51,7 +52,8 @@ def records():
         `changed(resource)`: it connected, disconnected, or is under another control type.
         `received(resource, message)`: it sent a message that is now confirmed and remembered, or one counts
         only now.
-        `leaving(resource)` (async): it is about to get another control type.
+        `leaving(resource)` (async): it is about to get another control type. `with_token` are the names or
+        resource_ids of those that have a token of their own.
         """
 
         changed: Any
@@ -59,6 +61,7 @@ def records():
         preferred: str | None = None
         resources: dict = field(default_factory=dict)
         leaving: Any = None
+        with_token: frozenset[str] = frozenset()
         now: Any = lambda: time.time()
 
     return Resource, Cem
@@ -110,6 +113,7 @@ def take_in(cem, session, message):
     if session.replaced:
         raise s2_errors.InvalidContent(f"message_type: {REPLACED}")
     name = sessions.name(message)
+    refuse_others(cem, session, message.resource_id, name)
     resource = cem.resources.setdefault(message.resource_id, Resource(message.resource_id, name))
     resource.name = name
     before = resource.session
@@ -131,6 +135,20 @@ def take_in(cem, session, message):
     before.replaced = True
     sessions.spawn(before, sessions.bid_farewell(before, REPLACED))
     return f"This connection replaces the one from {before.peer}"
+
+
+@pyscript_compile
+def refuse_others(cem: Any, session: Any, resource_id: str, name: str) -> None:
+    """Let nobody take the place of a resource that has a token of its own; raise InvalidContent.
+
+    A token of one resource lets in no other.
+    """
+    known = cem.resources.get(resource_id)
+    names = {resource_id, name, known.name if known else name}
+    if names & cem.with_token and session.holder not in names:
+        raise s2_errors.InvalidContent(f"resource_id: {name} has a token of its own, and this was not given")
+    if session.holder is not None and session.holder not in names:
+        raise s2_errors.InvalidContent(f"resource_id: the token that was given is that of {session.holder}")
 
 
 @pyscript_compile
@@ -198,7 +216,7 @@ async def select_best(cem, resource, session):
             resource.name,
             wanted,
             status.status.value,
-            status.diagnostic_label,
+            texts.quoted(status.diagnostic_label),
         )
 
 
@@ -262,5 +280,5 @@ async def select_as_asked(cem, resource, session, wanted):
     if status.status.value != sessions.OK:
         raise errors.NotConfirmed(
             f"control_type: {resource.name} answered {status.status.value} to the selection of {wanted}: "
-            f"{status.diagnostic_label or 'without a reason'}"
+            f"{texts.quoted(status.diagnostic_label) or 'without a reason'}"
         )

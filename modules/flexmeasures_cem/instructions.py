@@ -19,6 +19,7 @@ import flexmeasures_cem.plans as plans
 import flexmeasures_cem.site as sites
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
@@ -262,7 +263,7 @@ async def send_instruction(site, resource, call):
             found.sent.pop(instruction, None)
             raise errors.NotConfirmed(
                 f"{resource.name} answered {status.status.value} to the instruction: "
-                f"{status.diagnostic_label or 'without a reason'}"
+                f"{texts.quoted(status.diagnostic_label) or 'without a reason'}"
             )
         begin = fields["execution_time"].timestamp()
         following = [each.moment for each in upcoming(found, begin)]

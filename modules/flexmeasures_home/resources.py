@@ -104,6 +104,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
         partial(received, side),
         given.s2.control_type,
         leaving=partial(triggers.leave, side.site),
+        with_token=frozenset(name for name, each in given.s2.resources.items() if "token" in each),
     )
     side.file = await store.async_load() or {}
     for resource_id, each in side.file.get("resources", {}).items():
@@ -117,6 +118,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
         cems.events(side.cem),
         partial(cems.ended, side.cem),
         token=s2.token,
+        tokens={name: each["token"] for name, each in s2.resources.items() if "token" in each},
         certificate=s2.certificate and hass.config.path(s2.certificate),
         key=s2.key and hass.config.path(s2.key),
         limits=s2.limits,

@@ -79,7 +79,7 @@ def records():
         control_type: str | None
         auto_provision: bool
         instruction_lead: float
-        resources: dict
+        resources: dict = field(repr=False)
         prices: dict
         limits: Any
         is_configured: bool = False
@@ -209,6 +209,7 @@ LIMITS_SCHEMA = vol.Schema(
         vol.Optional("reading"): fields.SECONDS,
     }
 )
+TOKEN = fields.expects(fields.text, "a text, in quotes where it is all digits")
 NAME_OR_ID = fields.expects(name_or_id, "the resource_id or the name of a Resource Manager")
 RESOURCE = {
     vol.Optional("power_sensor"): fields.SENSOR,
@@ -217,6 +218,7 @@ RESOURCE = {
         energy_per_fill_level, "the energy of one unit of fill level, such as '0.1 kWh'"
     ),
     vol.Optional("instruction_lead"): fields.INSTRUCTION_LEAD,
+    vol.Optional("token"): TOKEN,
 }
 PRICES_SCHEMA = vol.Schema(
     {
@@ -232,7 +234,7 @@ S2_SCHEMA = vol.Schema(
         vol.Optional("host", default="127.0.0.1"): fields.TEXT,
         vol.Optional("port", default=8765): fields.PORT,
         vol.Optional("path", default="/s2"): fields.expects(path, "a path such as /s2"),
-        vol.Optional("token"): fields.expects(fields.text, "a text, in quotes where it is all digits"),
+        vol.Optional("token"): TOKEN,
         vol.Optional("allow_anonymous", default=False): fields.BOOLEAN,
         vol.Optional("certificate"): fields.TEXT,
         vol.Optional("key"): fields.TEXT,

@@ -97,7 +97,8 @@ def test_reads_what_is_given_for_s2(configuration):
                 "control_type": "pebc",
                 "instruction_lead": "PT2M",
                 "resources": {
-                    "EV": {"power_sensor": "7", "energy_per_fill_level": "500 Wh", "instruction_lead": "all"}
+                    "EV": {"power_sensor": "7", "energy_per_fill_level": "500 Wh", "instruction_lead": "all"},
+                    "Pump": {"token": "eigen"},
                 },
                 "prices": {"gas": 1.35, "heat": "0.11", "oil": 1, "hydrogen": -2},
                 "limits": {"message": "64 KiB", "heartbeat": "20 s", "handshake": 5, "rate": 100},
@@ -109,11 +110,13 @@ def test_reads_what_is_given_for_s2(configuration):
     assert (s2.port, s2.control_type) == (9000, "POWER_ENVELOPE_BASED_CONTROL")
     assert s2.instruction_lead == 120
     assert s2.resources == {
-        "EV": {"power_sensor": 7, "energy_per_fill_level": 500, "instruction_lead": math.inf}
+        "EV": {"power_sensor": 7, "energy_per_fill_level": 500, "instruction_lead": math.inf},
+        "Pump": {"token": "eigen"},
     }
     assert s2.prices == {"GAS": 1.35, "HEAT": 0.11, "OIL": 1, "HYDROGEN": -2}
     assert (s2.limits.message, s2.limits.heartbeat, s2.limits.handshake) == (65_536, 20, 5)
     assert "geheim" not in repr(found)
+    assert "eigen" not in repr(found)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
