@@ -22,7 +22,7 @@ REPLACED = "another connection of the same resource replaces this one"
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Resource:
         """A Resource Manager by its resource_id, and its session while it is connected.
 
@@ -45,7 +45,7 @@ def records():
         doubt: asyncio.Task | None = None
         doubt_warned_at: float | None = None
 
-    @dataclass
+    @dataclass(repr=False)
     class Cem:
         """All Resource Managers by their ids, the preferred control type, and who is told what.
 

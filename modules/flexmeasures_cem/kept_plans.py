@@ -31,7 +31,7 @@ OF_A_CONNECTION = {"message_id", "valid_from"}
 def record() -> type:
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class KeptPlan:
         """A plan that is kept for a device, under a control type.
 

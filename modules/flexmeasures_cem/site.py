@@ -59,7 +59,7 @@ def records():
         share: float
         with_modes: bool
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Controlled:
         """A Resource Manager under a control type that can be planned, for as long as that is active.
 
@@ -117,7 +117,7 @@ def records():
         waiting: list = field(default_factory=list)
         sending: Any = field(default_factory=asyncio.Lock)
 
-    @dataclass
+    @dataclass(repr=False)
     class Site:
         """Who is controlled, by resource_id, and how the site's plan is made.
 

@@ -53,7 +53,7 @@ NO_SOC = "no_soc"
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Device:
         """A device with its connection, the schedule in force and the one before it.
 
@@ -300,12 +300,12 @@ async def stop(device):
         if task:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+    if device.resources:
+        await resources.stop(device.resources)
     async with device.planning:
         if device.forget_boundary:
             device.forget_boundary()
             device.forget_boundary = None
-    if device.resources:
-        await resources.stop(device.resources)
     if device.measurements:
         device.measurements.sensors |= device.link.sensors
         await measurements.stop_all(device.measurements)

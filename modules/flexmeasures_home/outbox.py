@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 20
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Parcel:
         """A run on its way: since when it fails, the job that stores it, and who waits for it."""
 
@@ -45,7 +45,7 @@ def records():
         sending: bool = False
         waiting: list = field(default_factory=list)
 
-    @dataclass
+    @dataclass(repr=False)
     class Outbox:
         """The parcels for one user of one server, oldest first, and all other users' as the file has them.
 

@@ -55,7 +55,7 @@ MINUTES_BETWEEN_SAME_LEVELS = 5
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Relay:
         """A Resource Manager, its entity, and its sensors on FlexMeasures once those are known.
 

@@ -49,7 +49,7 @@ MOST_NEW = 256
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Resources:
         """The listener, the CEM behind it, the site's planner, and a relay for each Resource Manager.
 

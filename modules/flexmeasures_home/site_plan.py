@@ -42,7 +42,7 @@ SCHEDULER = "scheduler"
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Asker:
         """How the site's plan is asked for: one question at a time, beside the app's own device.
 

@@ -63,7 +63,7 @@ def records():
         handshake: float = 30
         reading: float = 20
 
-    @dataclass
+    @dataclass(repr=False)
     class Listener:
         """Where it listens, whom it lets in, and who is connected, or has yet to ask for that.
 

@@ -80,7 +80,7 @@ def records():
         label: str | None = None
         then: Any = None
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Session:
         """A connection to one Resource Manager.
 
