@@ -23,6 +23,7 @@ from homeassistant.helpers.start import async_at_started
 import flexmeasures_home.checks as checks
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
+import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.new_prices as new_prices
 import flexmeasures_home.outbox as outboxes
@@ -97,7 +98,7 @@ Device = record()
 @pyscript_compile
 def new(hass, configuration, status):
     """Return a device that is not yet started."""
-    return Device(hass, configuration, status, schedule_store.new(hass))
+    return Device(hass, configuration, status, schedule_store.new(hass, status))
 
 
 @pyscript_compile
@@ -111,8 +112,8 @@ async def start(device):
     device.link = connection.connect(
         given.host, given.username, given.password, session, CLIENT_LOGGER, rate_limit
     )
-    device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     statuses.dismiss(hass)
+    device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     until = device.schedule and device.schedule.prices_known_until
     statuses.show(status, last_success=last_success(device), prices_known_until=schedule_state.local(until))
     show(device)
@@ -150,6 +151,7 @@ async def start(device):
         checks.check_entities(device)
         new_prices.look(device, partial(plan, device, by_user=False))
         statuses.forget_notices(status)
+        kept.save_again(status)
         measurements.look_at_all(device.measurements)
         if device.cron:
             crons.look(device.cron)

@@ -22,6 +22,8 @@ LONGEST_RESOLUTION = timedelta(days=1)
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2200
 ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:00")
 MOST_VALUES = 10_000
+MAX_ID = 2**31 - 1
+"""The greatest id that FlexMeasures' database has."""
 SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
 ID = re.compile(r"[a-zA-Z0-9\-_:]{2,64}")
 IS_ENTITY = re.compile(r"[a-z_]+\.[a-z0-9_]+(\.\w+)?")
@@ -48,7 +50,7 @@ def whole_number(value):
     """Return a sensor's or asset's id; a digit string will do."""
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError
-    if (number := int(value)) < 1:
+    if not 1 <= (number := int(value)) <= MAX_ID:
         raise ValueError
     return number
 

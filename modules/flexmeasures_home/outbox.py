@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import homeassistant.util.dt as dt_util
-from homeassistant.helpers.storage import Store
 
 import flexmeasures_home.kept as kept
 import flexmeasures_home.status as statuses
@@ -80,13 +79,13 @@ OF_THE_SERVER = (errors.Unreachable, errors.RateLimited, errors.Unauthorized)
 @pyscript_compile
 async def start(hass, link, status, user):
     """Return an outbox with what its file holds, and deliver it in the background."""
-    store = Store(hass, 1, "flexmeasures_for_pyscript.outbox", atomic_writes=True)
+    store = kept.KeptFile(hass, status, "outbox", "the values that wait for FlexMeasures")
     outbox = Outbox(hass, link, status, store, user)
-    outbox.file = await store.async_load() or {}
-    own = outbox.file.get(user, {})
-    runs = [kept.read(recalled, each) for each in own.get("runs", [])]
+    outbox.file = await store.async_load()
+    own = store.part(outbox.file, user, dict)
+    runs = [store.read(recalled, each) for each in store.part(own, "runs", list)]
     outbox.parcels = [Parcel(run) for run in runs if run]
-    outbox.dropped = own.get("dropped", 0)
+    outbox.dropped = store.part(own, "dropped", int)
     show(outbox)
     outbox.tasks = [
         hass.async_create_background_task(each(outbox), "flexmeasures outbox")
@@ -405,12 +404,16 @@ def as_json(run):
 
 @pyscript_compile
 def recalled(found):
-    """Return the run that `as_json` wrote."""
+    """Return the run that `as_json` wrote; raise KeyError, OverflowError, TypeError or ValueError."""
+    step, sign = found["step"], found["sign"]
+    if sign not in (None, sensor_data.CONSUMPTION, sensor_data.PRODUCTION):
+        raise ValueError("expected a sign of 1 or -1, or none")
     return sensor_data.Run(
-        **found
-        | {
-            "start": datetime.fromisoformat(found["start"]),
-            "step": None if found["step"] is None else timedelta(seconds=found["step"]),
-            "prior": found["prior"] and datetime.fromisoformat(found["prior"]),
-        }
+        sensor=kept.whole_number(found["sensor"]),
+        start=kept.moment(found["start"]),
+        values=kept.numbers(found["values"]),
+        unit=kept.optional(kept.text, found["unit"]),
+        step=None if step is None else timedelta(seconds=kept.number(step)),
+        prior=kept.optional(kept.moment, found["prior"]),
+        sign=sign,
     )

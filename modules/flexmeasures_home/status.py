@@ -27,6 +27,9 @@ CALL = "call"
 SERVER = "server"
 """The matter of the server as such: it is over with whatever it does for us next."""
 DROPPED = "measurements_dropped"
+SET_ASIDE, NOT_SAVED = "file_set_aside", "file_not_saved"
+NOTICES = (DROPPED, SET_ASIDE)
+"""Causes of what nothing will make good: they are told for a day."""
 OF_THE_SERVER = [errors.Unreachable.cause, errors.Unauthorized.cause]
 """Causes that several matters have at once, and that are logged but once."""
 OURS = [
@@ -36,6 +39,8 @@ OURS = [
     "no_entity",
     "no_measurements",
     DROPPED,
+    SET_ASIDE,
+    NOT_SAVED,
     "outbox_full",
     "s2_not_listening",
     "not_planned",
@@ -64,6 +69,7 @@ def records():
         `resting` is the state without any; `planning` tells whether a plan is under way.
         `when_recovered` and `when_unreachable` are called when the server answers again, or does not.
         `shown` is what Home Assistant was last given, but for what waits in the outbox: that has a `pace`.
+        `unsaved` has the files that could not be written, by their names.
         """
 
         hass: Any
@@ -75,6 +81,7 @@ def records():
         when_unreachable: Any = None
         shown: tuple | None = None
         pace: Any = None
+        unsaved: dict = field(default_factory=dict)
 
     return Problem, Status
 
@@ -221,9 +228,9 @@ def end(status, matter):
 
 @pyscript_compile
 def forget_notices(status):
-    """End what tells of values that were dropped a day ago: nothing will make that good."""
+    """End what tells of values that were dropped, and files that were set aside, a day ago."""
     for matter, problem in list(status.problems.items()):
-        if problem.cause == DROPPED and dt_util.utcnow() - problem.since > NOTICE_STAYS:
+        if problem.cause in NOTICES and dt_util.utcnow() - problem.since > NOTICE_STAYS:
             settle(status, matter)
 
 

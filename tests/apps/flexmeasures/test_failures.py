@@ -1,6 +1,7 @@
 """What goes wrong is raised to the caller, shown, notified once, and costs no schedule."""
 
 import asyncio
+import json
 import logging
 import re
 import shutil
@@ -99,23 +100,51 @@ async def test_without_its_scripts_the_sensors_are_unavailable(home, clock):
     assert not home.hass.services.has_service("flexmeasures", "trigger_and_get_schedule")
 
 
-@pytest.mark.parametrize("name", ["schedule", "outbox", "measurements"])
-async def test_a_kept_file_that_cannot_be_read_stops_nothing(start, app_config, hass_storage, name, caplog):
-    data = {
-        "schedule": {"power_sensor": app_config["power_sensor"], "schedule": {"start": "soon"}},
-        "outbox": {f"{app_config['username']} {app_config['host']}": {"runs": [{"sensor": 1}, 7]}},
-        "measurements": {
-            "user": f"{app_config['username']} {app_config['host']}",
-            "sensors": [{"id": 1}],
-            "intervals": {"x": 1},
-        },
+async def test_files_of_another_form_are_set_aside_and_told(start, app_config, tmp_path):
+    contents = {
+        "schedule": "null",
+        "outbox": "[]",
+        "measurements": '{"version": 99, "data": {}}',
+        "resources": "",
     }
-    key = f"flexmeasures_for_pyscript.{name}"
-    hass_storage[key] = {"version": 1, "minor_version": 1, "key": key, "data": data[name]}
+    folder = tmp_path / ".storage"
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / f"flexmeasures_for_pyscript.{name}").write_text(content)
     home = await start(app_config)
     await home.checked()
-    assert home.status().state == "ok"
-    assert "cannot be read" in caplog.text
+    told = home.notifications()["flexmeasures_file_set_aside"]
+    for name, content in contents.items():
+        [aside] = folder.glob(f"flexmeasures_for_pyscript.{name}.corrupt.*")
+        assert aside.read_text() == content
+        assert aside.name in told
+    assert home.status().attributes["last_error"] in told
+    assert len((await home.plan(soc_at_start=4, duration="PT2H"))["schedule"]) == 8
+    assert home.notifications()["flexmeasures_file_set_aside"] == told
+
+
+async def test_parts_of_files_that_cannot_be_read_stop_nothing(start, app_config, tmp_path):
+    user = f"{app_config['username']} {app_config['host']}"
+    relay = {"name": "Home battery", "choice": None, "entity_id": "sensor.flexmeasures_s2_home_battery"}
+    data = {
+        "schedule": {"power_sensor": app_config["power_sensor"], "schedule": {"start": "soon"}},
+        "outbox": {user: {"runs": [{"sensor": 1}, 7]}},
+        "measurements": {"user": user, "sensors": [{"id": 1}], "intervals": {"x": 1}},
+        "resources": {
+            "resources": {"a": relay, "b": 7, "c": {"name": 1}},
+            "users": {user: {"a": {"made": 1}}},
+        },
+    }
+    folder = tmp_path / ".storage"
+    folder.mkdir()
+    for name, content in data.items():
+        kept = {"version": 1, "minor_version": 1, "key": name, "data": content}
+        (folder / f"flexmeasures_for_pyscript.{name}").write_text(json.dumps(kept))
+    home = await start(app_config)
+    await home.checked()
+    told = home.notifications()["flexmeasures_file_set_aside"]
+    assert all(f"flexmeasures_for_pyscript.{name} with" in told for name in data)
+    assert home.hass.states.get(relay["entity_id"]).state == "disconnected"
     assert len((await home.plan(soc_at_start=4, duration="PT2H"))["schedule"]) == 8
 
 
