@@ -92,8 +92,8 @@ def write(path: Path, name: str, data: dict, aside: Path | None) -> None:
 @pyscript_compile
 def save_again(status: Any) -> None:
     """Write in the background what could not be written before; to be called each minute."""
-    for file in list(status.unsaved.values()):
-        file.hass.async_create_background_task(file.write_waiting(), f"flexmeasures saving {file.name}")
+    for name, write_again in list(status.unsaved.items()):
+        status.hass.async_create_background_task(write_again(), f"flexmeasures saving {name}")
 
 
 @dataclass(eq=False)
@@ -180,7 +180,7 @@ class _KeptFile:
             try:
                 await self.hass.async_add_executor_job(write, self.path, self.name, data, self.aside)
             except Exception as error:
-                self.status.unsaved[self.name] = self
+                self.status.unsaved[self.name] = self.write_waiting
                 self.tell_unsaved(error)
                 return False
             if self.waiting is data:
@@ -217,10 +217,17 @@ class _KeptFile:
         )
         statuses.fail(self.status, f"saving {self.name}", text, cause=statuses.NOT_SAVED)
 
+    @property
+    @pyscript_compile
+    def why_unsaved(self) -> str | None:
+        """Return what was told of it where it could not be written, else None."""
+        problem = self.status.problems.get(f"saving {self.name}")
+        return problem and problem.text
+
     @pyscript_compile
     def tell_saved(self) -> None:
         """Take back that it cannot be written."""
-        if f"saving {self.name}" in self.status.problems:
+        if self.why_unsaved:
             statuses.settle(self.status, f"saving {self.name}")
 
     @pyscript_compile

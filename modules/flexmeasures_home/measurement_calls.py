@@ -21,7 +21,8 @@ async def post_measurements(device, call):
     """Post values to a FlexMeasures sensor; return whether they are `delivered`, or wait in the outbox.
 
     `call` holds the service's fields, checked: `values`, or the `entity_id` whose state they are now.
-    Raise ServiceValidationError for what the server refuses.
+    Raise ServiceValidationError for what the server refuses, HomeAssistantError where what waits could not be
+    written.
     """
     devices.refuse_if_stopped(device)
     run = run_of(device, call)
@@ -31,7 +32,10 @@ async def post_measurements(device, call):
     with raised():
         delivered = await outboxes.delivered(device.outbox, parcel)
     if not delivered:
-        await outboxes.save(device.outbox)
+        unsaved = await outboxes.save(device.outbox)
+        if any(each is parcel for each in unsaved):
+            why = device.outbox.store.file.why_unsaved
+            raise HomeAssistantError(f"The values wait for FlexMeasures, but in memory alone: {why}")
     return {"delivered": delivered, "values": len(run.values), "outbox": outboxes.waiting(device.outbox)}
 
 

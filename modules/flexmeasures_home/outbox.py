@@ -9,11 +9,12 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import homeassistant.util.dt as dt_util
 
-import flexmeasures_home.kept as kept
+import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.sensor_data as sensor_data
@@ -34,11 +35,16 @@ PATIENCE_SECONDS = 20
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass
+    @dataclass(eq=False)
     class Parcel:
-        """A run on its way: since when it fails, the job that stores it, and who waits for it."""
+        """A run on its way: since when it fails, the job that stores it, and who waits for it.
+
+        `key` is its own in the file; `is_saved` tells whether it is there as it is now.
+        """
 
         run: sensor_data.Run
+        key: int = 0
+        is_saved: bool = False
         failing_since: datetime | None = None
         job: str | None = None
         sending: bool = False
@@ -46,11 +52,12 @@ def records():
 
     @dataclass
     class Outbox:
-        """The parcels for one user of one server, oldest first, and all other users' as the file has them.
+        """The parcels for one user of one server, oldest first.
 
         `dropped` counts the values that were ever given up because there were too many. `held_up` has
         the sensors whose values failed: the next try, by the loop's clock, and the pause before it (s).
-        `left_alone` tells that the server asked to be, by its Retry-After.
+        `left_alone` tells that the server asked to be, by its Retry-After. `gone` has the keys of parcels
+        that are to be deleted from the file.
         """
 
         hass: Any
@@ -60,7 +67,8 @@ def records():
         user: str
         parcels: list = field(default_factory=list)
         dropped: int = 0
-        file: dict = field(default_factory=dict)
+        gone: set = field(default_factory=set)
+        saving: Any = field(default_factory=asyncio.Lock)
         changed: Any = field(default_factory=asyncio.Event)
         urged: Any = field(default_factory=asyncio.Event)
         held_up: dict = field(default_factory=dict)
@@ -79,13 +87,14 @@ OF_THE_SERVER = (errors.Unreachable, errors.RateLimited, errors.Unauthorized)
 @pyscript_compile
 async def start(hass, link, status, user):
     """Return an outbox with what its file holds, and deliver it in the background."""
-    store = kept.KeptFile(hass, status, "outbox", "the values that wait for FlexMeasures")
+    store = outbox_store.new(hass, status, user)
     outbox = Outbox(hass, link, status, store, user)
-    outbox.file = await store.async_load()
-    own = store.part(outbox.file, user, dict)
-    runs = [store.read(recalled, each) for each in store.part(own, "runs", list)]
-    outbox.parcels = [Parcel(run) for run in runs if run]
-    outbox.dropped = store.part(own, "dropped", int)
+    rows, outbox.dropped = await store.load()
+    runs, dropped = await store.take_over()
+    outbox.parcels = [Parcel(run, key, is_saved=True) for key, run in rows]
+    outbox.parcels += [Parcel(run, store.new_key()) for run in runs]
+    outbox.dropped += dropped
+    await save(outbox)
     show(outbox)
     outbox.tasks = [
         hass.async_create_background_task(each(outbox), "flexmeasures outbox")
@@ -137,9 +146,11 @@ def add(outbox, run):
     gap = None if last is None or last.sending or last.job else gap_between(last.run, run)
     if gap is not None:
         last.run.values += [None] * gap + run.values
+        last.is_saved = False
         parcel = last
     else:
-        parcel = Parcel(replace(run, values=run.values[:]))
+        key = outbox.store.new_key() if outbox.store else 0
+        parcel = Parcel(replace(run, values=run.values[:]), key)
         outbox.parcels.append(parcel)
     drop_oldest(outbox)
     outbox.changed.set()
@@ -152,8 +163,15 @@ def add(outbox, run):
 def withdraw(outbox, parcel):
     """Take a parcel back that nobody waits for, unless it is being delivered, or was."""
     if parcel in outbox.parcels and not (parcel.sending or parcel.job or parcel.waiting):
-        outbox.parcels.remove(parcel)
+        remove(outbox, parcel)
         outbox.changed.set()
+
+
+@pyscript_compile
+def remove(outbox: Outbox, parcel: Parcel) -> None:
+    """Have a parcel wait no longer."""
+    outbox.parcels.remove(parcel)
+    outbox.gone.add(parcel.key)
 
 
 @pyscript_compile
@@ -183,8 +201,9 @@ def drop_oldest(outbox):
         if part < count:
             del run.values[:part]
             run.start += part * run.step
+            oldest.is_saved = False
         else:
-            outbox.parcels.remove(oldest)
+            remove(outbox, oldest)
             answer(oldest, errors.InvalidData("The values were dropped, since too many others wait"))
         excess -= part
     text = (
@@ -303,7 +322,7 @@ async def deliver_all(outbox):
         except errors.OptimiserError as error:
             hold_up_or_drop(outbox, parcel, error)
         else:
-            outbox.parcels.remove(parcel)
+            remove(outbox, parcel)
             outbox.held_up.pop(parcel.run.sensor, None)
             matter = refusals_of(parcel.run)
             seen = not statuses.is_fresh_notice(outbox.status, matter)
@@ -359,7 +378,7 @@ def hold_up_or_drop(outbox, parcel, error):
 @pyscript_compile
 def drop(outbox, parcel, error):
     """Drop a parcel: tell who waits for it, else give notice."""
-    outbox.parcels.remove(parcel)
+    remove(outbox, parcel)
     outbox.held_up.pop(parcel.run.sensor, None)
     if parcel.waiting:
         answer(parcel, error)
@@ -379,41 +398,48 @@ def refusals_of(run):
 
 
 @pyscript_compile
-async def save(outbox):
-    """Write the file; after the stop it is the successor's."""
-    if outbox.stopped:
-        return
-    runs = [as_json(parcel.run) for parcel in outbox.parcels]
-    content = outbox.file | {outbox.user: {"runs": runs, "dropped": outbox.dropped}}
-    await asyncio.shield(outbox.store.async_save(content))
+async def save(outbox: Outbox) -> list[Parcel]:
+    """Write what has changed to the file; return the parcels that it could not be, which was told.
+
+    It is tried again with the next change, and each minute. After the stop the file is the successor's.
+    """
+    return [] if outbox.stopped else await asyncio.shield(write_changes(outbox))
 
 
 @pyscript_compile
-def as_json(run):
-    """Return a run as JSON's types."""
-    return {
-        "sensor": run.sensor,
-        "start": run.start.isoformat(),
-        "values": run.values[:],
-        "unit": run.unit,
-        "step": None if run.step is None else run.step.total_seconds(),
-        "prior": run.prior and run.prior.isoformat(),
-        "sign": run.sign,
-    }
+async def write_changes(outbox: Outbox) -> list[Parcel]:
+    """Write what has changed, and all that waits where the file was lost meanwhile; return what was not."""
+    async with outbox.saving:
+        was_there = outbox.store.is_there
+        unsaved = await write_once(outbox)
+        if was_there and not outbox.store.is_there:
+            unsaved = await write_once(outbox)
+        return unsaved
 
 
 @pyscript_compile
-def recalled(found):
-    """Return the run that `as_json` wrote; raise KeyError, OverflowError, TypeError or ValueError."""
-    step, sign = found["step"], found["sign"]
-    if sign not in (None, sensor_data.CONSUMPTION, sensor_data.PRODUCTION):
-        raise ValueError("expected a sign of 1 or -1, or none")
-    return sensor_data.Run(
-        sensor=kept.whole_number(found["sensor"]),
-        start=kept.moment(found["start"]),
-        values=kept.numbers(found["values"]),
-        unit=kept.optional(kept.text, found["unit"]),
-        step=None if step is None else timedelta(seconds=kept.number(step)),
-        prior=kept.optional(kept.moment, found["prior"]),
-        sign=sign,
-    )
+async def write_once(outbox: Outbox) -> list[Parcel]:
+    """Write what the file lacks; return the parcels that could not be written."""
+    store, file = outbox.store, outbox.store.file
+    unsaved = [parcel for parcel in outbox.parcels if not (parcel.is_saved and store.is_there)]
+    gone, outbox.gone = outbox.gone, set()
+    rows, unfit = [], []
+    for parcel in unsaved:
+        try:
+            rows.append((parcel.key, outbox_store.as_text(parcel.run)))
+        except (TypeError, ValueError) as error:
+            unfit.append(parcel)
+            file.tell_unsaved(error)
+        parcel.is_saved = True
+    has_news = rows or gone or store.has_more(outbox.dropped)
+    is_written = not has_news or await store.write(rows, gone, outbox.dropped)
+    for parcel in unfit if is_written else unsaved:
+        parcel.is_saved = False
+    if not is_written:
+        outbox.gone |= gone
+        outbox.status.unsaved[file.name] = partial(save, outbox)
+        return unsaved
+    outbox.status.unsaved.pop(file.name, None)
+    if not unfit:
+        file.tell_saved()
+    return unfit

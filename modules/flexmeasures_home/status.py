@@ -69,7 +69,7 @@ def records():
         `resting` is the state without any; `planning` tells whether a plan is under way.
         `when_recovered` and `when_unreachable` are called when the server answers again, or does not.
         `shown` is what Home Assistant was last given, but for what waits in the outbox: that has a `pace`.
-        `unsaved` has the files that could not be written, by their names.
+        `unsaved` has functions that write again what could not be written, by the names of the files.
         """
 
         hass: Any

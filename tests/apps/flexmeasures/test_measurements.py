@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import homeassistant.util.dt as dt_util
 import pytest
-from homeassistant.exceptions import ServiceValidationError
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
 from tests.parts import in_process
 
@@ -283,6 +283,31 @@ def count_posts(home) -> list:
 
     client.post_sensor_data = post
     return seen
+
+
+async def test_what_waits_and_cannot_be_written_is_told_and_written_later(home, flexmeasures_server, clock):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    names = in_process.module_globals("flexmeasures_home.outbox_store")
+    write = names["write_rows"]
+
+    def fail(*_given):
+        raise OSError(28, "No space left on device")
+
+    names["write_rows"] = fail
+    flexmeasures_server.stop_web()
+    try:
+        with pytest.raises(HomeAssistantError, match=r"in memory alone: .*No space left on device"):
+            await home.call("post_measurements", sensor_id=sensor, values=3, start=START.isoformat())
+        assert "No space left on device" in home.notifications()["flexmeasures_file_not_saved"]
+        names["write_rows"] = write
+        await home.tick_to(clock, datetime.now(UTC) + timedelta(minutes=1))
+        await home.until(lambda: "flexmeasures_file_not_saved" not in home.notifications())
+        await in_process.reload(home.hass, global_ctx="*")
+        assert waiting(home) == 1
+    finally:
+        flexmeasures_server.start_web()
+    await home.until(lambda: waiting(home) == 0, 60)
+    assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == events(3)
 
 
 async def test_what_is_refused_does_not_block_what_is_behind_it(home, flexmeasures_server):

@@ -4,10 +4,9 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from homeassistant.helpers.json import json_bytes
-from homeassistant.util.json import json_loads
 
 import flexmeasures_home.outbox as outbox
+import flexmeasures_home.outbox_store as outbox_store
 from flexmeasures_home.status import Status
 from flexmeasures_optimiser.sensor_data import Run
 
@@ -111,4 +110,4 @@ def test_a_run_under_way_is_not_dropped(box, monkeypatch):
 )
 def test_a_run_is_the_same_after_a_restart(fields):
     before = run(1, 3, [1.5, None, -2.0], **fields)
-    assert outbox.recalled(json_loads(json_bytes(outbox.as_json(before)))) == before
+    assert outbox_store.from_text(outbox_store.as_text(before)) == before
