@@ -37,7 +37,7 @@ def records():
 
     @dataclass(eq=False)
     class Parcel:
-        """A run on its way: since when it fails, the job that stores it, and who waits for it.
+        """A run on its way: since when it fails, the job that stores a `part` of it, and who waits for it.
 
         `key` is its own in the file; `is_saved` tells whether it is there as it is now.
         """
@@ -47,6 +47,7 @@ def records():
         is_saved: bool = False
         failing_since: datetime | None = None
         job: str | None = None
+        part: Any = None
         sending: bool = False
         waiting: list = field(default_factory=list)
 
@@ -338,12 +339,21 @@ async def deliver_all(outbox):
 
 @pyscript_compile
 async def deliver(outbox, parcel):
-    """Post a parcel, unless that is done, and wait until it is stored; raise an OptimiserError."""
+    """Post a parcel, part by part, and wait until each is stored; raise an OptimiserError.
+
+    A part that was posted already is waited for only.
+    """
     try:
-        if parcel.job is None:
-            parcel.job = await sensor_data.post(outbox.link, parcel.run)
-        if parcel.job is not None:
-            await sensor_data.stored(outbox.link, parcel.job)
+        while True:
+            if parcel.job is None:
+                parcel.job, parcel.part = await sensor_data.post_part(outbox.link, parcel.run)
+            if parcel.job is not None:
+                await sensor_data.stored(outbox.link, parcel.job)
+            parcel.job = parcel.failing_since = None
+            if parcel.part.end is None:
+                return
+            parcel.run, parcel.is_saved = sensor_data.without_stored(parcel.run, parcel.part), False
+            outbox.changed.set()
     except (*OF_THE_SERVER, errors.JobTimedOut):
         raise
     except errors.OptimiserError:

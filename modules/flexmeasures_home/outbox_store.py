@@ -254,6 +254,7 @@ def as_json(run: Any) -> dict[str, Any]:
         "step": None if run.step is None else run.step.total_seconds(),
         "prior": run.prior and run.prior.isoformat(),
         "sign": run.sign,
+        "stored_until": run.stored_until and run.stored_until.isoformat(),
     }
 
 
@@ -271,4 +272,5 @@ def recall(found: Any) -> Any:
         step=None if step is None else timedelta(seconds=kept.number(step)),
         prior=kept.optional(kept.moment, found["prior"]),
         sign=sign,
+        stored_until=kept.optional(kept.moment, found.get("stored_until")),
     )

@@ -335,6 +335,18 @@ async def test_posting_twice_stores_once(home, flexmeasures_server):
     assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == events(1, 2)
 
 
+async def test_many_values_go_in_several_requests(home, flexmeasures_server):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    in_process.module_globals("flexmeasures_optimiser.sensor_data")["MAX_STORED"] = 3
+    posts = count_posts(home)
+    call = {"sensor_id": sensor, "start": START.isoformat(), "values": [1, 2, None, 4, 5, 6, 7, 8]}
+    for _ in range(2):
+        assert (await home.call("post_measurements", **call))["delivered"] is True
+    assert len(posts) == 6
+    expected = [event for event in events(1, 2, None, 4, 5, 6, 7, 8) if event[1] is not None]
+    assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == expected
+
+
 async def test_get_measurements_returns_what_the_server_holds(home, flexmeasures_server):
     sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
     start = START.isoformat()

@@ -4,10 +4,12 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from flexmeasures_client.exceptions import JobTimeoutError
 
 import flexmeasures_home.outbox as outbox
 import flexmeasures_home.outbox_store as outbox_store
 from flexmeasures_home.status import Status
+from flexmeasures_optimiser.connection import Connection, Sensor
 from flexmeasures_optimiser.sensor_data import Run
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -106,8 +108,36 @@ def test_a_run_under_way_is_not_dropped(box, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"step": None}, {"step": timedelta(0)}, {"unit": None, "prior": NOON}]
+    "fields",
+    [{}, {"step": None}, {"step": timedelta(0)}, {"unit": None, "prior": NOON}, {"stored_until": NOON}],
 )
 def test_a_run_is_the_same_after_a_restart(fields):
     before = run(1, 3, [1.5, None, -2.0], **fields)
     assert outbox_store.from_text(outbox_store.as_text(before)) == before
+
+
+async def test_each_part_that_is_stored_is_remembered(box, monkeypatch):
+    sensor = Sensor(1, "kW", QUARTER, "UTC", 3)
+    posted, waited = [], []
+
+    class Client:
+        async def post_sensor_data(self, _sensor, *, start, values, **_named):
+            posted.append(((start - NOON) / QUARTER, len(values)))
+            return {"job": str(len(posted))}, 202
+
+        async def wait_for_job(self, job, **_named):
+            waited.append(job)
+            if waited == ["1", "2"]:
+                raise JobTimeoutError("it takes long")
+
+    box.link = Connection("http://x", Client(), None, None, {1: sensor})
+    parcel = outbox.add(box, run(1, 0, [float(number) for number in range(2_500)]))
+    assert await outbox.deliver_all(box) is None
+    assert held(box) == [(1, 1_000, [float(number) for number in range(1_000, 2_500)])]
+    assert (parcel.run.stored_until, parcel.is_saved) == (NOON + 1_000 * QUARTER, False)
+    assert box.hass.states.get("sensor.flexmeasures_status").state == "error"
+    box.held_up.clear()
+    assert await outbox.deliver_all(box) is None
+    assert box.parcels == []
+    assert posted == [(0, 1_000), (1_000, 1_000), (2_000, 500)]
+    assert waited == ["1", "2", "2", "3"]
