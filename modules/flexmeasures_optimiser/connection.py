@@ -15,9 +15,9 @@ from flexmeasures_client import FlexMeasuresClient
 from flexmeasures_client.exceptions import ContentTypeError, JobFailedError, JobTimeoutError
 
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.replies as replies
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
-LOGIN_PATH = "/api/requestAuthToken"
 REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 90
 AWAY = (502, 503, 504)
@@ -25,6 +25,8 @@ AWAY = (502, 503, 504)
 TRIGGER = "/trigger"
 """How the paths end that count towards the RateLimit."""
 LONGEST_RESET_SECONDS = 86_400.0
+MAX_QUOTED = 80
+"""How much of an odd answer is told."""
 REDACTED = "**redacted**"
 SECRET = re.compile(
     r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
@@ -182,20 +184,19 @@ async def raise_by_meaning(response):
     """
     status, path = response.status, response.url.path
     if status < 400:
+        await refuse_what_is_foreign(response)
         return
-    if status == 401 and path != LOGIN_PATH:
+    if status == 401 and path != replies.LOGIN_PATH:
         return
-    if status == 422 and "/jobs/" in path:
+    if status == 422 and "/jobs/" in path and replies.is_job(await payload_of(response)):
         return
     text = await said(response)
     if status == 400 and "Scheduling job" in text and "failed" not in text:
         return
     what = subject(path, text)
-    if "json" not in response.headers.get("Content-Type", "") and status < 429:
-        raise errors.Unreachable(
-            f"There is no FlexMeasures server at {response.url.origin()}: check the host ({text})"
-        )
-    if path == LOGIN_PATH and status < 429:
+    if status < 429 and not replies.is_refusal(response.headers, await payload_of(response)):
+        raise foreign(response, text)
+    if path == replies.LOGIN_PATH and status < 429:
         raise errors.Unauthorized(f"FlexMeasures refuses the login: check username and password ({text})")
     seconds = retry_after(response.headers)
     when = "later" if seconds is None else f"in {seconds} s"
@@ -216,6 +217,59 @@ async def raise_by_meaning(response):
         kind = errors.Unreachable if status in AWAY else errors.ServerFault
         raise kind(f"FlexMeasures answered {status} to {path}: try again {when} ({text})", seconds)
     raise meaning_of_refusal(what, text)
+
+
+@pyscript_compile
+async def refuse_what_is_foreign(response: Any) -> None:
+    """Raise Unreachable for an answer below 400 of something else, OptimiserError for an odd one.
+
+    One that is empty may be anybody's, and so may one that only asks to come back (202).
+    """
+    path, payload = response.url.path, await payload_of(response)
+    is_own, is_waiting = replies.is_own(response.headers), response.status == 202 and response.method == "GET"
+    if response.status == 303 and "/schedules/" in path:
+        target = urlsplit(response.headers.get("Location", ""))
+        is_believed = (target.scheme, target.hostname) == (response.url.scheme, response.url.host)
+    elif is_waiting and "/jobs/" not in path:
+        is_believed = is_own
+    else:
+        has_form = response.status < 300 and replies.has_form(response.method, path, payload)
+        is_believed = has_form and (is_own or bool(payload))
+    if is_believed:
+        return
+    if response.status < 300 and is_own:
+        raise errors.OptimiserError(
+            f"FlexMeasures at {response.url.origin()} answered {response.method} {path} in a form that is "
+            f"not known: see that its release is supported ({short(payload)})"
+        )
+    raise foreign(response, f"{response.status} {response.reason}")
+
+
+@pyscript_compile
+def foreign(response: Any, text: str) -> Exception:
+    """Return the error for an answer of something else than FlexMeasures."""
+    return errors.Unreachable(
+        f"There is no FlexMeasures server at {response.url.origin()}: check the host, and whether a proxy or "
+        f"the login page of a network answers in its place ({text})"
+    )
+
+
+@pyscript_compile
+async def payload_of(response: Any) -> Any:
+    """Return an answer's JSON, or None where there is none."""
+    if "json" not in response.headers.get("Content-Type", ""):
+        return None
+    try:
+        return await response.json()
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        return None
+
+
+@pyscript_compile
+def short(value: Any) -> str:
+    """Return the beginning of what a value says."""
+    text = str(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
 
 
 @pyscript_compile
@@ -240,9 +294,9 @@ def meaning_of_refusal(what, text):
 @pyscript_compile
 async def said(response):
     """Return the server's own words, short."""
-    if "json" not in response.headers.get("Content-Type", ""):
+    body = await payload_of(response)
+    if body is None:
         return f"{response.status} {response.reason}"
-    body = await response.json()
     if not isinstance(body, dict):
         return str(body)[:500]
     return flat(body.get("errors") or body.get("message") or body)[:500]

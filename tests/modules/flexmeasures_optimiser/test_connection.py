@@ -100,8 +100,13 @@ def test_a_server_says_how_long_to_wait_in_seconds_or_by_a_date():
 
 def answer(path="/api/v3_0/assets/1/schedules/trigger", **headers):
     """Return an answer of FlexMeasures' with headers."""
+    named = {k.replace("_", "-"): v for k, v in headers.items()} | {"Content-Type": "application/json"}
     url = SimpleNamespace(path=path)
-    return SimpleNamespace(status=202, url=url, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    async def json():
+        return {"job": "7", "status": "PROCESSED"}
+
+    return SimpleNamespace(status=202, method="POST", url=url, headers=named, json=json)
 
 
 async def test_the_answer_to_a_trigger_tells_how_many_more_are_taken():
