@@ -4,6 +4,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import homeassistant.util.dt as dt_util
@@ -13,6 +14,7 @@ from homeassistant.exceptions import HomeAssistantError
 from homeassistant.helpers.event import async_track_point_in_utc_time
 
 import flexmeasures_home.status as statuses
+import flexmeasures_home.tasks as tasks
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=10)
@@ -143,8 +145,7 @@ def plan_now(cron):
         planned_for = now
     arm(cron, following(cron.expression, now))
     if cron.task is None or cron.task.done():
-        work = attempt(cron, planned_for)
-        cron.task = cron.hass.async_create_background_task(work, "flexmeasures cron")
+        cron.task = tasks.supervise(cron.status, "planning by cron", partial(attempt, cron, planned_for))
 
 
 @pyscript_compile
@@ -175,8 +176,8 @@ def failed(cron, error):
 
 @pyscript_compile
 def hurry(cron):
-    """Try again now what failed, unless the server asked to wait."""
-    if cron.failures and not cron.asked_to_wait:
+    """Try again now what failed, since what was in its way is over."""
+    if cron.failures:
         plan_now(cron)
 
 

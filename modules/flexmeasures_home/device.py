@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -27,12 +27,14 @@ import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.new_prices as new_prices
 import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.pace as paces
 import flexmeasures_home.question as question
 import flexmeasures_home.resources as resources
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.schedule_store as schedule_store
 import flexmeasures_home.state_of_charge as states_of_charge
 import flexmeasures_home.status as statuses
+import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.quantities as quantities
@@ -44,6 +46,8 @@ UPDATED = "flexmeasures_schedule_updated"
 FIRST_PAUSE_SECONDS = 10
 LONGEST_PAUSE_SECONDS = 300
 HEARTBEAT = timedelta(minutes=1)
+SECONDS_BETWEEN_WAKES = 30
+"""How often a success makes all else that waits for the server try again, while that goes on to fail."""
 ENTITIES_SECONDS = 30
 """How long after Home Assistant's start an entity must exist."""
 PLAN = "plan"
@@ -60,6 +64,8 @@ def record():
 
         `state_of_charge` is that of `soc_entity`. `last_call` has the fields of the call that the schedule in
         force was made for, where it is known, and `prices_due` is when new prices are looked for next.
+        `answered` tells the check that the server does something for us, and `waking` is how often all else
+        that waits for the server is told so.
         """
 
         hass: Any
@@ -88,6 +94,8 @@ def record():
         attributes: dict | None = None
         stopped: bool = False
         planning: Any = field(default_factory=asyncio.Lock)
+        answered: Any = field(default_factory=asyncio.Event)
+        waking: Any = None
 
     return Device
 
@@ -135,6 +143,8 @@ async def start(device):
             lambda: own_schedule(device),
         )
     status.when_recovered = lambda: recovered(device)
+    device.waking = paces.Pace(hass, partial(wake, device), SECONDS_BETWEEN_WAKES)
+    status.when_answered = partial(paces.want, device.waking)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
     look_for_server(device, 0)
     if given.cron:
@@ -143,18 +153,22 @@ async def start(device):
         )
         crons.start(device.cron, device.schedule and device.schedule.updated_at)
 
+    each_minute = {
+        "schedule's state": partial(show, device),
+        "state of charge": device.state_of_charge and device.state_of_charge.look,
+        "check of the entities": partial(checks.check_entities, device),
+        "look for new prices": partial(new_prices.look, device, partial(plan, device, by_user=False)),
+        "notices": partial(statuses.forget_notices, status),
+        "files": partial(kept.save_again, status),
+        "measurements": partial(measurements.look_at_all, device.measurements),
+        "clock of cron": device.cron and partial(crons.look, device.cron),
+    }
+
     @callback
     def beat(_now):
-        show(device)
-        if device.state_of_charge:
-            device.state_of_charge.look()
-        checks.check_entities(device)
-        new_prices.look(device, partial(plan, device, by_user=False))
-        statuses.forget_notices(status)
-        kept.save_again(status)
-        measurements.look_at_all(device.measurements)
-        if device.cron:
-            crons.look(device.cron)
+        for what, act in each_minute.items():
+            if act:
+                tasks.guard(status, what, act)
 
     check_entities_soon(device)
     device.forget_heartbeat = async_track_time_interval(hass, beat, HEARTBEAT, cancel_on_shutdown=True)
@@ -291,6 +305,9 @@ async def stop(device):
     device.stopped = True
     if device.forget_heartbeat:
         device.forget_heartbeat()
+    if device.waking:
+        paces.stop(device.waking)
+    device.status.when_answered = None
     if device.cron:
         crons.stop(device.cron)
     if device.state_of_charge:
@@ -321,8 +338,19 @@ async def stop(device):
 def recovered(device):
     """Do now what has failed, since the server answers again."""
     device.check_pause = FIRST_PAUSE_SECONDS
+    wake(device, is_back=True)
+
+
+@pyscript_compile
+def wake(device: Any, is_back: bool = False) -> bool:
+    """Do now what waits for the server, since that does something for us; return True: not again at once.
+
+    `is_back` tells that it was away as such.
+    """
+    device.answered.set()
     outboxes.urge(device.outbox)
-    if device.resources:
+    is_away = any(problem.cause in statuses.OF_THE_SERVER for problem in device.status.problems.values())
+    if device.resources and (is_away or is_back):
         resources.urge(device.resources)
     plan_problem = device.status.problems.get(PLAN)
     if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
@@ -330,13 +358,14 @@ def recovered(device):
             crons.hurry(device.cron)
         else:
             statuses.settle(device.status, PLAN)
+    return True
 
 
 @pyscript_compile
 def look_for_server(device, pause):
     """Check the server in the background, after a pause (s), unless that is under way."""
     if not device.stopped and (device.check is None or device.check.done()):
-        device.check = device.hass.async_create_background_task(check(device, pause), "flexmeasures check")
+        device.check = tasks.supervise(device.status, "check of the server", partial(check, device, pause))
 
 
 @pyscript_compile
@@ -347,8 +376,9 @@ async def check(device, pause):
     over all that follows, the next check comes later each time.
     """
     next_check_pause = min(2 * pause, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
+    await asyncio.sleep(pause)
     while True:
-        await asyncio.sleep(pause)
+        device.answered.clear()
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
         error = await checks.look_up(device)
         await measurements.learn(device.measurements, device.link.sensors)
@@ -356,6 +386,8 @@ async def check(device, pause):
             break
         statuses.fail_with(device.status, statuses.SERVER, error, checks.with_key(device, error))
         pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(device.answered.wait(), pause)
     statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
     recovered(device)
     device.check_pause = next_check_pause

@@ -16,6 +16,7 @@ import homeassistant.util.dt as dt_util
 
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
+import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.sensor_data as sensor_data
 
@@ -98,8 +99,8 @@ async def start(hass, link, status, user):
     await save(outbox)
     show(outbox)
     outbox.tasks = [
-        hass.async_create_background_task(each(outbox), "flexmeasures outbox")
-        for each in (keep_saving, keep_delivering)
+        tasks.supervise(status, "writing of what waits", partial(keep_saving, outbox)),
+        tasks.supervise(status, "delivery of what waits", partial(keep_delivering, outbox)),
     ]
     return outbox
 
@@ -255,9 +256,13 @@ async def keep_saving(outbox):
 
 @pyscript_compile
 async def keep_delivering(outbox):
-    """Deliver what is there and what comes; after a failure with pauses, as long as the server asks."""
+    """Deliver what is there and what comes; after a failure with pauses, as long as the server asks.
+
+    A pause ends when the server does something for us elsewhere.
+    """
     pause = FIRST_PAUSE_SECONDS
     while True:
+        outbox.server_away = outbox.left_alone = False
         failure = await deliver_all(outbox)
         outbox.urged.clear()
         if failure is None:
@@ -271,14 +276,12 @@ async def keep_delivering(outbox):
             answer(parcel, False)
         if failure.retry_after is not None:
             outbox.left_alone = True
-            await asyncio.sleep(failure.retry_after)
-            outbox.left_alone = False
+            await urged_within(outbox, failure.retry_after)
         else:
             if isinstance(failure, errors.Unauthorized):
                 pause = LONGEST_PAUSE_SECONDS
             if not await urged_within(outbox, pause):
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        outbox.server_away = False
 
 
 @pyscript_compile

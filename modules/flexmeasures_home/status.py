@@ -27,11 +27,13 @@ CALL = "call"
 SERVER = "server"
 """The matter of the server as such: it is over with whatever it does for us next."""
 DROPPED = "measurements_dropped"
-SET_ASIDE, NOT_SAVED = "file_set_aside", "file_not_saved"
+SET_ASIDE, NOT_SAVED, TASK_FAILED = "file_set_aside", "file_not_saved", "task_failed"
 NOTICES = (DROPPED, SET_ASIDE)
 """Causes of what nothing will make good: they are told for a day."""
 OF_THE_SERVER = [errors.Unreachable.cause, errors.Unauthorized.cause]
 """Causes that several matters have at once, and that are logged but once."""
+MAKE_WAIT = [*OF_THE_SERVER, errors.RateLimited.cause]
+"""Causes for which something waits, until the server does something else for us at the latest."""
 OURS = [
     "misconfigured",
     "wrong_call",
@@ -41,6 +43,7 @@ OURS = [
     DROPPED,
     SET_ASIDE,
     NOT_SAVED,
+    TASK_FAILED,
     "outbox_full",
     "s2_not_listening",
     "not_planned",
@@ -67,7 +70,8 @@ def records():
         """The problems by their matter (`plan`, `measurements`, ...), the newest last, and the rest.
 
         `resting` is the state without any; `planning` tells whether a plan is under way.
-        `when_recovered` and `when_unreachable` are called when the server answers again, or does not.
+        `when_recovered` and `when_unreachable` are called when the server answers again, or does not, and
+        `when_answered` when it did something for us while it is away for others.
         `shown` is what Home Assistant was last given, but for what waits in the outbox: that has a `pace`.
         `unsaved` has functions that write again what could not be written, by the names of the files.
         """
@@ -79,6 +83,7 @@ def records():
         attributes: dict = field(default_factory=dict)
         when_recovered: Any = None
         when_unreachable: Any = None
+        when_answered: Any = None
         shown: tuple | None = None
         pace: Any = None
         unsaved: dict = field(default_factory=dict)
@@ -198,7 +203,10 @@ def fail_with(status, matter, error, text: str | None = None):
 
 @pyscript_compile
 def succeed(status, matter, **attributes):
-    """Show that the server did what a matter needed: that is well again, and so is the server."""
+    """Show that the server did what a matter needed: that is well again, and so is the server.
+
+    All else that waits for the server is told so.
+    """
     for each in (matter, CALL):
         end(status, each)
     was_away = SERVER in status.problems and status.problems[SERVER].cause in OF_THE_SERVER
@@ -207,6 +215,8 @@ def succeed(status, matter, **attributes):
     show(status, **attributes)
     if was_away and status.when_recovered:
         status.when_recovered()
+    elif status.when_answered and any(of_cause(status, cause) for cause in MAKE_WAIT):
+        status.when_answered()
 
 
 @pyscript_compile

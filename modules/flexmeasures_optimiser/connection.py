@@ -25,6 +25,8 @@ AWAY = (502, 503, 504)
 TRIGGER = "/trigger"
 """How the paths end that count towards the RateLimit."""
 LONGEST_RESET_SECONDS = 86_400.0
+MAX_ASKED_SECONDS = 86_400
+MAX_SECONDS_SINCE_1970 = 10**11
 MAX_QUOTED = 80
 """How much of an odd answer is told."""
 REDACTED = "**redacted**"
@@ -164,11 +166,11 @@ def learn_rate_limit(rate_limit: Any, headers: Any) -> None:
     texts = [headers.get(f"X-RateLimit-{name}", "") for name in ("Limit", "Remaining", "Reset")]
     if not all(text.isascii() and text.isdigit() for text in texts):
         return
-    limit, remaining, resets_at = [int(text) for text in texts]
+    limit, remaining, resets_at = [whole_number(text, MAX_SECONDS_SINCE_1970) for text in texts]
     now = datetime.now(UTC)
     try:
         told_at = parsedate_to_datetime(headers.get("Date", ""))
-    except (TypeError, ValueError):
+    except (IndexError, OverflowError, TypeError, ValueError):
         told_at = now
     rate_limit.limit, rate_limit.remaining, rate_limit.told_at = limit, remaining, now.timestamp()
     rate_limit.seconds = min(max(resets_at - told_at.timestamp(), 0.0), LONGEST_RESET_SECONDS)
@@ -321,15 +323,22 @@ def flat(message, path=()):
 
 @pyscript_compile
 def retry_after(headers):
-    """Return the seconds that a Retry-After asks to wait, given as such or as a date; else None."""
-    text = headers.get("Retry-After", "")
-    if text.isdigit():
-        return int(text)
+    """Return the seconds that a Retry-After asks to wait, as such or as a date, up to a day; else None."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return whole_number(text, MAX_ASKED_SECONDS)
     try:
         wait = parsedate_to_datetime(text) - datetime.now(UTC)
-    except (TypeError, ValueError):
+    except (IndexError, OverflowError, TypeError, ValueError):
         return None
-    return max(0, math.ceil(wait.total_seconds()))
+    return min(max(0, math.ceil(wait.total_seconds())), MAX_ASKED_SECONDS)
+
+
+@pyscript_compile
+def whole_number(digits: str, most: int) -> int:
+    """Return a number of any length, or `most` where it is more."""
+    digits = digits.lstrip("0") or "0"
+    return most if len(digits) > len(str(most)) else min(int(digits), most)
 
 
 @pyscript_compile

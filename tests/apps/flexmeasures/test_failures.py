@@ -166,7 +166,7 @@ async def test_a_start_that_fails_is_told_and_leaves_nothing_behind(start, app_c
     assert "flexmeasures_failed" in home.notifications()
     with pytest.raises(HomeAssistantError, match="could not start"):
         await home.plan(soc_at_start=4)
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "flexmeasures outbox"]
+    assert not [task for task in asyncio.all_tasks() if "of what waits" in task.get_name()]
 
 
 async def test_a_call_during_the_start_waits_for_it(home):

@@ -238,6 +238,24 @@ async def test_a_sensor_that_the_server_fails_over_holds_up_nobody_else(home, fl
     assert home.status().state == "ok"
 
 
+async def test_what_waits_is_delivered_as_soon_as_anything_else_works(home, flexmeasures_server):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    refused = in_process.module_globals("flexmeasures_optimiser.errors")["Unauthorized"]
+    original = home.device.link.client.post_sensor_data
+
+    async def refuse(*_given, **_named):
+        raise refused("FlexMeasures refuses the user")
+
+    home.device.link.client.post_sensor_data = refuse
+    answer = await home.call("post_measurements", sensor_id=sensor, values=1, start=START.isoformat())
+    assert answer == {"delivered": False, "values": 1, "outbox": 1}
+    assert home.status().state == "unauthorized"
+    home.device.link.client.post_sensor_data = original
+    await home.plan(soc_at_start=4, duration="PT2H")
+    await home.until(lambda: home.status().state == "ok" and waiting(home) == 0, 10)
+    assert home.notifications() == {}
+
+
 async def test_the_server_that_is_away_gets_everything_once_and_in_order(home, flexmeasures_server, caplog):
     sensors = [await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15) for _ in range(2)]
     for sensor in sensors:

@@ -86,7 +86,7 @@ async def test_the_time_of_the_next_try(hass, freezer):
         waits.append((made.next - now).total_seconds())
         cron.look(made)
         assert (made.next - now).total_seconds() == waits[-1]
-    assert waits == [30, 60, 840, 30, 3600, 840]
+    assert waits == [30, 60, 840, 30, 900, 840]
     freezer.move_to(now + timedelta(minutes=5))
     cron.look(made)
     assert made.next == quarter
