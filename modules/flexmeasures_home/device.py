@@ -12,7 +12,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
-from homeassistant.helpers.aiohttp_client import async_create_clientsession
+from homeassistant.helpers.aiohttp_client import async_get_clientsession
 from homeassistant.helpers.event import (
     async_call_later,
     async_track_point_in_utc_time,
@@ -114,9 +114,7 @@ async def start(device):
     """Connect, go on where the one before stopped, and check the server in the background."""
     hass, given, status = device.hass, device.configuration, device.status
     rate_limit = connection.RateLimit()
-    session = async_create_clientsession(
-        hass, auto_cleanup=False, raise_for_status=partial(connection.received, rate_limit)
-    )
+    session = connection.session(async_get_clientsession(hass).connector, rate_limit)
     device.link = connection.connect(
         given.host, given.username, given.password, session, CLIENT_LOGGER, rate_limit
     )

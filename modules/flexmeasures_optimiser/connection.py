@@ -1,21 +1,29 @@
 """One flexmeasures-client for the life of an app, its errors told by meaning."""
 
+import asyncio
 import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import isodate
+from aiohttp import ClientSession
 from aiohttp.client_exceptions import ClientError
+from aiohttp.hdrs import USER_AGENT
 from flexmeasures_client import FlexMeasuresClient
 from flexmeasures_client.exceptions import ContentTypeError, JobFailedError, JobTimeoutError
+from homeassistant.helpers.aiohttp_client import SERVER_SOFTWARE
 
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.replies as replies
+import flexmeasures_optimiser.responses as responses
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
 REQUEST_SECONDS = 30
@@ -108,8 +116,20 @@ def address(host):
 
 
 @pyscript_compile
+def session(connector: Any, rate_limit: Any) -> ClientSession:
+    """Return a session over Home Assistant's connections, whose answers are limited and told by meaning."""
+    return ClientSession(
+        connector=connector,
+        connector_owner=False,
+        response_class=responses.LimitedResponse,
+        raise_for_status=partial(received, rate_limit),
+        headers={USER_AGENT: SERVER_SOFTWARE},
+    )
+
+
+@pyscript_compile
 def connect(host, username, password, session, logger_name, rate_limit):
-    """Return a connection over an aiohttp session that calls `received`. Nothing is sent yet."""
+    """Return a connection over a `session`. Nothing is sent yet."""
     scheme, name, port = address(host)
     logger = logging.getLogger(logger_name)
     secrets_filter = without_secrets(password)
@@ -235,7 +255,7 @@ async def refuse_what_is_foreign(response: Any) -> None:
     elif is_waiting and "/jobs/" not in path:
         is_believed = is_own
     else:
-        has_form = response.status < 300 and replies.has_form(response.method, path, payload)
+        has_form = response.status < 300 and await has_known_form(response, payload)
         is_believed = has_form and (is_own or bool(payload))
     if is_believed:
         return
@@ -245,6 +265,15 @@ async def refuse_what_is_foreign(response: Any) -> None:
             f"not known: see that its release is supported ({short(payload)})"
         )
     raise foreign(response, f"{response.status} {response.reason}")
+
+
+@pyscript_compile
+async def has_known_form(response: Any, payload: Any) -> bool:
+    """Tell whether an answer has the form of FlexMeasures', without holding up the loop over a long one."""
+    asked = response.method, response.url.path, payload
+    if (getattr(response, "size", None) or 0) <= responses.LONG_BYTES:
+        return replies.has_form(*asked)
+    return await asyncio.get_running_loop().run_in_executor(None, replies.has_form, *asked)
 
 
 @pyscript_compile
@@ -357,12 +386,29 @@ async def ask(connection, request):
             f"FlexMeasures cannot be reached at {connection.host}: check the host, and that the "
             f"server runs ({str(error) or type(error).__name__})"
         ) from error
-    except (ValueError, KeyError) as error:
+    except Exception as error:
         if "status code 401" in str(error):
-            raise errors.Unauthorized(f"FlexMeasures refuses the user: {error}") from error
-        raise errors.OptimiserError(
-            f"FlexMeasures at {connection.host} answered unexpectedly: {str(error)[:500]}"
-        ) from error
+            raise errors.Unauthorized(f"FlexMeasures refuses the user: {short(error)}") from error
+        raise odd(connection, error) from error
+
+
+@pyscript_compile
+def odd(connection: Connection, error: Exception) -> Exception:
+    """Return the error for an answer that cannot be understood, from what happened over it."""
+    return errors.OptimiserError(
+        f"FlexMeasures at {connection.host} answered unexpectedly: see that its release is supported "
+        f"({type(error).__name__}: {short(error)})"
+    )
+
+
+@pyscript_compile
+@contextmanager
+def understood(connection: Connection) -> Iterator[None]:
+    """Raise an OptimiserError where an answer turns out to be of another form than it is taken for."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise odd(connection, error) from error
 
 
 @pyscript_compile
@@ -390,7 +436,7 @@ async def sensor(connection, sensor_id):
     """Return what the server knows of a sensor; asked once."""
     if sensor_id not in connection.sensors:
         found = await ask(connection, connection.client.get_sensor(sensor_id, parse_json_fields=True))
-        try:
+        with understood(connection):
             connection.sensors[sensor_id] = Sensor(
                 id=sensor_id,
                 unit=found["unit"],
@@ -399,10 +445,6 @@ async def sensor(connection, sensor_id):
                 asset=found["generic_asset_id"],
                 sign=1 if (found.get("attributes") or {}).get("consumption_is_positive") else -1,
             )
-        except KeyError as error:
-            raise errors.Unreachable(
-                f"There is no FlexMeasures server at {connection.host}: check the host"
-            ) from error
     return connection.sensors[sensor_id]
 
 

@@ -6,6 +6,7 @@ its version in a header, which proxies may leave out, and has a form for each an
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -32,12 +33,11 @@ def is_text(value: Any) -> bool:
 
 @pyscript_compile
 def is_duration(value: Any) -> bool:
-    """Tell whether a value is an ISO 8601 duration."""
+    """Tell whether a value is an ISO 8601 duration of days and less."""
     try:
-        isodate.parse_duration(value)
-    except (TypeError, ValueError):
+        return isinstance(isodate.parse_duration(value), timedelta)
+    except (OverflowError, TypeError, ValueError):
         return False
-    return True
 
 
 @pyscript_compile
@@ -109,8 +109,9 @@ def is_schedule(payload: Any) -> bool:
 @pyscript_compile
 def is_statistics(payload: Any) -> bool:
     """Tell whether a value is what a sensor's sources have told."""
-    return isinstance(payload, dict) and all(
-        isinstance(source, dict) and "First event start" in source for source in payload.values()
+    sources = payload.values() if isinstance(payload, dict) else [None]
+    return not sources or any(
+        isinstance(source, dict) and "First event start" in source for source in sources
     )
 
 

@@ -319,11 +319,15 @@ async def spans(link: Any, sensor_id: int) -> list[tuple[datetime, datetime]]:
     found, _status = await connection.ask(
         link, link.client.request(uri=f"sensors/{sensor_id}/stats", method="GET")
     )
-    return [
-        (datetime.fromisoformat(told["First event start"]), datetime.fromisoformat(told["Last event end"]))
-        for told in found.values()
-        if isinstance(told, dict)
-    ]
+    with connection.understood(link):
+        return [
+            (
+                datetime.fromisoformat(told["First event start"]),
+                datetime.fromisoformat(told["Last event end"]),
+            )
+            for told in found.values()
+            if isinstance(told, dict)
+        ]
 
 
 @pyscript_compile

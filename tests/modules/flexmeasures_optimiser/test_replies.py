@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import aiohttp
 import pytest
@@ -41,7 +40,7 @@ SCHEDULE = SERIES | {"start": "2026-01-15T12:00:00+00:00", "duration": "PT30M"}
         ("POST", f"{API}/sensors/12/data", {"status": "PROCESSED", "message": "x"}),
         ("POST", f"{API}/sensors/12/data", {"status": "ALREADY_RECEIVED_AND_SUCCESSFULLY_PROCESSED"}),
         ("POST", f"{API}/sensors/12/data", {"status": "ACCEPTED", "job": "a-b"}),
-        ("GET", f"{API}/sensors/12/stats", {"a (ID: 1)": {"First event start": "x"}}),
+        ("GET", f"{API}/sensors/12/stats", {"a (ID: 1)": {"First event start": "x"}, "total": 7}),
         ("GET", f"{API}/sensors/12/schedules/a-b", SCHEDULE),
         ("POST", f"{API}/assets/3/schedules/trigger", {"job": "a-b"}),
         ("POST", f"{API}/assets/3/schedules/trigger", {"schedule": "a-b"}),
@@ -137,8 +136,7 @@ async def serving(aiohttp_server, socket_enabled):
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", answer)
         server = await aiohttp_server(application)
-        received = partial(connection.received, connection.RateLimit())
-        sessions.append(aiohttp.ClientSession(raise_for_status=received))
+        sessions.append(connection.session(aiohttp.TCPConnector(), connection.RateLimit()))
         host = f"http://127.0.0.1:{server.port}"
         link = connection.connect(host, "a@b.c", "secret", sessions[-1], "test.replies", None)
         link.client.access_token = "token"
@@ -147,7 +145,8 @@ async def serving(aiohttp_server, socket_enabled):
 
     yield serving
     for session in sessions:
-        await session.close()
+        await session.connector.close()
+        session.detach()
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
