@@ -9,6 +9,7 @@ from homeassistant.util.unit_conversion import EnergyConverter
 
 import flexmeasures_home.device as devices
 import flexmeasures_home.entities as entities
+import flexmeasures_home.fields as fields
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
@@ -92,7 +93,7 @@ def state_now(device, entity, sensor_id):
     number = entities.number(value)
     if number is None:
         raise ServiceValidationError(
-            f"entity_id: {entity} is {value!r}, which is no number: nothing was posted"
+            f"entity_id: {entity} is {fields.quoted(value)}, which is no number: nothing was posted"
         )
     sensor = known_sensor(device, sensor_id)
     counts = state.attributes.get("state_class") in ("total", "total_increasing")

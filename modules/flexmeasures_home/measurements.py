@@ -13,6 +13,7 @@ from homeassistant.helpers.event import async_track_point_in_utc_time, async_tra
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
 import flexmeasures_home.entities as entities
+import flexmeasures_home.fields as fields
 import flexmeasures_home.kept as kept
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
@@ -285,7 +286,7 @@ def tell_why(meter):
         return
     value, _unit = entities.reading(state, attribute)
     if entities.is_known(value) and entities.number(value) is None:
-        complain(meter, f"is {value!r}, which is no number")
+        complain(meter, f"is {fields.quoted(value)}, which is no number")
 
 
 @pyscript_compile

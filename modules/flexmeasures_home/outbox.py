@@ -14,6 +14,7 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 
+import flexmeasures_home.fields as fields
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
@@ -363,8 +364,8 @@ async def deliver(outbox, parcel):
         parcel.job = None
         raise
     except Exception as error:
-        LOGGER.exception("Delivering failed unexpectedly: %s", parcel.run)
-        text = f"Delivering failed unexpectedly ({error!r}): please report the log"
+        LOGGER.exception("Delivering values of sensor %s failed unexpectedly", parcel.run.sensor)
+        text = f"Delivering failed unexpectedly ({fields.short(repr(error))}): please report the log"
         raise errors.OptimiserError(text) from error
 
 

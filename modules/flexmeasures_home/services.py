@@ -57,7 +57,7 @@ def post_measurements(_configuration):
             vol.Optional("entity_id"): fields.ENTITY,
             vol.Optional("start"): fields.MOMENT,
             vol.Optional("duration"): fields.DATA_DURATION,
-            vol.Optional("unit"): fields.TEXT,
+            vol.Optional("unit"): fields.UNIT,
             vol.Optional("prior"): fields.MOMENT,
             vol.Optional("positive"): fields.SIGN,
         }
@@ -72,7 +72,7 @@ def get_measurements(_configuration):
             vol.Required("sensor_id"): fields.SENSOR,
             vol.Required("start"): fields.MOMENT,
             vol.Optional("duration", default="PT24H"): fields.SCHEDULE_DURATION,
-            vol.Optional("unit"): fields.TEXT,
+            vol.Optional("unit"): fields.UNIT,
             vol.Optional("resolution"): fields.RESOLUTION,
             vol.Optional("source"): fields.SOURCE,
         }
@@ -170,7 +170,7 @@ def handler(app, name):
 async def run(app, name, data):
     """Check a call's fields and do what it asks; raise ServiceValidationError or HomeAssistantError."""
     if app.mistakes:
-        raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(app.mistakes))
+        raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(fields.listed(app.mistakes)))
     with suppress(TimeoutError):
         await asyncio.wait_for(app.started.wait(), STARTING_SECONDS)
     if app.failure:

@@ -17,6 +17,7 @@ BURST, SECONDS_BETWEEN_COUNTS = 10, 60
 """How many changes of the outbox alone are shown at once, before there is one a minute."""
 STATE_INFO = {"unrecorded_attributes": frozenset({"options", "outbox"})}
 """What the recorder leaves out."""
+MAX_TEXT = 2_000
 LONG = timedelta(minutes=15)
 NOTICE_STAYS = timedelta(days=1)
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
@@ -157,8 +158,9 @@ def stop(status: Status) -> None:
 def fail(status, matter, text, state="error", cause="wrong_call", temporary=False):
     """Show what is wrong with a matter, and notify the user; of what is `temporary` only once it lasts.
 
-    It is logged when it starts, however often it is met again.
+    It is logged when it starts, however often it is met again. A text that is endless is cut.
     """
+    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     before = status.problems.pop(matter, None)
     same = of_cause(status, cause) + ([before] if before and before.cause == cause else [])
     if not (same if cause in OF_THE_SERVER else before in same):

@@ -191,7 +191,7 @@ MEASUREMENT = {
     vol.Required("entity"): fields.ENTITY,
     vol.Required("sensor"): fields.SENSOR,
     vol.Optional("resolution"): fields.RESOLUTION,
-    vol.Optional("unit"): fields.TEXT,
+    vol.Optional("unit"): fields.UNIT,
     vol.Optional("positive"): fields.SIGN,
 }
 LIMITS_SCHEMA = vol.Schema(
@@ -292,7 +292,8 @@ def read(section):
     try:
         given = SCHEMA(section)
     except vol.Invalid as invalid:
-        mistakes = fields.mistakes(invalid, section, known, "key of this app")
+        most = fields.MAX_MISTAKES_OF_CONFIGURATION
+        mistakes = fields.mistakes(invalid, section, known, "key of this app", most)
     soc, mistake = soc_limits(section)
     mistakes += mistake
     if not mistakes:
@@ -324,7 +325,7 @@ def soc_limits(section):
     except ValueError as error:
         return {}, [f"soc_min, soc_max: {error}"]
     if not 0 <= least < full:
-        given = f"{section['soc_min']!r} and {section['soc_max']!r}"
+        given = f"{fields.quoted(section['soc_min'])} and {fields.quoted(section['soc_max'])}"
         return {}, [f"soc_min, soc_max: expected 0 <= soc_min < soc_max, but got {given}"]
     return {"soc_min": least, "soc_max": full}, []
 
