@@ -172,9 +172,8 @@ async def start(hass, app):
             except Exception as error:
                 LOGGER.exception("The app could not start")
                 await devices.stop(device)
-                app.failure = (
-                    f"FlexMeasures could not start ({fields.short(repr(error))}): please report the log"
-                )
+                why = fields.short(status.redact(repr(error)))
+                app.failure = f"FlexMeasures could not start ({why}): please report the log"
                 statuses.fail(status, "start", app.failure, cause="failed")
             else:
                 app.devices.append(device)

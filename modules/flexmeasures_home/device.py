@@ -116,8 +116,16 @@ async def start(device):
     rate_limit = connection.RateLimit()
     session = connection.session(async_get_clientsession(hass).connector, rate_limit)
     device.link = connection.connect(
-        given.host, given.username, given.password, session, CLIENT_LOGGER, rate_limit
+        given.host,
+        given.username,
+        given.password,
+        session,
+        CLIENT_LOGGER,
+        rate_limit,
+        secrets=(given.s2.token,),
+        other_loggers=(LOGGER.name, f"{LOGGER.name}.s2"),
     )
+    status.redact = device.link.redact
     statuses.dismiss(hass)
     device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     until = device.schedule and device.schedule.prices_known_until

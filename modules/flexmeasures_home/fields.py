@@ -36,7 +36,8 @@ ID = re.compile(r"[a-zA-Z0-9\-_:]{2,64}")
 IS_ENTITY = re.compile(r"[a-z_]+\.[a-z0-9_]+(\.\w+)?")
 MINUTES_OF_A_DAY = 1440
 SECRETS = ("password", "token")
-HOLD_SECRETS = ("s2",)
+HOLD_SECRETS = ("s2", "username")
+"""Fields that are not quoted: a token may be in them, or the password in place of the username."""
 
 
 @pyscript_compile

@@ -19,6 +19,7 @@ import flexmeasures_home.measurement_calls as measurement_calls
 import flexmeasures_home.resources as resources
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.secrecy as secrecy
 
 DOMAIN = "flexmeasures"
 STARTING_SECONDS = 30
@@ -180,12 +181,15 @@ async def run(app, name, data):
     schema_for, act = SERVICES[name]
     device = app.devices[0]
     given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
+    redact = device.link.redact
     try:
-        return await act(device, checked(schema_for(device.configuration), given))
+        return secrecy.redacted(redact, await act(device, checked(schema_for(device.configuration), given)))
     except HomeAssistantError as error:
         is_callers = isinstance(error, ServiceValidationError) or act is devices.plan
         if not is_callers and isinstance(error.__cause__, errors.OptimiserError):
             statuses.fail_with(device.status, statuses.CALL, error.__cause__)
+        if (safe := redact(str(error))) != str(error):
+            raise type(error)(safe) from None
         raise
 
 

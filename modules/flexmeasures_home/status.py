@@ -75,6 +75,7 @@ def records():
         `when_answered` when it did something for us while it is away for others.
         `shown` is what Home Assistant was last given, but for what waits in the outbox: that has a `pace`.
         `unsaved` has functions that write again what could not be written, by the names of the files.
+        `redact` takes secrets out of a text.
         """
 
         hass: Any
@@ -88,6 +89,7 @@ def records():
         shown: tuple | None = None
         pace: Any = None
         unsaved: dict = field(default_factory=dict)
+        redact: Any = str
 
     return Problem, Status
 
@@ -160,6 +162,7 @@ def fail(status, matter, text, state="error", cause="wrong_call", temporary=Fals
 
     It is logged when it starts, however often it is met again. A text that is endless is cut.
     """
+    text = status.redact(text)
     text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     before = status.problems.pop(matter, None)
     same = of_cause(status, cause) + ([before] if before and before.cause == cause else [])

@@ -24,6 +24,7 @@ from homeassistant.helpers.aiohttp_client import SERVER_SOFTWARE
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.replies as replies
 import flexmeasures_optimiser.responses as responses
+import flexmeasures_optimiser.secrecy as secrecy
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
 REQUEST_SECONDS = 30
@@ -37,11 +38,6 @@ MAX_ASKED_SECONDS = 86_400
 MAX_SECONDS_SINCE_1970 = 10**11
 MAX_QUOTED = 80
 """How much of an odd answer is told."""
-REDACTED = "**redacted**"
-SECRET = re.compile(
-    r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
-    r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
-)
 ALREADY_KNOWN = "prior: FlexMeasures holds another value known at that time: leave prior out, or give a later"
 PRICES_MISSING = re.compile(r"[Pp]rices unknown for planning window.*?sensor (\d+)")
 UNIT_REFUSED = re.compile(r"Required unit for this sensor is (.+), got incompatible unit: (.+)")
@@ -84,10 +80,11 @@ def records():
 
         host: str
         client: Any = field(repr=False)
-        logger: Any
+        loggers: Any
         filter: Any
         sensors: dict = field(default_factory=dict)
         rate_limit: Any = field(default_factory=RateLimit)
+        redact: Any = field(default=str, repr=False)
 
     return Sensor, RateLimit, Connection
 
@@ -128,12 +125,27 @@ def session(connector: Any, rate_limit: Any) -> ClientSession:
 
 
 @pyscript_compile
-def connect(host, username, password, session, logger_name, rate_limit):
-    """Return a connection over a `session`. Nothing is sent yet."""
+def connect(
+    host: str,
+    username: str,
+    password: str,
+    session: ClientSession,
+    logger_name: str,
+    rate_limit: Any,
+    secrets: tuple = (),
+    other_loggers: tuple = (),
+) -> Connection:
+    """Return a connection over a `session`. Nothing is sent yet.
+
+    The client logs to the one logger. That and the others are kept free of the password, and other `secrets`.
+    """
     scheme, name, port = address(host)
     logger = logging.getLogger(logger_name)
-    secrets_filter = without_secrets(password)
-    logger.addFilter(secrets_filter)
+    redact = secrecy.redactor(lambda: (password, client.access_token, *secrets))
+    secrets_filter = secrecy.log_filter(redact)
+    loggers = [logger, *[logging.getLogger(name) for name in other_loggers]]
+    for each in loggers:
+        each.addFilter(secrets_filter)
     client = FlexMeasuresClient(
         email=username,
         password=password,
@@ -147,29 +159,15 @@ def connect(host, username, password, session, logger_name, rate_limit):
         request_retry_interval=1,
     )
     url = f"{scheme}://{name}{f':{port}' if port else ''}"
-    return Connection(url, client, logger, secrets_filter, rate_limit=rate_limit)
+    return Connection(url, client, loggers, secrets_filter, rate_limit=rate_limit, redact=redact)
 
 
 @pyscript_compile
 def close(connection):
     """Let go of the session, whose connections are Home Assistant's."""
-    connection.logger.removeFilter(connection.filter)
+    for logger in connection.loggers:
+        logger.removeFilter(connection.filter)
     connection.client.session.detach()
-
-
-@pyscript_compile
-def without_secrets(password):
-    """Return a logging filter: flexmeasures-client logs whole requests and answers at debug level."""
-    spellings = sorted({password, repr(password)[1:-1]}, key=len, reverse=True)
-
-    def redact(record):
-        text = SECRET.sub(rf"\1{REDACTED}", record.getMessage())
-        for spelling in spellings:
-            text = text.replace(spelling, REDACTED)
-        record.msg, record.args = text, ()
-        return True
-
-    return redact
 
 
 @pyscript_compile

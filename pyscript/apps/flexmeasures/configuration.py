@@ -13,6 +13,7 @@ import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_optimiser.secrecy as secrecy
 import flexmeasures_s2.listener as listener
 
 
@@ -283,6 +284,14 @@ SCHEMA = vol.Schema(
 
 @pyscript_compile
 def read(section):
+    """Return (Configuration, []), or (None, a sentence for each mistake, without secrets)."""
+    given, mistakes = read_as_it_is(section)
+    redact = secrecy.redactor(lambda: secrecy.within(section))
+    return given, [redact(mistake) for mistake in mistakes]
+
+
+@pyscript_compile
+def read_as_it_is(section):
     """Return (Configuration, []), or (None, a sentence for each mistake)."""
     section = {} if section is None else section
     if not isinstance(section, dict):

@@ -53,7 +53,7 @@ async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog)
     message = home.notifications()["flexmeasures_misconfigured"]
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     for mistake in (
-        "username: expected the e-mail address of a FlexMeasures user, but got 'me'",
+        "username: expected the e-mail address of a FlexMeasures user",
         "power_sensor: expected the number of a FlexMeasures sensor, such as 12, but got 'two'",
         "password is missing",
         "consumption_price_sensor is missing",
@@ -481,6 +481,28 @@ async def test_a_server_of_another_kind_is_no_flexmeasures_server(start, app_con
     home = await start(app_config | {"host": f"http://127.0.0.1:{server.port}"})
     says = "There is no FlexMeasures server at"
     await fails(home, HomeAssistantError, says, "unreachable", None, soc_at_start=4)
+
+
+async def test_what_a_server_echoes_is_shown_nowhere(start, app_config, aiohttp_server, caplog):
+    caplog.set_level(logging.DEBUG)
+    secret = "gehe'im/ü1"
+
+    async def echo(_request):
+        text = f"no entry for {secret}, {repr(secret)[1:-1]} or geheim-token"
+        return web.json_response({"message": text, "status": "INVALID_SENDER"}, status=403)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", echo)
+    server = await aiohttp_server(application)
+    config = {"host": f"http://127.0.0.1:{server.port}", "password": secret}
+    home = await start(app_config | config | {"s2": app_config["s2"] | {"token": "geheim-token"}})
+    with pytest.raises(HomeAssistantError) as caught:
+        await home.plan(soc_at_start=4)
+    assert "no entry for **redacted**, **redacted** or **redacted**" in str(caught.value)
+    states = [state.as_dict() for state in home.hass.states.async_all()]
+    for shown in (str(caught.value), repr(states), repr(home.notifications()), caplog.text):
+        assert secret not in shown
+        assert "geheim-token" not in shown
 
 
 async def test_no_secret_reaches_the_log_at_any_level(start, app_config, caplog):

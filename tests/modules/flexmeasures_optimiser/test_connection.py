@@ -9,6 +9,7 @@ import pytest
 
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.secrecy as secrecy
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_an_address_that_cannot_be_used_is_refused(host):
 
 @pytest.mark.parametrize("password", ["geheim", "it's", 'a"b\\c', "pässwörd"])
 def test_no_secret_reaches_the_log(caplog, password):
-    redact = connection.without_secrets(password)
+    redact = secrecy.log_filter(secrecy.redactor(lambda: (password,)))
     logger = logging.getLogger("test.redaction")
     logger.addFilter(redact)
     caplog.set_level(logging.DEBUG, "test.redaction")
