@@ -182,6 +182,7 @@ def nested(depth):
         ("values", [LONG] * 10_000),
         (LONG, 1),
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, given):
     schema, begun = services.post_measurements(None), time.monotonic()
@@ -208,6 +209,7 @@ def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, give
         ("flex_context", {"x": [[1] * 100] * 1_001}),
         ("flex_context", {"x": float("nan")}),
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_plan_with_anything_endless_is_refused_in_short_and_at_once(name, given):
     configuration = SimpleNamespace(soc_unit="kWh", soc_max=10_000.0, soc_entity=None)
