@@ -4,7 +4,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import homeassistant.util.dt as dt_util
@@ -145,14 +144,20 @@ def plan_now(cron):
         planned_for = now
     arm(cron, following(cron.expression, now))
     if cron.task is None or cron.task.done():
-        cron.task = tasks.supervise(cron.status, "planning by cron", partial(attempt, cron, planned_for))
+        work = attempt(cron, planned_for)
+        cron.task = cron.hass.async_create_background_task(work, "flexmeasures cron")
 
 
 @pyscript_compile
 async def attempt(cron, planned_for):
-    """Plan; a failure is told by `failed`."""
-    with suppress(HomeAssistantError):
-        await cron.plan(planned_for)
+    """Plan; a failure is told by `failed`, and an unexpected one here: it is tried again at the next time."""
+    try:
+        with suppress(HomeAssistantError):
+            await cron.plan(planned_for)
+    except Exception as error:
+        tasks.tell(cron.status, "planning by cron", error)
+    else:
+        tasks.over(cron.status, "planning by cron")
 
 
 @pyscript_compile

@@ -51,8 +51,14 @@ def guard(status: statuses.Status, what: str, act: Callable[[], Any]) -> None:
     except Exception as error:
         tell(status, what, error)
     else:
-        if matter(what) in status.problems:
-            statuses.settle(status, matter(what))
+        over(status, what)
+
+
+@pyscript_compile
+def over(status: statuses.Status, what: str) -> None:
+    """Take back that work has failed."""
+    if matter(what) in status.problems:
+        statuses.settle(status, matter(what))
 
 
 @pyscript_compile
