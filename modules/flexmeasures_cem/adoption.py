@@ -12,6 +12,7 @@ import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
 import flexmeasures_s2.session as sessions
@@ -67,23 +68,24 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
         or site.now() < each.leaving_until
     ):
         return
-    device, made = found
+    device, made, described = found
     each.plan, each.device, each.is_fallback = made, device, is_fallback
     each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
-    by_hand = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
-    each.executed = []
+    told = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
     if each.type in control_types.BY_MODES:
-        by_hand = [change for change in by_hand if has_mode(device, change)]
-        each.executed = [
-            change for change in executed(before, memory, heard, now) if has_mode(device, change)
-        ]
-    made.changes = sorted([*made.changes, *by_hand, *each.executed], key=lambda change: change.moment)
+        sent = {id(change) for change in each.sent.values()}
+        carried = [change for change in executed(before, memory, heard, now) if id(change) in sent]
+        told = [change for change in (*told, *carried) if has_mode(device, change)]
+    made.changes = sorted([*made.changes, *told], key=lambda change: change.moment)
     if not is_fallback:
         each.refused = None
         site.told(each.resource, None)
     site.shown(each.resource)
-    sessions.spawn(each.session, instructions.instruct(site, each, made))
+    each.replanned.set()
+    each.kept = kept_plans.KeptPlan(each.type.CONTROL_TYPE, made, is_fallback, each.is_asked, described)
+    each.is_returning = False
+    sessions.spawn(each.session, kept_plans.write(site, each))
     if not is_fallback:
         for waiting in each.waiting:
             if not waiting.done():
@@ -93,13 +95,13 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
 
 @pyscript_compile
 async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
-    """Return (the device, the Plan) that is made for a Resource Manager now, or None."""
+    """Return (the device, the Plan that is made for it now, digests of what describes it), or None."""
     now, kind = site.now(), each.type
     memory, heard, before = fill_levels.remembered(each.resource, each.session), dict(each.heard), each.plan
     if kind.lacks(memory):
         return None
     begin = now + instructions.lead(each.session)
-    tariffs = site.tariffs
+    tariffs, sent = site.tariffs, list(each.sent.values())
     times = spans(powers, outlook, begin, last)
     if not times:
         sites.hasten(site, now + site.settling)
@@ -112,7 +114,10 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
         state = kind.condition(device, memory, heard, before, now)
         market = outlooks.market(outlook, each, times, limit)
         wanted = powers and [(max(start, begin), end, power) for start, end, power in powers if end > begin]
-        return device, kind.follow(device, state, wanted, market, tariffs)
+        made = kind.follow(device, state, wanted, market, tariffs)
+        if kind in control_types.BY_MODES:
+            made.changes[:0] = unspoken(kind.present(device, state, begin), made, sent, now, begin)
+        return device, made, kept_plans.digests(kind, memory)
 
     try:
         return await asyncio.to_thread(make)
@@ -122,6 +127,24 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
         LOGGER.exception("The schedule of %s cannot be followed: please report this", each.resource.name)
         sites.refuse(site, each, version, f"its schedule cannot be followed ({error!r})")
     return None
+
+
+@pyscript_compile
+def unspoken(present: list, made: Any, sent: list, now: float, begin: float) -> list:
+    """Return the changes to what actuators do at present that no instruction has told in this session yet.
+
+    A device learns by one that it is controlled, also where it is to go on. `sent` are the changes that it
+    was told; one of these that it is about to make stays.
+    """
+    first = {change.actuator for change in made.changes if change.moment <= begin}
+    found = []
+    for change in present:
+        told = [each for each in sent if each.actuator == change.actuator and each.moment <= begin]
+        if change.actuator in first or any(each.moment <= now for each in told):
+            continue
+        same = [each for each in told if (each.mode, each.factor) == (change.mode, change.factor)]
+        found.append(same[0] if same else change)
+    return found
 
 
 @pyscript_compile

@@ -12,6 +12,7 @@ import flexmeasures_cem.plausibility as plausibility
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 REPLACED = "another connection of the same resource replaces this one"
@@ -21,19 +22,21 @@ REPLACED = "another connection of the same resource replaces this one"
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Resource:
         """A Resource Manager by its resource_id, and its session while it is connected.
 
         `last_session` stays after it. `choice` is the control type that the user chose, over reconnects
-        and restarts; `unplannable` are those that what it told in this session cannot be planned under.
-        `fill_level` has the one that is believed, within `fill_level_range`; `doubt` is the task that waits
-        until it is another, and `doubt_warned_at` when the log had one that is not believed (s since 1970).
+        and restarts, and `planned_under` that of the plan which is kept for it; `unplannable` are those that
+        what it told in this session cannot be planned under. `fill_level` has the one that is believed,
+        within `fill_level_range`; `doubt` is the task that waits until it is another, and `doubt_warned_at`
+        when the log had one that is not believed (s since 1970).
         """
 
         resource_id: str
         name: str
         choice: str | None = None
+        planned_under: str | None = None
         session: Any = None
         last_session: Any = None
         unplannable: set = field(default_factory=set)
@@ -42,14 +45,15 @@ def records():
         doubt: asyncio.Task | None = None
         doubt_warned_at: float | None = None
 
-    @dataclass
+    @dataclass(repr=False)
     class Cem:
         """All Resource Managers by their ids, the preferred control type, and who is told what.
 
         `changed(resource)`: it connected, disconnected, or is under another control type.
         `received(resource, message)`: it sent a message that is now confirmed and remembered, or one counts
         only now.
-        `leaving(resource)` (async): it is about to get another control type.
+        `leaving(resource)` (async): it is about to get another control type. `with_token` are the names or
+        resource_ids of those that have a token of their own.
         """
 
         changed: Any
@@ -57,6 +61,7 @@ def records():
         preferred: str | None = None
         resources: dict = field(default_factory=dict)
         leaving: Any = None
+        with_token: frozenset[str] = frozenset()
         now: Any = lambda: time.time()
 
     return Resource, Cem
@@ -108,6 +113,7 @@ def take_in(cem, session, message):
     if session.replaced:
         raise s2_errors.InvalidContent(f"message_type: {REPLACED}")
     name = sessions.name(message)
+    refuse_others(cem, session, message.resource_id, name)
     resource = cem.resources.setdefault(message.resource_id, Resource(message.resource_id, name))
     resource.name = name
     before = resource.session
@@ -129,6 +135,20 @@ def take_in(cem, session, message):
     before.replaced = True
     sessions.spawn(before, sessions.bid_farewell(before, REPLACED))
     return f"This connection replaces the one from {before.peer}"
+
+
+@pyscript_compile
+def refuse_others(cem: Any, session: Any, resource_id: str, name: str) -> None:
+    """Let nobody take the place of a resource that has a token of its own; raise InvalidContent.
+
+    A token of one resource lets in no other.
+    """
+    known = cem.resources.get(resource_id)
+    names = {resource_id, name, known.name if known else name}
+    if names & cem.with_token and session.holder not in names:
+        raise s2_errors.InvalidContent(f"resource_id: {name} has a token of its own, and this was not given")
+    if session.holder is not None and session.holder not in names:
+        raise s2_errors.InvalidContent(f"resource_id: the token that was given is that of {session.holder}")
 
 
 @pyscript_compile
@@ -154,9 +174,14 @@ def control_type(resource):
 
 @pyscript_compile
 def best(cem, resource, session):
-    """Return the control type to select: the user's choice, the preferred, or the first that we can plan."""
+    """Return the control type to select.
+
+    It is the user's choice, the preferred, the one that a plan is kept for, or the first that we can plan.
+    """
     can = [*offered(session), control_types.NO_SELECTION]
     wanted = [resource.choice, cem.preferred]
+    if resource.planned_under not in resource.unplannable:
+        wanted.append(resource.planned_under)
     wanted += [each for each in control_types.NAMES if each not in resource.unplannable]
     return next(each for each in [*wanted, *control_types.NAMES] if each in can)
 
@@ -191,7 +216,7 @@ async def select_best(cem, resource, session):
             resource.name,
             wanted,
             status.status.value,
-            status.diagnostic_label,
+            texts.quoted(status.diagnostic_label),
         )
 
 
@@ -255,5 +280,5 @@ async def select_as_asked(cem, resource, session, wanted):
     if status.status.value != sessions.OK:
         raise errors.NotConfirmed(
             f"control_type: {resource.name} answered {status.status.value} to the selection of {wanted}: "
-            f"{status.diagnostic_label or 'without a reason'}"
+            f"{texts.quoted(status.diagnostic_label) or 'without a reason'}"
         )

@@ -12,5 +12,7 @@ PLANNED_HERE = (ombc, ddbc, ppbc)
 """Those that FlexMeasures is never asked about, so that they are planned without a sensor too."""
 BY_MODES = (frbc, ombc, ddbc)
 """Those whose devices stay in the operation mode that they were told, until they are told another."""
+SENT_WHEN_PLANNED = (ppbc, pebc)
+"""Those whose instructions are sent as soon as they are planned: a start, or an envelope over time."""
 LEAST_FLEXIBLE_FIRST = [each.CONTROL_TYPE for each in (ppbc, ddbc, ombc, pebc, frbc)]
 """In which order choices are made here: each takes those before it as given."""

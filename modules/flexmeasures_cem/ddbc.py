@@ -21,6 +21,7 @@ DESCRIPTION, FORECAST = messages.DESCRIPTION, "DDBC.AverageDemandRateForecast"
 ACTUATOR_STATUS, TIMER_STATUS = "DDBC.ActuatorStatus", "DDBC.TimerStatus"
 CALL_FOR_A_PLAN = (DESCRIPTION, FORECAST)
 """The messages that change the problem; a DDBC.PresentDemandStatus does where it departs from the plan."""
+PLAN = plans.Plan
 DEMAND_TOLERANCE = 0.02
 """By which part of the greatest supply or demand the present demand may differ from what was planned with."""
 FINEST_SECONDS = 60.0
@@ -398,6 +399,18 @@ def unmet(pieces, scale):
             found[-1] = plans.Missed(begin, piece.span.demand, piece.rates.supply)
         end = piece.end
     return found
+
+
+@pyscript_compile
+def present(found: Device, state: modes.Condition, moment: float) -> list:
+    """Return what each actuator does, as the Change at a moment that tells it to go on."""
+    return modes.present(found.actuators, state, moment)
+
+
+@pyscript_compile
+def resumed(found: Device, plan: plans.Plan, _begin: float) -> plans.Plan | None:
+    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
+    return plans.resumed(plan, {each.id: each.modes for each in found.actuators})
 
 
 @pyscript_compile

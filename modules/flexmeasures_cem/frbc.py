@@ -34,6 +34,7 @@ NEXT_SECONDS = 1.0
 """How far ahead an instruction is that is to be executed now."""
 ALMOST = 0.98
 """Which part of what could be had at full power a usage may take, so that there is a plan."""
+PLAN = frbc_plan.Plan
 alike, upcoming = transitions.alike, plans.upcoming
 
 
@@ -371,6 +372,25 @@ def missed(plan):
         }
         for each in plan.missed
     ]
+
+
+@pyscript_compile
+def present(found: devices.Device, state: frbc_plan.Condition, moment: float) -> list:
+    """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
+    changes = []
+    for actuator in found.actuators:
+        active = state.actuators[actuator.id]
+        if mode := actuator.modes.get(active.mode):
+            factor = devices.FIXED_FACTOR if mode.is_fixed else active.factor
+            power = devices.power_of(devices.element_at(mode, state.level), factor)
+            changes.append(transitions.Change(moment, actuator.id, mode.id, factor, power, active))
+    return changes
+
+
+@pyscript_compile
+def resumed(found: devices.Device, plan: frbc_plan.Plan, _begin: float) -> frbc_plan.Plan | None:
+    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
+    return plans.resumed(plan, {each.id: each.modes for each in found.actuators})
 
 
 @pyscript_compile

@@ -69,10 +69,10 @@ def records():
 
         start: float
         end: float
-        changes: list
-        pieces: list
-        starts: list
-        missed: list
+        changes: list[transitions.Change]
+        pieces: list[tuple[float, float, float, float, float]]
+        starts: list[float]
+        missed: list[Target]
 
     @dataclass
     class Choice:

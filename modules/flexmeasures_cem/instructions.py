@@ -5,20 +5,30 @@ Moments are seconds since 1970.
 
 import asyncio
 import logging
+import math
 import uuid
+from contextlib import suppress
+from typing import Any
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.frbc as frbc
+import flexmeasures_cem.pebc as pebc
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.site as sites
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.session as sessions
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
 """How far ahead an instruction is, at least and at most, for its way and the device's processing."""
+MAX_SLEEP_SECONDS = 60.0
+"""After how long the clock is read again, in case it was set."""
+SECONDS_BETWEEN_TRIES, SECONDS_AFTER_A_FAULT = 1.0, 5.0
+EARLY_SECONDS = 5.0
+"""How much earlier than told a device does something where it does not wait for the execution_time."""
 BROKEN_SECONDS = 900.0
 """How long after a rejection others call for no plan."""
 MOST_SENT = 500
@@ -28,14 +38,122 @@ DONE = ("STARTED", "SUCCEEDED")
 
 
 @pyscript_compile
+async def keep_instructing(site: Any, each: Any) -> None:
+    """Send a device the instructions of its plans, each when it is due, for as long as it is controlled."""
+    while not sites.is_gone(site, each):
+        each.replanned.clear()
+        try:
+            if each.plan:
+                await instruct(site, each, each.plan)
+        except s2_errors.NoConfirmation:
+            raise
+        except Exception:
+            LOGGER.exception("Instructing %s failed: please report this", each.resource.name)
+            await asyncio.sleep(SECONDS_AFTER_A_FAULT)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(each.replanned.wait(), until_next(site, each))
+
+
+@pyscript_compile
+def until_next(site: Any, each: Any) -> float:
+    """Return in how many seconds an instruction is due, or the clock is to be read again."""
+    now, ahead = site.now(), send_ahead(site, each)
+    due = [change.moment - ahead for change in unsent(each, each.plan, now)] if each.plan else []
+    wait = min(due, default=math.inf) - now
+    return min(wait, MAX_SLEEP_SECONDS) if wait > 0 else SECONDS_BETWEEN_TRIES
+
+
+@pyscript_compile
+def unsent(each: Any, made: Any, soon: float) -> list:
+    """Return the changes of a plan that the device was not told, and that none until `soon` has overtaken."""
+    told = {id(change) for change in each.sent.values()}
+    return [
+        change for change in made.changes if id(change) not in told and not is_overtaken(made, change, soon)
+    ]
+
+
+@pyscript_compile
+def is_overtaken(made: Any, change: Any, moment: float) -> bool:
+    """Return whether a plan has a later change for the same actuator that is to be made by a moment."""
+    return change.moment <= moment and plans.last_told(made, moment, change.actuator) is not change
+
+
+@pyscript_compile
+def configured_lead(site: Any, each: Any) -> float:
+    """Return how long before its time an instruction is to be sent (s); math.inf for when it is planned.
+
+    An envelope (PEBC) has its own course of time, and of a profile (PPBC) the start is what is told: these
+    are sent when they are planned, the latter unless its resource has a lead of its own.
+    """
+    own = None if each.type is pebc else site.own_lead(each.resource)
+    if own is not None:
+        return own
+    return math.inf if each.type in control_types.SENT_WHEN_PLANNED else site.lead
+
+
+@pyscript_compile
+def send_ahead(site: Any, each: Any) -> float:
+    """Return how long before its time an instruction is sent (s), as the device is known by now."""
+    configured = configured_lead(site, each)
+    if each.obeys_at_once and math.isfinite(configured):
+        configured = 0.0
+    return max(configured, lead(each.session))
+
+
+@pyscript_compile
+def does_the_next(site: Any, each: Any, departs: Any, now: float) -> bool:
+    """Return whether a device does now what it was told for a moment to come, since it does not wait for it.
+
+    `departs(moment)` returns how what it tells departs from the plan at a moment, or None.
+    """
+    ahead = configured_lead(site, each)
+    for change in each.sent.values():
+        if math.isfinite(ahead) and now < change.moment <= now + max(ahead, lead(each.session)):
+            ready = max(change.moment, getattr(getattr(change, "active", None), "ready", 0.0))
+            if departs(ready + plans.LAG_SECONDS) is None:
+                return True
+    return False
+
+
+@pyscript_compile
+def note_habit(site: Any, each: Any, status: Any, now: float) -> None:
+    """Take note where a status tells that the device does not wait for an instruction's execution_time."""
+    actuator, mode = getattr(status, "actuator_id", None), status.active_operation_mode_id
+    before = plans.last_told(each.plan, now, actuator)
+    is_early = (
+        before is not None
+        and before.mode != mode
+        and any(
+            change.actuator == actuator and change.mode == mode and change.moment > now + EARLY_SECONDS
+            for change in each.sent.values()
+        )
+    )
+    if not is_early or each.obeys_at_once:
+        return
+    each.obeys_at_once = True
+    if math.isinf(configured_lead(site, each)):
+        LOGGER.warning(
+            "%s executes instructions when it gets them: without instruction_lead: all it gets each in time",
+            each.resource.name,
+        )
+    else:
+        LOGGER.info(
+            "%s executes instructions when it gets them, so each is sent at its time from now on",
+            each.resource.name,
+        )
+
+
+@pyscript_compile
 async def instruct(site, each, made):
-    """Revoke the instructions that a plan supersedes, and send its own; those that stay the same stay."""
+    """Revoke the instructions that a plan supersedes, and send those of its own that are due.
+
+    Those that stay the same stay.
+    """
     async with each.sending:
         if each.plan is not made or sites.is_gone(site, each):
             return
         now, version = site.now(), each.version
-        told = [*each.sent.values(), *each.executed]
-        new = [change for change in made.changes if not any(change is other for other in told)]
+        new = unsent(each, made, now + lead(each.session) / 2)
         for instruction, change in list(each.sent.items()):
             if change.moment <= now or any(change is other for other in made.changes):
                 continue
@@ -45,15 +163,14 @@ async def instruct(site, each, made):
                 each.sent[instruction] = same
             else:
                 await revoke(each, instruction)
-        for place, change in enumerate(new):
-            soon = site.now() + lead(each.session) / 2
-            overtaken = any(
-                other.actuator == change.actuator and other.moment <= soon for other in new[place + 1 :]
-            )
+        for change in new:
+            now = site.now()
+            soon = now + lead(each.session) / 2
             is_broken = each.broken_at is not None and each.version != version
             if each.plan is not made or is_broken or each.session.stage == sessions.ENDED:
                 return
-            if not overtaken and change in made.changes:
+            is_due = change.moment - send_ahead(site, each) <= now
+            if is_due and change in made.changes and not is_overtaken(made, change, soon):
                 await send(site, each, change, max(change.moment, soon))
     site.shown(each.resource)
 
@@ -146,7 +263,7 @@ async def send_instruction(site, resource, call):
             found.sent.pop(instruction, None)
             raise errors.NotConfirmed(
                 f"{resource.name} answered {status.status.value} to the instruction: "
-                f"{status.diagnostic_label or 'without a reason'}"
+                f"{texts.quoted(status.diagnostic_label) or 'without a reason'}"
             )
         begin = fields["execution_time"].timestamp()
         following = [each.moment for each in upcoming(found, begin)]

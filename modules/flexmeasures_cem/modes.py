@@ -772,6 +772,19 @@ def change(actuator, moment, mode, factor, ready, timers):
 
 
 @pyscript_compile
+def present(actuators: list, state: Condition, moment: float) -> list:
+    """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
+    changes = []
+    for actuator in actuators:
+        active = state.actuators[actuator.id]
+        mode = actuator.modes.get(active.mode)
+        if mode and mode.is_permitted:
+            factor = FIXED_FACTOR if mode.is_fixed else active.factor
+            changes.append(change(actuator, moment, mode.id, factor, active.ready, active.timers))
+    return changes
+
+
+@pyscript_compile
 def status_departs(actuator, status, plan, now, tolerance=None):
     """Tell where an actuator does not do what it was told; what it did shortly before counts too.
 

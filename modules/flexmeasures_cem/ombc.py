@@ -16,6 +16,7 @@ INSTRUCTION = "OMBC.Instruction"
 DESCRIPTION, STATUS, TIMER_STATUS = "OMBC.SystemDescription", "OMBC.Status", "OMBC.TimerStatus"
 CALL_FOR_A_PLAN = (DESCRIPTION,)
 """The messages that change the problem."""
+PLAN = plans.Plan
 alike, upcoming, missed = transitions.alike, plans.upcoming, plans.missed
 
 
@@ -122,6 +123,18 @@ def kinks(interval, mode):
     powers = [net - interval.load for net in nets if math.isfinite(net)]
     factors = [(power - start) / (end - start) for power in powers] if start != end else []
     return [0.0, 1.0, *[each for each in factors if 0.0 < each < 1.0]]
+
+
+@pyscript_compile
+def present(found: modes.Actuator, state: modes.Condition, moment: float) -> list:
+    """Return what the device does, as the Change at a moment that tells it to go on."""
+    return modes.present([found], state, moment)
+
+
+@pyscript_compile
+def resumed(found: modes.Actuator, plan: plans.Plan, _begin: float) -> plans.Plan | None:
+    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
+    return plans.resumed(plan, {None: found.modes})
 
 
 @pyscript_compile

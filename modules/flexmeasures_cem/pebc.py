@@ -6,7 +6,7 @@ pebc_device has them.
 
 import math
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import flexmeasures_cem.errors as errors
@@ -22,6 +22,7 @@ INSTRUCTION = "PEBC.Instruction"
 CALL_FOR_A_PLAN = (devices.POWER_CONSTRAINTS, devices.ENERGY_CONSTRAINT, *devices.FORECAST)
 """The messages that change the problem."""
 MOST_UPCOMING = 100
+PLAN = envelopes.Plan
 alike = envelopes.alike
 
 
@@ -88,11 +89,34 @@ def condition(found, memory, heard, plan, now):
         )
     if plan is None:
         return envelopes.Condition(now, [], [])
+    return envelopes.Condition(now, told_by(plan, now), plan.changes)
+
+
+@pyscript_compile
+def told_by(plan: envelopes.Plan, now: float) -> list:
+    """Return the Elements that a device was told by now; the last of them are still to come."""
     told, executed = list(plan.told), [each for each in plan.changes if each.moment <= now]
     for place, change in enumerate(executed):
         end = executed[place + 1].moment if place + 1 < len(executed) else math.inf
         told += devices.between(change.elements, max(change.moment, plan.start), end)
-    return envelopes.Condition(now, told, plan.changes)
+    return told
+
+
+@pyscript_compile
+def resumed(found: devices.Device, plan: envelopes.Plan, begin: float) -> envelopes.Plan | None:
+    """Return a plan as a device goes on with it that was away, or None where it does not fit it now.
+
+    An envelope's course of time counts from when it is told: the one in force is told as what is left of it.
+    """
+    known = {each.id for each in found.constraints}
+    told = plans.last_told(plan, begin)
+    coming = [change for change in plan.changes if change.moment > begin]
+    if told and (elements := devices.between(told.elements, begin, math.inf)):
+        power = plans.power_at(plan, begin)
+        coming.insert(0, replace(told, moment=begin, power=power, elements=elements))
+    if not coming or not {change.constraints for change in coming} <= known:
+        return None
+    return replace(plan, changes=coming, told=devices.between(told_by(plan, begin), -math.inf, begin))
 
 
 @pyscript_compile

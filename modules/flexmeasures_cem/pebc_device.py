@@ -86,7 +86,7 @@ def records():
 
         start: float
         end: float
-        limits: dict
+        limits: dict[str, tuple[float, float]]
 
     @dataclass(frozen=True)
     class Need:

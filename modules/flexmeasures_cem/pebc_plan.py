@@ -62,16 +62,17 @@ def records():
         moment: float
         power: float
         constraints: str
-        elements: list
-        widest: dict
-        pieces: list
+        elements: list[devices.Element]
+        widest: dict[str, tuple[float, float]]
+        pieces: list[tuple[float, float, float]]
         actuator: str | None = None
 
     @dataclass
     class Plan(plans.Plan):
         """A Plan that remembers what the device was told before its start, as Elements."""
 
-        told: list = field(default_factory=list)
+        changes: list[Change]
+        told: list[devices.Element] = field(default_factory=list)
 
     @dataclass
     class Slot:

@@ -24,15 +24,15 @@ import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
-MEANS_SECONDS = 60.0
-"""How long the sensors of a device may be unknown before it is brought to rest."""
+MEANS_SECONDS = 3.0
+"""How long the sensors of a device may be unknown before it has a plan of our own."""
 SECONDS_AFTER_A_FAULT = 5.0
 LONGEST_SLEEP = 60.0
 LONGEST_PAUSE_SECONDS = 900.0
 STEP_SECONDS = 900.0
 CHOICE_SECONDS = 5.0
 """How long a choice that is made here holds at least."""
-FIRST_PLAN_SECONDS, LOOK_SECONDS = 3.5, 0.25
+FIRST_PLAN_SECONDS, LOOK_SECONDS = 2.0, 0.25
 """How long a device waits for its first plan while FlexMeasures is asked, and how often that is looked at."""
 
 
@@ -138,7 +138,7 @@ async def plan(site):
     await rest_without_means(site, now)
     if not group:
         return
-    sites.hasten(site, next_boundary(now, site.rolling) if asks else may_ask_from)
+    sites.hasten(site, sites.next_boundary(now, site.rolling) if asks else may_ask_from)
     step = min([means.resolution for means in group.values() if means], default=STEP_SECONDS)
     start = now // step * step
     sharers = sum([each.is_asked is not False for each in group])
@@ -256,12 +256,6 @@ def may_wait(site, each, asks, now):
 
 
 @pyscript_compile
-def next_boundary(now, step):
-    """Return when the next interval begins, and a moment more."""
-    return now // step * step + step + 0.5
-
-
-@pyscript_compile
 async def ask_first(site, asked, here, versions, outlook, window):
     """Plan within the site's limit: who is planned here is told after FlexMeasures has answered.
 
@@ -338,7 +332,7 @@ async def answered(site, asked, versions, outlook, answer):
     schedules, refusals = answer
     site.pause, site.not_before = sites.FIRST_PAUSE_SECONDS, 0.0
     site.succeeded()
-    sites.hasten(site, next_boundary(site.now(), site.rolling))
+    sites.hasten(site, sites.next_boundary(site.now(), site.rolling))
     for each, error in refusals.items():
         await go_on(site, each, versions[each])
         sites.refuse(site, each, versions[each], str(error), error)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import flexmeasures_cem.transitions as transitions
+
 LAG_SECONDS = 30
 """How long after a change a device may still be as it was before."""
 POWER_TOLERANCE = 0.1
@@ -37,9 +39,9 @@ def records():
 
         start: float
         end: float
-        changes: list
-        pieces: list
-        missed: list = field(default_factory=list)
+        changes: list[transitions.Change]
+        pieces: list[tuple[float, float, float]]
+        missed: list[Missed] = field(default_factory=list)
         cost: float = 0.0
 
     return Missed, Plan
@@ -68,6 +70,16 @@ def last_told(plan, now, actuator=None):
     changes = [each for each in plan.changes if each.moment <= now] if plan else []
     found = [each for each in changes if actuator in (None, each.actuator)]
     return found[-1] if found else None
+
+
+@pyscript_compile
+def resumed(plan: Any, modes: dict[str | None, dict]) -> Any:
+    """Return a plan as a device goes on with it that was away, or None where it has other modes now.
+
+    `modes` are those that each of its actuators has, by the actuator's id.
+    """
+    is_fit = all(change.mode in modes.get(change.actuator, {}) for change in plan.changes)
+    return plan if is_fit else None
 
 
 @pyscript_compile

@@ -10,6 +10,9 @@ and allowed for.
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
 
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.plans as plans
@@ -127,7 +130,7 @@ def records():
         container: str
         sequence: str
         power: float
-        actuator: tuple
+        actuator: tuple[str, str]
         fee: float
         is_steady: bool
 
@@ -135,13 +138,19 @@ def records():
     class ProfilePlan(plans.Plan):
         """A Plan that was made for some State: its `moment`, and the Phases of all containers."""
 
+        changes: list[Change]
         made: float = 0.0
-        phases: dict = field(default_factory=dict)
+        phases: Annotated[
+            dict[tuple[str, str], Phase],
+            PlainSerializer(lambda phases: list(phases.items())),
+            BeforeValidator(lambda items: {tuple(key): phase for key, phase in items}),
+        ] = field(default_factory=dict)
 
     return Element, Sequence, Container, Profile, Device, Phase, State, Change, ProfilePlan
 
 
 Element, Sequence, Container, Profile, Device, Phase, State, Change, ProfilePlan = records()
+PLAN = ProfilePlan
 upcoming, missed = plans.upcoming, plans.missed
 
 
@@ -369,6 +378,16 @@ def passed(found, phase, moment):
     if done >= seconds:
         return replace(phase, kind=FINISHED, at=moment - (done - seconds), done=seconds)
     return replace(phase, at=moment, done=done)
+
+
+@pyscript_compile
+def resumed(found: Device, plan: ProfilePlan, _begin: float) -> ProfilePlan | None:
+    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
+    sequences = {
+        (profile.id, each.id): each.sequences for profile in found.profiles for each in profile.containers
+    }
+    is_fit = all(change.sequence in sequences.get(change.actuator, {}) for change in plan.changes)
+    return plan if is_fit else None
 
 
 @pyscript_compile

@@ -21,6 +21,8 @@ SOON_SECONDS = 10.0
 """How long those who are planned here wait for FlexMeasures' answer, where the site has a limit."""
 FIRST_PAUSE_SECONDS = 30.0
 """How long is waited after a first failure."""
+LEAD_SECONDS = 60.0
+"""How long before its time an instruction is sent, where nothing else is configured."""
 REFUSED_SECONDS = 3600.0
 """How long who is refused by FlexMeasures is left out."""
 
@@ -57,7 +59,7 @@ def records():
         share: float
         with_modes: bool
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Controlled:
         """A Resource Manager under a control type that can be planned, for as long as that is active.
 
@@ -69,11 +71,14 @@ def records():
         is when its control began, `manual` maps the ids of a user's instructions to when they begin and end.
         `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
         too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
-        it was last planned here. `executed` are changes that were told under an earlier plan and still hold.
-        `broken_at` is when an instruction was rejected, `departures` has, by message_type, actuator and
-        timer, what was said last that departs from the plan, how often, and until when that is left at it.
+        it was last planned here. `broken_at` is when an instruction was rejected, `departures` has, by
+        message_type, actuator and timer, what was said last that departs from the plan, how often, and until
+        when that is left at it.
         `was_warned` tells whether a missing price was told. Until `leaving_until` another control type is
-        being selected.
+        being selected. `replanned` wakes the task that sends the plan's instructions when they are due;
+        `obeys_at_once` tells that the device executes one when it gets it, not at its execution_time. `kept`
+        is the plan that outlives the connection; a device that `is_returning` goes on with that, which it
+        `is_resuming` once it has told of itself. What it tells counts from `settles_at` on.
         """
 
         resource: Any
@@ -98,16 +103,21 @@ def records():
         is_asked: bool | None = None
         chosen_at: float = 0.0
         dropped: int = 0
-        executed: list = field(default_factory=list)
         broken_at: float | None = None
         departures: dict = field(default_factory=dict)
         leaving_until: float = 0.0
         was_warned: bool = False
         strange_power: float | None = None
+        obeys_at_once: bool = False
+        kept: Any = None
+        is_returning: bool = False
+        is_resuming: bool = False
+        settles_at: float = 0.0
+        replanned: asyncio.Event = field(default_factory=asyncio.Event)
         waiting: list = field(default_factory=list)
         sending: Any = field(default_factory=asyncio.Lock)
 
-    @dataclass
+    @dataclass(repr=False)
     class Site:
         """Who is controlled, by resource_id, and how the site's plan is made.
 
@@ -116,7 +126,9 @@ def records():
         None where the server has them; `limits` are the site's (start, end, W) where those vary.
         `prices(start, end)` (async) returns flexmeasures_optimiser.prices.PriceIntervals, in order and
         without a gap; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None
-        while they are not known, `power(resource)` the power that it measures (W), or None. `own(moment)` is
+        while they are not known, `power(resource)` the power that it measures (W), or None. `lead` is how
+        long before its time an instruction is sent (s), math.inf for as soon as it is planned, and
+        `own_lead(resource)` the same for one Resource Manager, or None. `own(moment)` is
         what the app's own device is to have (W). `shown(resource)` is called when a plan or instruction has
         changed, `told(resource, text)` with what keeps it from being planned, or None; `unfit(resource,
         session, control_type)` when what it told cannot be planned under that, and `failed(error)` and
@@ -128,7 +140,8 @@ def records():
         is being made. `renewal` is when those who are planned here choose again, since another has joined.
         `made` has when FlexMeasures was asked lately, `rate_limit` how often it may be, as it told.
         `others` are the Resource Managers that are connected and not controlled; `unusable` has until when
-        the sensors of some are left out, since they cannot be posted to.
+        the sensors of some are left out, since they cannot be posted to. `kept` has the KeptPlans of those
+        whose connection is over, and `keep(resource)` is called when a plan is to be saved.
         """
 
         solve: Any
@@ -143,11 +156,15 @@ def records():
         succeeded: Any
         horizon: float
         limit: float | None = None
+        lead: float = LEAD_SECONDS
+        own_lead: Any = lambda resource: None
         now: Any = time.time
         settling: float = SETTLING_SECONDS
         rolling: float = ROLLING_SECONDS
         soon: float = SOON_SECONDS
         tariffs: dict = field(default_factory=dict)
+        keep: Any = lambda resource: None
+        kept: dict = field(default_factory=dict)
         others: dict = field(default_factory=dict)
         unusable: dict = field(default_factory=dict)
         is_eager: bool = False
@@ -199,6 +216,12 @@ def hasten(site, moment):
     if site.due is None or moment < site.due:
         site.due = moment
     site.urged.set()
+
+
+@pyscript_compile
+def next_boundary(now: float, step: float) -> float:
+    """Return when the next interval begins, and a moment more."""
+    return now // step * step + step + 0.5
 
 
 @pyscript_compile

@@ -6,6 +6,8 @@ Moments are seconds since 1970.
 import heapq
 from dataclasses import dataclass
 
+import flexmeasures_s2.texts as texts
+
 MARGIN = 1.0
 """How long after a timer's or transition's end the next transition begins (s): clocks differ."""
 
@@ -54,7 +56,7 @@ def records():
         mode: str | None
         factor: float
         ready: float
-        timers: dict
+        timers: dict[str, float]
 
     @dataclass(frozen=True)
     class Change:
@@ -197,7 +199,7 @@ def alike(one, other):
 @pyscript_compile
 def short_label(described):
     """Return the label of an operation mode or actuator on one line, or its id."""
-    return " ".join((described.diagnostic_label or "").split())[:LONGEST_LABEL] or described.id
+    return texts.label(described.diagnostic_label, LONGEST_LABEL) or described.id
 
 
 @pyscript_compile

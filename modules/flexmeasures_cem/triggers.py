@@ -5,12 +5,14 @@ Moments are seconds since 1970.
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.ppbc as ppbc
 import flexmeasures_cem.questions as questions
@@ -41,15 +43,21 @@ def changed(site, resource):
         return
     other = site.others.pop(resource.resource_id, None)
     if session and kind is None:
+        kept_plans.expire(site, resource)
         site.others[resource.resource_id] = resource
-    elif other and site.controlled:
+    elif other and session is None and site.controlled:
         sites.hasten(site, site.now() + site.settling)
     old = site.controlled.pop(resource.resource_id, None)
     if old:
         why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
         sites.give_up(old, errors.NotPlannable(f"{resource.name} {why}"))
+        if session is not old.session:
+            kept_plans.leave(site, old)
     if kind:
-        site.controlled[resource.resource_id] = sites.Controlled(resource, session, kind, since=site.now())
+        found = sites.Controlled(resource, session, kind, since=site.now())
+        site.controlled[resource.resource_id] = found
+        kept_plans.come_back(site, found)
+        sessions.spawn(session, instructions.keep_instructing(site, found))
     if old:
         site.told(resource, None)
     site.urged.set()
@@ -78,10 +86,13 @@ def received(site, resource, message):
             sites.hasten(site, max(site.now() + site.settling, questions.for_given_from(site)))
         return
     kind, memory, now = message.message_type, found.session.memory, site.now()
+    if found.is_returning:
+        kept_plans.expect(site, found)
     if kind in found.type.CALL_FOR_A_PLAN:
         found.broken_at = None
         found.departures.clear()
-        sites.want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
+        if not found.is_returning:
+            sites.want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
     elif kind == "RevokeObject":
         revoked(site, found, message)
     elif kind == "InstructionStatusUpdate":
@@ -95,14 +106,20 @@ def received(site, resource, message):
             found.heard[getattr(message, "actuator_id", None)] = now
         if hasattr(message, "finished_at"):
             found.heard[getattr(message, "actuator_id", None), message.timer_id] = now
+        if hasattr(message, "active_operation_mode_id"):
+            instructions.note_habit(site, found, message, now)
         if found.asked:
             if found.type.moved(*found.asked, message):
                 found.asked = None
                 sites.want(site, found, f"another {kind} while it was planned")
         elif found.plan is None:
-            if found.planned_version < 0:
+            if found.planned_version < 0 and not found.is_returning:
                 sites.want(site, found, f"its first {kind}")
-        elif found.version == found.planned_version and not instructions.is_manual(found, now):
+        elif (
+            found.version == found.planned_version
+            and now >= found.settles_at
+            and not instructions.is_manual(found, now)
+        ):
             departed(site, found, message, now)
 
 
@@ -123,11 +140,14 @@ def departed(site, found, message, now):
     What a device tells shortly after an instruction does not show yet whether it follows it.
     """
     key = message.message_type, getattr(message, "actuator_id", None), getattr(message, "timer_id", None)
-    deviation, content = found.type.departs(found.device, found.plan, message, now), what_is_said(message)
+    departs = partial(found.type.departs, found.device, found.plan, message)
+    deviation, content = departs(now), what_is_said(message)
     before, count, patient_until = found.departures.get(key, (None, 0, 0.0))
     if deviation is None:
         if content != before and not plans.is_settling(found.plan, now, key[1]):
             found.departures.pop(key, None)
+        return
+    if instructions.does_the_next(site, found, departs, now):
         return
     if content != before or now >= patient_until + LONGEST_PATIENCE_SECONDS:
         count, patient_until = 0, 0.0
@@ -140,12 +160,14 @@ def departed(site, found, message, now):
 
 @pyscript_compile
 def what_is_said(message):
-    """Return what a status says of the device, but for how far it has come."""
+    """Return what a status says of the device, but for how far it has come, and the factor of its mode.
+
+    A device that goes its own way often does so at another power each time.
+    """
     containers = getattr(message, "sequence_container_status", None) or []
     return (
         getattr(message, "present_fill_level", None),
         getattr(message, "active_operation_mode_id", None),
-        getattr(message, "operation_mode_factor", None),
         getattr(message, "finished_at", None),
         getattr(message, "present_demand_rate", None),
         [(each.sequence_container_id, each.status.value, each.selected_sequence_id) for each in containers],
@@ -175,16 +197,25 @@ def power_measured(site, found, now):
     if found.plan is None or instructions.is_manual(found, now) or found.version != found.planned_version:
         return
     power = site.power(found.resource)
-    if power is None or now - found.plan.start < plans.LAG_SECONDS:
+    if power is None or now - found.plan.start < plans.LAG_SECONDS or now < found.settles_at:
         return
-    departs = found.type.measured_power_departs(found.device, found.plan, power, now)
-    if departs is None:
+    departs_at = partial(found.type.measured_power_departs, found.device, found.plan, power)
+    departs = departs_at(now)
+    if departs is None or instructions.does_the_next(site, found, departs_at, now):
         found.strange_power = None
     elif found.strange_power is None or plans.power_departs(
         power, found.strange_power, found.type.tolerance(found.device)
     ):
         found.strange_power = power
         sites.want(site, found, departs)
+
+
+@pyscript_compile
+def are_awaited(site: Any) -> bool:
+    """Return whether a device waits for a plan of a schedule; one that comes back may go on with its own."""
+    return any(
+        each.is_fallback or (each.plan is None and not each.is_returning) for each in site.controlled.values()
+    )
 
 
 @pyscript_compile
@@ -229,7 +260,7 @@ async def look_at_prices(site, now):
     if all(each.is_asked is False for each in site.controlled.values()):
         site.succeeded()
     known, site.known_prices = site.known_prices, found
-    if known is None or differ(known, found, now):
+    if are_awaited(site) if known is None else differ(known, found, now):
         LOGGER.info("There are new prices")
         sites.hasten(site, now)
 

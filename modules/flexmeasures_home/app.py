@@ -30,7 +30,7 @@ LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass
+    @dataclass(repr=False)
     class App:
         """The devices of a right configuration, or the mistakes of a wrong one, or why it did not start."""
 
@@ -40,7 +40,7 @@ def records():
         devices: list = field(default_factory=list)
         started: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @dataclass
+    @dataclass(repr=False)
     class Stage:
         """Where the running app is, kept in `hass.data` over reloads."""
 

@@ -25,7 +25,7 @@ FIELDS = 5
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Cron:
         """When `plan` is called next, with the time for which it is; `failures` counts those since a success.
 

@@ -58,7 +58,7 @@ NO_SOC = "no_soc"
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Device:
         """A device with its connection, the schedule in force and the one before it.
 
@@ -325,12 +325,12 @@ async def stop(device):
         if task:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+    if device.resources:
+        await resources.stop(device.resources)
     async with device.planning:
         if device.forget_boundary:
             device.forget_boundary()
             device.forget_boundary = None
-    if device.resources:
-        await resources.stop(device.resources)
     if device.measurements:
         device.measurements.sensors |= device.link.sensors
         await measurements.stop_all(device.measurements)
@@ -341,23 +341,24 @@ async def stop(device):
 
 
 @pyscript_compile
-def recovered(device):
-    """Do now what has failed, since the server answers again."""
+def recovered(device, was_away=True):
+    """Do now what has failed, since the server answers, and make plans anew where it did not before."""
     device.check_pause = FIRST_PAUSE_SECONDS
-    wake(device, is_back=True)
+    wake(device, is_back=True, was_away=was_away)
 
 
 @pyscript_compile
-def wake(device: Any, is_back: bool = False) -> bool:
+def wake(device: Any, is_back: bool = False, was_away: bool = False) -> bool:
     """Do now what waits for the server, since that does something for us; return True: not again at once.
 
-    `is_back` tells that it was away as such.
+    `is_back` tells that it answers as such, and `was_away` that it did not before: S2 devices that have a
+    plan get another then.
     """
     device.answered.set()
     outboxes.urge(device.outbox)
     is_away = any(problem.cause in statuses.OF_THE_SERVER for problem in device.status.problems.values())
     if device.resources and (is_away or is_back):
-        resources.urge(device.resources)
+        resources.urge(device.resources, was_away)
     plan_problem = device.status.problems.get(PLAN)
     if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
         if device.cron:
@@ -382,6 +383,7 @@ async def check(device, pause):
     over all that follows, the next check comes later each time.
     """
     next_check_pause = min(2 * pause, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
+    was_away = pause > 0
     await asyncio.sleep(pause)
     while True:
         device.answered.clear()
@@ -390,12 +392,13 @@ async def check(device, pause):
         await measurements.learn(device.measurements, device.link.sensors)
         if error is None:
             break
+        was_away = True
         statuses.fail_with(device.status, statuses.SERVER, error, checks.with_key(device, error))
         pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
         with suppress(TimeoutError):
             await asyncio.wait_for(device.answered.wait(), pause)
     statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
-    recovered(device)
+    recovered(device, was_away)
     device.check_pause = next_check_pause
 
 

@@ -303,6 +303,12 @@ def seconds(value):
 
 
 @pyscript_compile
+def instruction_lead(value: Any) -> float:
+    """Return how long before its time an instruction is sent (s): math.inf for all as soon as planned."""
+    return math.inf if value == "all" else seconds(value)
+
+
+@pyscript_compile
 def size(value):
     """Return a number of bytes, of a whole number or a text such as "1 MiB"."""
     found, unit = quantities.parse(value)
@@ -498,6 +504,7 @@ TEXT = expects(text, "a text that is not empty")
 UNIT = expects(unit, f"a text that is not empty, of at most {MAX_UNIT} characters, such as kW")
 BOOLEAN = expects(boolean, "true or false")
 SECONDS = expects(seconds, "seconds from 1 up to a day, such as 30")
+INSTRUCTION_LEAD = expects(instruction_lead, "seconds from 1 up to a day, such as 60 s, or all")
 SIZE = expects(size, "a size from 4 KiB to 64 MiB, such as 1 MiB")
 PORT = expects(within(1, 65535), "a port from 1 to 65535")
 SIGN = vol.Any("consumption", "production", msg="expected consumption or production")

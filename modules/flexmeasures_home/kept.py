@@ -47,7 +47,7 @@ def name_aside(path: Path) -> Path:
 @pyscript_compile
 def reason(error: BaseException) -> str:
     """Return why something failed, in short."""
-    text = error.strerror if isinstance(error, OSError) else str(error)
+    text = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:MAX_QUOTED]
 
 
@@ -96,7 +96,7 @@ def save_again(status: Any) -> None:
         status.hass.async_create_background_task(write_again(), f"flexmeasures saving {name}")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _KeptFile:
     """A file in Home Assistant's storage folder: its `name`, and `what` it holds, as a user calls it.
 

@@ -31,7 +31,7 @@ LATEST = 0.1
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Measurements:
         """All meters, the outbox that takes their values, and what is kept in a file of them.
 
@@ -45,7 +45,7 @@ def records():
         intervals: dict
         meters: list = field(default_factory=list)
 
-    @dataclass
+    @dataclass(repr=False)
     class Meter:
         """An entity whose values go to a FlexMeasures sensor.
 

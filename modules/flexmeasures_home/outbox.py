@@ -37,7 +37,7 @@ PATIENCE_SECONDS = 20
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Parcel:
         """A run on its way: since when it fails, the job that stores a `part` of it, and who waits for it.
 
@@ -53,7 +53,7 @@ def records():
         sending: bool = False
         waiting: list = field(default_factory=list)
 
-    @dataclass
+    @dataclass(repr=False)
     class Outbox:
         """The parcels for one user of one server, oldest first.
 

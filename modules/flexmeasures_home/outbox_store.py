@@ -98,7 +98,7 @@ def remove_all(paths: list[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-@dataclass
+@dataclass(repr=False)
 class _Changes:
     """What is to be written: `rows` of (key, user, run as text), keys that are `gone`, and `dropped` values.
 
@@ -114,7 +114,7 @@ class _Changes:
 Changes = _Changes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _OutboxStore:
     """The database for one user of one server.
 

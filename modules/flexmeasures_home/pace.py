@@ -14,7 +14,7 @@ from homeassistant.helpers.event import async_call_later
 def pace_kind() -> type:
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Pace:
         """At most one act in some seconds: the first at once, the last of the others afterwards.
 

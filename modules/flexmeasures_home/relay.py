@@ -55,7 +55,7 @@ MINUTES_BETWEEN_SAME_LEVELS = 5
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Relay:
         """A Resource Manager, its entity, and its sensors on FlexMeasures once those are known.
 
@@ -66,7 +66,8 @@ def record():
         `looked` has both clocks as they were when it was summed up last. `level_is_new` tells that the fill
         level was not posted yet. `forecast` waits to be posted, `forecast_parcel` was posted last. `shown` is
         the session, control type and fill level that were last made known, `state` the state and attributes
-        that Home Assistant was last given. `energy_per_fill_level` is in Wh. `planned()` returns the
+        that Home Assistant was last given. `energy_per_fill_level` is in Wh. `instruction_lead` is how long
+        before its time an instruction is sent (s), where that is configured for it. `planned()` returns the
         attributes that tell of its plan.
         """
 
@@ -75,6 +76,7 @@ def record():
         resource: Any
         entity_id: str
         energy_per_fill_level: float | None = None
+        instruction_lead: float | None = None
         made: Any = None
         provision: Any = None
         power_sensor: Any = None

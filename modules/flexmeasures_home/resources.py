@@ -13,6 +13,7 @@ from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as cem_errors
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.planner as planners
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_home.kept as kept
@@ -48,7 +49,7 @@ MOST_NEW = 256
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Resources:
         """The listener, the CEM behind it, the site's planner, and a relay for each Resource Manager.
 
@@ -97,11 +98,13 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     side = Resources(hass, given, link, outbox, status, meters, store)
     side.asker = site_plan.Asker(given, link, status, planning, own_schedule)
     side.site = site_plan.new(side.asker, partial(relay_of, side), partial(give_way, side))
+    side.site.keep = lambda resource: save_soon(side)
     side.cem = cems.Cem(
         partial(changed, side),
         partial(received, side),
         given.s2.control_type,
         leaving=partial(triggers.leave, side.site),
+        with_token=frozenset(name for name, each in given.s2.resources.items() if "token" in each),
     )
     found = await store.async_load()
     side.file = {"users": store.part(found, "users", dict)}
@@ -116,6 +119,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
         cems.events(side.cem),
         partial(cems.ended, side.cem),
         token=s2.token,
+        tokens={name: each["token"] for name, each in s2.resources.items() if "token" in each},
         certificate=s2.certificate and hass.config.path(s2.certificate),
         key=s2.key and hass.config.path(s2.key),
         limits=s2.limits,
@@ -153,6 +157,8 @@ def recall(side, resource_id, found):
     own = side.store.part(side.store.part(side.file["users"], side.outbox.user, dict), resource_id, dict)
     if own:
         side.store.read(partial(recall_relay, relay), own)
+        if plan := side.store.part(own, "plan", dict):
+            side.store.read(partial(kept_plans.recall, side.site, resource), plan)
     use_sensors(side, relay)
     relays.go_on(relay)
 
@@ -222,11 +228,12 @@ async def stop(side):
 
 
 @pyscript_compile
-def urge(side):
-    """Look for sensors and plan now, since the server answers again."""
+def urge(side, was_away):
+    """Look for sensors and plan now, since the server answers; after an outage those with a schedule too."""
     side.urged.set()
     side.urged.clear()
-    triggers.plan_soon(side.site)
+    if was_away or triggers.are_awaited(side.site):
+        triggers.plan_soon(side.site)
 
 
 @pyscript_compile
@@ -263,9 +270,11 @@ def content(side):
         for resource_id, relay in side.relays.items()
     }
     own = {
-        resource_id: relays.as_json(relay, stopped=side.stopped) for resource_id, relay in side.relays.items()
+        resource_id: relays.as_json(relay, stopped=side.stopped)
+        | {"plan": kept_plans.as_json(kept_plans.of(side.site, resource_id))}
+        for resource_id, relay in side.relays.items()
     }
-    return {"resources": resources, "users": side.file.get("users", {}) | {side.outbox.user: own}}
+    return {"resources": resources, "users": side.file["users"] | {side.outbox.user: own}}
 
 
 @pyscript_compile
@@ -300,6 +309,7 @@ def use_sensors(side, relay):
     if not given.s2.auto_provision:
         made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
     relay.energy_per_fill_level = listed.get("energy_per_fill_level")
+    relay.instruction_lead = listed.get("instruction_lead")
     relay.provision = provisioning.Provision(
         made.asset,
         listed.get("power_sensor") or made.power_sensor,
@@ -376,6 +386,7 @@ def wants_soc(relay):
 async def find_sensors(side, relay):
     """Find the sensors; while the server is away, try again with growing pauses."""
     matter, pause = f"{MATTER} {relay.resource.resource_id}", FIRST_PAUSE_SECONDS
+    before = site_plan.means_of(relay)
     while relay.resource.session:
         try:
             async with side.provisioning:
@@ -394,7 +405,8 @@ async def find_sensors(side, relay):
             statuses.succeed(side.status, matter)
             complain_of_sharing(side, relay)
             relays.sensors_known(relay)
-            triggers.plan_soon(side.site)
+            if site_plan.means_of(relay) != before:
+                triggers.plan_soon(side.site)
             save_soon(side)
             return
         try:

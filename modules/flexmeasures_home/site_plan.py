@@ -42,7 +42,7 @@ SCHEDULER = "scheduler"
 def record():
     """Define the record: natively, so that compiled code can make it."""
 
-    @dataclass
+    @dataclass(repr=False)
     class Asker:
         """How the site's plan is asked for: one question at a time, beside the app's own device.
 
@@ -87,6 +87,8 @@ def new(asker, relay_of, unfit):
         lambda: statuses.succeed(asker.status, MATTER),
         given.schedule_duration.total_seconds(),
         given.site_power_capacity,
+        lead=given.s2.instruction_lead,
+        own_lead=lambda resource: relay_of(resource).instruction_lead,
         now=lambda: dt_util.utcnow().timestamp(),
         tariffs=given.s2.prices,
         rate_limit=asker.link.rate_limit,

@@ -66,7 +66,7 @@ def records():
         temporary: bool
         since: datetime
 
-    @dataclass
+    @dataclass(repr=False)
     class Status:
         """The problems by their matter (`plan`, `measurements`, ...), the newest last, and the rest.
 

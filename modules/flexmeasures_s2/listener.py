@@ -5,6 +5,7 @@ import base64
 import hmac
 import ipaddress
 import logging
+import math
 import socket
 import ssl
 import time
@@ -14,10 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 import flexmeasures_s2.errors as errors
 import flexmeasures_s2.handshake as handshake
 import flexmeasures_s2.session as sessions
+from flexmeasures_s2.texts import quoted
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 UNSUPPORTED_DATA, POLICY_VIOLATION = 1003, 1008
@@ -25,6 +28,8 @@ LONGEST_REASON = 123
 """Bytes that a websocket's close frame has room for."""
 CLOSING_SECONDS = 2
 MOST_WARNED_OF = 100
+SECONDS_BETWEEN_WARNINGS = 60.0
+"""How often the log is told of one who is not let in."""
 BACKLOG = 100
 RESERVED = {}
 """Sockets by (host, port) at which connections wait for a listener that is yet to start."""
@@ -58,11 +63,12 @@ def records():
         handshake: float = 30
         reading: float = 20
 
-    @dataclass
+    @dataclass(repr=False)
     class Listener:
         """Where it listens, whom it lets in, and who is connected, or has yet to ask for that.
 
-        `events` are told of each session, and `ended` of its end.
+        `tokens` are those of single resources, by name or resource_id. `events` are told of each session, and
+        `ended` of its end. `refused` has what the log was told of whom, and `warned_at` when (monotonic s).
         """
 
         host: str
@@ -71,6 +77,7 @@ def records():
         events: Any
         ended: Any
         token: str | None = field(default=None, repr=False)
+        tokens: dict[str, str] = field(default_factory=dict, repr=False)
         certificate: str | None = None
         key: str | None = None
         limits: Limits = field(default_factory=Limits)
@@ -79,6 +86,7 @@ def records():
         sessions: set = field(default_factory=set)
         asking: dict = field(default_factory=dict)
         refused: set = field(default_factory=set)
+        warned_at: dict[str, float] = field(default_factory=dict)
 
     @dataclass
     class Bucket:
@@ -152,6 +160,7 @@ async def start(listener):
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=unreadable_requests(listener),
         shutdown_timeout=CLOSING_SECONDS,
         keepalive_timeout=listener.limits.handshake,
     )
@@ -211,11 +220,43 @@ async def stop(listener):
 
 @pyscript_compile
 def complain(listener, request, why):
-    """Warn of who is refused: once each, so that nobody can fill the log."""
-    known = (request.remote, why) in listener.refused or len(listener.refused) >= MOST_WARNED_OF
-    if not known:
-        listener.refused.add((request.remote, why))
-    LOGGER.log(logging.DEBUG if known else logging.WARNING, "%s was refused: %s", request.remote, why)
+    """Warn of who is refused."""
+    warn_of(listener, request.remote, why)
+
+
+@pyscript_compile
+def warn_of(listener: Any, remote: str | None, why: str) -> None:
+    """Warn of what an unknown peer does: of each thing once, and of one a minute, lest it fill the log."""
+    now, key = time.monotonic(), (remote, why)
+    is_known = key in listener.refused or len(listener.refused) >= MOST_WARNED_OF
+    is_soon = now - listener.warned_at.get(remote, -math.inf) < SECONDS_BETWEEN_WARNINGS
+    if not (is_known or is_soon):
+        listener.refused.add(key)
+        listener.warned_at[remote] = now
+    LOGGER.log(
+        logging.DEBUG if is_known or is_soon else logging.WARNING, "%s was refused: %s", remote, quoted(why)
+    )
+
+
+@pyscript_compile
+def unreadable_requests(listener: Any) -> logging.Logger:
+    """Return a logger for aiohttp, whose tracebacks of requests that it cannot read become one warning."""
+
+    class ToUs(logging.Handler):
+        """Pass on what is wrong, and with whom."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Warn of a request that cannot be read; what else goes wrong is a fault of ours."""
+            error = record.exc_info and record.exc_info[1]
+            if isinstance(error, HttpProcessingError):
+                remote = record.args[0] if record.args else None
+                warn_of(listener, remote, f"its request cannot be read ({type(error).__name__})")
+            else:
+                LOGGER.error("%s: please report this", record.getMessage(), exc_info=record.exc_info)
+
+    logger = logging.Logger("flexmeasures.s2.http", logging.ERROR)
+    logger.addHandler(ToUs())
+    return logger
 
 
 @pyscript_compile
@@ -223,7 +264,8 @@ def refusal(listener, request):
     """Return the HTTP answer to who is not let in, or None."""
     if listener.token:
         given = token_in(request.headers.get("Authorization", ""))
-        if not hmac.compare_digest(given, listener.token.encode()):
+        is_right = hmac.compare_digest(given, listener.token.encode())
+        if not (holder_of(listener, request) or is_right):
             complain(listener, request, "its token is missing or wrong")
             return web.Response(
                 status=401, headers={"WWW-Authenticate": "Bearer"}, text="The token is missing or wrong"
@@ -239,6 +281,14 @@ def refusal(listener, request):
         complain(listener, request, f"there are {listener.limits.connections} connections")
         return web.Response(status=503, headers={"Retry-After": "60"}, text="Too many connections")
     return None
+
+
+@pyscript_compile
+def holder_of(listener: Any, request: Any) -> str | None:
+    """Return the name or resource_id of the resource whose own token was given, or None."""
+    given = token_in(request.headers.get("Authorization", ""))
+    matches = [name for name, token in listener.tokens.items() if hmac.compare_digest(given, token.encode())]
+    return matches[0] if matches else None
 
 
 @pyscript_compile
@@ -340,6 +390,7 @@ def new_session(listener, request, websocket):
         events=listener.events,
         deepest=limits.depth,
         confirmation_seconds=limits.confirmation,
+        holder=holder_of(listener, request),
     )
     sessions.spawn(session, send_away_unless_established())
     return session

@@ -14,8 +14,10 @@ from typing import Any
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as errors
 import flexmeasures_s2.messages as messages
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+texts.guard(LOGGER)
 HANDSHAKE, DETAILS, ESTABLISHED, ENDED = "handshake", "details", "established", "ended"
 OK = "OK"
 NORMAL, GOING_AWAY, PROTOCOL_ERROR = 1000, 1001, 1002
@@ -78,7 +80,7 @@ def records():
         label: str | None = None
         then: Any = None
 
-    @dataclass(eq=False)
+    @dataclass(eq=False, repr=False)
     class Session:
         """A connection to one Resource Manager.
 
@@ -86,16 +88,18 @@ def records():
         the latest such message that is in force; `coming` has those that replace one of them at their
         valid_from, as (key, message) in that order. `instructions` maps an instruction's id to it and to its
         last status.
-        `entry` deals with the Handshake. `leniencies` are those that the log has been warned of. `replaced`
-        tells that another connection of the resource came; `characters` has how long the messages are that
-        were remembered by an id of their own, and `coming_characters` those that are coming, by message_id;
-        `replacing` is the task that puts those in force.
+        `holder` is the resource whose own token was given, if it has one. `entry` deals with the Handshake.
+        `leniencies` are those that the log has been warned of. `replaced` tells that another connection of
+        the resource came; `characters` has how long the messages are that were remembered by an id of their
+        own, and `coming_characters` those that are coming, by message_id; `replacing` is the task that puts
+        those in force.
         """
 
         peer: str
         send_text: Any
         close_transport: Any
         events: Any
+        holder: str | None = None
         entry: Any = None
         deepest: int = 64
         confirmation_seconds: float = 10
@@ -136,7 +140,7 @@ def name_of(session):
 @pyscript_compile
 def name(details):
     """Return a Resource Manager's name on one line, else its resource_id."""
-    return (" ".join((details.name or "").split()) or " ".join(details.resource_id.split()))[:LONGEST_NAME]
+    return texts.label(details.name, LONGEST_NAME) or details.resource_id[:LONGEST_NAME]
 
 
 @pyscript_compile
@@ -400,6 +404,8 @@ def on_details(session, message):
         )
     if len(message.resource_id) > LONGEST_ID:
         raise errors.InvalidContent(f"resource_id: expected at most {LONGEST_ID} characters")
+    if not message.resource_id.isprintable() or not message.resource_id.strip():
+        raise errors.InvalidContent("resource_id: expected characters that can be printed")
     offered = [each.value for each in message.available_control_types]
     if offered == [control_types.NO_SELECTION]:
         raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
@@ -479,7 +485,7 @@ def on_reception_status(session, message):
     pending = session.pending.pop(message.subject_message_id, None)
     if pending is None:
         if message.status.value != OK:
-            label = (message.diagnostic_label or "")[:LONGEST_LOGGED]
+            label = texts.quoted(message.diagnostic_label)
             subject = message.subject_message_id
             complain(session, "answered %s to %s: %s", message.status.value, subject, label)
         return

@@ -58,6 +58,7 @@ def home_assistant(flexmeasures_server, begin, tmp_path_factory):
         "consumption_price_sensor": prices,
         "soc_entity": SOC,
         "production_capacity": "0 kW",
+        "schedule_duration": "PT4H",
         "s2": {},
     }
     home_assistant = HomeAssistant(config, app, sections=sections, python=installation.python)

@@ -14,6 +14,7 @@ from tests.parts.home_assistant import HomeAssistant, ServiceFailed, install
 SCHEDULE = "sensor.flexmeasures_schedule"
 STATUS = "sensor.flexmeasures_status"
 CALL = ("flexmeasures", "trigger_and_get_schedule")
+FOUR_HOURS = {"soc_at_start": 4, "duration": "PT4H"}
 
 
 @pytest.fixture(scope="module")
@@ -122,22 +123,22 @@ async def test_an_edit_of_the_scripts_is_live(home_assistant):
 
 
 async def test_a_server_that_goes_away_costs_no_schedule(home_assistant, flexmeasures_server):
-    await home_assistant.call(*CALL, {"soc_at_start": 4})
+    await home_assistant.call(*CALL, FOUR_HOURS)
     before = await home_assistant.state(SCHEDULE)
     flexmeasures_server.stop_web()
     try:
         with pytest.raises(ServiceFailed, match="cannot be reached"):
-            await home_assistant.call(*CALL, {"soc_at_start": 4})
+            await home_assistant.call(*CALL, FOUR_HOURS)
         assert (await home_assistant.state(STATUS))["state"] == "unreachable"
         assert (await home_assistant.state(SCHEDULE))["attributes"] == before["attributes"]
     finally:
         flexmeasures_server.start_web()
-    await home_assistant.call(*CALL, {"soc_at_start": 4})
+    await home_assistant.call(*CALL, FOUR_HOURS)
     assert (await home_assistant.state(STATUS))["state"] == "ok"
 
 
 async def test_a_restart_keeps_the_schedule(home_assistant):
-    await home_assistant.call(*CALL, {"soc_at_start": 4})
+    await home_assistant.call(*CALL, FOUR_HOURS)
     before = await home_assistant.state(SCHEDULE)
     await home_assistant.restart()
     after = await home_assistant.state(SCHEDULE)

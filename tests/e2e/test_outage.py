@@ -9,9 +9,11 @@ import pytest_socket
 from tests.demo import battery
 from tests.e2e.test_main_job import errors
 from tests.parts.home_assistant import HomeAssistant, install
+from tests.parts.s2_devices import HomeBattery
 
 SCHEDULE = "sensor.flexmeasures_schedule"
 STATUS = "sensor.flexmeasures_status"
+S2_BATTERY = "sensor.flexmeasures_s2_home_battery"
 START = datetime(2026, 11, 20, 9, tzinfo=UTC)
 QUARTER, MINUTE = timedelta(minutes=15), timedelta(minutes=1)
 pytestmark = pytest.mark.usefixtures("socket_enabled")
@@ -34,6 +36,7 @@ def home_assistant(flexmeasures_server, sensors, source, tmp_path_factory):
         "soc_entity": "sensor.battery",
         "measurements": [{"entity": "sensor.grid", "sensor": sensors[1]}],
         "cron": "7 13 * * *",
+        "schedule_duration": "PT4H",
     }
     logger = {"logger": {"default": "debug"}}
     home_assistant = HomeAssistant(config, section, sections=logger)
@@ -65,10 +68,40 @@ async def post(home_assistant, sensor, number):
     )
 
 
+async def s2_battery_planned(home_assistant) -> dict:
+    """Let a battery that speaks S2 get its plan, and return the attributes that show it, once it is kept."""
+    await home_assistant.wait_for_s2()
+    async with HomeBattery(home_assistant.s2_url, every=0.2):
+        state = await home_assistant.wait_for_state(
+            S2_BATTERY,
+            lambda state: state["attributes"]["has_schedule"] and state["attributes"]["instruction"],
+        )
+        file = home_assistant.config / ".storage" / "flexmeasures_for_pyscript.resources"
+        async with asyncio.timeout(30):
+            while '"described"' not in await asyncio.to_thread(file.read_text):
+                await asyncio.sleep(0.5)
+    return state["attributes"]
+
+
+async def s2_battery_goes_on(home_assistant, shown) -> None:
+    """Check that the battery is told at once what is due now, of the plan that it had before."""
+    await home_assistant.wait_for_s2()
+    resource_id = shown["resource_id"]
+    async with HomeBattery(home_assistant.s2_url, every=0.2, resource_id=resource_id) as s2_battery:
+        async with asyncio.timeout(10):
+            while not s2_battery.instructions:
+                await asyncio.sleep(0.05)
+        assert s2_battery.instructions[0]["operation_mode"] == shown["instruction"]["operation_mode"]
+        again = (await home_assistant.state(S2_BATTERY))["attributes"]
+        assert again["planned_until"] == shown["planned_until"]
+        assert again["has_schedule"] is True
+
+
 async def test_nothing_is_lost_and_nothing_twice(home_assistant, flexmeasures_server, sensors):
     posted, measured = sensors
     await devices_speak(home_assistant)
     await home_assistant.call("flexmeasures", "trigger_and_get_schedule", {"soc_at_start": 4})
+    shown = await s2_battery_planned(home_assistant)
     planned = await home_assistant.state(SCHEDULE)
     assert (await post(home_assistant, posted, 0))["delivered"] is True
     await asyncio.to_thread(flexmeasures_server.stop)
@@ -83,6 +116,7 @@ async def test_nothing_is_lost_and_nothing_twice(home_assistant, flexmeasures_se
     await home_assistant.start()
     restored = await home_assistant.state(SCHEDULE)
     assert restored["attributes"] == planned["attributes"]
+    await s2_battery_goes_on(home_assistant, shown)
     status = await home_assistant.state(STATUS)
     assert status["attributes"]["outbox"] >= waiting["attributes"]["outbox"]
     await devices_speak(home_assistant)

@@ -87,7 +87,8 @@ def home_assistant(flexmeasures_server, source, tmp_path_factory):
     logs = [block["logger"]["logs"] for block in readme.blocks() if "logger" in block]
     logger = {"logger": {"logs": logs[0] | logs[1]}}
     sections = BATTERY | of_the_user_interface | written | logger
-    home_assistant = HomeAssistant(config, battery(flexmeasures_server), sections=sections)
+    app = battery(flexmeasures_server) | {"schedule_duration": "PT4H"}
+    home_assistant = HomeAssistant(config, app, sections=sections)
     asyncio.run(home_assistant.start())
     yield home_assistant
     pytest_socket.enable_socket()

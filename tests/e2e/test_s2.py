@@ -21,7 +21,7 @@ GARAGE, KITCHEN, ROOF = (f"sensor.flexmeasures_s2_{name}" for name in ("garage",
 @pytest.fixture
 async def home_assistant(tmp_path, installation, flexmeasures_server):
     """Run Home Assistant with a listener that asks for a token, and everything logged."""
-    app = battery(flexmeasures_server) | {"s2": {"token": TOKEN}}
+    app = battery(flexmeasures_server) | {"schedule_duration": "PT4H", "s2": {"token": TOKEN}}
     logger = {"logger": {"logs": {"custom_components.pyscript": "debug"}}}
     install(tmp_path, installation.source)
     python = installation.python

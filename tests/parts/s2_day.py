@@ -1,6 +1,7 @@
 """A day of simulated devices under our control: its clock, and what it would have cost otherwise."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -65,12 +66,16 @@ def keep_measurements(home) -> None:
 
 @contextmanager
 def a_day(monkeypatch, side, begin: datetime):
-    """Give the S2 side of a home whose clock is moved by hand, and whose plans roll on slowly."""
+    """Give the S2 side of a home whose clock is moved by hand, and whose plans roll on slowly.
+
+    They are sent ahead as a whole, since the clock jumps over the moments at which each instruction is due.
+    """
     keep_measurements(side.home)
     with moved_by_hand(monkeypatch, begin) as clock:
         side.clock, side.begin = clock, begin
         side.site = side.home.device.resources.site
         side.site.rolling = ROLLING
+        side.site.lead = math.inf
         yield side
 
 

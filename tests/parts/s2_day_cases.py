@@ -140,9 +140,7 @@ async def storages(day: Day, every: float | None) -> AsyncIterator[Storages]:
 def check_storages(day: Day, made: Storages, record_property: RecordProperty) -> None:
     """Report what the day of the storages cost, and assert that they were used well."""
     cases = [
-        StorageCase(
-            "home battery", made.battery, Economy(10_000, [-5000, -2500, 0, 2500, 5000], 0.95), 0, 5000
-        ),
+        home_battery("home battery", made.battery),
         StorageCase(
             "twin battery",
             made.twin,
@@ -164,6 +162,11 @@ def check_storages(day: Day, made: Storages, record_property: RecordProperty) ->
             f"{name}: the optimum is found on a grid, but not so coarse"
         )
         assert nothing - cost > 0.6 * (nothing - optimum) - HAIR, name
+
+
+def home_battery(name: str, battery: HomeBattery) -> StorageCase:
+    """Return the case of a home battery, in which half of it is left if nothing is done."""
+    return StorageCase(name, battery, Economy(10_000, [-5000, -2500, 0, 2500, 5000], 0.95), 0, 5000)
 
 
 def judged(day: Day, case: StorageCase) -> tuple[float, float, float]:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from functools import partial
 from itertools import chain, pairwise
-from typing import ClassVar, Self
+from typing import ClassVar, Self, get_args
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 from zoneinfo import ZoneInfo
 
+from pydantic import BaseModel
 from s2python.common import (
     CommodityQuantity,
     ControlType,
@@ -31,7 +33,8 @@ from s2python.connection.async_.control_type.class_based import (
 )
 from s2python.connection.async_.medium.s2_medium import MediumClosedConnectionError
 from s2python.connection.async_.medium.websocket import WebsocketClientMedium
-from s2python.s2_parser import S2Parser
+from s2python.message import S2Message
+from s2python.s2_parser import TYPE_TO_MESSAGE_CLASS, S2Parser
 
 from tests.parts.s2_messages import example
 
@@ -52,8 +55,24 @@ DISCONNECTED = (MediumClosedConnectionError, CouldNotReceiveStatusReceptionError
 Curve = Callable[[datetime], float]
 
 
+class Habit(Enum):
+    """What Resource Managers in the field do, though S2 has it otherwise."""
+
+    ACTS_ON_RECEIPT = auto()
+    """It carries an instruction out when it arrives, whatever its `execution_time` says."""
+    IGNORES_REVOCATION = auto()
+    """It confirms a RevokeObject, and carries the instruction out all the same."""
+    SENDS_NULL = auto()
+    """It sends null for each optional field that has no value, in every message."""
+    REPORTS_UNDER_MESSAGE_ID = auto()
+    """Its InstructionStatusUpdate names an instruction by the `message_id`, not by the `id`."""
+
+
 class Device(ABC):
-    """A device that tells what its active control type calls for, until it is stopped or disconnected."""
+    """A device that tells what its active control type calls for, until it is stopped or disconnected.
+
+    It has the `habits` that it is given, and none by default.
+    """
 
     role: ClassVar[str]
     commodities: ClassVar[tuple[str, ...]] = ("ELECTRICITY",)
@@ -71,8 +90,10 @@ class Device(ABC):
         every: float | None = 1.0,
         quantity: str = POWER,
         further_quantities: Iterable[str] = (),
+        habits: Iterable[Habit] = (),
     ) -> None:
         self.every = every
+        self.habits = frozenset(habits)
         self.quantity = CommodityQuantity(quantity)
         self.control_type: str | None = None
         self.active = asyncio.Event()
@@ -90,7 +111,7 @@ class Device(ABC):
         self._telling: list[asyncio.Task] = []
         self._medium = self._new_medium()
         await self._medium.connect()
-        self._connection = Connection(self._medium)
+        self._connection = Connection(self._medium, sends_null=Habit.SENDS_NULL in self.habits)
         ResourceManagerHandler(self.control_types(), self._details).register_handlers(self._connection)
         self._running = asyncio.create_task(self._connection.run())
         return self
@@ -146,6 +167,7 @@ class _AsJson:
 
     @property
     def message_id(self) -> UUID:
+        """The id that its ReceptionStatus refers to."""
         return UUID(self.message["message_id"])
 
     def to_json(self) -> str:
@@ -181,6 +203,7 @@ class ControlledDevice(Device):
         self.violations: list[tuple[datetime, object]] = []
         self._agenda: list[tuple[datetime, int, dict]] = []
         self._updates: list[dict] = []
+        self._message_ids: dict[str, str] = {}
         self._before: str | None = None
         self._turn = asyncio.Lock()
 
@@ -267,11 +290,16 @@ class ControlledDevice(Device):
         if problem := self._problem(instruction):
             self.rejected.append((instruction["id"], problem))
             return problem
+        self._message_ids[instruction["id"]] = instruction["message_id"]
         self._update(instruction["id"], "ACCEPTED")
-        insort(self._agenda, (executed_at(instruction), len(self.instructions), instruction))
+        insort(self._agenda, (self.due(instruction), len(self.instructions), instruction))
         self._accepted(instruction)
         self._settle()
         return None
+
+    def due(self, instruction: dict) -> datetime:
+        """Return when the device carries out an instruction that it is given now."""
+        return self.moment if Habit.ACTS_ON_RECEIPT in self.habits else executed_at(instruction)
 
     @abstractmethod
     def _problem(self, instruction: dict) -> str | None:
@@ -289,6 +317,8 @@ class ControlledDevice(Device):
 
     def revoke(self, instruction_id: str) -> str | None:
         """Drop an instruction that is not yet carried out; return what is wrong if it was never given."""
+        if Habit.IGNORES_REVOCATION in self.habits:
+            return None
         if all(instruction["id"] != instruction_id for instruction in self.instructions):
             return f"object_id: {instruction_id} is no instruction"
         for entry in [entry for entry in self._agenda if entry[2]["id"] == instruction_id]:
@@ -318,10 +348,11 @@ class ControlledDevice(Device):
         """Let end what is over by itself."""
 
     def _update(self, instruction_id: str, status: str) -> None:
+        by_message_id = Habit.REPORTS_UNDER_MESSAGE_ID in self.habits
         self._updates.append(
             example(
                 "InstructionStatusUpdate",
-                instruction_id=instruction_id,
+                instruction_id=self._message_ids[instruction_id] if by_message_id else instruction_id,
                 status_type=status,
                 timestamp=self.moment.isoformat(),
             )
@@ -762,12 +793,46 @@ def named_id(*names: str) -> str:
 # On the connection of s2-python
 
 
-class Connection(S2AsyncConnection):
-    """A connection on which a message can be refused: s2-python itself only answers OK, or gives up."""
+def with_nulls(value: object, model: type[BaseModel] | None) -> object:
+    """Return a message, or a part of one, with null for the optional fields of its model that it left out."""
+    if isinstance(value, list):
+        return [with_nulls(item, model) for item in value]
+    if not isinstance(value, dict) or model is None:
+        return value
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    left_out = [
+        name
+        for name, field in fields.items()
+        if name not in value and not field.is_required() and field.default is None
+    ]
+    present = {name: with_nulls(part, _model_of(fields[name].annotation)) for name, part in value.items()}
+    return present | dict.fromkeys(left_out)
 
-    def __init__(self, medium: WebsocketClientMedium) -> None:
+
+def _model_of(annotation: object) -> type[BaseModel] | None:
+    """Return the model in a type: of itself, or of what may be left out, or of the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_of, get_args(annotation))), None)
+
+
+class Connection(S2AsyncConnection):
+    """A connection on which a message can be refused: s2-python itself only answers OK, or gives up.
+
+    With `sends_null`, optional fields without a value are sent as null.
+    """
+
+    def __init__(self, medium: WebsocketClientMedium, *, sends_null: bool = False) -> None:
         super().__init__(medium)
         self._refused: set[UUID] = set()
+        self._sends_null = sends_null
+
+    async def send_and_forget(self, s2_msg: S2Message) -> None:
+        if self._sends_null:
+            message = json.loads(s2_msg.to_json())
+            model = TYPE_TO_MESSAGE_CLASS.get(message["message_type"])
+            s2_msg = _AsJson(with_nulls(message, model))
+        await super().send_and_forget(s2_msg)
 
     async def refuse(self, message_id: UUID, reason: str) -> None:
         """Answer INVALID_CONTENT, and not with the OK that s2-python sends after each handler."""

@@ -35,7 +35,8 @@ from tests.parts.s2_device import (
 from tests.parts.s2_messages import example
 
 STEP = timedelta(seconds=10)
-HAIR = 0.001
+OVERSHOOT = 0.001
+"""How far beyond an end of its range (as a part of it) a storage may be driven, and it is no violation."""
 FRBC = ControlType.FILL_RATE_BASED_CONTROL.value
 
 Usage = Callable[[datetime], float]
@@ -86,7 +87,7 @@ class StorageDevice(ModeDevice):
     Levels are in the unit of the description, rates in that unit per second. `usage` is what is drawn from
     the storage, `forecast` what the device tells of it; `leakage` has (low, high, rate) and `target`
     (start, end, low, high). A round is told each `every` seconds, or with None only on `tell()`. Without
-    control the device only measures its power.
+    control the device only measures its power. Beyond an end of its range it may be driven by `overshoot`.
     """
 
     role = "ENERGY_STORAGE"
@@ -104,6 +105,7 @@ class StorageDevice(ModeDevice):
         usage: Usage | None = None,
         forecast: Usage | None = None,
         target: Target | None = None,
+        overshoot: float = OVERSHOOT,
         **options,
     ) -> None:
         description = description or self.description
@@ -128,7 +130,7 @@ class StorageDevice(ModeDevice):
         self.actuators = {each["id"]: _Actuator(each) for each in description["actuators"]}
         whole = description["storage"]["fill_level_range"]
         self._low, self._high = whole["start_of_range"], whole["end_of_range"]
-        self._hair = HAIR * (self._high - self._low)
+        self._overshoot = overshoot * (self._high - self._low)
         self._bounds = sorted(
             {self._low, self._high}
             | {bound for low, high, _ in self.leakage for bound in (low, high)}
@@ -215,11 +217,11 @@ class StorageDevice(ModeDevice):
         self.shortfalls.append((since, units))
 
     def _watch(self, beyond: float) -> None:
-        """Note a violation, once, if the instructions drive the level more than a hair beyond an end."""
-        if self._low + self._hair < self.fill_level < self._high - self._hair:
+        """Note a violation, once, if the instructions drive the level too far beyond an end."""
+        if self._low + self._overshoot < self.fill_level < self._high - self._overshoot:
             self._beyond = 0.0
         before, self._beyond = self._beyond, self._beyond + beyond
-        if before <= self._hair < self._beyond:
+        if before <= self._overshoot < self._beyond:
             outward = 1 if self.fill_level > (self._low + self._high) / 2 else -1
             self.violations.append((self.moment, self.fill_level + outward * self._beyond))
 

@@ -20,7 +20,6 @@ from tests.parts.s2_device import (
     Controlled,
     ControlledDevice,
     Curve,
-    executed_at,
     floor,
     number_range,
     power_forecast,
@@ -154,11 +153,10 @@ class Envelope:
             return f"the power constraints held until {self.valid_until}"
         return None
 
-    def begin(self, instruction: dict) -> None:
-        """Put the limits of an instruction in force, and those before it out of force."""
+    def begin(self, instruction: dict, moment: datetime) -> None:
+        """Put the limits of an instruction in force from a moment on, and those before it out of force."""
         self.instruction_id = instruction["id"]
         self.elements = []
-        moment = executed_at(instruction)
         for element in instruction["power_envelopes"][0]["power_envelope_elements"]:
             end = moment + element["duration"] * MILLISECOND
             self.elements.append(Limits(moment, end, element["lower_limit"], element["upper_limit"]))
@@ -251,7 +249,7 @@ class EnvelopeDevice(ControlledDevice):
             return refusal
         if replaced := self.envelope.lift():
             self._update(replaced, "SUCCEEDED")
-        self.envelope.begin(instruction)
+        self.envelope.begin(instruction, self.due(instruction))
         self._update(instruction["id"], "STARTED")
         self._come_to_an_end()
         return None
@@ -489,7 +487,7 @@ class VersatileBattery(HomeBattery):
             return super()._execute(instruction)
         if replaced := self.envelope.lift():
             self._update(replaced, "SUCCEEDED")
-        self.envelope.begin(instruction)
+        self.envelope.begin(instruction, self.due(instruction))
         self._update(instruction["id"], "STARTED")
         return None
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
-from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT202012
 
 from tests.parts import cache
 
@@ -99,25 +97,33 @@ def _load(path: Path) -> dict:
 def _message_types() -> dict[str, dict]:
     """Return the schema of each message type."""
     return {
-        path.name.removesuffix(".schema.json"): _load(path)
+        path.name.removesuffix(".schema.json"): _inlined(_load(path))
         for path in (_source()[0] / "messages").glob("*.schema.json")
     }
 
 
 @functools.cache
-def _registry() -> Registry:
-    """Return the schemas of what messages are made of, under their addresses."""
-    parts = [_load(path) for path in (_source()[0] / "schemas").glob("*.schema.json")]
-    return Registry().with_resources(
-        (part["$id"], Resource.from_contents(part, default_specification=DRAFT202012)) for part in parts
-    )
+def _parts() -> dict[str, dict]:
+    """Return the schemas of what messages are made of, by the names of their files."""
+    return {path.name: _load(path) for path in (_source()[0] / "schemas").glob("*.schema.json")}
+
+
+def _inlined(node: object) -> object:
+    """Return a schema with what it refers to in its place: that is looked up once, not for each message."""
+    if isinstance(node, list):
+        return [_inlined(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    own = {key: _inlined(each) for key, each in node.items() if key not in ("$ref", "$id")}
+    if "$ref" not in node:
+        return own
+    part = _inlined(_parts()[node["$ref"].rpartition("/")[2]])
+    return {"allOf": [part, own]} if own else part
 
 
 @functools.cache
 def _validator(message_type: str) -> Validator:
-    return _Strict(
-        _message_types()[message_type], registry=_registry(), format_checker=FormatChecker(["date-time"])
-    )
+    return _Strict(_message_types()[message_type], format_checker=FormatChecker(["date-time"]))
 
 
 def _is_number(checker, value: object) -> bool:

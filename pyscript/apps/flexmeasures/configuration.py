@@ -9,6 +9,7 @@ import homeassistant.util.dt as dt_util
 import voluptuous as vol
 from homeassistant.const import WEEKDAYS
 
+import flexmeasures_cem.site as sites
 import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_optimiser.connection as connection
@@ -64,7 +65,8 @@ def records():
         """Where and for whom the CEM listens; `resources` maps a resource_id or name to its sensors.
 
         `prices` are those of commodities other than electricity: GAS per m3, HEAT per kWh, OIL per litre,
-        HYDROGEN per kg. `is_configured` tells whether there is a section s2 at all.
+        HYDROGEN per kg. `instruction_lead` is how long before its time an instruction is sent (s).
+        `is_configured` tells whether there is a section s2 at all.
         """
 
         enabled: bool
@@ -77,7 +79,8 @@ def records():
         key: str | None
         control_type: str | None
         auto_provision: bool
-        resources: dict
+        instruction_lead: float
+        resources: dict = field(repr=False)
         prices: dict
         limits: Any
         is_configured: bool = False
@@ -207,6 +210,7 @@ LIMITS_SCHEMA = vol.Schema(
         vol.Optional("reading"): fields.SECONDS,
     }
 )
+TOKEN = fields.expects(fields.text, "a text, in quotes where it is all digits")
 NAME_OR_ID = fields.expects(name_or_id, "the resource_id or the name of a Resource Manager")
 RESOURCE = {
     vol.Optional("power_sensor"): fields.SENSOR,
@@ -214,6 +218,8 @@ RESOURCE = {
     vol.Optional("energy_per_fill_level"): fields.expects(
         energy_per_fill_level, "the energy of one unit of fill level, such as '0.1 kWh'"
     ),
+    vol.Optional("instruction_lead"): fields.INSTRUCTION_LEAD,
+    vol.Optional("token"): TOKEN,
 }
 PRICES_SCHEMA = vol.Schema(
     {
@@ -229,12 +235,13 @@ S2_SCHEMA = vol.Schema(
         vol.Optional("host", default="127.0.0.1"): fields.TEXT,
         vol.Optional("port", default=8765): fields.PORT,
         vol.Optional("path", default="/s2"): fields.expects(path, "a path such as /s2"),
-        vol.Optional("token"): fields.expects(fields.text, "a text, in quotes where it is all digits"),
+        vol.Optional("token"): TOKEN,
         vol.Optional("allow_anonymous", default=False): fields.BOOLEAN,
         vol.Optional("certificate"): fields.TEXT,
         vol.Optional("key"): fields.TEXT,
         vol.Optional("control_type"): fields.CONTROL_TYPE,
         vol.Optional("auto_provision", default=True): fields.BOOLEAN,
+        vol.Optional("instruction_lead", default=sites.LEAD_SECONDS): fields.INSTRUCTION_LEAD,
         vol.Optional("resources", default=dict): or_nothing(vol.Schema({NAME_OR_ID: RESOURCE})),
         vol.Optional("prices", default=dict): or_nothing(prices),
         vol.Optional("limits", default=dict): or_nothing(limits),

@@ -2,7 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import aiohttp
 import freezegun
@@ -18,6 +22,7 @@ from tests.parts.resource_manager import ResourceManager
 
 SCHEDULE = "sensor.flexmeasures_schedule"
 STATUS = "sensor.flexmeasures_status"
+Test = Callable[..., Awaitable[None]]
 FRBC, METER = "FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE"
 
 
@@ -192,6 +197,12 @@ def clock(hass):
 
 
 @pytest.fixture
+def early_in_a_quarter(clock):
+    """Begin a test a second into a quarter of an hour, so that no schedule steps on while it runs."""
+    clock.move_to(datetime.fromtimestamp((datetime.now(UTC).timestamp() // 900 + 1) * 900 + 1, UTC))
+
+
+@pytest.fixture
 async def client(flexmeasures_server, socket_enabled):
     """Return a client of the user's own."""
     async with contextlib.AsyncExitStack() as stack:
@@ -204,6 +215,34 @@ async def client(flexmeasures_server, socket_enabled):
             session=session,
             request_retry_interval=0.2,
         )
+
+
+def at_one_home(names: Sequence[str], cases: Sequence[tuple]) -> Callable[[Test], Test]:
+    """Parametrize a test like `pytest.mark.parametrize`, with all cases at one home, whose start takes long.
+
+    Each case is tried, and all that fail are named.
+    """
+    assert cases
+
+    def decorate(test: Test) -> Test:
+        @functools.wraps(test)
+        async def test_each(**fixtures: Any) -> None:
+            failures = []
+            for case in cases:
+                try:
+                    await test(**fixtures, **dict(zip(names, case, strict=True)))
+                except (Exception, pytest.fail.Exception) as failure:
+                    failure.add_note(f"The case: {case!r}")
+                    failures.append(failure)
+            if failures:
+                raise BaseExceptionGroup(f"{len(failures)} of {len(cases)} cases failed", failures)
+
+        signature = inspect.signature(test)
+        kept = [parameter for name, parameter in signature.parameters.items() if name not in names]
+        test_each.__signature__ = signature.replace(parameters=kept)
+        return test_each
+
+    return decorate
 
 
 def in_hours(hours: float) -> str:

@@ -85,7 +85,8 @@ async def test_powers_and_the_soc_reach_the_server_also_after_it_was_away(
     assert home.status().state == "ok"
 
 
-async def test_a_wrong_sensor_of_a_measurement_shows_at_once(start, app_config):
+async def test_a_wrong_sensor_of_a_measurement_shows_at_once(start, app_config, states):
+    states("4", "0")
     home = await start(app_config | {"measurements": [{"entity": "sensor.grid", "sensor": 99999}]})
     await home.checked()
     assert "sensor 99999" in home.status().attributes["last_error"]
@@ -326,6 +327,7 @@ async def test_a_server_that_answers_but_takes_nothing_is_asked_ever_less_often(
     assert len([text for text in ours if "cannot be reached" in text]) == 1
 
 
+@pytest.mark.usefixtures("early_in_a_quarter")
 async def test_reloads_leave_one_of_everything(start, cron_config, states, flexmeasures_server):
     grid = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
     states("4", "1000")

@@ -1,5 +1,6 @@
 """A configuration is read once; each of its mistakes is named, all at once."""
 
+import math
 from datetime import time, timedelta
 
 import pytest
@@ -81,6 +82,7 @@ def test_s2_devices_are_served_on_this_machine_without_a_word(configuration):
         assert (s2.token, s2.control_type, s2.auto_provision, s2.resources) == (None, None, True, {})
         assert (s2.limits.connections, s2.limits.message, s2.limits.depth) == (256, 2**20, 64)
         assert s2.prices == {}
+        assert s2.instruction_lead == 60
 
 
 def test_reads_what_is_given_for_s2(configuration):
@@ -93,7 +95,11 @@ def test_reads_what_is_given_for_s2(configuration):
                 "token": "geheim",
                 "certificate": "/ssl/fullchain.pem",
                 "control_type": "pebc",
-                "resources": {"EV": {"power_sensor": "7", "energy_per_fill_level": "500 Wh"}},
+                "instruction_lead": "PT2M",
+                "resources": {
+                    "EV": {"power_sensor": "7", "energy_per_fill_level": "500 Wh", "instruction_lead": "all"},
+                    "Pump": {"token": "eigen"},
+                },
                 "prices": {"gas": 1.35, "heat": "0.11", "oil": 1, "hydrogen": -2},
                 "limits": {"message": "64 KiB", "heartbeat": "20 s", "handshake": 5, "rate": 100},
             }
@@ -102,10 +108,15 @@ def test_reads_what_is_given_for_s2(configuration):
     assert mistakes == []
     s2 = found.s2
     assert (s2.port, s2.control_type) == (9000, "POWER_ENVELOPE_BASED_CONTROL")
-    assert s2.resources == {"EV": {"power_sensor": 7, "energy_per_fill_level": 500}}
+    assert s2.instruction_lead == 120
+    assert s2.resources == {
+        "EV": {"power_sensor": 7, "energy_per_fill_level": 500, "instruction_lead": math.inf},
+        "Pump": {"token": "eigen"},
+    }
     assert s2.prices == {"GAS": 1.35, "HEAT": 0.11, "OIL": 1, "HYDROGEN": -2}
     assert (s2.limits.message, s2.limits.heartbeat, s2.limits.handshake) == (65_536, 20, 5)
     assert "geheim" not in repr(found)
+    assert "eigen" not in repr(found)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
@@ -199,6 +210,10 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         (
             {"s2": {"prices": {"gas": "1.35 EUR"}}},
             "s2.prices.gas: expected a price such as 1.35, without a unit",
+        ),
+        (
+            {"s2": {"instruction_lead": "soon"}},
+            "s2.instruction_lead: expected seconds from 1 up to a day, such as 60 s, or all, but got 'soon'",
         ),
         ({"s2": {"prices": {"steam": 1}}}, "s2.prices.steam is no key of this app"),
         ({"s2": {"prices": 1.35}}, "s2.prices: expected keys and values"),

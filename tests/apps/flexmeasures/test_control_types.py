@@ -21,9 +21,9 @@ CONTROLLED = [name for name in DEVICES if name != "meter"]
 
 
 @pytest.fixture
-def app_config(app_config) -> dict:
-    """Return the configuration with a whole day to plan."""
-    return app_config | {"schedule_duration": "PT24H"}
+def whole_day(socket_enabled, app_config) -> None:
+    """Plan a whole day."""
+    app_config["schedule_duration"] = "PT24H"
 
 
 def now():
@@ -58,6 +58,7 @@ def planned_at(side, moment) -> dict:
     }
 
 
+@pytest.mark.usefixtures("whole_day")
 @pytest.mark.parametrize("name", CONTROLLED)
 async def test_each_device_is_told_its_plan_and_shown_with_it(side, name):
     async with DEVICES[name](side.url, every=0.2) as device:
@@ -103,7 +104,9 @@ async def test_panels_are_curtailed_only_while_feeding_in_costs(start, app_confi
     await asyncio.to_thread(
         flexmeasures_server.request, "POST", f"/api/v3_0/sensors/{sensor}/data", body, token
     )
-    side = await restarted(start, app_config, flexmeasures_server, production_price_sensor=sensor)
+    side = await restarted(
+        start, app_config, flexmeasures_server, production_price_sensor=sensor, schedule_duration="PT6H"
+    )
     async with PvInverter(side.url, every=0.2, production=lambda _moment: 3000.0) as panels:
         await side.home.until(lambda: panels.instructions)
         await side.home.until(lambda: attributes(side, "Solar panels").get("has_schedule"))
@@ -126,6 +129,7 @@ async def test_a_car_with_a_charger_of_its_own_is_charged_in_time(side):
         assert charger.rejected == []
 
 
+@pytest.mark.usefixtures("whole_day")
 async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_config, flexmeasures_server):
     side = await restarted(start, app_config, flexmeasures_server, site_power_capacity="9 kW")
     async with (
@@ -154,7 +158,8 @@ async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_con
             assert device.rejected == []
 
 
-async def test_a_change_of_the_control_type_in_mid_life_is_clean(side):
+async def test_a_change_of_the_control_type_in_mid_life_is_clean(starting):
+    side = await starting(instruction_lead="all")
     async with VersatileBattery(side.url, every=0.2) as battery:
         await side.until(FRBC, "versatile_battery")
         await side.home.until(lambda: len(battery.instructions) > 1 and battery.pending)
@@ -182,7 +187,7 @@ async def test_gas_is_burnt_where_it_is_cheaper_than_electricity(starting, price
         await side.home.until(lambda: planner(side).controlled)
         [found] = planner(side).controlled.values()
         await side.home.until(lambda: found.plan)
-        moments = [found.plan.start + 3600 * hour for hour in range(1, 23)]
+        moments = [found.plan.start + 900 * quarter for quarter in range(1, 15)]
         powers = [found.type.planned_power(found.plan, each, 60) for each in moments]
         assert (max(powers) < 100) is is_burnt
         assert (min(powers) > 1000) is not is_burnt
@@ -205,6 +210,7 @@ def most(answer) -> float:
     return max(each["value"] for each in answer["schedule"])
 
 
+@pytest.mark.usefixtures("whole_day")
 async def test_the_apps_own_device_is_planned_beside_the_others(start, app_config, flexmeasures_server):
     side = await restarted(start, app_config, flexmeasures_server, site_power_capacity="4 kW")
     async with (

@@ -13,9 +13,11 @@ from aiohttp import web
 from homeassistant.core import SupportsResponse
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
-from tests.apps.flexmeasures.conftest import STATUS, in_hours
+from tests.apps.flexmeasures.conftest import STATUS, at_one_home, in_hours
 from tests.parts import in_process
 from tests.parts.home_assistant import free_port
+
+pytestmark = pytest.mark.usefixtures("early_in_a_quarter")
 
 
 async def fails(home, kind, says, state, cause, **data):
@@ -373,7 +375,7 @@ async def test_a_job_that_takes_too_long(home):
     await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P2D")
 
 
-@pytest.mark.parametrize(
+@at_one_home(
     ("data", "says"),
     [
         ({}, "soc_at_start is missing"),

@@ -15,9 +15,9 @@ MOST_BYTES = 16_384
 
 
 @pytest.fixture
-def app_config(app_config) -> dict:
-    """Return the configuration with a whole day to plan."""
-    return app_config | {"schedule_duration": "PT24H"}
+def whole_day(socket_enabled, app_config) -> None:
+    """Plan a whole day."""
+    app_config["schedule_duration"] = "PT24H"
 
 
 def instruction_in(side, slug="home_battery"):
@@ -25,6 +25,7 @@ def instruction_in(side, slug="home_battery"):
     return side.state(slug) and side.state(slug).attributes["instruction"]
 
 
+@pytest.mark.usefixtures("whole_day")
 async def test_a_battery_is_told_its_plan_and_shown_with_it(side):
     async with HomeBattery(side.url, every=0.2) as battery:
         await side.home.until(lambda: battery.instructions)
@@ -69,6 +70,7 @@ async def test_a_target_that_cannot_be_met_is_told(side):
         assert 20 < missed["reached"] < 40
 
 
+@pytest.mark.usefixtures("whole_day")
 async def test_a_sites_limit_holds_over_all_its_devices(start, app_config, flexmeasures_server):
     home = await start(app_config | {"site_power_capacity": "12 kW"})
     await home.checked()

@@ -7,6 +7,7 @@ import homeassistant.util.dt as dt_util
 import pytest
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
+from tests.apps.flexmeasures.conftest import at_one_home
 from tests.parts import in_process
 
 START = datetime(2026, 11, 20, 9, tzinfo=UTC)
@@ -23,7 +24,7 @@ def waiting(home):
     return home.status().attributes["outbox"]
 
 
-@pytest.mark.parametrize(
+@at_one_home(
     ("unit", "minutes", "data", "stored"),
     [
         ("kW", 15, {"values": [1, 2.5, "3"]}, events(1, 2.5, 3)),
@@ -73,7 +74,7 @@ async def test_a_start_without_an_offset_is_in_home_assistants_zone(home, flexme
     assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == events(1, start=start)
 
 
-@pytest.mark.parametrize(
+@at_one_home(
     ("entity", "state", "attributes", "value"),
     [
         ("sensor.grid", "1500", {"unit_of_measurement": "W"}, 1.5),
@@ -92,7 +93,7 @@ async def test_an_entitys_state_is_posted_in_its_own_unit(
     assert timedelta(0) <= datetime.now(UTC) - start < timedelta(minutes=17)
 
 
-@pytest.mark.parametrize(
+@at_one_home(
     ("data", "says"),
     [
         ({"values": 1}, "sensor_id is missing"),
@@ -141,7 +142,7 @@ async def test_a_wrong_field_is_named(home, data, says):
     assert waiting(home) == 0
 
 
-@pytest.mark.parametrize(
+@at_one_home(
     ("sensor", "data", "says"),
     [
         (99999, {"values": 1}, "knows no sensor 99999"),
@@ -408,7 +409,7 @@ async def test_an_instantaneous_sensor_is_read_each_five_minutes(home, flexmeasu
     assert (answer["values"], answer["resolution"]) == ([1, 2, None], "PT5M")
 
 
-@pytest.mark.parametrize(
+@at_one_home(
     ("data", "says"),
     [
         ({}, "sensor_id is missing; start is missing"),

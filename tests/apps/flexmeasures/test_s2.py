@@ -19,6 +19,8 @@ from tests.parts.s2_devices import Battery, Meter
 from tests.parts.s2_messages import example
 
 QUARTER = timedelta(minutes=15)
+LONGEST_REPR = 200
+"""Pyscript makes a text of each argument of an interpreted call: of the app at its start and stop."""
 
 
 def power(*watts, start, step=timedelta(minutes=5)):
@@ -381,6 +383,8 @@ async def test_reloads_free_the_port_and_leave_nothing(side):
     for _number in range(20 if trials.is_long else 5):
         async with side.rm() as rm:
             await rm.establish()
+            running = side.home.hass.data["flexmeasures_for_pyscript"].running
+            assert len(repr(running)) < LONGEST_REPR
             await in_process.reload(side.home.hass, global_ctx="*")
             assert await rm.closed() == 1001
         await side.listening()

@@ -8,7 +8,7 @@ import pytest
 from homeassistant.exceptions import ServiceValidationError
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
-from tests.apps.flexmeasures.conftest import in_hours
+from tests.apps.flexmeasures.conftest import at_one_home, in_hours
 from tests.parts import in_process
 from tests.parts.flexmeasures_server import DAY_AHEAD
 
@@ -107,7 +107,7 @@ async def test_a_new_plan_knows_new_prices(home, flexmeasures_server):
     assert values(await home.plan(**question)) == values(first)
 
 
-@pytest.mark.parametrize(("soc", "towards"), [(0.4, 1), (10.6, -1)])
+@at_one_home(("soc", "towards"), [(0.4, 1), (10.6, -1)])
 async def test_a_soc_outside_the_limits_is_brought_back(home, soc, towards):
     response = await home.plan(soc_at_start=soc)
     assert values(response)[0] * towards > 0
@@ -228,6 +228,7 @@ async def test_another_devices_entity_does_not_replace_the_schedule(start, app_c
         await home.plan(soc_at_start="sensor.car", duration="PT2H")
 
 
+@pytest.mark.usefixtures("early_in_a_quarter")
 async def test_a_target_before_the_start_is_due_at_the_start(home):
     soon = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
     response = await home.plan(soc_at_start=4, duration="PT2H", soc_targets=[{"value": 9, "datetime": soon}])
@@ -282,6 +283,7 @@ async def test_before_its_start_the_state_is_unknown(home):
     assert home.schedule().state == "unknown"
 
 
+@pytest.mark.usefixtures("early_in_a_quarter")
 async def test_a_reload_keeps_the_schedule_and_closes_the_session(home):
     response = await home.plan(soc_at_start=4)
     before = home.device

@@ -18,17 +18,24 @@ import flexmeasures_cem.triggers as triggers
 import flexmeasures_s2.commodities as commodities
 from tests.parts import s2_device
 from tests.parts.local_optimum import Optimiser, priced
-from tests.parts.s2_day import BEGIN, DAY, consumed
+from tests.parts.s2_day import BEGIN, DAY, consumed, report
 from tests.parts.s2_day_cases import (
     GAS_PRICE,
+    HAIR,
     HEAT_PRICE,
     check_household,
+    check_obedience,
     check_storages,
     fed_in,
+    home_battery,
     household,
+    judged,
+    level_at,
     storages,
     worth,
 )
+from tests.parts.s2_device import HOUR, Habit
+from tests.parts.s2_devices import HomeBattery
 from tests.parts.virtual_time import virtual_time
 
 QUARTER = 900.0
@@ -39,6 +46,12 @@ ROLLING = 7200.0
 """How long a plan is used (s) of those whose search takes long."""
 SELDOM = 7200.0
 """How often a connection is tried (s), so that a day is not spent on that."""
+EVERY_MINUTE = 60.0
+"""How often a device tells what is new that is to be watched closely (s)."""
+MAX_INSTRUCTIONS_OF_A_MINUTE = 60
+"""How many instructions a battery gets in its first minute, at most: twice those of a whole plan."""
+A_MINUTE_OF_CHARGE = 1.0
+"""What a home battery charges or discharges at full power in a minute, at most (% of its capacity)."""
 
 
 @pytest.fixture
@@ -135,3 +148,42 @@ async def test_devices_of_each_other_control_type_live_through_a_day(day, record
     async with household(day, QUARTER) as devices:
         await lived(day, devices.all)
         check_household(day, devices, record_property)
+
+
+@pytest.mark.parametrize(
+    "habits",
+    [
+        pytest.param(frozenset(Habit), id="all habits"),
+        pytest.param(frozenset(Habit) - {Habit.ACTS_ON_RECEIPT}, id="all but on receipt"),
+    ],
+)
+async def test_a_battery_with_habits_of_the_field_does_as_well_as_one_without(day, habits, record_property):
+    first, second = day.begin + 12 * HOUR, day.begin + 10 * HOUR
+    batteries = {
+        name: HomeBattery(
+            day.url,
+            name=name,
+            habits=of_it,
+            every=EVERY_MINUTE,
+            target=[(first, first + HOUR, 80, 100)],
+            overshoot=A_MINUTE_OF_CHARGE / 100,
+        )
+        for name, of_it in {"by the letter": frozenset(), "of the field": habits}.items()
+    }
+    async with batteries["by the letter"], batteries["of the field"]:
+        await asyncio.sleep(60)
+        for name, battery in batteries.items():
+            assert len(battery.instructions) < MAX_INSTRUCTIONS_OF_A_MINUTE, f"{name} is told again and again"
+        await asyncio.sleep((5.5 * HOUR).total_seconds())
+        for battery in batteries.values():
+            await battery.set_target([(second, second + HOUR, 90, 100)])
+        await lived(day, batteries.values())
+    gains = {}
+    for name, battery in batteries.items():
+        cost, nothing, optimum = judged(day, home_battery(name, battery))
+        report(record_property, name, cost=cost, nothing=nothing, optimum=optimum)
+        gains[name] = nothing - cost
+    check_obedience(batteries.values())
+    for name, battery in batteries.items():
+        assert level_at(battery, second) >= 90 - A_MINUTE_OF_CHARGE, name
+    assert gains["of the field"] > 0.95 * gains["by the letter"] - HAIR

@@ -827,3 +827,26 @@ def test_many_constraints_are_read_and_planned(m):
     asked = [energy(500, since=each / 7, until=each / 7 + 3) for each in range(120)]
     _device, plan = planned(m, memory(m, *made, *asked), market(m, [0.1, 0.3] * 96, length=QUARTER))
     assert len(plan.changes) >= 40
+
+
+# What a device is told that comes back
+
+
+def test_an_envelope_that_is_told_again_is_what_is_left_of_it(m):
+    remembered = memory(m, constraints(INVERTER, name="c1"), forecast([-4000] * 8))
+    intervals = market(m, [0.1, -0.2, 0.1, -0.2])
+    device, plan = planned(m, remembered, intervals)
+    [before] = profile(instruction(m, plan.changes[0])).values()
+    begin = NOW + 1.5 * HOUR
+    resumed = m.pebc.resumed(device, plan, begin)
+    [after] = profile(instruction(m, resumed.changes[0])).values()
+    assert after[0][0] == begin
+    assert [each[1:] for each in after] == [pytest.approx(each[1:]) for each in before if each[1] > begin]
+    assert resumed.changes[0].power == m.plans.power_at(plan, begin)
+    assert resumed.told[-1].end == begin
+
+
+def test_an_envelope_under_constraints_that_are_gone_is_not_told_again(m):
+    _device, plan = planned(m, memory(m, constraints(INVERTER, name="c1")), market(m, [0.1] * 4))
+    other = m.pebc.device(memory(m, constraints(INVERTER, name="c2")))
+    assert m.pebc.resumed(other, plan, NOW + HOUR) is None

@@ -574,3 +574,87 @@ async def test_a_lost_connection_is_told(cem):
         rm._socket._response.connection.transport.abort()
         await until(lambda: cem.changes[-1] == ("Battery", False, None))
     assert not cem.listener.sessions
+
+
+@pytest.fixture
+async def owned(serve):
+    """Run a CEM with a token for all, and one of the battery's own."""
+    cem = await serve(token="secret", tokens={"Battery": "its own"})
+    cem.cem.with_token = frozenset({"Battery"})
+    return cem
+
+
+async def test_a_resource_with_a_token_of_its_own_is_let_in_with_that(owned):
+    async with connected(owned, token="its own", name="Battery") as rm:
+        await exchange(rm)
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "told"),
+    [
+        ("secret", "Battery", "Battery has a token of its own"),
+        ("its own", "Boiler", "the token that was given is that of Battery"),
+    ],
+)
+async def test_a_token_lets_in_nobody_elses_resource(owned, token, name, told):
+    async with ResourceManager(owned.url, token=token, name=name) as rm:
+        status = await details_status(rm)
+        assert (status["status"], told in status["diagnostic_label"]) == ("INVALID_CONTENT", True)
+    assert owned.changes == []
+
+
+async def test_nobody_takes_the_place_of_a_resource_with_a_token_under_another_name(owned):
+    async with connected(owned, token="its own", name="Battery") as rm:
+        thief = ResourceManager(
+            owned.url, token="secret", name="Boiler", resource_id=rm.details["resource_id"]
+        )
+        async with thief:
+            assert (await details_status(thief))["status"] == "INVALID_CONTENT"
+        await exchange(rm)
+
+
+async def details_status(rm) -> dict:
+    """Go through the handshake, and return how the details are answered."""
+    await rm.next("Handshake")
+    await rm.ask(example("Handshake", supported_protocol_versions=rm.versions))
+    await rm.next("HandshakeResponse")
+    return await rm.ask(rm.details)
+
+
+async def test_what_an_unknown_peer_does_costs_a_line_a_minute(serve, caplog):
+    cem = await serve(token="secret", path="/s2")
+    base = cem.url.replace("ws://", "http://").removesuffix("/s2")
+    for number in range(20):
+        assert await status_of(f"{base}/elsewhere/{number}\u202e") == 404
+    assert await refusal_of(cem.url, Authorization="Bearer wrong") == 401
+    for _time in range(3):
+        _reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+        writer.write(b"GET /s2 HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n")
+        await asyncio.wait_for(_reader.read(), 5)
+        writer.close()
+    told = [each for each in caplog.records if each.levelname not in ("DEBUG", "INFO")]
+    assert len(told) == 1
+    assert "127.0.0.1 was refused: it asked for /elsewhere/0" in told[0].getMessage()
+    assert not any(each.exc_info for each in told)
+
+
+async def test_a_request_that_cannot_be_read_is_one_line(cem, caplog):
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    writer.write(b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n")
+    assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    [told] = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert told.getMessage() == "127.0.0.1 was refused: its request cannot be read (LineTooLong)"
+    assert told.exc_info is None
+
+
+@pytest.mark.parametrize("resource_id", ["a\nb", "\x1b[31m", "nul\0", "  "])
+async def test_a_resource_id_that_cannot_be_printed_is_refused(cem, resource_id):
+    async with ResourceManager(cem.url, resource_id=resource_id) as rm:
+        assert (await details_status(rm))["status"] in ("INVALID_CONTENT", "INVALID_MESSAGE")
+    assert cem.changes == []
+
+
+async def test_a_name_has_nothing_that_cannot_be_printed(cem):
+    async with connected(cem, name="Home\0 \x1b[31m\u202e battery"):
+        assert cem.changes[0][0] == "Home [31m battery"

@@ -5,6 +5,7 @@ forked from that. Lines on stdin start and stop the web server, or stop it all; 
 parent has ended, and the run folder goes too. A line on stdout confirms each step.
 """
 
+import gc
 import os
 import secrets
 import shutil
@@ -107,6 +108,7 @@ def work(app, queue: str) -> None:
 
         def main_work_horse(self, *args) -> None:
             services.die_with_parent()
+            gc.disable()  # the process ends before it has made much garbage, and has much to look through
             super().main_work_horse(*args)
 
     with app.app_context():

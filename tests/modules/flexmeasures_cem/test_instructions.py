@@ -1,0 +1,176 @@
+"""When instructions are sent: what is due now at once, what comes next shortly before its time."""
+
+import asyncio
+from datetime import datetime, timedelta
+
+import pytest
+
+import flexmeasures_cem.instructions as instructions
+from tests.modules.flexmeasures_cem.site_parts import (
+    LULL,
+    controlled,
+    ids,
+    introduce,
+    now,
+    of_type,
+    planned,
+    status,
+    target_in,
+)
+from tests.modules.flexmeasures_cem.test_planner import heat_pump, laundry, stepped, washing_machine
+from tests.modules.flexmeasures_s2.conftest import connected, until
+
+LEAD = 60.0
+
+
+@pytest.fixture
+async def soon(site):
+    """Return a site that sends an instruction a minute before its time."""
+    site.site.lead = LEAD
+    return site
+
+
+def modes(rm) -> list[str]:
+    """Return the modes that a battery was told, in order."""
+    return [each["operation_mode"] for each in of_type(rm, "FRBC.Instruction")]
+
+
+def until_sent(site, change, lead=LEAD) -> float:
+    """Return how long it is until a change is sent (s)."""
+    return change.moment - lead - site.site.now()
+
+
+def coming(site) -> list:
+    """Return the changes that the only device is still to be told."""
+    found = controlled(site)
+    return [each for each in found.plan.changes if each not in found.sent.values()]
+
+
+async def test_the_next_instruction_is_sent_a_minute_before_its_time(soon):
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+        discharge, rest = coming(soon)
+        await asyncio.sleep(until_sent(soon, discharge) - 1)
+        assert modes(rm) == [ids("charge")[1]]
+        told = await rm.next("FRBC.Instruction")
+        assert told["operation_mode"] == ids("discharge")[1]
+        moment = datetime.fromisoformat(told["execution_time"])
+        assert moment.timestamp() == pytest.approx(discharge.moment, abs=0.001)
+        assert (moment - now(soon)).total_seconds() == pytest.approx(LEAD, abs=0.1)
+        assert until_sent(soon, rest) > 0
+        await asyncio.sleep(LULL)
+        assert len(modes(rm)) == 2
+
+
+async def test_it_is_sent_in_time_also_while_flexmeasures_is_asked(soon):
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await rm.next("FRBC.Instruction")
+        discharge = coming(soon)[0]
+        await asyncio.sleep(until_sent(soon, discharge) - 20)
+        soon.gate = asyncio.Event()
+        await rm.ask(target_in(hours=6))
+        await until(lambda: len(soon.questions) == 2)
+        await asyncio.sleep(25)
+        assert len(soon.questions) == 2
+        assert modes(rm)[-1] == ids("discharge")[1]
+        soon.gate.set()
+
+
+async def test_a_device_is_told_once_that_it_is_to_go_on(soon):
+    soon.powers = [0] * 96
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        told = await rm.next("FRBC.Instruction")
+        assert (told["operation_mode"], told["operation_mode_factor"]) == (ids("idle")[1], 1.0)
+        assert datetime.fromisoformat(told["execution_time"]) - now(soon) < timedelta(seconds=3)
+        await rm.ask(target_in(hours=20))
+        await planned(soon, 2)
+        assert of_type(rm, "RevokeObject") == []
+        assert modes(rm) == [ids("idle")[1]]
+
+
+async def test_it_is_told_again_in_another_session(soon):
+    soon.powers = [0] * 96
+    for _session in range(2):
+        async with connected(soon.cem) as rm:
+            await introduce(rm)
+            assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+
+
+async def test_of_a_plan_that_is_superseded_only_what_was_sent_is_revoked(soon):
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await rm.next("FRBC.Instruction")
+        discharge = coming(soon)[0]
+        await asyncio.sleep(until_sent(soon, discharge) + 5)
+        told = of_type(rm, "FRBC.Instruction")[-1]
+        soon.powers = [5000, 5000] + 94 * [0]
+        await rm.ask(target_in(hours=6))
+        [revoked] = [await rm.next("RevokeObject")]
+        assert revoked["object_id"] == told["id"]
+        await planned(soon, 2)
+        assert len(of_type(rm, "RevokeObject")) == 1
+
+
+async def test_a_device_that_acts_on_receipt_is_left_alone_and_then_told_in_time(soon, caplog):
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await rm.next("FRBC.Instruction")
+        await rm.ask(status("charge", 1.0))
+        await asyncio.sleep(2 * LULL)
+        await asyncio.sleep(until_sent(soon, coming(soon)[0]) + 1)
+        factor = of_type(rm, "FRBC.Instruction")[-1]["operation_mode_factor"]
+        await rm.ask(status("discharge", factor))
+        soon.power = -5000.0
+        await planned(soon, 1)
+        assert "executes instructions when it gets them, so each is sent at its time" in caplog.text
+        soon.powers = [-5000, 5000] + 94 * [0]
+        await asyncio.sleep(LULL)
+        await planned(soon, 2)
+        charge = coming(soon)[0]
+        lead = instructions.lead(controlled(soon).session)
+        await asyncio.sleep(until_sent(soon, charge, lead) - 1)
+        assert modes(rm) == [ids("charge")[1], ids("discharge")[1]]
+        await until(lambda: len(modes(rm)) == 3)
+        assert charge.moment - soon.site.now() == pytest.approx(lead, abs=0.1)
+
+
+async def test_a_device_that_is_elsewhere_before_its_time_is_planned_again(soon):
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await rm.next("FRBC.Instruction")
+        await asyncio.sleep(until_sent(soon, coming(soon)[0]) + 1)
+        await rm.ask(status("idle"))
+        await planned(soon, 2)
+
+
+async def test_a_lead_of_its_own_goes_before_that_of_the_site(soon):
+    soon.site.own_lead = lambda resource: 2000.0 if resource.name == "Early" else None
+    async with connected(soon.cem, name="Early") as early, connected(soon.cem, name="Other") as other:
+        await introduce(early)
+        await introduce(other)
+        await until(lambda: len(modes(early)) == 3)
+        assert len(modes(other)) == 1
+
+
+async def test_a_device_under_ombc_gets_the_next_instruction_before_its_time(soon):
+    async with stepped(soon) as rm:
+        await rm.ask(heat_pump())
+        on = await rm.next("OMBC.Instruction")
+        assert on["operation_mode_id"] == "on"
+        await asyncio.sleep(LULL)
+        assert len(of_type(rm, "OMBC.Instruction")) == 1
+
+
+@pytest.mark.parametrize(("own", "is_ahead"), [(None, True), (LEAD, False)])
+async def test_a_profile_is_told_its_start_ahead_unless_it_has_a_lead(soon, own, is_ahead):
+    soon.site.own_lead = lambda resource: own
+    soon.prices_by_hour = True
+    async with washing_machine(soon) as rm:
+        await rm.ask(laundry(soon, hours=10))
+        await until(lambda: controlled(soon).plan and controlled(soon).plan.changes)
+        [start] = controlled(soon).plan.changes
+        await asyncio.sleep(LULL)
+        assert bool(of_type(rm, "PPBC.ScheduleInstruction")) == (is_ahead or until_sent(soon, start) < 0)

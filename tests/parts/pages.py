@@ -1,0 +1,44 @@
+"""The pages of the manual: their headings, links, and the S2 messages that they show."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+MAKERS = ROOT / "docs" / "devices-over-s2-for-makers.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+FENCED = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)", re.DOTALL)
+SHOWN = re.compile(r"^\*\*(RM|CEM)\*\*[^\n]*\n\n```json\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+class Shown(NamedTuple):
+    """A message of a dialogue, and who sends it: `RM` or `CEM`."""
+
+    sender: str
+    message: dict
+
+
+def dialogue(page: Path) -> list[Shown]:
+    """Return the messages that a page shows; each of its JSON blocks is one."""
+    text = page.read_text(encoding="utf-8")
+    shown = [Shown(sender, json.loads(block)) for sender, block in SHOWN.findall(text)]
+    assert len(shown) == text.count("```json"), "a block that does not say who sends it"
+    return shown
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Return the file and the heading (empty for the whole file) of each link within the repository."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    targets = [target for target in LINK.findall(text) if "://" not in target]
+    split = [target.partition("#") for target in targets]
+    return [((page.parent / path).resolve() if path else page, heading) for path, _, heading in split]
+
+
+def headings(page: Path) -> set[str]:
+    """Return the names by which the headings of a page are linked to."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
