@@ -7,11 +7,12 @@ meanwhile. Moments are seconds since 1970.
 import asyncio
 import hashlib
 import logging
+import math
 import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.fill_levels as fill_levels
@@ -21,6 +22,8 @@ import flexmeasures_cem.site as sites
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+LONGEST_SECONDS = 366 * 86_400.0
+"""How far ahead a plan that is read may reach: further than any that is made."""
 LATER_SECONDS = 1.0
 """How much longer than for other changes is waited for all that a device tells on its return."""
 OF_A_CONNECTION = {"message_id", "valid_from"}
@@ -54,6 +57,8 @@ def record() -> type:
 KeptPlan = record()
 ADAPTERS = {name: TypeAdapter(kind.PLAN) for name, kind in control_types.MODULES.items()}
 """What writes and reads the Plan of each control type."""
+WRITTEN_BESIDE = TypeAdapter(tuple[bool, bool | None, dict[str, str]], config=ConfigDict(strict=True))
+"""What is written of a KeptPlan beside the plan: `is_fallback`, `is_asked` and `described`."""
 
 
 @pyscript_compile
@@ -105,16 +110,14 @@ def as_json(kept: Any) -> dict | None:
 
 @pyscript_compile
 def recall(site: Any, resource: Any, written: dict) -> None:
-    """Keep the plan that `as_json` wrote for a device; raise KeyError or ValueError where it is no plan."""
-    name = written["control_type"]
-    kept = KeptPlan(
-        name,
-        ADAPTERS[name].validate_json(written["plan"]),
-        bool(written["is_fallback"]),
-        written["is_asked"],
-        dict(written["described"]),
-        text=written["plan"],
-    )
+    """Keep the plan that `as_json` wrote for a device; raise what is wrong where it is no plan."""
+    name, text = written["control_type"], written["plan"]
+    plan = ADAPTERS[name].validate_json(text)
+    moments = [plan.start, *[change.moment for change in plan.changes], plan.end]
+    if not all(math.isfinite(each) and 0 <= each <= site.now() + LONGEST_SECONDS for each in moments):
+        raise ValueError("expected a plan of these days")
+    beside = (written["is_fallback"], written["is_asked"], written["described"])
+    kept = KeptPlan(name, plan, *WRITTEN_BESIDE.validate_python(beside), text=text)
     site.kept[resource.resource_id], resource.planned_under = kept, name
     expire(site, resource)
 

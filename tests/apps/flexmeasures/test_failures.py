@@ -134,7 +134,7 @@ async def test_parts_of_files_that_cannot_be_read_stop_nothing(start, app_config
         "measurements": {"user": user, "sensors": [{"id": 1}], "intervals": {"x": 1}},
         "resources": {
             "resources": {"a": relay, "b": 7, "c": {"name": 1}},
-            "users": {user: {"a": {"made": 1}}},
+            "users": {user: {"a": {"made": 1, "plan": {"control_type": "x"}}}},
         },
     }
     folder = tmp_path / ".storage"

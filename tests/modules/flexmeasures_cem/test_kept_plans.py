@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import math
 
 import pytest
 
+import flexmeasures_cem.cem as cems
 import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_optimiser.errors as optimiser_errors
 from tests.modules.flexmeasures_cem.site_parts import (
@@ -19,7 +21,6 @@ from tests.modules.flexmeasures_cem.site_parts import (
 )
 from tests.modules.flexmeasures_cem.test_planner import (
     NOT_CONTROLABLE,
-    PPBC,
     charger,
     heat_pump,
     laundry,
@@ -205,7 +206,42 @@ async def test_a_washing_machine_that_comes_back_is_not_started_again(site):
         assert container["id"] == start["sequence_container_id"]
 
 
-def test_what_is_no_plan_is_refused(site):
-    for wrong in ({}, {"control_type": "x"}, {"control_type": PPBC, "plan": "[]"}):
-        with pytest.raises((KeyError, ValueError)):
-            kept_plans.recall(site.site, None, wrong)
+NO_PLAN = {
+    "nothing": {},
+    "a control type that is none": {"control_type": "x"},
+    "a control type that is a list": {"control_type": ["x"]},
+    "a plan that is a list": {"plan": "[]"},
+    "a plan that is no text": {"plan": {}},
+    "an end that never comes": {"plan": {"end": math.inf}},
+    "an end beyond the calendar": {"plan": {"end": 1e300}},
+    "a change without a moment": {"plan": {"changes": [{"power": 1.0}]}},
+    "pieces that are none": {"plan": {"pieces": [[0.0, 1.0]]}},
+    "a description that is a list": {"described": ["x"]},
+    "digests that are numbers": {"described": {"x": 1}},
+    "an answer that is a text": {"is_asked": "perhaps"},
+    "a fallback that is a number": {"is_fallback": 7},
+}
+
+
+@pytest.mark.parametrize("wrong", NO_PLAN.values(), ids=NO_PLAN)
+async def test_what_is_no_plan_is_refused(site, wrong):
+    now = site.site.now()
+    right = {
+        "control_type": "OPERATION_MODE_BASED_CONTROL",
+        "plan": {"start": now, "end": now + 60, "changes": [], "pieces": []},
+        "is_fallback": False,
+        "is_asked": None,
+        "described": {"x": "y"},
+    }
+    resource = cems.Resource(BATTERY, "Home battery")
+
+    def recall(each):
+        plan = each.get("plan")
+        text = json.dumps(right["plan"] | plan) if isinstance(plan, dict) and plan else plan
+        kept_plans.recall(site.site, resource, each | {"plan": text} if "plan" in each else each)
+
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        recall(right | wrong if wrong else wrong)
+    assert kept_plans.of(site.site, BATTERY) is None
+    recall(right)
+    assert kept_plans.of(site.site, BATTERY).plan.end == now + 60
