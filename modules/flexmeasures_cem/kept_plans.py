@@ -22,6 +22,8 @@ import flexmeasures_cem.site as sites
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+LONGEST_SECONDS = 366 * 86_400.0
+"""How far ahead a plan that is read may reach: further than any that is made."""
 STATUS_SECONDS = 0.3
 """How long is waited for the statuses that follow a description."""
 LATER_SECONDS = 1.0
@@ -75,6 +77,9 @@ def records() -> tuple[type, type]:
 KeptPlan, Return = records()
 ADAPTERS = {name: TypeAdapter(kind.PLAN) for name, kind in control_types.MODULES.items()}
 """What writes and reads the Plan of each control type."""
+BESIDE = ("is_fallback", "is_asked", "obeys_at_once", "described", "sent_until", "is_chosen")
+"""What is written of a KeptPlan beside the plan."""
+WRITTEN_BESIDE = TypeAdapter(tuple[bool, bool | None, bool, dict[str, str], float | None, bool])
 
 
 @pyscript_compile
@@ -141,34 +146,22 @@ def written(control_type: str, plan: Any) -> str:
 @pyscript_compile
 def as_json(kept: Any) -> dict[str, Any]:
     """Return a KeptPlan as JSON's types."""
-    return {
-        "control_type": kept.control_type,
-        "plan": kept.text or written(kept.control_type, kept.plan),
-        "is_fallback": kept.is_fallback,
-        "is_asked": kept.is_asked,
-        "obeys_at_once": kept.obeys_at_once,
-        "described": kept.described,
-        "sent_until": kept.sent_until,
-        "is_chosen": kept.is_chosen,
+    text = kept.text or written(kept.control_type, kept.plan)
+    return {"control_type": kept.control_type, "plan": text} | {
+        field: getattr(kept, field) for field in BESIDE
     }
 
 
 @pyscript_compile
 def recall(site: Any, resource: Any, found: dict[str, Any]) -> None:
-    """Keep the plan that `as_json` wrote for a device; raise KeyError or ValueError where it is no plan."""
-    name, sent_until = found["control_type"], found["sent_until"]
-    kept = KeptPlan(
-        name,
-        ADAPTERS[name].validate_json(found["plan"]),
-        bool(found["is_fallback"]),
-        found["is_asked"],
-        bool(found["obeys_at_once"]),
-        dict(found["described"]),
-        None if sent_until is None else float(sent_until),
-        bool(found["is_chosen"]),
-        text=found["plan"],
-    )
-    keep(site, resource, kept)
+    """Keep the plan that `as_json` wrote for a device; raise what is wrong where it is no plan."""
+    name, text = found["control_type"], found["plan"]
+    plan = ADAPTERS[name].validate_json(text)
+    moments = [plan.start, *[change.moment for change in plan.changes], plan.end]
+    if not all(math.isfinite(each) and 0 <= each <= site.now() + LONGEST_SECONDS for each in moments):
+        raise ValueError("expected a plan of these days")
+    beside = WRITTEN_BESIDE.validate_python([found[field] for field in BESIDE])
+    keep(site, resource, KeptPlan(name, plan, *beside, text=text))
 
 
 @pyscript_compile

@@ -12,6 +12,7 @@ from homeassistant.core import CoreState, HassJob, async_get_hass, callback
 from homeassistant.helpers.event import async_call_later
 
 import flexmeasures_home.device as devices
+import flexmeasures_home.fields as fields
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.services as services
@@ -162,7 +163,7 @@ async def start(hass, app):
         statuses.dismiss(hass)
         withdraw(hass, schedule_state.ENTITY_ID)
         status.resting = "misconfigured"
-        statuses.show(status, last_error="; ".join(app.mistakes))
+        statuses.show(status, last_error="; ".join(fields.listed(app.mistakes)))
         notification.async_create(hass, text, "FlexMeasures", statuses.notification_id("misconfigured"))
     else:
         for device in [devices.new(hass, app.configuration, status)]:
@@ -171,7 +172,8 @@ async def start(hass, app):
             except Exception as error:
                 LOGGER.exception("The app could not start")
                 await devices.stop(device)
-                app.failure = f"FlexMeasures could not start ({error!r}): please report the log"
+                why = fields.short(status.redact(repr(error)))
+                app.failure = f"FlexMeasures could not start ({why}): please report the log"
                 statuses.fail(status, "start", app.failure, cause="failed")
             else:
                 app.devices.append(device)

@@ -13,6 +13,7 @@ from homeassistant.exceptions import HomeAssistantError
 from homeassistant.helpers.event import async_track_point_in_utc_time
 
 import flexmeasures_home.status as statuses
+import flexmeasures_home.tasks as tasks
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=10)
@@ -29,7 +30,7 @@ def record():
         """When `plan` is called next, with the time for which it is; `failures` counts those since a success.
 
         After one, `pause_ends` is when it may be tried again, by the monotonic clock, and `asked_to_wait`
-        tells that the server said so.
+        tells that the server said so. `missed` is the last time that came while a plan was under way.
         """
 
         hass: Any
@@ -40,6 +41,7 @@ def record():
         failures: int = 0
         pause_ends: float = 0.0
         asked_to_wait: bool = False
+        missed: datetime | None = None
         forget_timer: Any = None
         task: Any = None
         stopped: bool = False
@@ -122,10 +124,16 @@ def due(cron, now):
 
 
 @pyscript_compile
+def is_planning(cron: Cron) -> bool:
+    """Return whether a plan is under way; that it is in force already, but not yet saved, counts as well."""
+    return cron.task is not None and not cron.task.done()
+
+
+@pyscript_compile
 def look(cron):
     """Put right what a clock that was set has put wrong."""
     now = dt_util.utcnow()
-    if cron.task and not cron.task.done():
+    if is_planning(cron):
         return
     if now >= cron.next:
         plan_now(cron)
@@ -135,23 +143,41 @@ def look(cron):
 
 @pyscript_compile
 def plan_now(cron):
-    """Plan, unless the plan before is still under way; for the time that was due, if that is just now."""
+    """Plan for the time that was due; while the plan before is still under way, right after that."""
     if cron.stopped:
         return
-    now, planned_for = dt_util.utcnow(), cron.next
-    if not timedelta(0) <= now - planned_for < TOLERANCE:
-        planned_for = now
+    now, moment = dt_util.utcnow(), cron.next
     arm(cron, following(cron.expression, now))
-    if cron.task is None or cron.task.done():
-        work = attempt(cron, planned_for)
-        cron.task = cron.hass.async_create_background_task(work, "flexmeasures cron")
+    if is_planning(cron):
+        cron.missed = moment
+    else:
+        cron.task = cron.hass.async_create_background_task(keep_planning(cron, moment), "flexmeasures cron")
 
 
 @pyscript_compile
-async def attempt(cron, planned_for):
-    """Plan; a failure is told by `failed`."""
-    with suppress(HomeAssistantError):
-        await cron.plan(planned_for)
+async def keep_planning(cron: Cron, moment: datetime | None) -> None:
+    """Plan for a time, and then for the last one that came meanwhile; a failure has its own next try."""
+    while moment and not cron.stopped:
+        cron.missed = None
+        await attempt(cron, moment)
+        moment = None if cron.failures else cron.missed
+
+
+@pyscript_compile
+async def attempt(cron, moment):
+    """Plan for a time, if that is just now, else for now.
+
+    A failure is told by `failed`, and an unexpected one here: it is tried again at the next time.
+    """
+    now = dt_util.utcnow()
+    planned_for = moment if timedelta(0) <= now - moment < TOLERANCE else now
+    try:
+        with suppress(HomeAssistantError):
+            await cron.plan(planned_for)
+    except Exception as error:
+        tasks.tell(cron.status, "planning by cron", error)
+    else:
+        tasks.over(cron.status, "planning by cron")
 
 
 @pyscript_compile
@@ -175,8 +201,8 @@ def failed(cron, error):
 
 @pyscript_compile
 def hurry(cron):
-    """Try again now what failed, unless the server asked to wait."""
-    if cron.failures and not cron.asked_to_wait:
+    """Try again now what failed, since what was in its way is over, unless that is under way already."""
+    if cron.failures and not is_planning(cron):
         plan_now(cron)
 
 

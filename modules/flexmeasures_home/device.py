@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
-from homeassistant.helpers.aiohttp_client import async_create_clientsession
+from homeassistant.helpers.aiohttp_client import async_get_clientsession
 from homeassistant.helpers.event import (
     async_call_later,
     async_track_point_in_utc_time,
@@ -23,15 +23,18 @@ from homeassistant.helpers.start import async_at_started
 import flexmeasures_home.checks as checks
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
+import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.new_prices as new_prices
 import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.pace as paces
 import flexmeasures_home.question as question
 import flexmeasures_home.resources as resources
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.schedule_store as schedule_store
 import flexmeasures_home.state_of_charge as states_of_charge
 import flexmeasures_home.status as statuses
+import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.quantities as quantities
@@ -43,6 +46,8 @@ UPDATED = "flexmeasures_schedule_updated"
 FIRST_PAUSE_SECONDS = 10
 LONGEST_PAUSE_SECONDS = 300
 HEARTBEAT = timedelta(minutes=1)
+SECONDS_BETWEEN_WAKES = 30
+"""How often a success makes all else that waits for the server try again, while that goes on to fail."""
 ENTITIES_SECONDS = 30
 """How long after Home Assistant's start an entity must exist."""
 PLAN = "plan"
@@ -59,6 +64,8 @@ def record():
 
         `state_of_charge` is that of `soc_entity`. `last_call` has the fields of the call that the schedule in
         force was made for, where it is known, and `prices_due` is when new prices are looked for next.
+        `answered` tells the check that the server does something for us, and `waking` is how often all else
+        that waits for the server is told so.
         """
 
         hass: Any
@@ -87,6 +94,8 @@ def record():
         attributes: dict | None = None
         stopped: bool = False
         planning: Any = field(default_factory=asyncio.Lock)
+        answered: Any = field(default_factory=asyncio.Event)
+        waking: Any = None
 
     return Device
 
@@ -97,7 +106,7 @@ Device = record()
 @pyscript_compile
 def new(hass, configuration, status):
     """Return a device that is not yet started."""
-    return Device(hass, configuration, status, schedule_store.new(hass))
+    return Device(hass, configuration, status, schedule_store.new(hass, status))
 
 
 @pyscript_compile
@@ -105,14 +114,20 @@ async def start(device):
     """Connect, go on where the one before stopped, and check the server in the background."""
     hass, given, status = device.hass, device.configuration, device.status
     rate_limit = connection.RateLimit()
-    session = async_create_clientsession(
-        hass, auto_cleanup=False, raise_for_status=partial(connection.received, rate_limit)
-    )
+    session = connection.session(async_get_clientsession(hass).connector, rate_limit)
     device.link = connection.connect(
-        given.host, given.username, given.password, session, CLIENT_LOGGER, rate_limit
+        given.host,
+        given.username,
+        given.password,
+        session,
+        CLIENT_LOGGER,
+        rate_limit,
+        secrets=(given.s2.token,),
+        other_loggers=(LOGGER.name, f"{LOGGER.name}.s2"),
     )
-    device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
+    status.redact = device.link.redact
     statuses.dismiss(hass)
+    device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     until = device.schedule and device.schedule.prices_known_until
     statuses.show(status, last_success=last_success(device), prices_known_until=schedule_state.local(until))
     show(device)
@@ -134,6 +149,8 @@ async def start(device):
             lambda: own_schedule(device),
         )
     status.when_recovered = lambda: recovered(device)
+    device.waking = paces.Pace(hass, partial(wake, device), SECONDS_BETWEEN_WAKES)
+    status.when_answered = partial(paces.want, device.waking)
     status.when_unreachable = lambda: look_for_server(device, device.check_pause)
     look_for_server(device, 0)
     if given.cron:
@@ -142,17 +159,22 @@ async def start(device):
         )
         crons.start(device.cron, device.schedule and device.schedule.updated_at)
 
+    each_minute = {
+        "schedule's state": partial(show, device),
+        "state of charge": device.state_of_charge and device.state_of_charge.look,
+        "check of the entities": partial(checks.check_entities, device),
+        "look for new prices": partial(new_prices.look, device, partial(plan, device, by_user=False)),
+        "notices": partial(statuses.forget_notices, status),
+        "files": partial(kept.save_again, status),
+        "measurements": partial(measurements.look_at_all, device.measurements),
+        "clock of cron": device.cron and partial(crons.look, device.cron),
+    }
+
     @callback
     def beat(_now):
-        show(device)
-        if device.state_of_charge:
-            device.state_of_charge.look()
-        checks.check_entities(device)
-        new_prices.look(device, partial(plan, device, by_user=False))
-        statuses.forget_notices(status)
-        measurements.look_at_all(device.measurements)
-        if device.cron:
-            crons.look(device.cron)
+        for what, act in each_minute.items():
+            if act:
+                tasks.guard(status, what, act)
 
     check_entities_soon(device)
     device.forget_heartbeat = async_track_time_interval(hass, beat, HEARTBEAT, cancel_on_shutdown=True)
@@ -289,6 +311,9 @@ async def stop(device):
     device.stopped = True
     if device.forget_heartbeat:
         device.forget_heartbeat()
+    if device.waking:
+        paces.stop(device.waking)
+    device.status.when_answered = None
     if device.cron:
         crons.stop(device.cron)
     if device.state_of_charge:
@@ -319,8 +344,20 @@ async def stop(device):
 def recovered(device, was_away=True):
     """Do now what has failed, since the server answers, and make plans anew where it did not before."""
     device.check_pause = FIRST_PAUSE_SECONDS
+    wake(device, is_back=True, was_away=was_away)
+
+
+@pyscript_compile
+def wake(device: Any, is_back: bool = False, was_away: bool = False) -> bool:
+    """Do now what waits for the server, since that does something for us; return True: not again at once.
+
+    `is_back` tells that it answers as such, and `was_away` that it did not before: S2 devices that have a
+    plan get another then.
+    """
+    device.answered.set()
     outboxes.urge(device.outbox)
-    if device.resources:
+    is_away = any(problem.cause in statuses.OF_THE_SERVER for problem in device.status.problems.values())
+    if device.resources and (is_away or is_back):
         resources.urge(device.resources, was_away)
     plan_problem = device.status.problems.get(PLAN)
     if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
@@ -328,13 +365,14 @@ def recovered(device, was_away=True):
             crons.hurry(device.cron)
         else:
             statuses.settle(device.status, PLAN)
+    return True
 
 
 @pyscript_compile
 def look_for_server(device, pause):
     """Check the server in the background, after a pause (s), unless that is under way."""
     if not device.stopped and (device.check is None or device.check.done()):
-        device.check = device.hass.async_create_background_task(check(device, pause), "flexmeasures check")
+        device.check = tasks.supervise(device.status, "check of the server", partial(check, device, pause))
 
 
 @pyscript_compile
@@ -346,8 +384,9 @@ async def check(device, pause):
     """
     next_check_pause = min(2 * pause, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
     was_away = pause > 0
+    await asyncio.sleep(pause)
     while True:
-        await asyncio.sleep(pause)
+        device.answered.clear()
         pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
         error = await checks.look_up(device)
         await measurements.learn(device.measurements, device.link.sensors)
@@ -356,6 +395,8 @@ async def check(device, pause):
         was_away = True
         statuses.fail_with(device.status, statuses.SERVER, error, checks.with_key(device, error))
         pause = max(pause if error.temporary else LONGEST_PAUSE_SECONDS, error.retry_after or 0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(device.answered.wait(), pause)
     statuses.succeed(device.status, statuses.SERVER, server_version=server_version(device))
     recovered(device, was_away)
     device.check_pause = next_check_pause

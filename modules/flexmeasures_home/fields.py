@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import reprlib
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -22,12 +23,21 @@ LONGEST_RESOLUTION = timedelta(days=1)
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2200
 ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:00")
 MOST_VALUES = 10_000
+MAX_TEXT, MAX_UNIT, MAX_TIME, MAX_WISHES = 255, 40, 64, 1_000
+"""How long a text, a unit and the text of a time may be, and how many wishes a list may have."""
+MAX_QUOTED, MAX_MISTAKES, MAX_MISTAKES_OF_CONFIGURATION = 80, 5, 20
+"""How much of what was given is told, and how many mistakes at once; a list of its own may have more."""
+MAX_RAW_DEPTH, MAX_RAW_ITEMS, MAX_RAW_TEXT = 20, 100_000, 1_000
+"""How deep raw fields may be nested, how many items they may have, and how long a text in them may be."""
+MAX_ID = 2**31 - 1
+"""The greatest id that FlexMeasures' database has."""
 SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
 ID = re.compile(r"[a-zA-Z0-9\-_:]{2,64}")
 IS_ENTITY = re.compile(r"[a-z_]+\.[a-z0-9_]+(\.\w+)?")
 MINUTES_OF_A_DAY = 1440
 SECRETS = ("password", "token")
-HOLD_SECRETS = ("s2",)
+HOLD_SECRETS = ("s2", "username")
+"""Fields that are not quoted: a token may be in them, or the password in place of the username."""
 
 
 @pyscript_compile
@@ -48,17 +58,43 @@ def whole_number(value):
     """Return a sensor's or asset's id; a digit string will do."""
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError
-    if (number := int(value)) < 1:
+    if not 1 <= (number := int(value)) <= MAX_ID:
         raise ValueError
     return number
 
 
 @pyscript_compile
 def text(value):
-    """Return a text that is not empty."""
+    """Return a text that is not empty, and not too long."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError
+    if len(value) > MAX_TEXT:
+        raise vol.Invalid(f"expected a text of at most {MAX_TEXT} characters")
     return value
+
+
+@pyscript_compile
+def unit(value: Any) -> str:
+    """Return a text that a unit may be."""
+    if len(text(value)) > MAX_UNIT:
+        raise ValueError
+    return value
+
+
+@pyscript_compile
+def short(value: str, most: int = MAX_QUOTED) -> str:
+    """Return the beginning of a text."""
+    return value if len(value) <= most else f"{value[: most - 1]}…"
+
+
+@pyscript_compile
+def quoted(value: Any) -> str:
+    """Return what a value is, in short, for whoever gave it."""
+    if isinstance(value, str):
+        return repr(short(value))
+    if isinstance(value, int) and abs(value) > quantities.MAX_NUMBER:
+        return "a number of many digits"
+    return short(QUOTE.repr(value))
 
 
 @pyscript_compile
@@ -101,12 +137,37 @@ def raw_fields(value):
     """Return raw FlexMeasures fields as JSON's types: a dict with text keys."""
     if not isinstance(value, dict):
         raise ValueError
+    refuse_huge(value)
     return as_json(value)
+
+
+@pyscript_compile
+def refuse_huge(value: Any) -> None:
+    """Raise ValueError for lists and dicts that are nested too deep or have too much in them."""
+    level, count = [value], 0
+    for _ in range(MAX_RAW_DEPTH):
+        nested = []
+        for each in level:
+            parts = each.values() if isinstance(each, dict) else each
+            if isinstance(each, dict) and any(len(str(key)) > MAX_TEXT for key in each):
+                raise ValueError
+            nested += [part for part in parts if isinstance(part, (dict, list, tuple))]
+            count += len(each)
+            if count > MAX_RAW_ITEMS:
+                raise ValueError
+        level = nested
+        if not level:
+            return
+    raise ValueError
 
 
 @pyscript_compile
 def as_json(value):
     """Return a value of YAML as JSON's types: a time, which YAML reads by itself, is written as a text."""
+    if isinstance(value, str) and len(value) > MAX_RAW_TEXT:
+        raise ValueError
+    if isinstance(value, (int, float)) and abs(value) > quantities.MAX_NUMBER:
+        raise ValueError
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: as_json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -123,6 +184,8 @@ def as_json(value):
 @pyscript_compile
 def duration(value):
     """Return a positive timedelta of ISO 8601 ("PT24H"), "HH:MM:SS", or {hours: 24}."""
+    if isinstance(value, str) and len(value) > MAX_TIME:
+        raise ValueError
     if isinstance(value, str) and "P" in value.upper():
         period = isodate.parse_duration(value.strip().upper())
     else:
@@ -154,7 +217,7 @@ def schedule_duration(value):
 @pyscript_compile
 def data_duration(value):
     """Return a timedelta of at most a year; zero, however written, is for a value at a moment."""
-    if str(value).strip().upper() in ZEROS:
+    if isinstance(value, (str, int)) and str(value)[:MAX_TIME].strip().upper() in ZEROS:
         return timedelta(0)
     if (period := duration(value)) > LONGEST_DATA:
         raise ValueError
@@ -164,6 +227,8 @@ def data_duration(value):
 @pyscript_compile
 def moment(value):
     """Return a moment in UTC; without an offset it is in Home Assistant's time zone."""
+    if not isinstance(value, datetime) and not (isinstance(value, str) and len(value) <= MAX_TIME):
+        raise ValueError
     found = value if isinstance(value, datetime) else dt_util.parse_datetime(str(value))
     if found is None:
         raise ValueError
@@ -319,6 +384,8 @@ def many(validate):
     """Return a validator of a list; one item needs no list."""
 
     def each(value):
+        if isinstance(value, list) and len(value) > MAX_WISHES:
+            raise vol.Invalid(f"expected at most {MAX_WISHES} items in the list, but got {len(value)}")
         return vol.Schema([validate])(value) if isinstance(value, list) else [validate(value)]
 
     return each
@@ -369,12 +436,20 @@ def weekdays(value: Any) -> list[int]:
 
 
 @pyscript_compile
-def mistakes(invalid, given, known, noun):
+def mistakes(invalid, given, known, noun, most=MAX_MISTAKES):
     """Return a sentence for each mistake found, by the order of the fields: what is expected and given."""
     errors = invalid.errors if isinstance(invalid, vol.MultipleInvalid) else [invalid]
     places = {name: place for place, name in enumerate(known)}
     in_order = sorted(errors, key=lambda error: places.get(str(error.path[0]), len(known)))
-    return [mistake(error, given, known, noun) for error in in_order]
+    found = [mistake(error, given, known, noun) for error in in_order[:most]]
+    return listed(found, most, len(errors))
+
+
+@pyscript_compile
+def listed(sentences: list[str], most: int = MAX_MISTAKES, count: int | None = None) -> list[str]:
+    """Return the first sentences, and how many more of `count` there are."""
+    more = (len(sentences) if count is None else count) - most
+    return [*sentences[:most], f"and {more} mistakes more"] if more > 0 else sentences
 
 
 @pyscript_compile
@@ -388,20 +463,22 @@ def is_unknown_key(error: vol.Invalid) -> bool:
 def mistake(error, given, known, noun):
     """Return the sentence for one mistake."""
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.path)
-    name = name.lstrip(".")
+    name = short(name.lstrip("."))
     if isinstance(error, vol.RequiredFieldInvalid):
         return f"{name} is missing"
     if is_unknown_key(error):
-        near = difflib.get_close_matches(str(error.path[-1]), known if len(error.path) == 1 else [], 1)
+        is_near = len(error.path) == 1 and len(str(error.path[-1])) <= MAX_QUOTED
+        near = difflib.get_close_matches(str(error.path[-1]), known if is_near else [], 1)
         return f"{name} is no {noun}" + (f": did you mean {near[0]}?" if near else "")
     value = given
     for part in error.path:
         value = value[part]
     if str(error.path[-1]) in SECRETS or name in HOLD_SECRETS or (name == "host" and "@" in str(value)):
         return f"{name}: {error.error_message}"
-    return f"{name}: {error.error_message}, but got {value!r}"
+    return f"{name}: {error.error_message}, but got {quoted(value)}"
 
 
+QUOTE = reprlib.Repr(maxstring=MAX_QUOTED, maxother=MAX_QUOTED, maxlevel=3)
 SENSOR = expects(whole_number, "the number of a FlexMeasures sensor, such as 12")
 ASSET = expects(whole_number, "the number of a FlexMeasures asset, such as 3")
 SOURCE = expects(whole_number, "the number of a FlexMeasures data source, such as 7")
@@ -414,13 +491,17 @@ MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
 PRICE = expects(price, "a price such as 1.35, without a unit")
 POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")
 CAPACITY = expects(not_negative(quantities.power), "a power such as '10 kW', or '0 kW'")
-RAW_FIELDS = expects(raw_fields, "FlexMeasures' own fields as keys and values")
+RAW_FIELDS = expects(
+    raw_fields,
+    f"FlexMeasures' own fields as keys and values, at most {MAX_RAW_DEPTH} levels deep and of sensible sizes",
+)
 DATA_DURATION = expects(
     data_duration, "an ISO 8601 duration up to a year, such as PT1H, or PT0M for a moment"
 )
 NUMBER = expects(number, "a number")
 NUMBER_OR_GAP = expects(number_or_gap, "a number, or null for a gap")
 TEXT = expects(text, "a text that is not empty")
+UNIT = expects(unit, f"a text that is not empty, of at most {MAX_UNIT} characters, such as kW")
 BOOLEAN = expects(boolean, "true or false")
 SECONDS = expects(seconds, "seconds from 1 up to a day, such as 30")
 INSTRUCTION_LEAD = expects(instruction_lead, "seconds from 1 up to a day, such as 60 s, or all")

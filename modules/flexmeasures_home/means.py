@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import flexmeasures_home.kept as kept
+
 JUMP_SECONDS = 5
 """By how much the clock and the time that passed may differ before the clock counts as set anew."""
 LEAST_KNOWN = 0.1
@@ -96,10 +98,10 @@ def as_json(interval):
 def recalled(found):
     """Return the interval that `as_json` wrote."""
     return Interval(
-        **found
-        | {
-            "start": datetime.fromisoformat(found["start"]),
-            "step": timedelta(seconds=found["step"]),
-            "at": datetime.fromisoformat(found["at"]),
-        }
+        start=kept.moment(found["start"]),
+        step=kept.length(found["step"]),
+        at=kept.moment(found["at"]),
+        total=kept.number(found["total"]),
+        known=kept.number(found["known"]),
+        unit=kept.optional(kept.text, found["unit"]),
     )

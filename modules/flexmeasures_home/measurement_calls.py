@@ -9,6 +9,7 @@ from homeassistant.util.unit_conversion import EnergyConverter
 
 import flexmeasures_home.device as devices
 import flexmeasures_home.entities as entities
+import flexmeasures_home.fields as fields
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
@@ -21,7 +22,8 @@ async def post_measurements(device, call):
     """Post values to a FlexMeasures sensor; return whether they are `delivered`, or wait in the outbox.
 
     `call` holds the service's fields, checked: `values`, or the `entity_id` whose state they are now.
-    Raise ServiceValidationError for what the server refuses.
+    Raise ServiceValidationError for what the server refuses, HomeAssistantError where what waits could not be
+    written.
     """
     devices.refuse_if_stopped(device)
     run = run_of(device, call)
@@ -31,7 +33,10 @@ async def post_measurements(device, call):
     with raised():
         delivered = await outboxes.delivered(device.outbox, parcel)
     if not delivered:
-        await outboxes.save(device.outbox)
+        unsaved = await outboxes.save(device.outbox)
+        if any(each is parcel for each in unsaved):
+            why = device.outbox.store.file.why_unsaved
+            raise HomeAssistantError(f"The values wait for FlexMeasures, but in memory alone: {why}")
     return {"delivered": delivered, "values": len(run.values), "outbox": outboxes.waiting(device.outbox)}
 
 
@@ -88,7 +93,7 @@ def state_now(device, entity, sensor_id):
     number = entities.number(value)
     if number is None:
         raise ServiceValidationError(
-            f"entity_id: {entity} is {value!r}, which is no number: nothing was posted"
+            f"entity_id: {entity} is {fields.quoted(value)}, which is no number: nothing was posted"
         )
     sensor = known_sensor(device, sensor_id)
     counts = state.attributes.get("state_class") in ("total", "total_increasing")

@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_state_change_event
-from homeassistant.helpers.storage import Store
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
 import flexmeasures_home.entities as entities
+import flexmeasures_home.fields as fields
 import flexmeasures_home.kept as kept
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
@@ -79,13 +80,18 @@ Measurements, Meter = records()
 @pyscript_compile
 async def load(hass, outbox):
     """Return the measurements without a meter yet, with what the file holds of those before."""
-    store = Store(hass, 1, "flexmeasures_for_pyscript.measurements", atomic_writes=True)
-    found = await store.async_load() or {}
+    store = kept.KeptFile(hass, outbox.status, "measurements", "the sensors and the means under way")
+    found = await store.async_load()
     if found.get("user") != outbox.user:
         return Measurements(hass, outbox, store, {}, {})
-    sensors = [kept.read(recalled_sensor, each) for each in found.get("sensors", [])]
+    sensors = [store.read(recalled_sensor, each) for each in store.part(found, "sensors", list)]
     known = {each.id: each for each in sensors if each}
-    return Measurements(hass, outbox, store, known, found.get("intervals", {}))
+    intervals = {
+        name: each
+        for name, each in store.part(found, "intervals", dict).items()
+        if store.read(means.recalled, each)
+    }
+    return Measurements(hass, outbox, store, known, intervals)
 
 
 @pyscript_compile
@@ -147,7 +153,7 @@ async def stop_all(measurements):
 def start(meter, found=None):
     """Measure from now on; an interval that was kept over a reload goes on."""
     now = dt_util.utcnow()
-    interval = kept.read(means.recalled, found) if found else None
+    interval = means.recalled(found) if found else None
     if interval is None or interval.at > now:
         interval = means.Interval(tick(meter, now), step(meter), now)
     meter.interval = interval
@@ -280,7 +286,7 @@ def tell_why(meter):
         return
     value, _unit = entities.reading(state, attribute)
     if entities.is_known(value) and entities.number(value) is None:
-        complain(meter, f"is {value!r}, which is no number")
+        complain(meter, f"is {fields.quoted(value)}, which is no number")
 
 
 @pyscript_compile
@@ -298,5 +304,15 @@ def matter(meter):
 
 @pyscript_compile
 def recalled_sensor(found):
-    """Return the sensor that `save` wrote."""
-    return connection.Sensor(**found | {"resolution": timedelta(seconds=found["resolution"])})
+    """Return the sensor that `save` wrote; raise KeyError, TypeError or ValueError."""
+    resolution, sign = timedelta(seconds=kept.number(found["resolution"])), found.get("sign", -1)
+    if resolution < timedelta(0) or sign not in (1, -1):
+        raise ValueError("expected a resolution, and a sign of 1 or -1")
+    return connection.Sensor(
+        id=kept.whole_number(found["id"]),
+        unit=kept.text(found["unit"]),
+        resolution=resolution,
+        timezone=ZoneInfo(kept.text(found["timezone"])).key,
+        asset=kept.whole_number(found["asset"]),
+        sign=sign,
+    )

@@ -4,11 +4,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import HomeAssistantError
 
+import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.prices as prices
 import flexmeasures_optimiser.quantities as quantities
@@ -31,8 +33,8 @@ def look(device: Any, plan: Plan) -> None:
         return
     if device.prices_due is None or now >= device.prices_due:
         device.prices_due = now + BETWEEN_LOOKS
-        work = plan_with_new_prices(device, schedule, plan)
-        device.replanning = device.hass.async_create_background_task(work, "flexmeasures prices")
+        work = partial(plan_with_new_prices, device, schedule, plan)
+        device.replanning = tasks.supervise(device.status, "plan with new prices", work)
 
 
 @pyscript_compile

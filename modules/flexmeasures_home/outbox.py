@@ -9,13 +9,15 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import homeassistant.util.dt as dt_util
-from homeassistant.helpers.storage import Store
 
-import flexmeasures_home.kept as kept
+import flexmeasures_home.fields as fields
+import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
+import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.sensor_data as sensor_data
 
@@ -35,23 +37,30 @@ PATIENCE_SECONDS = 20
 def records():
     """Define the records: natively, so that compiled code can make them."""
 
-    @dataclass(repr=False)
+    @dataclass(eq=False, repr=False)
     class Parcel:
-        """A run on its way: since when it fails, the job that stores it, and who waits for it."""
+        """A run on its way: since when it fails, the job that stores a `part` of it, and who waits for it.
+
+        `key` is its own in the file; `is_saved` tells whether it is there as it is now.
+        """
 
         run: sensor_data.Run
+        key: int = 0
+        is_saved: bool = False
         failing_since: datetime | None = None
         job: str | None = None
+        part: Any = None
         sending: bool = False
         waiting: list = field(default_factory=list)
 
     @dataclass(repr=False)
     class Outbox:
-        """The parcels for one user of one server, oldest first, and all other users' as the file has them.
+        """The parcels for one user of one server, oldest first.
 
         `dropped` counts the values that were ever given up because there were too many. `held_up` has
         the sensors whose values failed: the next try, by the loop's clock, and the pause before it (s).
-        `left_alone` tells that the server asked to be, by its Retry-After.
+        `left_alone` tells that the server asked to be, by its Retry-After. `gone` has the keys of parcels
+        that are to be deleted from the file.
         """
 
         hass: Any
@@ -61,7 +70,8 @@ def records():
         user: str
         parcels: list = field(default_factory=list)
         dropped: int = 0
-        file: dict = field(default_factory=dict)
+        gone: set = field(default_factory=set)
+        saving: Any = field(default_factory=asyncio.Lock)
         changed: Any = field(default_factory=asyncio.Event)
         urged: Any = field(default_factory=asyncio.Event)
         held_up: dict = field(default_factory=dict)
@@ -80,17 +90,18 @@ OF_THE_SERVER = (errors.Unreachable, errors.RateLimited, errors.Unauthorized)
 @pyscript_compile
 async def start(hass, link, status, user):
     """Return an outbox with what its file holds, and deliver it in the background."""
-    store = Store(hass, 1, "flexmeasures_for_pyscript.outbox", atomic_writes=True)
+    store = outbox_store.new(hass, status, user)
     outbox = Outbox(hass, link, status, store, user)
-    outbox.file = await store.async_load() or {}
-    own = outbox.file.get(user, {})
-    runs = [kept.read(recalled, each) for each in own.get("runs", [])]
-    outbox.parcels = [Parcel(run) for run in runs if run]
-    outbox.dropped = own.get("dropped", 0)
+    rows, outbox.dropped = await store.load()
+    runs, dropped = await store.take_over()
+    outbox.parcels = [Parcel(run, key, is_saved=True) for key, run in rows]
+    outbox.parcels += [Parcel(run, store.new_key()) for run in runs]
+    outbox.dropped += dropped
+    await save(outbox)
     show(outbox)
     outbox.tasks = [
-        hass.async_create_background_task(each(outbox), "flexmeasures outbox")
-        for each in (keep_saving, keep_delivering)
+        tasks.supervise(status, "writing of what waits", partial(keep_saving, outbox)),
+        tasks.supervise(status, "delivery of what waits", partial(keep_delivering, outbox)),
     ]
     return outbox
 
@@ -138,9 +149,11 @@ def add(outbox, run):
     gap = None if last is None or last.sending or last.job else gap_between(last.run, run)
     if gap is not None:
         last.run.values += [None] * gap + run.values
+        last.is_saved = False
         parcel = last
     else:
-        parcel = Parcel(replace(run, values=run.values[:]))
+        key = outbox.store.new_key() if outbox.store else 0
+        parcel = Parcel(replace(run, values=run.values[:]), key)
         outbox.parcels.append(parcel)
     drop_oldest(outbox)
     outbox.changed.set()
@@ -153,8 +166,15 @@ def add(outbox, run):
 def withdraw(outbox, parcel):
     """Take a parcel back that nobody waits for, unless it is being delivered, or was."""
     if parcel in outbox.parcels and not (parcel.sending or parcel.job or parcel.waiting):
-        outbox.parcels.remove(parcel)
+        remove(outbox, parcel)
         outbox.changed.set()
+
+
+@pyscript_compile
+def remove(outbox: Outbox, parcel: Parcel) -> None:
+    """Have a parcel wait no longer."""
+    outbox.parcels.remove(parcel)
+    outbox.gone.add(parcel.key)
 
 
 @pyscript_compile
@@ -184,8 +204,9 @@ def drop_oldest(outbox):
         if part < count:
             del run.values[:part]
             run.start += part * run.step
+            oldest.is_saved = False
         else:
-            outbox.parcels.remove(oldest)
+            remove(outbox, oldest)
             answer(oldest, errors.InvalidData("The values were dropped, since too many others wait"))
         excess -= part
     text = (
@@ -236,9 +257,13 @@ async def keep_saving(outbox):
 
 @pyscript_compile
 async def keep_delivering(outbox):
-    """Deliver what is there and what comes; after a failure with pauses, as long as the server asks."""
+    """Deliver what is there and what comes; after a failure with pauses, as long as the server asks.
+
+    A pause ends when the server does something for us elsewhere.
+    """
     pause = FIRST_PAUSE_SECONDS
     while True:
+        outbox.server_away = outbox.left_alone = False
         failure = await deliver_all(outbox)
         outbox.urged.clear()
         if failure is None:
@@ -252,14 +277,12 @@ async def keep_delivering(outbox):
             answer(parcel, False)
         if failure.retry_after is not None:
             outbox.left_alone = True
-            await asyncio.sleep(failure.retry_after)
-            outbox.left_alone = False
+            await urged_within(outbox, failure.retry_after)
         else:
             if isinstance(failure, errors.Unauthorized):
                 pause = LONGEST_PAUSE_SECONDS
             if not await urged_within(outbox, pause):
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        outbox.server_away = False
 
 
 @pyscript_compile
@@ -304,7 +327,7 @@ async def deliver_all(outbox):
         except errors.OptimiserError as error:
             hold_up_or_drop(outbox, parcel, error)
         else:
-            outbox.parcels.remove(parcel)
+            remove(outbox, parcel)
             outbox.held_up.pop(parcel.run.sensor, None)
             matter = refusals_of(parcel.run)
             seen = not statuses.is_fresh_notice(outbox.status, matter)
@@ -320,20 +343,29 @@ async def deliver_all(outbox):
 
 @pyscript_compile
 async def deliver(outbox, parcel):
-    """Post a parcel, unless that is done, and wait until it is stored; raise an OptimiserError."""
+    """Post a parcel, part by part, and wait until each is stored; raise an OptimiserError.
+
+    A part that was posted already is waited for only.
+    """
     try:
-        if parcel.job is None:
-            parcel.job = await sensor_data.post(outbox.link, parcel.run)
-        if parcel.job is not None:
-            await sensor_data.stored(outbox.link, parcel.job)
+        while True:
+            if parcel.job is None:
+                parcel.job, parcel.part = await sensor_data.post_part(outbox.link, parcel.run)
+            if parcel.job is not None:
+                await sensor_data.stored(outbox.link, parcel.job)
+            parcel.job = parcel.failing_since = None
+            if parcel.part.end is None:
+                return
+            parcel.run, parcel.is_saved = sensor_data.without_stored(parcel.run, parcel.part), False
+            outbox.changed.set()
     except (*OF_THE_SERVER, errors.JobTimedOut):
         raise
     except errors.OptimiserError:
         parcel.job = None
         raise
     except Exception as error:
-        LOGGER.exception("Delivering failed unexpectedly: %s", parcel.run)
-        text = f"Delivering failed unexpectedly ({error!r}): please report the log"
+        LOGGER.exception("Delivering values of sensor %s failed unexpectedly", parcel.run.sensor)
+        text = f"Delivering failed unexpectedly ({fields.short(repr(error))}): please report the log"
         raise errors.OptimiserError(text) from error
 
 
@@ -360,7 +392,7 @@ def hold_up_or_drop(outbox, parcel, error):
 @pyscript_compile
 def drop(outbox, parcel, error):
     """Drop a parcel: tell who waits for it, else give notice."""
-    outbox.parcels.remove(parcel)
+    remove(outbox, parcel)
     outbox.held_up.pop(parcel.run.sensor, None)
     if parcel.waiting:
         answer(parcel, error)
@@ -380,37 +412,48 @@ def refusals_of(run):
 
 
 @pyscript_compile
-async def save(outbox):
-    """Write the file; after the stop it is the successor's."""
-    if outbox.stopped:
-        return
-    runs = [as_json(parcel.run) for parcel in outbox.parcels]
-    content = outbox.file | {outbox.user: {"runs": runs, "dropped": outbox.dropped}}
-    await asyncio.shield(outbox.store.async_save(content))
+async def save(outbox: Outbox) -> list[Parcel]:
+    """Write what has changed to the file; return the parcels that it could not be, which was told.
+
+    It is tried again with the next change, and each minute. After the stop the file is the successor's.
+    """
+    return [] if outbox.stopped else await asyncio.shield(write_changes(outbox))
 
 
 @pyscript_compile
-def as_json(run):
-    """Return a run as JSON's types."""
-    return {
-        "sensor": run.sensor,
-        "start": run.start.isoformat(),
-        "values": run.values[:],
-        "unit": run.unit,
-        "step": None if run.step is None else run.step.total_seconds(),
-        "prior": run.prior and run.prior.isoformat(),
-        "sign": run.sign,
-    }
+async def write_changes(outbox: Outbox) -> list[Parcel]:
+    """Write what has changed, and all that waits where the file was lost meanwhile; return what was not."""
+    async with outbox.saving:
+        was_there = outbox.store.is_there
+        unsaved = await write_once(outbox)
+        if was_there and not outbox.store.is_there:
+            unsaved = await write_once(outbox)
+        return unsaved
 
 
 @pyscript_compile
-def recalled(found):
-    """Return the run that `as_json` wrote."""
-    return sensor_data.Run(
-        **found
-        | {
-            "start": datetime.fromisoformat(found["start"]),
-            "step": None if found["step"] is None else timedelta(seconds=found["step"]),
-            "prior": found["prior"] and datetime.fromisoformat(found["prior"]),
-        }
-    )
+async def write_once(outbox: Outbox) -> list[Parcel]:
+    """Write what the file lacks; return the parcels that could not be written."""
+    store, file = outbox.store, outbox.store.file
+    unsaved = [parcel for parcel in outbox.parcels if not (parcel.is_saved and store.is_there)]
+    gone, outbox.gone = outbox.gone, set()
+    rows, unfit = [], []
+    for parcel in unsaved:
+        try:
+            rows.append((parcel.key, outbox_store.as_text(parcel.run)))
+        except (TypeError, ValueError) as error:
+            unfit.append(parcel)
+            file.tell_unsaved(error)
+        parcel.is_saved = True
+    has_news = rows or gone or store.has_more(outbox.dropped)
+    is_written = not has_news or await store.write(rows, gone, outbox.dropped)
+    for parcel in unfit if is_written else unsaved:
+        parcel.is_saved = False
+    if not is_written:
+        outbox.gone |= gone
+        outbox.status.unsaved[file.name] = partial(save, outbox)
+        return unsaved
+    outbox.status.unsaved.pop(file.name, None)
+    if not unfit:
+        file.tell_saved()
+    return unfit

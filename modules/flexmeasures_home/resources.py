@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from homeassistant.core import valid_entity_id
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
-from homeassistant.helpers.storage import Store
 
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as cem_errors
@@ -94,7 +94,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     `planning` is the lock that all plans are made under, `own_schedule()` returns that of the app's own
     device, or None.
     """
-    store = Store(hass, 1, "flexmeasures_for_pyscript.resources", atomic_writes=True)
+    store = kept.KeptFile(hass, status, "resources", "the S2 devices, their sensors and control types")
     side = Resources(hass, given, link, outbox, status, meters, store)
     side.asker = site_plan.Asker(given, link, status, planning, own_schedule)
     side.site = site_plan.new(side.asker, partial(relay_of, side), partial(give_way, side))
@@ -106,9 +106,10 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
         leaving=partial(triggers.leave, side.site),
         with_token=frozenset(name for name, each in given.s2.resources.items() if "token" in each),
     )
-    side.file = await store.async_load() or {}
-    for resource_id, each in side.file.get("resources", {}).items():
-        kept.read(partial(recall, side, resource_id), each)
+    found = await store.async_load()
+    side.file = {"users": store.part(found, "users", dict)}
+    for resource_id, each in store.part(found, "resources", dict).items():
+        store.read(partial(recall, side, resource_id), each)
     await save(side)
     s2 = given.s2
     side.listener = listeners.Listener(
@@ -144,18 +145,34 @@ def give_way(side, resource, session, control_type):
 
 @pyscript_compile
 def recall(side, resource_id, found):
-    """Make the relay of a Resource Manager that is known from before."""
-    resource = cems.Resource(resource_id, found["name"], found["choice"])
-    relay = new_relay(side, resource, found["entity_id"])
+    """Make the relay of a Resource Manager that is known from before; raise what `found` has wrong."""
+    name, choice = kept.text(found["name"]), kept.optional(kept.text, found["choice"])
+    entity_id = kept.text(found["entity_id"])
+    if not (entity_id.startswith(resource_state.PREFIX) and valid_entity_id(entity_id)):
+        raise ValueError("expected an entity of an S2 device")
+    resource = cems.Resource(resource_id, name, choice)
+    relay = new_relay(side, resource, entity_id)
     side.cem.resources[resource_id] = resource
     side.relays[resource_id] = relay
-    own = side.file.get("users", {}).get(side.outbox.user, {}).get(resource_id)
+    own = side.store.part(side.store.part(side.file["users"], side.outbox.user, dict), resource_id, dict)
     if own:
-        kept.read(partial(relays.recall, relay), own)
-        if plan := own.get("plan"):
-            kept.read(partial(kept_plans.recall, side.site, resource), plan)
+        side.store.read(partial(recall_relay, relay), own)
+        if plan := side.store.part(own, "plan", dict):
+            side.store.read(partial(kept_plans.recall, side.site, resource), plan)
     use_sensors(side, relay)
     relays.go_on(relay)
+
+
+@pyscript_compile
+def recall_relay(relay: Any, found: dict[str, Any]) -> None:
+    """Have a relay remember what the file holds of it, once that is what it should be; else raise."""
+    for made in found["made"].values():
+        kept.optional(kept.whole_number, made)
+    for start, length, mean in found["waiting"]:
+        kept.moment(start)
+        kept.length(length)
+        kept.optional(kept.number, mean)
+    relays.recall(relay, found)
 
 
 @pyscript_compile
@@ -256,7 +273,7 @@ def content(side):
         resource_id: relays.as_json(relay, stopped=side.stopped) | plan_as_json(side, resource_id)
         for resource_id, relay in side.relays.items()
     }
-    return {"resources": resources, "users": side.file.get("users", {}) | {side.outbox.user: own}}
+    return {"resources": resources, "users": side.file["users"] | {side.outbox.user: own}}
 
 
 @pyscript_compile

@@ -1,27 +1,28 @@
 """The schedule in a file, so that it outlasts Home Assistant and the scripts."""
 
 from dataclasses import asdict
-from datetime import datetime, timedelta
-
-from homeassistant.helpers.storage import Store
+from typing import Any
 
 import flexmeasures_home.kept as kept
+import flexmeasures_optimiser.quantities as quantities
 import flexmeasures_optimiser.schedule as schedules
+
+UNITS = (*quantities.POWER_UNITS, *quantities.ENERGY_UNITS)
 
 
 @pyscript_compile
-def new(hass):
+def new(hass: Any, status: Any) -> Any:
     """Return the store."""
-    return Store(hass, 1, "flexmeasures_for_pyscript.schedule", atomic_writes=True)
+    return kept.KeptFile(hass, status, "schedule", "the schedule")
 
 
 @pyscript_compile
 async def load(store, power_sensor):
     """Return the schedule in force and the one before it, if they are for this power sensor."""
-    found = await store.async_load() or {}
+    found = await store.async_load()
     if found.get("power_sensor") != power_sensor:
         return None, None
-    return kept.read(recalled, found.get("schedule")), kept.read(recalled, found.get("previous"))
+    return store.read(recalled, found.get("schedule")), store.read(recalled, found.get("previous"))
 
 
 @pyscript_compile
@@ -57,17 +58,32 @@ def recalled(found):
     """Return the schedule that `as_json` wrote."""
     if found is None:
         return None
-    until = found.get("prices_known_until")
+    values, soc = kept.numbers(found["values"]), kept.optional(kept.numbers, found["soc"])
+    if found["unit"] not in UNITS or found["soc_unit"] not in quantities.ENERGY_UNITS:
+        raise ValueError("expected units of power or energy")
+    if soc is not None and (None in soc or len(soc) != len(values) + 1):
+        raise ValueError("expected a state of charge at each interval's start, and at the end")
     return schedules.Schedule(
-        **found
-        | {
-            "prices_known_until": until and datetime.fromisoformat(until),
-            "start": datetime.fromisoformat(found["start"]),
-            "updated_at": datetime.fromisoformat(found["updated_at"]),
-            "resolution": timedelta(seconds=found["resolution"]),
-            "missed_targets": [
-                miss | {"datetime": datetime.fromisoformat(miss["datetime"])}
-                for miss in found["missed_targets"]
-            ],
-        }
+        start=kept.moment(found["start"]),
+        resolution=kept.length(found["resolution"]),
+        unit=found["unit"],
+        values=values,
+        soc_unit=found["soc_unit"],
+        soc=soc,
+        missed_targets=[
+            {
+                "field": kept.text(miss["field"]),
+                "datetime": kept.moment(miss["datetime"]),
+                "asked": kept.number(miss["asked"]),
+                "reached": kept.number(miss["reached"]),
+            }
+            for miss in found["missed_targets"]
+        ],
+        cost=kept.optional(kept.number, found["cost"]),
+        updated_at=kept.moment(found["updated_at"]),
+        prices_known_until=kept.optional(kept.moment, found.get("prices_known_until")),
+        assumed_prices=[
+            [kept.number(start), kept.number(end)] for start, end in found.get("assumed_prices", [])
+        ],
+        warnings=[kept.text(warning) for warning in found.get("warnings", [])],
     )

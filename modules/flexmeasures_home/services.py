@@ -19,6 +19,7 @@ import flexmeasures_home.measurement_calls as measurement_calls
 import flexmeasures_home.resources as resources
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.secrecy as secrecy
 
 DOMAIN = "flexmeasures"
 STARTING_SECONDS = 30
@@ -57,7 +58,7 @@ def post_measurements(_configuration):
             vol.Optional("entity_id"): fields.ENTITY,
             vol.Optional("start"): fields.MOMENT,
             vol.Optional("duration"): fields.DATA_DURATION,
-            vol.Optional("unit"): fields.TEXT,
+            vol.Optional("unit"): fields.UNIT,
             vol.Optional("prior"): fields.MOMENT,
             vol.Optional("positive"): fields.SIGN,
         }
@@ -72,7 +73,7 @@ def get_measurements(_configuration):
             vol.Required("sensor_id"): fields.SENSOR,
             vol.Required("start"): fields.MOMENT,
             vol.Optional("duration", default="PT24H"): fields.SCHEDULE_DURATION,
-            vol.Optional("unit"): fields.TEXT,
+            vol.Optional("unit"): fields.UNIT,
             vol.Optional("resolution"): fields.RESOLUTION,
             vol.Optional("source"): fields.SOURCE,
         }
@@ -170,7 +171,7 @@ def handler(app, name):
 async def run(app, name, data):
     """Check a call's fields and do what it asks; raise ServiceValidationError or HomeAssistantError."""
     if app.mistakes:
-        raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(app.mistakes))
+        raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(fields.listed(app.mistakes)))
     with suppress(TimeoutError):
         await asyncio.wait_for(app.started.wait(), STARTING_SECONDS)
     if app.failure:
@@ -180,12 +181,15 @@ async def run(app, name, data):
     schema_for, act = SERVICES[name]
     device = app.devices[0]
     given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
+    redact = device.link.redact
     try:
-        return await act(device, checked(schema_for(device.configuration), given))
+        return secrecy.redacted(redact, await act(device, checked(schema_for(device.configuration), given)))
     except HomeAssistantError as error:
         is_callers = isinstance(error, ServiceValidationError) or act is devices.plan
         if not is_callers and isinstance(error.__cause__, errors.OptimiserError):
             statuses.fail_with(device.status, statuses.CALL, error.__cause__)
+        if (safe := redact(str(error))) != str(error):
+            raise type(error)(safe) from None
         raise
 
 

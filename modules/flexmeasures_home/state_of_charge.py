@@ -72,13 +72,16 @@ def of_entity(
     unit = unit or unit_if_none
     if attribute and not unit and not has_unit(value):
         raise NoStateOfCharge(
-            f"{key}: {entity} is {value!r}, without a unit: give soc_entity_unit, such as '%' or kWh"
+            f"{key}: {entity} is {fields.quoted(value)}, without a unit: give soc_entity_unit, such as "
+            f"'%' or kWh"
         )
     try:
         quantity = value if has_unit(value) else f"{value} {unit or soc_unit}"
         soc = fields.energy(soc_unit, soc_max, max_percent=None)(quantity)
     except vol.Invalid as invalid:
-        raise NoStateOfCharge(f"{key}: {entity} is {value!r}: {invalid.error_message}") from invalid
+        raise NoStateOfCharge(
+            f"{key}: {entity} is {fields.quoted(value)}: {invalid.error_message}"
+        ) from invalid
     if soc > MAX_OVER_SOC_MAX * soc_max:
         raise NoStateOfCharge(
             f"{key}: {entity} is {value} {unit or soc_unit}, far above soc_max: check its unit, and soc_max"

@@ -17,6 +17,7 @@ BURST, SECONDS_BETWEEN_COUNTS = 10, 60
 """How many changes of the outbox alone are shown at once, before there is one a minute."""
 STATE_INFO = {"unrecorded_attributes": frozenset({"options", "outbox"})}
 """What the recorder leaves out."""
+MAX_TEXT = 2_000
 LONG = timedelta(minutes=15)
 NOTICE_STAYS = timedelta(days=1)
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
@@ -27,8 +28,13 @@ CALL = "call"
 SERVER = "server"
 """The matter of the server as such: it is over with whatever it does for us next."""
 DROPPED = "measurements_dropped"
+SET_ASIDE, NOT_SAVED, TASK_FAILED = "file_set_aside", "file_not_saved", "task_failed"
+NOTICES = (DROPPED, SET_ASIDE)
+"""Causes of what nothing will make good: they are told for a day."""
 OF_THE_SERVER = [errors.Unreachable.cause, errors.Unauthorized.cause]
 """Causes that several matters have at once, and that are logged but once."""
+MAKE_WAIT = [*OF_THE_SERVER, errors.RateLimited.cause]
+"""Causes for which something waits, until the server does something else for us at the latest."""
 OURS = [
     "misconfigured",
     "wrong_call",
@@ -36,6 +42,9 @@ OURS = [
     "no_entity",
     "no_measurements",
     DROPPED,
+    SET_ASIDE,
+    NOT_SAVED,
+    TASK_FAILED,
     "outbox_full",
     "s2_not_listening",
     "not_planned",
@@ -62,8 +71,11 @@ def records():
         """The problems by their matter (`plan`, `measurements`, ...), the newest last, and the rest.
 
         `resting` is the state without any; `planning` tells whether a plan is under way.
-        `when_recovered` and `when_unreachable` are called when the server answers again, or does not.
+        `when_recovered` and `when_unreachable` are called when the server answers again, or does not, and
+        `when_answered` when it did something for us while it is away for others.
         `shown` is what Home Assistant was last given, but for what waits in the outbox: that has a `pace`.
+        `unsaved` has functions that write again what could not be written, by the names of the files.
+        `redact` takes secrets out of a text.
         """
 
         hass: Any
@@ -73,8 +85,11 @@ def records():
         attributes: dict = field(default_factory=dict)
         when_recovered: Any = None
         when_unreachable: Any = None
+        when_answered: Any = None
         shown: tuple | None = None
         pace: Any = None
+        unsaved: dict = field(default_factory=dict)
+        redact: Any = str
 
     return Problem, Status
 
@@ -145,8 +160,10 @@ def stop(status: Status) -> None:
 def fail(status, matter, text, state="error", cause="wrong_call", temporary=False):
     """Show what is wrong with a matter, and notify the user; of what is `temporary` only once it lasts.
 
-    It is logged when it starts, however often it is met again.
+    It is logged when it starts, however often it is met again. A text that is endless is cut.
     """
+    text = status.redact(text)
+    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     before = status.problems.pop(matter, None)
     same = of_cause(status, cause) + ([before] if before and before.cause == cause else [])
     if not (same if cause in OF_THE_SERVER else before in same):
@@ -191,7 +208,10 @@ def fail_with(status, matter, error, text: str | None = None):
 
 @pyscript_compile
 def succeed(status, matter, **attributes):
-    """Show that the server did what a matter needed: that is well again, and so is the server."""
+    """Show that the server did what a matter needed: that is well again, and so is the server.
+
+    All else that waits for the server is told so.
+    """
     for each in (matter, CALL):
         end(status, each)
     was_away = SERVER in status.problems and status.problems[SERVER].cause in OF_THE_SERVER
@@ -200,6 +220,8 @@ def succeed(status, matter, **attributes):
     show(status, **attributes)
     if was_away and status.when_recovered:
         status.when_recovered()
+    elif status.when_answered and any(of_cause(status, cause) for cause in MAKE_WAIT):
+        status.when_answered()
 
 
 @pyscript_compile
@@ -221,9 +243,9 @@ def end(status, matter):
 
 @pyscript_compile
 def forget_notices(status):
-    """End what tells of values that were dropped a day ago: nothing will make that good."""
+    """End what tells of values that were dropped, and files that were set aside, a day ago."""
     for matter, problem in list(status.problems.items()):
-        if problem.cause == DROPPED and dt_util.utcnow() - problem.since > NOTICE_STAYS:
+        if problem.cause in NOTICES and dt_util.utcnow() - problem.since > NOTICE_STAYS:
             settle(status, matter)
 
 

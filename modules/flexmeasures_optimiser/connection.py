@@ -1,23 +1,32 @@
 """One flexmeasures-client for the life of an app, its errors told by meaning."""
 
+import asyncio
 import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import isodate
+from aiohttp import ClientSession
 from aiohttp.client_exceptions import ClientError
+from aiohttp.hdrs import USER_AGENT
 from flexmeasures_client import FlexMeasuresClient
 from flexmeasures_client.exceptions import ContentTypeError, JobFailedError, JobTimeoutError
+from homeassistant.helpers.aiohttp_client import SERVER_SOFTWARE
 
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.replies as replies
+import flexmeasures_optimiser.responses as responses
+import flexmeasures_optimiser.secrecy as secrecy
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
-LOGIN_PATH = "/api/requestAuthToken"
 REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 90
 AWAY = (502, 503, 504)
@@ -25,11 +34,10 @@ AWAY = (502, 503, 504)
 TRIGGER = "/trigger"
 """How the paths end that count towards the RateLimit."""
 LONGEST_RESET_SECONDS = 86_400.0
-REDACTED = "**redacted**"
-SECRET = re.compile(
-    r"(?i)(['\"](?:password|auth_token|authorization|set-cookie)['\"]: )"
-    r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
-)
+MAX_ASKED_SECONDS = 86_400
+MAX_SECONDS_SINCE_1970 = 10**11
+MAX_QUOTED = 80
+"""How much of an odd answer is told."""
 ALREADY_KNOWN = "prior: FlexMeasures holds another value known at that time: leave prior out, or give a later"
 PRICES_MISSING = re.compile(r"[Pp]rices unknown for planning window.*?sensor (\d+)")
 UNIT_REFUSED = re.compile(r"Required unit for this sensor is (.+), got incompatible unit: (.+)")
@@ -72,10 +80,11 @@ def records():
 
         host: str
         client: Any = field(repr=False)
-        logger: Any
+        loggers: Any
         filter: Any
         sensors: dict = field(default_factory=dict)
         rate_limit: Any = field(default_factory=RateLimit)
+        redact: Any = field(default=str, repr=False)
 
     return Sensor, RateLimit, Connection
 
@@ -104,12 +113,39 @@ def address(host):
 
 
 @pyscript_compile
-def connect(host, username, password, session, logger_name, rate_limit):
-    """Return a connection over an aiohttp session that calls `received`. Nothing is sent yet."""
+def session(connector: Any, rate_limit: Any) -> ClientSession:
+    """Return a session over Home Assistant's connections, whose answers are limited and told by meaning."""
+    return ClientSession(
+        connector=connector,
+        connector_owner=False,
+        response_class=responses.LimitedResponse,
+        raise_for_status=partial(received, rate_limit),
+        headers={USER_AGENT: SERVER_SOFTWARE},
+    )
+
+
+@pyscript_compile
+def connect(
+    host: str,
+    username: str,
+    password: str,
+    session: ClientSession,
+    logger_name: str,
+    rate_limit: Any,
+    secrets: tuple = (),
+    other_loggers: tuple = (),
+) -> Connection:
+    """Return a connection over a `session`. Nothing is sent yet.
+
+    The client logs to the one logger. That and the others are kept free of the password, and other `secrets`.
+    """
     scheme, name, port = address(host)
     logger = logging.getLogger(logger_name)
-    secrets_filter = without_secrets(password)
-    logger.addFilter(secrets_filter)
+    redact = secrecy.redactor(lambda: (password, client.access_token, *secrets))
+    secrets_filter = secrecy.log_filter(redact)
+    loggers = [logger, *[logging.getLogger(name) for name in other_loggers]]
+    for each in loggers:
+        each.addFilter(secrets_filter)
     client = FlexMeasuresClient(
         email=username,
         password=password,
@@ -123,29 +159,15 @@ def connect(host, username, password, session, logger_name, rate_limit):
         request_retry_interval=1,
     )
     url = f"{scheme}://{name}{f':{port}' if port else ''}"
-    return Connection(url, client, logger, secrets_filter, rate_limit=rate_limit)
+    return Connection(url, client, loggers, secrets_filter, rate_limit=rate_limit, redact=redact)
 
 
 @pyscript_compile
 def close(connection):
     """Let go of the session, whose connections are Home Assistant's."""
-    connection.logger.removeFilter(connection.filter)
+    for logger in connection.loggers:
+        logger.removeFilter(connection.filter)
     connection.client.session.detach()
-
-
-@pyscript_compile
-def without_secrets(password):
-    """Return a logging filter: flexmeasures-client logs whole requests and answers at debug level."""
-    spellings = sorted({password, repr(password)[1:-1]}, key=len, reverse=True)
-
-    def redact(record):
-        text = SECRET.sub(rf"\1{REDACTED}", record.getMessage())
-        for spelling in spellings:
-            text = text.replace(spelling, REDACTED)
-        record.msg, record.args = text, ()
-        return True
-
-    return redact
 
 
 @pyscript_compile
@@ -162,11 +184,11 @@ def learn_rate_limit(rate_limit: Any, headers: Any) -> None:
     texts = [headers.get(f"X-RateLimit-{name}", "") for name in ("Limit", "Remaining", "Reset")]
     if not all(text.isascii() and text.isdigit() for text in texts):
         return
-    limit, remaining, resets_at = [int(text) for text in texts]
+    limit, remaining, resets_at = [whole_number(text, MAX_SECONDS_SINCE_1970) for text in texts]
     now = datetime.now(UTC)
     try:
         told_at = parsedate_to_datetime(headers.get("Date", ""))
-    except (TypeError, ValueError):
+    except (IndexError, OverflowError, TypeError, ValueError):
         told_at = now
     rate_limit.limit, rate_limit.remaining, rate_limit.told_at = limit, remaining, now.timestamp()
     rate_limit.seconds = min(max(resets_at - told_at.timestamp(), 0.0), LONGEST_RESET_SECONDS)
@@ -182,20 +204,19 @@ async def raise_by_meaning(response):
     """
     status, path = response.status, response.url.path
     if status < 400:
+        await refuse_what_is_foreign(response)
         return
-    if status == 401 and path != LOGIN_PATH:
+    if status == 401 and path != replies.LOGIN_PATH:
         return
-    if status == 422 and "/jobs/" in path:
+    if status == 422 and "/jobs/" in path and replies.is_job(await payload_of(response)):
         return
     text = await said(response)
     if status == 400 and "Scheduling job" in text and "failed" not in text:
         return
     what = subject(path, text)
-    if "json" not in response.headers.get("Content-Type", "") and status < 429:
-        raise errors.Unreachable(
-            f"There is no FlexMeasures server at {response.url.origin()}: check the host ({text})"
-        )
-    if path == LOGIN_PATH and status < 429:
+    if status < 429 and not replies.is_refusal(response.headers, await payload_of(response)):
+        raise foreign(response, text)
+    if path == replies.LOGIN_PATH and status < 429:
         raise errors.Unauthorized(f"FlexMeasures refuses the login: check username and password ({text})")
     seconds = retry_after(response.headers)
     when = "later" if seconds is None else f"in {seconds} s"
@@ -216,6 +237,68 @@ async def raise_by_meaning(response):
         kind = errors.Unreachable if status in AWAY else errors.ServerFault
         raise kind(f"FlexMeasures answered {status} to {path}: try again {when} ({text})", seconds)
     raise meaning_of_refusal(what, text)
+
+
+@pyscript_compile
+async def refuse_what_is_foreign(response: Any) -> None:
+    """Raise Unreachable for an answer below 400 of something else, OptimiserError for an odd one.
+
+    One that is empty may be anybody's, and so may one that only asks to come back (202).
+    """
+    path, payload = response.url.path, await payload_of(response)
+    is_own, is_waiting = replies.is_own(response.headers), response.status == 202 and response.method == "GET"
+    if response.status == 303 and "/schedules/" in path:
+        target = urlsplit(response.headers.get("Location", ""))
+        is_believed = (target.scheme, target.hostname) == (response.url.scheme, response.url.host)
+    elif is_waiting and "/jobs/" not in path:
+        is_believed = is_own
+    else:
+        has_form = response.status < 300 and await has_known_form(response, payload)
+        is_believed = has_form and (is_own or bool(payload))
+    if is_believed:
+        return
+    if response.status < 300 and is_own:
+        raise errors.OptimiserError(
+            f"FlexMeasures at {response.url.origin()} answered {response.method} {path} in a form that is "
+            f"not known: see that its release is supported ({short(payload)})"
+        )
+    raise foreign(response, f"{response.status} {response.reason}")
+
+
+@pyscript_compile
+async def has_known_form(response: Any, payload: Any) -> bool:
+    """Tell whether an answer has the form of FlexMeasures', without holding up the loop over a long one."""
+    asked = response.method, response.url.path, payload
+    if (getattr(response, "size", None) or 0) <= responses.LONG_BYTES:
+        return replies.has_form(*asked)
+    return await asyncio.get_running_loop().run_in_executor(None, replies.has_form, *asked)
+
+
+@pyscript_compile
+def foreign(response: Any, text: str) -> Exception:
+    """Return the error for an answer of something else than FlexMeasures."""
+    return errors.Unreachable(
+        f"There is no FlexMeasures server at {response.url.origin()}: check the host, and whether a proxy or "
+        f"the login page of a network answers in its place ({text})"
+    )
+
+
+@pyscript_compile
+async def payload_of(response: Any) -> Any:
+    """Return an answer's JSON, or None where there is none."""
+    if "json" not in response.headers.get("Content-Type", ""):
+        return None
+    try:
+        return await response.json()
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        return None
+
+
+@pyscript_compile
+def short(value: Any) -> str:
+    """Return the beginning of what a value says."""
+    text = str(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
 
 
 @pyscript_compile
@@ -240,9 +323,9 @@ def meaning_of_refusal(what, text):
 @pyscript_compile
 async def said(response):
     """Return the server's own words, short."""
-    if "json" not in response.headers.get("Content-Type", ""):
+    body = await payload_of(response)
+    if body is None:
         return f"{response.status} {response.reason}"
-    body = await response.json()
     if not isinstance(body, dict):
         return str(body)[:500]
     return flat(body.get("errors") or body.get("message") or body)[:500]
@@ -267,15 +350,22 @@ def flat(message, path=()):
 
 @pyscript_compile
 def retry_after(headers):
-    """Return the seconds that a Retry-After asks to wait, given as such or as a date; else None."""
-    text = headers.get("Retry-After", "")
-    if text.isdigit():
-        return int(text)
+    """Return the seconds that a Retry-After asks to wait, as such or as a date, up to a day; else None."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return whole_number(text, MAX_ASKED_SECONDS)
     try:
         wait = parsedate_to_datetime(text) - datetime.now(UTC)
-    except (TypeError, ValueError):
+    except (IndexError, OverflowError, TypeError, ValueError):
         return None
-    return max(0, math.ceil(wait.total_seconds()))
+    return min(max(0, math.ceil(wait.total_seconds())), MAX_ASKED_SECONDS)
+
+
+@pyscript_compile
+def whole_number(digits: str, most: int) -> int:
+    """Return a number of any length, or `most` where it is more."""
+    digits = digits.lstrip("0") or "0"
+    return most if len(digits) > len(str(most)) else min(int(digits), most)
 
 
 @pyscript_compile
@@ -294,12 +384,29 @@ async def ask(connection, request):
             f"FlexMeasures cannot be reached at {connection.host}: check the host, and that the "
             f"server runs ({str(error) or type(error).__name__})"
         ) from error
-    except (ValueError, KeyError) as error:
+    except Exception as error:
         if "status code 401" in str(error):
-            raise errors.Unauthorized(f"FlexMeasures refuses the user: {error}") from error
-        raise errors.OptimiserError(
-            f"FlexMeasures at {connection.host} answered unexpectedly: {str(error)[:500]}"
-        ) from error
+            raise errors.Unauthorized(f"FlexMeasures refuses the user: {short(error)}") from error
+        raise odd(connection, error) from error
+
+
+@pyscript_compile
+def odd(connection: Connection, error: Exception) -> Exception:
+    """Return the error for an answer that cannot be understood, from what happened over it."""
+    return errors.OptimiserError(
+        f"FlexMeasures at {connection.host} answered unexpectedly: see that its release is supported "
+        f"({type(error).__name__}: {short(error)})"
+    )
+
+
+@pyscript_compile
+@contextmanager
+def understood(connection: Connection) -> Iterator[None]:
+    """Raise an OptimiserError where an answer turns out to be of another form than it is taken for."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise odd(connection, error) from error
 
 
 @pyscript_compile
@@ -327,7 +434,7 @@ async def sensor(connection, sensor_id):
     """Return what the server knows of a sensor; asked once."""
     if sensor_id not in connection.sensors:
         found = await ask(connection, connection.client.get_sensor(sensor_id, parse_json_fields=True))
-        try:
+        with understood(connection):
             connection.sensors[sensor_id] = Sensor(
                 id=sensor_id,
                 unit=found["unit"],
@@ -336,10 +443,6 @@ async def sensor(connection, sensor_id):
                 asset=found["generic_asset_id"],
                 sign=1 if (found.get("attributes") or {}).get("consumption_is_positive") else -1,
             )
-        except KeyError as error:
-            raise errors.Unreachable(
-                f"There is no FlexMeasures server at {connection.host}: check the host"
-            ) from error
     return connection.sensors[sensor_id]
 
 

@@ -3,9 +3,11 @@
 Each class says which state `sensor.flexmeasures_status` shows for it (`status`), under which stable
 name its notification is kept (`cause`), whether it needs the user only if it lasts (`temporary`), and
 whether the same question would be refused again (`final`). An error knows for how many seconds the
-server asked to be left alone (`retry_after`), or None. The text is one sentence or two for the user:
-what is wrong, and what to do.
+server asked to be left alone (`retry_after`), or None: never more than 15 minutes, whatever it asked. The
+text is one sentence or two for the user: what is wrong, and what to do.
 """
+
+MAX_RETRY_AFTER_SECONDS = 900
 
 
 @pyscript_compile
@@ -22,7 +24,7 @@ def kinds():
 
         def __init__(self, text, retry_after=None):
             super().__init__(text)
-            self.retry_after = retry_after
+            self.retry_after = None if retry_after is None else min(retry_after, MAX_RETRY_AFTER_SECONDS)
 
         @property
         def no_use_to_retry(self):

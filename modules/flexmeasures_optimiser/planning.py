@@ -62,8 +62,9 @@ async def plan(link, storage, flex_context, start, duration, unit, soc_unit, sit
     )
     if not reply["values"]:
         raise errors.JobFailed("FlexMeasures made a schedule without a single value: see the server's log")
-    schedule = schedules.from_reply(reply, unit, now, soc_unit)
-    soc = schedules.expected_soc(schedule, (device.get("flex_model") or {}) | flex_model)
+    with connection.understood(link):
+        schedule = schedules.from_reply(reply, unit, now, soc_unit)
+        soc = schedules.expected_soc(schedule, dict(device.get("flex_model") or {}) | flex_model)
     if soc is not None:
         scale = quantities.energy(1, soc_unit)
         schedule.soc = [quantities.tidy(each / scale) for each in soc]
@@ -122,7 +123,8 @@ async def plan_site(link, site, devices, flex_context, start, duration, resoluti
             reply = await fetch(link, job, sensor_id, duration, "kW")
         if not reply["values"]:
             raise errors.JobFailed(f"FlexMeasures made no value for sensor {sensor_id}: see the server's log")
-        return schedules.from_reply(reply, "W", now, "Wh")
+        with connection.understood(link):
+            return schedules.from_reply(reply, "W", now, "Wh")
 
     found = await asyncio.gather(*[fetch_one(each.power_sensor) for each in devices])
     return {each.power_sensor: schedule for each, schedule in zip(devices, found, strict=True)}

@@ -123,7 +123,7 @@ def source(name: str, sensor_id: int, flex_context: dict[str, Any]) -> Any:
 @pyscript_compile
 def parse(text: str) -> tuple[float, str] | None:
     """Return (price per kWh, currency) of a text such as "0.3 EUR/kWh", or None."""
-    if (match := PRICE.fullmatch(text)) is None:
+    if len(text) > quantities.MAX_LENGTH or (match := PRICE.fullmatch(text)) is None:
         return None
     try:
         factor = quantities.per_kilowatt_hour(match[2])

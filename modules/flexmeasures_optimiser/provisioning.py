@@ -58,7 +58,8 @@ async def provide(link, site_id, resource_id, name, role, with_soc):
             parse_json_fields=True,
         ),
     )
-    own = [each for each in found if (each.get("attributes") or {}).get(RESOURCE_ID) == resource_id]
+    with connection.understood(link):
+        own = [each for each in found if (each.get("attributes") or {}).get(RESOURCE_ID) == resource_id]
     if own:
         asset_id = min(each["id"] for each in own)
     else:
@@ -87,7 +88,9 @@ async def new_asset(link, site_id, resource_id, name, role):
     """Make an asset under the site, and return its number."""
     site = await connection.asset(link, site_id)
     types = {each["name"]: each["id"] for each in await connection.ask(link, link.client.get_asset_types())}
-    asset_type = types.get(ASSET_TYPES.get(role), site["generic_asset_type_id"])
+    with connection.understood(link):
+        asset_type = types.get(ASSET_TYPES.get(role)) or site["generic_asset_type_id"]
+        place = {name: site[name] for name in ("latitude", "longitude")}
     if site.get("account_id") is None:
         raise errors.NoAccess(
             f"site: asset {site_id} is public, so nothing can be made under it: give an asset of your account"
@@ -97,8 +100,7 @@ async def new_asset(link, site_id, resource_id, name, role):
         link.client.add_asset(
             name=name,
             account_id=site["account_id"],
-            latitude=site["latitude"],
-            longitude=site["longitude"],
+            **place,
             generic_asset_type_id=asset_type,
             parent_asset_id=site_id,
             attributes={RESOURCE_ID: resource_id},

@@ -7,6 +7,8 @@ from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
 POWER_UNITS = ("W", "kW", "MW")
 ENERGY_UNITS = ("Wh", "kWh", "MWh")
+MAX_NUMBER, MAX_LENGTH = 1e15, 64
+"""Beyond these a number, or the text of a quantity, is a mistake."""
 QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|[A-Za-z]+)?\s*")
 
 
@@ -16,14 +18,14 @@ def parse(text):
     if isinstance(text, bool):
         raise ValueError("expected a number")
     if isinstance(text, (int, float)):
-        number, unit = float(text), None
+        number, unit = float(text) if abs(text) <= MAX_NUMBER else math.inf, None
     else:
-        match = QUANTITY.fullmatch(str(text))
+        match = QUANTITY.fullmatch(text) if isinstance(text, str) and len(text) <= MAX_LENGTH else None
         if not match:
             raise ValueError("expected a number, with or without a unit")
         number, unit = float(match[1]), match[2]
-    if not math.isfinite(number):
-        raise ValueError("expected a finite number")
+    if not abs(number) <= MAX_NUMBER:
+        raise ValueError("expected a finite number of at most 1e15")
     return number, unit
 
 

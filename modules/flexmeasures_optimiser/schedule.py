@@ -109,9 +109,14 @@ def shift_down(moment, resolution, timezone):
 
 @pyscript_compile
 def from_reply(reply, unit, now, soc_unit):
-    """Make a schedule of the server's reply (`start`, `duration`, `unit`, `values`; power)."""
+    """Make a schedule of the server's reply (`start`, `duration`, `unit`, `values`; power).
+
+    Raise AttributeError, ArithmeticError, TypeError or ValueError for an odd one.
+    """
     values = [None if value is None or math.isnan(value) else value for value in reply["values"]]
     resolution = isodate.parse_duration(reply["duration"]) / len(values)
+    if resolution <= timedelta(0):
+        raise ValueError(f"a duration of {reply['duration']}")
     return Schedule(
         start=datetime.fromisoformat(reply["start"]).astimezone(UTC),
         resolution=resolution,

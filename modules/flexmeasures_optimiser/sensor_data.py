@@ -1,5 +1,6 @@
 """Sensor data: measurements and forecasts that are posted, and what the server holds."""
 
+import math
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import fmean
@@ -17,13 +18,15 @@ SLOWEST_POLL_SECONDS = 4
 STORING_SECONDS = 120
 RESOLUTION_OF_INSTANTS = timedelta(minutes=5)
 FLOW_UNITS = EnergyConverter.VALID_UNITS | PowerConverter.VALID_UNITS
+MAX_STORED = 1_000
+"""How many values FlexMeasures is to store of a request: it needs 13 ms for each, and ends a job at 180 s."""
 CONSUMPTION, PRODUCTION = 1, -1
 """The sign of consumption, where consumption or production is positive."""
 
 
 @pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
+def records():
+    """Define the records: natively, so that compiled code can make them."""
 
     @dataclass
     class Run:
@@ -32,7 +35,7 @@ def record():
         `step` is from one value to the next, None for the sensor's own resolution. `unit` is the
         values', None for the sensor's own. `prior` is when the values were known, None for when they
         arrive at the server. `sign` is that of consumption in powers and energies, None where the values are
-        as the sensor holds them.
+        as the sensor holds them. Up to `stored_until`, if that is given, the server has stored it.
         """
 
         sensor: int
@@ -42,11 +45,28 @@ def record():
         step: timedelta | None = None
         prior: datetime | None = None
         sign: int | None = None
+        stored_until: datetime | None = None
 
-    return Run
+    @dataclass
+    class Part:
+        """What is posted of a Run in one request, as FlexMeasures takes it; all values last for `duration`.
+
+        `end` is up to when it reaches, None for the Run's end. `rest` is where the Run's first value starts
+        that is not, or not wholly, in it; `step` is that of the Run's values.
+        """
+
+        start: datetime
+        values: list
+        unit: str
+        duration: timedelta
+        step: timedelta
+        rest: datetime
+        end: datetime | None
+
+    return Run, Part
 
 
-Run = record()
+Run, Part = records()
 
 
 @pyscript_compile
@@ -67,32 +87,104 @@ def on_the_clock(run, sensor):
 
 
 @pyscript_compile
-async def post(link, run):
-    """Post a run; return the id of the job that will store it, or None if it is stored.
+async def post(link: Any, run: Run) -> str | None:
+    """Post a run; return the id of the job that will store its end, or None if it is stored.
 
     Raise an OptimiserError; `InvalidData` names the field.
     """
+    while True:
+        job, part = await post_part(link, run)
+        if part.end is None:
+            return job
+        if job is not None:
+            await stored(link, job)
+        run = without_stored(run, part)
+
+
+@pyscript_compile
+async def post_part(link: Any, run: Run) -> tuple[str | None, Part]:
+    """Post what FlexMeasures takes of a run at once; return the id of the job that will store it, and it.
+
+    The id is None if it is stored, or there was nothing but gaps. Raise an OptimiserError; `InvalidData`
+    names the field.
+    """
     sensor = await connection.sensor(link, run.sensor)
-    step = fitting_step(run, sensor)
-    values, unit = converted(run.values, run.unit or sensor.unit, step, sensor)
-    if run.sign is not None:
-        values = turned(values, run.sign, sensor)
-    start = run.start
-    if step and step < sensor.resolution:
-        start, values = averaged(start, values, step, sensor)
-        step = sensor.resolution
+    part = part_of(run, sensor)
+    if all(value is None for value in part.values):
+        return None, part
     answer, status = await connection.ask(
         link,
         link.client.post_sensor_data(
             sensor.id,
-            start=start,
-            duration=step * len(values),
-            values=values,
-            unit=unit,
+            start=part.start,
+            duration=part.duration,
+            values=part.values,
+            unit=part.unit,
             prior=run.prior,
         ),
     )
-    return answer.get("job") if status == 202 else None
+    return answer.get("job") if status == 202 else None, part
+
+
+@pyscript_compile
+def without_stored(run: Run, part: Part) -> Run:
+    """Return what remains of a run once a Part of it is stored: `end` was not None."""
+    count = max((part.rest - run.start) // part.step, 0)
+    return replace(run, start=run.start + count * part.step, values=run.values[count:], stored_until=part.end)
+
+
+@pyscript_compile
+def part_of(run: Run, sensor: Any) -> Part:
+    """Return what is to be posted of a run next: no more than FlexMeasures stores in time."""
+    step = fitting_step(run, sensor)
+    if step and step < sensor.resolution:
+        return averaged_part(run, sensor, step)
+    stored_each = step // sensor.resolution if sensor.resolution else 1
+    start, values, length, end = run.start, run.values, step, None
+    if stored_each > MAX_STORED:
+        start = max(run.stored_until or run.start, run.start)
+        length = min(run.start + step - start, MAX_STORED * sensor.resolution)
+        values = run.values[:1]
+        end = start + length
+    elif len(values) * stored_each > MAX_STORED:
+        values = values[: whole_minutes(MAX_STORED // stored_each, step)]
+        end = start + len(values) * step
+    if end == run.start + len(run.values) * step:
+        end = None
+    rest = run.start if end is None else run.start + (end - run.start) // step * step
+    values, unit = as_held(values, run, step, sensor)
+    return Part(start, values, unit, length * len(values), step, rest, end)
+
+
+@pyscript_compile
+def averaged_part(run: Run, sensor: Any, step: timedelta) -> Part:
+    """Return what is to be posted next of a run that is finer than its sensor: means."""
+    in_reach = (MAX_STORED + 1) * sensor.resolution // step
+    values, unit = as_held(run.values[:in_reach], run, step, sensor)
+    start, values = averaged(run.start, values, step, sensor)
+    end = start + MAX_STORED * sensor.resolution
+    rest = run.start - (run.start - end) // step * step
+    if rest >= run.start + len(run.values) * step:
+        end = None
+    values = values[:MAX_STORED]
+    return Part(start, values, unit, sensor.resolution * len(values), step, rest, end)
+
+
+@pyscript_compile
+def as_held(
+    values: list[float | None], run: Run, step: timedelta, sensor: Any
+) -> tuple[list[float | None], str]:
+    """Return values of a run, and their unit, in the quantity and the sign that the sensor holds."""
+    values, unit = converted(values, run.unit or sensor.unit, step, sensor)
+    return values if run.sign is None else turned(values, run.sign, sensor), unit
+
+
+@pyscript_compile
+def whole_minutes(count: int, step: timedelta) -> int:
+    """Return the greatest number of steps, up to `count`, that come to whole minutes, or else `count`."""
+    micro = timedelta(microseconds=1)
+    unit = MINUTE // micro // math.gcd(MINUTE // micro, step // micro)
+    return count // unit * unit or count
 
 
 @pyscript_compile
@@ -130,7 +222,8 @@ def fitting_step(run, sensor):
     else:
         step = run.step
         check_step(step, sensor)
-    if step * len(run.values) % MINUTE:
+    is_averaged = step and step < sensor.resolution
+    if not is_averaged and step * len(run.values) % MINUTE:
         raise errors.InvalidData(
             f"duration: FlexMeasures takes whole minutes, not {step * len(run.values)} (sensor {sensor.id})"
         )
@@ -226,11 +319,15 @@ async def spans(link: Any, sensor_id: int) -> list[tuple[datetime, datetime]]:
     found, _status = await connection.ask(
         link, link.client.request(uri=f"sensors/{sensor_id}/stats", method="GET")
     )
-    return [
-        (datetime.fromisoformat(told["First event start"]), datetime.fromisoformat(told["Last event end"]))
-        for told in found.values()
-        if isinstance(told, dict)
-    ]
+    with connection.understood(link):
+        return [
+            (
+                datetime.fromisoformat(told["First event start"]),
+                datetime.fromisoformat(told["Last event end"]),
+            )
+            for told in found.values()
+            if isinstance(told, dict)
+        ]
 
 
 @pyscript_compile

@@ -14,6 +14,7 @@ import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_optimiser.secrecy as secrecy
 import flexmeasures_s2.listener as listener
 
 
@@ -194,7 +195,7 @@ MEASUREMENT = {
     vol.Required("entity"): fields.ENTITY,
     vol.Required("sensor"): fields.SENSOR,
     vol.Optional("resolution"): fields.RESOLUTION,
-    vol.Optional("unit"): fields.TEXT,
+    vol.Optional("unit"): fields.UNIT,
     vol.Optional("positive"): fields.SIGN,
 }
 LIMITS_SCHEMA = vol.Schema(
@@ -290,6 +291,14 @@ SCHEMA = vol.Schema(
 
 @pyscript_compile
 def read(section):
+    """Return (Configuration, []), or (None, a sentence for each mistake, without secrets)."""
+    given, mistakes = read_as_it_is(section)
+    redact = secrecy.redactor(lambda: secrecy.within(section))
+    return given, [redact(mistake) for mistake in mistakes]
+
+
+@pyscript_compile
+def read_as_it_is(section):
     """Return (Configuration, []), or (None, a sentence for each mistake)."""
     section = {} if section is None else section
     if not isinstance(section, dict):
@@ -299,7 +308,8 @@ def read(section):
     try:
         given = SCHEMA(section)
     except vol.Invalid as invalid:
-        mistakes = fields.mistakes(invalid, section, known, "key of this app")
+        most = fields.MAX_MISTAKES_OF_CONFIGURATION
+        mistakes = fields.mistakes(invalid, section, known, "key of this app", most)
     soc, mistake = soc_limits(section)
     mistakes += mistake
     if not mistakes:
@@ -331,7 +341,7 @@ def soc_limits(section):
     except ValueError as error:
         return {}, [f"soc_min, soc_max: {error}"]
     if not 0 <= least < full:
-        given = f"{section['soc_min']!r} and {section['soc_max']!r}"
+        given = f"{fields.quoted(section['soc_min'])} and {fields.quoted(section['soc_max'])}"
         return {}, [f"soc_min, soc_max: expected 0 <= soc_min < soc_max, but got {given}"]
     return {"soc_min": least, "soc_max": full}, []
 

@@ -202,7 +202,9 @@ async def test_what_is_refused_for_good_is_not_asked_again_before_its_time(start
     assert next_plan(home) == next_quarter(datetime.now(UTC))
 
 
-async def test_the_servers_retry_after_is_honoured(start, cron_config, flexmeasures_server, states):
+async def test_the_servers_retry_after_is_honoured_up_to_a_quarter_of_an_hour(
+    start, cron_config, flexmeasures_server, states
+):
     limited = flexmeasures_server.limited
     states("4")
     home = await start(
@@ -221,7 +223,7 @@ async def test_the_servers_retry_after_is_honoured(start, cron_config, flexmeasu
         for _ in range(3):
             await home.plan(soc_at_start=4)
     assert "try again in" in home.status().attributes["last_error"]
-    assert timedelta(minutes=50) < next_plan(home) - datetime.now(UTC) <= timedelta(minutes=60)
+    assert timedelta(minutes=14) < next_plan(home) - datetime.now(UTC) <= timedelta(minutes=15)
     assert home.notifications() == {}
 
 

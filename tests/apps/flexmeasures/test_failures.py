@@ -1,6 +1,7 @@
 """What goes wrong is raised to the caller, shown, notified once, and costs no schedule."""
 
 import asyncio
+import json
 import logging
 import re
 import shutil
@@ -54,7 +55,7 @@ async def test_every_mistake_of_the_configuration_is_told_at_once(start, caplog)
     message = home.notifications()["flexmeasures_misconfigured"]
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     for mistake in (
-        "username: expected the e-mail address of a FlexMeasures user, but got 'me'",
+        "username: expected the e-mail address of a FlexMeasures user",
         "power_sensor: expected the number of a FlexMeasures sensor, such as 12, but got 'two'",
         "password is missing",
         "consumption_price_sensor is missing",
@@ -101,23 +102,51 @@ async def test_without_its_scripts_the_sensors_are_unavailable(home, clock):
     assert not home.hass.services.has_service("flexmeasures", "trigger_and_get_schedule")
 
 
-@pytest.mark.parametrize("name", ["schedule", "outbox", "measurements"])
-async def test_a_kept_file_that_cannot_be_read_stops_nothing(start, app_config, hass_storage, name, caplog):
-    data = {
-        "schedule": {"power_sensor": app_config["power_sensor"], "schedule": {"start": "soon"}},
-        "outbox": {f"{app_config['username']} {app_config['host']}": {"runs": [{"sensor": 1}, 7]}},
-        "measurements": {
-            "user": f"{app_config['username']} {app_config['host']}",
-            "sensors": [{"id": 1}],
-            "intervals": {"x": 1},
-        },
+async def test_files_of_another_form_are_set_aside_and_told(start, app_config, tmp_path):
+    contents = {
+        "schedule": "null",
+        "outbox": "[]",
+        "measurements": '{"version": 99, "data": {}}',
+        "resources": "",
     }
-    key = f"flexmeasures_for_pyscript.{name}"
-    hass_storage[key] = {"version": 1, "minor_version": 1, "key": key, "data": data[name]}
+    folder = tmp_path / ".storage"
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / f"flexmeasures_for_pyscript.{name}").write_text(content)
     home = await start(app_config)
     await home.checked()
-    assert home.status().state == "ok"
-    assert "cannot be read" in caplog.text
+    told = home.notifications()["flexmeasures_file_set_aside"]
+    for name, content in contents.items():
+        [aside] = folder.glob(f"flexmeasures_for_pyscript.{name}.corrupt.*")
+        assert aside.read_text() == content
+        assert aside.name in told
+    assert home.status().attributes["last_error"] in told
+    assert len((await home.plan(soc_at_start=4, duration="PT2H"))["schedule"]) == 8
+    assert home.notifications()["flexmeasures_file_set_aside"] == told
+
+
+async def test_parts_of_files_that_cannot_be_read_stop_nothing(start, app_config, tmp_path):
+    user = f"{app_config['username']} {app_config['host']}"
+    relay = {"name": "Home battery", "choice": None, "entity_id": "sensor.flexmeasures_s2_home_battery"}
+    data = {
+        "schedule": {"power_sensor": app_config["power_sensor"], "schedule": {"start": "soon"}},
+        "outbox": {user: {"runs": [{"sensor": 1}, 7]}},
+        "measurements": {"user": user, "sensors": [{"id": 1}], "intervals": {"x": 1}},
+        "resources": {
+            "resources": {"a": relay, "b": 7, "c": {"name": 1}},
+            "users": {user: {"a": {"made": 1, "plan": {"control_type": "x"}}}},
+        },
+    }
+    folder = tmp_path / ".storage"
+    folder.mkdir()
+    for name, content in data.items():
+        kept = {"version": 1, "minor_version": 1, "key": name, "data": content}
+        (folder / f"flexmeasures_for_pyscript.{name}").write_text(json.dumps(kept))
+    home = await start(app_config)
+    await home.checked()
+    told = home.notifications()["flexmeasures_file_set_aside"]
+    assert all(f"flexmeasures_for_pyscript.{name} with" in told for name in data)
+    assert home.hass.states.get(relay["entity_id"]).state == "disconnected"
     assert len((await home.plan(soc_at_start=4, duration="PT2H"))["schedule"]) == 8
 
 
@@ -139,7 +168,7 @@ async def test_a_start_that_fails_is_told_and_leaves_nothing_behind(start, app_c
     assert "flexmeasures_failed" in home.notifications()
     with pytest.raises(HomeAssistantError, match="could not start"):
         await home.plan(soc_at_start=4)
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "flexmeasures outbox"]
+    assert not [task for task in asyncio.all_tasks() if "of what waits" in task.get_name()]
 
 
 async def test_a_call_during_the_start_waits_for_it(home):
@@ -454,6 +483,28 @@ async def test_a_server_of_another_kind_is_no_flexmeasures_server(start, app_con
     home = await start(app_config | {"host": f"http://127.0.0.1:{server.port}"})
     says = "There is no FlexMeasures server at"
     await fails(home, HomeAssistantError, says, "unreachable", None, soc_at_start=4)
+
+
+async def test_what_a_server_echoes_is_shown_nowhere(start, app_config, aiohttp_server, caplog):
+    caplog.set_level(logging.DEBUG)
+    secret = "gehe'im/ü1"
+
+    async def echo(_request):
+        text = f"no entry for {secret}, {repr(secret)[1:-1]} or geheim-token"
+        return web.json_response({"message": text, "status": "INVALID_SENDER"}, status=403)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", echo)
+    server = await aiohttp_server(application)
+    config = {"host": f"http://127.0.0.1:{server.port}", "password": secret}
+    home = await start(app_config | config | {"s2": app_config["s2"] | {"token": "geheim-token"}})
+    with pytest.raises(HomeAssistantError) as caught:
+        await home.plan(soc_at_start=4)
+    assert "no entry for **redacted**, **redacted** or **redacted**" in str(caught.value)
+    states = [state.as_dict() for state in home.hass.states.async_all()]
+    for shown in (str(caught.value), repr(states), repr(home.notifications()), caplog.text):
+        assert secret not in shown
+        assert "geheim-token" not in shown
 
 
 async def test_no_secret_reaches_the_log_at_any_level(start, app_config, caplog):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import homeassistant.util.dt as dt_util
 import pytest
-from homeassistant.exceptions import ServiceValidationError
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
 from tests.apps.flexmeasures.conftest import at_one_home
 from tests.parts import in_process
@@ -239,6 +239,24 @@ async def test_a_sensor_that_the_server_fails_over_holds_up_nobody_else(home, fl
     assert home.status().state == "ok"
 
 
+async def test_what_waits_is_delivered_as_soon_as_anything_else_works(home, flexmeasures_server):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    refused = in_process.module_globals("flexmeasures_optimiser.errors")["Unauthorized"]
+    original = home.device.link.client.post_sensor_data
+
+    async def refuse(*_given, **_named):
+        raise refused("FlexMeasures refuses the user")
+
+    home.device.link.client.post_sensor_data = refuse
+    answer = await home.call("post_measurements", sensor_id=sensor, values=1, start=START.isoformat())
+    assert answer == {"delivered": False, "values": 1, "outbox": 1}
+    assert home.status().state == "unauthorized"
+    home.device.link.client.post_sensor_data = original
+    await home.plan(soc_at_start=4, duration="PT2H")
+    await home.until(lambda: home.status().state == "ok" and waiting(home) == 0, 10)
+    assert home.notifications() == {}
+
+
 async def test_the_server_that_is_away_gets_everything_once_and_in_order(home, flexmeasures_server, caplog):
     sensors = [await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15) for _ in range(2)]
     for sensor in sensors:
@@ -286,6 +304,31 @@ def count_posts(home) -> list:
     return seen
 
 
+async def test_what_waits_and_cannot_be_written_is_told_and_written_later(home, flexmeasures_server, clock):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    names = in_process.module_globals("flexmeasures_home.outbox_store")
+    write = names["write_rows"]
+
+    def fail(*_given):
+        raise OSError(28, "No space left on device")
+
+    names["write_rows"] = fail
+    flexmeasures_server.stop_web()
+    try:
+        with pytest.raises(HomeAssistantError, match=r"in memory alone: .*No space left on device"):
+            await home.call("post_measurements", sensor_id=sensor, values=3, start=START.isoformat())
+        assert "No space left on device" in home.notifications()["flexmeasures_file_not_saved"]
+        names["write_rows"] = write
+        await home.tick_to(clock, datetime.now(UTC) + timedelta(minutes=1))
+        await home.until(lambda: "flexmeasures_file_not_saved" not in home.notifications())
+        await in_process.reload(home.hass, global_ctx="*")
+        assert waiting(home) == 1
+    finally:
+        flexmeasures_server.start_web()
+    await home.until(lambda: waiting(home) == 0, 60)
+    assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == events(3)
+
+
 async def test_what_is_refused_does_not_block_what_is_behind_it(home, flexmeasures_server):
     sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
     foreign = flexmeasures_server.foreign.power_sensor
@@ -309,6 +352,18 @@ async def test_posting_twice_stores_once(home, flexmeasures_server):
     for _ in range(2):
         await home.call("post_measurements", sensor_id=sensor, values=[1, 2], start=START.isoformat())
     assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == events(1, 2)
+
+
+async def test_many_values_go_in_several_requests(home, flexmeasures_server):
+    sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
+    in_process.module_globals("flexmeasures_optimiser.sensor_data")["MAX_STORED"] = 3
+    posts = count_posts(home)
+    call = {"sensor_id": sensor, "start": START.isoformat(), "values": [1, 2, None, 4, 5, 6, 7, 8]}
+    for _ in range(2):
+        assert (await home.call("post_measurements", **call))["delivered"] is True
+    assert len(posts) == 6
+    expected = [event for event in events(1, 2, None, 4, 5, 6, 7, 8) if event[1] is not None]
+    assert await asyncio.to_thread(flexmeasures_server.beliefs, sensor) == expected
 
 
 async def test_get_measurements_returns_what_the_server_holds(home, flexmeasures_server):

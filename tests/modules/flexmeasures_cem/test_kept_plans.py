@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import math
 from datetime import datetime, timedelta
 
 import pytest
@@ -27,7 +28,6 @@ from tests.modules.flexmeasures_cem.site_parts import (
 )
 from tests.modules.flexmeasures_cem.test_planner import (
     NOT_CONTROLABLE,
-    PPBC,
     charger,
     heat_pump,
     laundry,
@@ -215,10 +215,49 @@ async def test_a_washing_machine_that_comes_back_is_not_started_again(site):
         assert container["id"] == start["sequence_container_id"]
 
 
-def test_what_is_no_plan_is_refused(site):
-    for wrong in ({}, {"control_type": "x"}, {"control_type": PPBC, "plan": "[]"}):
-        with pytest.raises((KeyError, ValueError)):
-            kept_plans.recall(site.site, None, wrong)
+NO_PLAN = {
+    "nothing": {},
+    "a control type that is none": {"control_type": "x"},
+    "a control type that is a list": {"control_type": ["x"]},
+    "a plan that is a list": {"plan": "[]"},
+    "a plan that is no text": {"plan": {}},
+    "an end that never comes": {"plan": {"end": math.inf}},
+    "an end beyond the calendar": {"plan": {"end": 1e300}},
+    "a change without a moment": {"plan": {"changes": [{"power": 1.0}]}},
+    "pieces that are none": {"plan": {"pieces": [[0.0, 1.0]]}},
+    "a description that is a list": {"described": ["x"]},
+    "digests that are numbers": {"described": {"x": 1}},
+    "an answer that is a text": {"is_asked": "perhaps"},
+    "a fallback that is a number": {"is_fallback": 7},
+    "a moment that is a text": {"sent_until": "soon"},
+}
+
+
+@pytest.mark.parametrize("wrong", NO_PLAN.values(), ids=NO_PLAN)
+async def test_what_is_no_plan_is_refused(site, wrong):
+    begin = site.site.now()
+    right = {
+        "control_type": "OPERATION_MODE_BASED_CONTROL",
+        "plan": {"start": begin, "end": begin + 60, "changes": [], "pieces": []},
+        "is_fallback": False,
+        "is_asked": None,
+        "obeys_at_once": False,
+        "described": {"x": "y"},
+        "sent_until": None,
+        "is_chosen": True,
+    }
+    resource = cems.Resource(BATTERY, "Home battery")
+
+    def recall(each):
+        plan = each.get("plan")
+        text = json.dumps(right["plan"] | plan) if isinstance(plan, dict) and plan else plan
+        kept_plans.recall(site.site, resource, each | {"plan": text} if "plan" in each else each)
+
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        recall(right | wrong if wrong else wrong)
+    assert kept_plans.of(site.site, BATTERY) is None
+    recall(right)
+    assert kept_plans.of(site.site, BATTERY).plan.end == begin + 60
 
 
 # A device that comes back in another state

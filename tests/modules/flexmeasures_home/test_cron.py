@@ -1,15 +1,19 @@
 """Cron times are those of Home Assistant's clock on the wall, over clock changes too."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import homeassistant.util.dt as dt_util
 import pytest
+from homeassistant.exceptions import HomeAssistantError
+from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 import flexmeasures_home.cron as cron
 import flexmeasures_optimiser.errors as errors
 from flexmeasures_home.status import Status
 
 BEFORE_SPRING = datetime(2027, 3, 28, 0, 20, tzinfo=UTC)
+QUARTER = datetime(2026, 1, 15, 12, 15, tzinfo=UTC)
 BEFORE_AUTUMN = datetime(2026, 10, 24, 23, 50, tzinfo=UTC)
 
 
@@ -61,9 +65,8 @@ def test_no_minute_of_a_change_has_its_next_time_behind_it(expression, night):
 
 
 def test_the_time_before_a_moment():
-    quarter = datetime(2026, 1, 15, 12, 15, tzinfo=UTC)
-    assert cron.preceding("*/15 * * * *", quarter) == quarter
-    assert cron.preceding("*/15 * * * *", quarter - timedelta(seconds=1)) == quarter - timedelta(minutes=15)
+    assert cron.preceding("*/15 * * * *", QUARTER) == QUARTER
+    assert cron.preceding("*/15 * * * *", QUARTER - timedelta(seconds=1)) == QUARTER - timedelta(minutes=15)
 
 
 async def test_the_time_of_the_next_try(hass, freezer):
@@ -86,7 +89,7 @@ async def test_the_time_of_the_next_try(hass, freezer):
         waits.append((made.next - now).total_seconds())
         cron.look(made)
         assert (made.next - now).total_seconds() == waits[-1]
-    assert waits == [30, 60, 840, 30, 3600, 840]
+    assert waits == [30, 60, 840, 30, 900, 840]
     freezer.move_to(now + timedelta(minutes=5))
     cron.look(made)
     assert made.next == quarter
@@ -94,6 +97,101 @@ async def test_the_time_of_the_next_try(hass, freezer):
     cron.look(made)
     assert made.next == quarter - timedelta(hours=2)
     cron.stop(made)
+
+
+class Planner:
+    """A plan that takes as long as it is told to, and may fail."""
+
+    def __init__(self, hass):
+        """Plan each quarter of an hour."""
+        self.planned_for, self.ends, self.error = [], asyncio.Event(), None
+        self.cron = cron.Cron(hass, Status(hass), "*/15 * * * *", self.plan)
+
+    async def plan(self, moment):
+        """Plan for a moment."""
+        self.planned_for.append(moment)
+        await self.ends.wait()
+        self.ends.clear()
+        if self.error:
+            cron.failed(self.cron, self.error)
+            raise HomeAssistantError("x")
+        cron.planned(self.cron)
+
+    async def end(self):
+        """End the plan under way, and let the next begin."""
+        self.ends.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def planner(hass):
+    """Return a cron and its plan, stopped afterwards."""
+    made = Planner(hass)
+    yield made
+    cron.stop(made.cron)
+    made.cron.task.cancel()
+
+
+async def turn(hass, freezer, moment):
+    """Let a time come."""
+    freezer.move_to(moment)
+    async_fire_time_changed(hass, moment)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_time_that_comes_while_a_plan_is_under_way_has_its_plan_afterwards(hass, freezer, planner):
+    freezer.move_to(QUARTER)
+    cron.start(planner.cron, None)
+    moments = [QUARTER + timedelta(minutes=15) * number for number in range(4)]
+    await turn(hass, freezer, moments[0])
+    await turn(hass, freezer, moments[1])
+    assert planner.planned_for == moments[:1]
+    await planner.end()
+    assert planner.planned_for == moments[:2]
+    await planner.end()
+    assert planner.planned_for == moments[:2]
+    assert planner.cron.task.done()
+    await turn(hass, freezer, moments[2])
+    late = moments[3] + timedelta(minutes=4)
+    await turn(hass, freezer, moments[3])
+    freezer.move_to(late)
+    await planner.end()
+    assert planner.planned_for == [*moments[:3], late]
+
+
+async def test_of_the_times_that_come_during_a_long_plan_the_last_has_one(hass, freezer, planner):
+    freezer.move_to(QUARTER)
+    cron.start(planner.cron, None)
+    for number in range(4):
+        await turn(hass, freezer, QUARTER + timedelta(minutes=15) * number)
+    for _ in range(3):
+        await planner.end()
+    assert planner.planned_for == [QUARTER, QUARTER + timedelta(minutes=45)]
+
+
+async def test_a_time_that_comes_during_a_plan_that_fails_does_not_cut_its_pause(hass, freezer, planner):
+    freezer.move_to(QUARTER)
+    cron.start(planner.cron, None)
+    await turn(hass, freezer, QUARTER)
+    later = QUARTER + timedelta(minutes=15)
+    await turn(hass, freezer, later)
+    planner.error = errors.RateLimited("x", 120)
+    await planner.end()
+    assert planner.planned_for == [QUARTER]
+    assert planner.cron.next == later + timedelta(seconds=120)
+
+
+async def test_what_is_in_the_way_of_no_plan_any_more_makes_no_second_one_after_it(hass, freezer, planner):
+    freezer.move_to(QUARTER)
+    cron.start(planner.cron, None)
+    await turn(hass, freezer, QUARTER)
+    planner.cron.failures = 1
+    cron.hurry(planner.cron)
+    await planner.end()
+    assert planner.planned_for == [QUARTER]
+    assert planner.cron.failures == 0
 
 
 @pytest.mark.parametrize("expression", ["", "often", "* * * *", "61 * * * *", "0 0 30 2 *", "* * * * * *"])

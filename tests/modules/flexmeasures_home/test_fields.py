@@ -1,12 +1,17 @@
 """What a user gives is converted, or refused with a sentence that names the field."""
 
+import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import homeassistant.util.dt as dt_util
 import pytest
 import voluptuous as vol
+from homeassistant.exceptions import ServiceValidationError
 
 import flexmeasures_home.fields as fields
+import flexmeasures_home.services as services
+import flexmeasures_home.status as statuses
 
 
 @pytest.fixture(autouse=True)
@@ -144,3 +149,97 @@ def test_a_wrong_password_is_not_repeated():
     with pytest.raises(vol.Invalid) as caught:
         schema({"password": 12345})
     assert fields.mistakes(caught.value, {"password": 12345}, [], "key") == ["password: expected a text"]
+
+
+LONG = "x" * 100_000
+POST, PLAN = {"sensor_id": 1, "values": 1}, {"soc_at_start": 4}
+
+
+def nested(depth):
+    """Return lists in lists."""
+    found = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("unit", LONG),
+        ("entity_id", f"sensor.{LONG}"),
+        ("start", LONG),
+        ("duration", f"P{LONG}"),
+        ("duration", "9" * 100_000),
+        ("prior", LONG),
+        ("positive", LONG),
+        ("sensor_id", "9" * 100_000),
+        ("sensor_id", 10**400),
+        ("values", LONG),
+        ("values", "1" * 100_000 + "!"),
+        ("values", [10**400]),
+        ("values", 1e16),
+        ("values", [LONG] * 10_000),
+        (LONG, 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, given):
+    schema, begun = services.post_measurements(None), time.monotonic()
+    with pytest.raises(ServiceValidationError) as caught:
+        services.checked(schema, POST | {name: given})
+    assert len(str(caught.value)) < 1_200
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("soc_at_start", LONG),
+        ("soc_at_start", f"{'1' * 100_000}!"),
+        ("soc_at_start", 1e300),
+        ("duration", f"PT{'1' * 100_000}H"),
+        ("soc_targets", [{"value": 1, "datetime": "2026-01-15T07:00:00+01:00"}] * 1_001),
+        ("soc_targets", [{"value": LONG, "datetime": LONG, LONG: 1}] * 1_000),
+        ("flex_model", {"soc-min": LONG}),
+        ("flex_model", {LONG: 1}),
+        ("flex_model", {"x": 10**400}),
+        ("flex_model", {"x": nested(900)}),
+        ("flex_context", {"x": nested(20)}),
+        ("flex_context", {"x": [[1] * 100] * 1_001}),
+        ("flex_context", {"x": float("nan")}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_plan_with_anything_endless_is_refused_in_short_and_at_once(name, given):
+    configuration = SimpleNamespace(soc_unit="kWh", soc_max=10_000.0, soc_entity=None)
+    schema, begun = services.trigger_and_get_schedule(configuration), time.monotonic()
+    with pytest.raises(ServiceValidationError) as caught:
+        services.checked(schema, PLAN | {name: given})
+    assert len(str(caught.value)) < 1_200
+    assert time.monotonic() - begun < 2
+
+
+def test_what_fits_is_taken():
+    services.checked(services.post_measurements(None), POST | {"unit": "EUR/MWh", "values": [1e15, None, -3]})
+    raw = {"x": nested(18), "inflexible": [{"sensor": n} for n in range(1_000)]}
+    assert fields.RAW_FIELDS(raw) == raw
+
+
+def test_five_mistakes_are_told_and_how_many_more_there_are():
+    with pytest.raises(ServiceValidationError) as caught:
+        services.checked(services.post_measurements(None), {f"field {n}": n for n in range(100)} | POST)
+    assert str(caught.value).count("is no field of this service") == 5
+    assert str(caught.value).endswith("; and 95 mistakes more")
+
+
+def test_what_was_given_is_quoted_in_short():
+    assert fields.quoted("soon") == "'soon'"
+    for value in (LONG, [LONG] * 1_000, {LONG: LONG}, nested(900), 10**5000):
+        assert len(fields.quoted(value)) <= 85
+
+
+async def test_no_state_has_an_endless_text(hass):
+    status = statuses.Status(hass)
+    statuses.fail(status, "x", LONG)
+    assert len(hass.states.get(statuses.ENTITY_ID).attributes["last_error"]) < 2_100

@@ -1,14 +1,18 @@
 """Runs are kept in order, merged where they continue one another, and bounded."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from homeassistant.helpers.json import json_bytes
-from homeassistant.util.json import json_loads
+from flexmeasures_client.exceptions import JobTimeoutError
 
 import flexmeasures_home.outbox as outbox
+import flexmeasures_home.outbox_store as outbox_store
+import flexmeasures_home.status as statuses
+import flexmeasures_optimiser.errors as errors
 from flexmeasures_home.status import Status
+from flexmeasures_optimiser.connection import Connection, Sensor
 from flexmeasures_optimiser.sensor_data import Run
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -107,8 +111,91 @@ def test_a_run_under_way_is_not_dropped(box, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"step": None}, {"step": timedelta(0)}, {"unit": None, "prior": NOON}]
+    "fields",
+    [{}, {"step": None}, {"step": timedelta(0)}, {"unit": None, "prior": NOON}, {"stored_until": NOON}],
 )
 def test_a_run_is_the_same_after_a_restart(fields):
     before = run(1, 3, [1.5, None, -2.0], **fields)
-    assert outbox.recalled(json_loads(json_bytes(outbox.as_json(before)))) == before
+    assert outbox_store.from_text(outbox_store.as_text(before)) == before
+
+
+async def test_each_part_that_is_stored_is_remembered(box, monkeypatch):
+    sensor = Sensor(1, "kW", QUARTER, "UTC", 3)
+    posted, waited = [], []
+
+    class Client:
+        async def post_sensor_data(self, _sensor, *, start, values, **_named):
+            posted.append(((start - NOON) / QUARTER, len(values)))
+            return {"job": str(len(posted))}, 202
+
+        async def wait_for_job(self, job, **_named):
+            waited.append(job)
+            if waited == ["1", "2"]:
+                raise JobTimeoutError("it takes long")
+
+    box.link = Connection("http://x", Client(), None, None, {1: sensor})
+    parcel = outbox.add(box, run(1, 0, [float(number) for number in range(2_500)]))
+    assert await outbox.deliver_all(box) is None
+    assert held(box) == [(1, 1_000, [float(number) for number in range(1_000, 2_500)])]
+    assert (parcel.run.stored_until, parcel.is_saved) == (NOON + 1_000 * QUARTER, False)
+    assert box.hass.states.get("sensor.flexmeasures_status").state == "error"
+    box.held_up.clear()
+    assert await outbox.deliver_all(box) is None
+    assert box.parcels == []
+    assert posted == [(0, 1_000), (1_000, 1_000), (2_000, 500)]
+    assert waited == ["1", "2", "2", "3"]
+
+
+@pytest.fixture
+async def delivering(box, clock, monkeypatch):
+    """Return a function that has the outbox deliver, while the server answers with errors first."""
+    tries, running = [], []
+
+    def deliver_with(*failures):
+        failing = list(failures)
+
+        async def deliver(_outbox, _parcel):
+            tries.append(clock.time())
+            if failing:
+                raise failing.pop(0)
+
+        monkeypatch.setitem(outbox.deliver_all.__globals__, "deliver", deliver)
+        running.append(asyncio.create_task(outbox.keep_delivering(box)))
+        return tries
+
+    yield deliver_with
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("asked", [900, 86_400, 10**400])
+async def test_a_server_that_asks_for_a_long_pause_is_asked_again_in_a_quarter_of_an_hour(
+    box, delivering, asked
+):
+    outbox.add(box, run(1, 0, [1.0]))
+    tries = delivering(errors.Unreachable("busy", asked))
+    await asyncio.sleep(899)
+    assert len(tries) == 1
+    assert await outbox.delivered(box, box.parcels[0]) is False
+    outbox.add(box, run(2, 0, [1.0]))
+    await asyncio.sleep(2)
+    assert len(tries) == 3
+    assert box.parcels == []
+
+
+@pytest.mark.parametrize(
+    "failure", [errors.Unreachable("busy", 900), errors.Unauthorized("no"), errors.RateLimited("busy", 900)]
+)
+async def test_a_pause_ends_with_any_success(box, delivering, failure):
+    box.status.when_answered = lambda: outbox.urge(box)
+    outbox.add(box, run(1, 0, [1.0]))
+    tries = delivering(failure)
+    await asyncio.sleep(60)
+    assert len(tries) == 1
+    assert box.status.problems
+    statuses.succeed(box.status, "plan")
+    await asyncio.sleep(1)
+    assert len(tries) == 2
+    assert box.parcels == []
+    assert box.status.problems == {}

@@ -9,6 +9,7 @@ import pytest
 
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.secrecy as secrecy
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_an_address_that_cannot_be_used_is_refused(host):
 
 @pytest.mark.parametrize("password", ["geheim", "it's", 'a"b\\c', "pässwörd"])
 def test_no_secret_reaches_the_log(caplog, password):
-    redact = connection.without_secrets(password)
+    redact = secrecy.log_filter(secrecy.redactor(lambda: (password,)))
     logger = logging.getLogger("test.redaction")
     logger.addFilter(redact)
     caplog.set_level(logging.DEBUG, "test.redaction")
@@ -95,13 +96,27 @@ def test_a_server_says_how_long_to_wait_in_seconds_or_by_a_date():
     assert 58 <= connection.retry_after({"Retry-After": format_datetime(soon, usegmt=True)}) <= 60
     assert connection.retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert connection.retry_after({"Retry-After": "soon"}) is None
+    assert connection.retry_after({"Retry-After": "²"}) is None
+    assert connection.retry_after({"Retry-After": "0090"}) == 90
+    assert connection.retry_after({"Retry-After": "9" * 5000}) == 86_400
+    assert connection.retry_after({"Retry-After": "Wed, 21 Oct 9999 07:28:00 GMT"}) == 86_400
     assert connection.retry_after({}) is None
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(None, None), (0, 0), (90, 90), (86_400, 900), (10**400, 900)])
+def test_a_server_is_left_alone_for_a_quarter_of_an_hour_at_most(asked, waited):
+    assert errors.Unreachable("busy", asked).retry_after == waited
 
 
 def answer(path="/api/v3_0/assets/1/schedules/trigger", **headers):
     """Return an answer of FlexMeasures' with headers."""
+    named = {k.replace("_", "-"): v for k, v in headers.items()} | {"Content-Type": "application/json"}
     url = SimpleNamespace(path=path)
-    return SimpleNamespace(status=202, url=url, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    async def json():
+        return {"job": "7", "status": "PROCESSED"}
+
+    return SimpleNamespace(status=202, method="POST", url=url, headers=named, json=json)
 
 
 async def test_the_answer_to_a_trigger_tells_how_many_more_are_taken():
@@ -118,3 +133,5 @@ async def test_the_answer_to_a_trigger_tells_how_many_more_are_taken():
     assert before.timestamp() + 199 < limit.resets_at < before.timestamp() + 210
     await connection.received(limit, answer())
     assert limit.limit == 60
+    await connection.received(limit, answer(**told, X_RateLimit_Reset="9" * 5000))
+    assert limit.seconds == 86_400

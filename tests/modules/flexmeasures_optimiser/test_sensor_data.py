@@ -145,3 +145,71 @@ async def test_what_is_read_covers_what_was_asked(start, duration, resolution, f
     assert found["start"] <= start
     assert found["start"] + found["duration"] >= start + duration
     assert "source" not in link.client.asked
+
+
+class Storing:
+    """Answers posts as flexmeasures-client does, and stores a value for each step, as FlexMeasures does."""
+
+    def __init__(self, resolution):
+        """Store nothing yet."""
+        self.resolution, self.posts, self.jobs, self.held = resolution, [], [], {}
+
+    async def post_sensor_data(self, _sensor_id, *, start, duration, values, unit, prior):
+        """Repeat a value that is coarser than the sensor, and store it under the time of each step."""
+        assert duration % MINUTE == ZERO
+        step = duration / len(values)
+        if self.resolution:
+            start = sensor_data.schedules.shift_down(start, self.resolution, "UTC")
+            values = [value for value in values for _ in range(step // self.resolution)]
+            step = self.resolution
+        self.posts.append(len(values))
+        for number, value in enumerate(values):
+            assert start + number * step not in self.held
+            if value is not None:
+                self.held[start + number * step] = value
+        return {"job": f"job {len(self.posts)}"}, 202
+
+    async def wait_for_job(self, job, **_named):
+        """Remember who waited."""
+        self.jobs.append(job)
+
+
+@pytest.mark.parametrize(
+    ("count", "step", "resolution", "posts", "held"),
+    [
+        (10_000, QUARTER, QUARTER, 10, 10_000),
+        (1_000, QUARTER, QUARTER, 1, 1_000),
+        (1_001, None, QUARTER, 2, 1_001),
+        (10_000, 5 * MINUTE, QUARTER, 4, 3_334),
+        (9_600, MINUTE / 4, QUARTER, 1, 161),
+        (2_000, HOUR, QUARTER, 8, 8_000),
+        (3, timedelta(days=30), QUARTER, 9, 8_640),
+        (1, timedelta(days=2), MINUTE, 3, 2_880),
+        (6_000, MINUTE / 60, ZERO, 7, 6_000),
+        (10_000, MINUTE, ZERO, 10, 10_000),
+    ],
+)
+async def test_a_request_has_no_more_than_the_server_stores_in_time(count, step, resolution, posts, held):
+    start = NOON + 7 * MINUTE if step in (5 * MINUTE, MINUTE / 4) else NOON
+    run = sensor_data.Run(12, start, [float(number % 7) for number in range(count)], step=step)
+    link = Connection("x", Storing(resolution), None, None, {12: sensor(resolution=resolution)})
+    last = await sensor_data.post(link, run)
+    client = link.client
+    assert max(client.posts) <= 1_000
+    assert (len(client.posts), len(client.held)) == (posts, held)
+    assert [*client.jobs, last] == [f"job {number}" for number in range(1, posts + 1)]
+    whole = Storing(resolution)
+    sensor_data.MAX_STORED = 10**6
+    try:
+        await sensor_data.post(Connection("x", whole, None, None, link.sensors), run)
+    finally:
+        sensor_data.MAX_STORED = 1_000
+    assert client.held == whole.held
+
+
+async def test_a_part_of_gaps_alone_is_not_posted():
+    run = sensor_data.Run(12, NOON, [1.0] + [None] * 2_500 + [2.0], step=QUARTER)
+    link = Connection("x", Storing(QUARTER), None, None, {12: sensor()})
+    await sensor_data.post(link, run)
+    assert link.client.posts == [1_000, 502]
+    assert link.client.held == {NOON: 1.0, NOON + 2_501 * QUARTER: 2.0}

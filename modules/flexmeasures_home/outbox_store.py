@@ -1,0 +1,276 @@
+"""The outbox's file: a database with a row for each run that waits, of all users of all servers.
+
+A change writes the rows that it is about, in one transaction, however much else waits.
+"""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import flexmeasures_home.kept as kept
+import flexmeasures_optimiser.sensor_data as sensor_data
+
+NAME, WHAT = "outbox.db", "the values that wait for FlexMeasures"
+NAME_AS_JSON = "outbox"
+"""The file that had all runs until there was the database: it is taken over once."""
+VERSION = 1
+LOCKED_SECONDS = 30
+"""How long another program, such as a backup, may hold the database."""
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS runs (key INTEGER PRIMARY KEY, user TEXT NOT NULL, run TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS dropped (user TEXT PRIMARY KEY, count INTEGER NOT NULL)",
+    f"PRAGMA user_version = {VERSION}",
+)
+
+
+@pyscript_compile
+@contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database for a transaction, which is rolled back where it fails. Blocks."""
+    database = sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@pyscript_compile
+def read_rows(path: Path, user: str) -> tuple[list[tuple[int, str]], int, int]:
+    """Return a user's (key, run as text), how many values were dropped, and the last key of all. Blocks.
+
+    Raise OSError, ValueError or sqlite3.Error where it cannot be read.
+    """
+    if not path.exists():
+        return [], 0, 0
+    if path.stat().st_size == 0:
+        raise ValueError("it is empty")
+    with opened(path) as database:
+        [version] = database.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            raise ValueError(f"its version is {version}, not {VERSION}")
+        [check] = database.execute("PRAGMA quick_check(1)").fetchone()
+        if check != "ok":
+            raise ValueError(f"it is damaged: {check}")
+        rows = database.execute("SELECT key, run FROM runs WHERE user = ? ORDER BY key", [user]).fetchall()
+        dropped = database.execute("SELECT count FROM dropped WHERE user = ?", [user]).fetchone() or [0]
+        [last] = database.execute("SELECT coalesce(max(key), 0) FROM runs").fetchone()
+    return rows, dropped[0], last
+
+
+@pyscript_compile
+def is_lost(error: Exception) -> bool:
+    """Tell whether an error means that what was written before is there no more."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, FileNotFoundError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+@pyscript_compile
+def write_rows(path: Path, aside: Path | None, changes: Any) -> None:
+    """Write Changes, all of them or none; the file before is copied to `aside`, if that is given. Blocks.
+
+    Raise OSError or sqlite3.Error; FileNotFoundError where the file was to be there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not changes.is_all:
+        path.stat()
+    if aside and path.exists() and not aside.exists():
+        shutil.copyfile(path, aside)
+    with opened(path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        for statement in TABLES:
+            database.execute(statement)
+        database.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", changes.rows)
+        database.executemany("DELETE FROM runs WHERE key = ?", [(key,) for key in changes.gone])
+        database.executemany("INSERT OR REPLACE INTO dropped VALUES (?, ?)", changes.dropped)
+        database.execute("COMMIT")
+
+
+@pyscript_compile
+def remove_all(paths: list[Path]) -> None:
+    """Remove files that may be gone already. Blocks."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(repr=False)
+class _Changes:
+    """What is to be written: `rows` of (key, user, run as text), keys that are `gone`, and `dropped` values.
+
+    Those are counted by user. `is_all` tells that there need not be a file yet.
+    """
+
+    rows: list
+    gone: set
+    dropped: list
+    is_all: bool
+
+
+Changes = _Changes
+
+
+@dataclass(eq=False, repr=False)
+class _OutboxStore:
+    """The database for one user of one server.
+
+    `file` is where it is. `last_key` is the greatest key that has been used. `unread` are keys of rows that
+    cannot be read, and `others` the rows of other users, to be written next. `taken_over` are files that have
+    no purpose once that is done. `is_there` tells whether what is not changed is in the database, and
+    `dropped` is what is in there.
+    """
+
+    file: Any
+    user: str
+    last_key: int = 0
+    unread: set = field(default_factory=set)
+    others: list = field(default_factory=list)
+    others_dropped: list = field(default_factory=list)
+    taken_over: list = field(default_factory=list)
+    is_there: bool = False
+    dropped: int = 0
+
+    @pyscript_compile
+    def new_key(self) -> int:
+        """Return a key that is greater than all before."""
+        self.last_key += 1
+        return self.last_key
+
+    @pyscript_compile
+    async def load(self) -> tuple[list[tuple[int, Any]], int]:
+        """Return the user's (key, Run), oldest first, and how many values were dropped.
+
+        What cannot be read is set aside, and told.
+        """
+        try:
+            rows, self.dropped, self.last_key = await self.file.hass.async_add_executor_job(
+                read_rows, self.file.path, self.user
+            )
+        except Exception as error:
+            await self.set_aside(kept.reason(error))
+            return [], 0
+        self.is_there = bool(self.last_key)
+        found = [(key, self.file.read(from_text, run)) for key, run in rows]
+        self.unread = {key for key, run in found if run is None}
+        return [(key, run) for key, run in found if run is not None], self.dropped
+
+    @pyscript_compile
+    async def take_over(self) -> tuple[list[Any], int]:
+        """Return the user's Runs of the JSON file that was before, and how many values were dropped.
+
+        All others' are written next, and then the file is removed.
+        """
+        old = kept.KeptFile(self.file.hass, self.file.status, NAME_AS_JSON, WHAT)
+        found = await old.async_load()
+        runs, dropped = [], 0
+        for user in found:
+            own = old.part(found, user, dict)
+            recalled = [old.read(recall, each) for each in old.part(own, "runs", list)]
+            count = old.part(own, "dropped", int)
+            if user == self.user:
+                runs, dropped = [run for run in recalled if run], count
+            else:
+                self.others += [(self.new_key(), user, as_text(run)) for run in recalled if run]
+                self.others_dropped += [(user, count)]
+        if found and old.aside:
+            await self.file.hass.async_add_executor_job(shutil.copyfile, old.path, old.aside)
+        self.taken_over = [old.path] if found else []
+        return runs, dropped
+
+    @pyscript_compile
+    def has_more(self, dropped: int) -> bool:
+        """Tell whether there is more to be written than runs."""
+        return bool(self.unread or self.others or self.taken_over) or dropped != self.dropped
+
+    @pyscript_compile
+    async def write(self, rows: list[tuple[int, str]], gone: set[int], dropped: int) -> bool:
+        """Write rows of (key, run as text), delete those that are gone; return whether that was done.
+
+        What could not be written is told; the caller tries it again. It writes all that waits where the
+        database is not there: one that was damaged meanwhile is set aside.
+        """
+        changes = Changes(
+            rows=[*self.others, *[(key, self.user, run) for key, run in rows]],
+            gone=gone | self.unread,
+            dropped=[*self.others_dropped, (self.user, dropped)],
+            is_all=not self.is_there,
+        )
+        run_blocking = self.file.hass.async_add_executor_job
+        try:
+            await run_blocking(write_rows, self.file.path, self.file.aside, changes)
+            await run_blocking(remove_all, self.taken_over)
+        except Exception as error:
+            self.file.tell_unsaved(error)
+            if is_lost(error):
+                self.is_there = False
+                if not isinstance(error, FileNotFoundError):
+                    await self.set_aside(kept.reason(error))
+            return False
+        self.is_there, self.dropped = True, dropped
+        self.others, self.others_dropped, self.taken_over, self.unread = [], [], [], set()
+        return True
+
+    @pyscript_compile
+    async def set_aside(self, why: str) -> None:
+        """Rename the database, and its journal, which would be taken for a new one's; tell."""
+        journal = self.file.path.with_name(f"{self.file.path.name}-journal")
+        await self.file.set_aside(why)
+        await self.file.hass.async_add_executor_job(remove_all, [journal])
+
+
+OutboxStore = _OutboxStore
+
+
+@pyscript_compile
+def new(hass: Any, status: Any, user: str) -> Any:
+    """Return the store for one user of one server."""
+    return OutboxStore(kept.KeptFile(hass, status, NAME, WHAT), user)
+
+
+@pyscript_compile
+def as_text(run: Any) -> str:
+    """Return a run as text; raise TypeError or ValueError where it holds what JSON has not."""
+    return json.dumps(as_json(run), allow_nan=False)
+
+
+@pyscript_compile
+def from_text(text: str) -> Any:
+    """Return the run that `as_text` wrote; raise what is wrong with it."""
+    return recall(json.loads(text))
+
+
+@pyscript_compile
+def as_json(run: Any) -> dict[str, Any]:
+    """Return a run as JSON's types."""
+    return {
+        "sensor": run.sensor,
+        "start": run.start.isoformat(),
+        "values": run.values[:],
+        "unit": run.unit,
+        "step": None if run.step is None else run.step.total_seconds(),
+        "prior": run.prior and run.prior.isoformat(),
+        "sign": run.sign,
+        "stored_until": run.stored_until and run.stored_until.isoformat(),
+    }
+
+
+@pyscript_compile
+def recall(found: Any) -> Any:
+    """Return the run that `as_json` wrote; raise KeyError, OverflowError, TypeError or ValueError."""
+    step, sign = found["step"], found["sign"]
+    if sign not in (None, sensor_data.CONSUMPTION, sensor_data.PRODUCTION):
+        raise ValueError("expected a sign of 1 or -1, or none")
+    return sensor_data.Run(
+        sensor=kept.whole_number(found["sensor"]),
+        start=kept.moment(found["start"]),
+        values=kept.numbers(found["values"]),
+        unit=kept.optional(kept.text, found["unit"]),
+        step=None if step is None else timedelta(seconds=kept.number(step)),
+        prior=kept.optional(kept.moment, found["prior"]),
+        sign=sign,
+        stored_until=kept.optional(kept.moment, found.get("stored_until")),
+    )

@@ -1,0 +1,324 @@
+"""What waits for FlexMeasures is in a file, over kills, failures and files of another form."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from homeassistant.exceptions import HomeAssistantError
+
+import flexmeasures_home.kept as kept
+import flexmeasures_home.measurement_calls as measurement_calls
+import flexmeasures_home.outbox as outboxes
+import flexmeasures_home.outbox_store as outbox_store
+import flexmeasures_home.services as services
+import flexmeasures_home.status as statuses
+from flexmeasures_optimiser.sensor_data import Run
+
+NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+QUARTER = timedelta(minutes=15)
+
+
+def run(sensor, quarter, values, **fields):
+    """Return a run of a sensor from a quarter on."""
+    start = NOON + quarter * QUARTER
+    return Run(sensor, start, list(values), **{"unit": "kW", "step": QUARTER} | fields)
+
+
+@pytest.fixture
+def folder(hass, tmp_path, monkeypatch):
+    """Return the storage folder of a Home Assistant whose outbox does nothing by itself."""
+
+    async def rest(_outbox):
+        await asyncio.sleep(3600)
+
+    for task in ("keep_delivering", "keep_saving"):
+        monkeypatch.setitem(outboxes.start.__globals__, task, rest)
+    hass.config.config_dir = str(tmp_path)
+    (tmp_path / ".storage").mkdir()
+    return tmp_path / ".storage"
+
+
+@pytest.fixture
+async def opened(hass, folder):
+    """Return a function that starts the outbox of a user, as after a kill of the one before."""
+    boxes = []
+
+    async def opened(user="me"):
+        link = SimpleNamespace(host="http://x", sensors={})
+        boxes.append(await outboxes.start(hass, link, statuses.Status(hass), user))
+        return boxes[-1]
+
+    yield opened
+    for box in boxes:
+        box.stopped = True
+        await outboxes.stop(box)
+
+
+def held(box):
+    """Return what waits: sensor, quarter, values."""
+    return [(each.run.sensor, (each.run.start - NOON) / QUARTER, each.run.values) for each in box.parcels]
+
+
+def notification(hass, cause):
+    """Return the text of the notification of a cause, or None."""
+    found = hass.data.get("persistent_notification", {}).get(f"flexmeasures_{cause}")
+    return found and found["message"]
+
+
+def device(hass, box):
+    """Return what a call needs of a device."""
+    return SimpleNamespace(
+        stopped=False, hass=hass, outbox=box, link=box.link, measurements=SimpleNamespace(sensors={})
+    )
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Return a function that has the disk full, or free again."""
+    connect = sqlite3.connect
+
+    class Full(sqlite3.Connection):
+        def executemany(self, *_given):
+            raise sqlite3.OperationalError("database or disk is full")
+
+    def set_full(is_full):
+        def open_database(*given, **named):
+            return connect(*given, **named, **({"factory": Full} if is_full else {}))
+
+        monkeypatch.setattr(sqlite3, "connect", open_database)
+
+    return set_full
+
+
+async def test_what_is_saved_outlasts_a_kill(opened):
+    box = await opened()
+    first = outboxes.add(box, run(1, 0, [1.0, None, 2.0]))
+    outboxes.add(box, run(2, 0, [5.0], prior=NOON))
+    outboxes.add(box, run(1, 3, [3.0]))
+    box.dropped = 7
+    assert await outboxes.save(box) == []
+    again = await opened()
+    assert held(again) == [(1, 0, [1.0, None, 2.0, 3.0]), (2, 0, [5.0])]
+    assert again.parcels[1].run == run(2, 0, [5.0], prior=NOON)
+    assert again.dropped == 7
+    outboxes.withdraw(again, again.parcels[0])
+    outboxes.add(again, run(3, 0, [6.0]))
+    await outboxes.save(again)
+    assert held(await opened()) == [(2, 0, [5.0]), (3, 0, [6.0])]
+    assert first.key == 1
+
+
+async def test_a_change_writes_what_has_changed_alone(opened, monkeypatch):
+    box = await opened()
+    for sensor in range(1, 500):
+        outboxes.add(box, run(sensor, 0, [1.0]))
+    await outboxes.save(box)
+    written = []
+    original = outbox_store.write_rows
+
+    def write(path, aside, changes):
+        written.append((changes.rows, changes.gone))
+        return original(path, aside, changes)
+
+    monkeypatch.setitem(outbox_store.OutboxStore.write.__globals__, "write_rows", write)
+    outboxes.add(box, run(7, 1, [2.0]))
+    outboxes.remove(box, box.parcels[0])
+    for _ in range(2):
+        await outboxes.save(box)
+    [(rows, gone)] = written
+    assert ([key for key, _user, _run in rows], gone) == ([7], {1})
+
+
+def as_json_file(folder, data):
+    """Write the file in which all runs were before there was the database."""
+    path = folder / "flexmeasures_for_pyscript.outbox"
+    path.write_text(json.dumps({"version": 1, "minor_version": 1, "key": "outbox", "data": data}))
+    return path
+
+
+async def test_the_file_from_before_is_taken_over_once(folder, opened):
+    runs = [outbox_store.as_json(run(sensor, 0, [sensor])) for sensor in (1, 2, 3)]
+    old = as_json_file(
+        folder, {"me": {"runs": runs[:2], "dropped": 4}, "you": {"runs": [runs[2], 7], "dropped": 5}}
+    )
+    before = old.read_bytes()
+    box = await opened()
+    assert (held(box), box.dropped) == ([(1, 0, [1.0]), (2, 0, [2.0])], 4)
+    assert not old.exists()
+    assert [path.read_bytes() for path in folder.glob("*.outbox.corrupt.*")] == [before]
+    outboxes.remove(box, box.parcels[0])
+    await outboxes.save(box)
+    assert held(await opened()) == [(2, 0, [2.0])]
+    other = await opened("you")
+    assert (held(other), other.dropped) == ([(3, 0, [3.0])], 5)
+
+
+async def test_the_file_from_before_stays_until_what_it_holds_is_written(folder, opened, full):
+    old = as_json_file(folder, {"me": {"runs": [outbox_store.as_json(run(1, 0, [1.0]))], "dropped": 0}})
+    full(True)
+    box = await opened()
+    assert held(box) == [(1, 0, [1.0])]
+    assert old.exists()
+    full(False)
+    assert await outboxes.save(box) == []
+    assert not old.exists()
+    assert held(await opened()) == [(1, 0, [1.0])]
+
+
+async def test_a_full_disk_is_told_to_the_caller_and_the_user_and_tried_again(
+    hass, opened, full, monkeypatch
+):
+    box = await opened()
+    monkeypatch.setitem(outboxes.delivered.__globals__, "PATIENCE_SECONDS", 0)
+    full(True)
+    call = services.checked(services.post_measurements(None), {"sensor_id": 1, "values": 2})
+    with pytest.raises(HomeAssistantError, match=r"in memory alone: .*outbox\.db .*database or disk is full"):
+        await measurement_calls.post_measurements(device(hass, box), call)
+    told = notification(hass, "file_not_saved")
+    assert "cannot be written (OperationalError: database or disk is full)" in told
+    assert hass.states.get(statuses.ENTITY_ID).attributes["last_error"] == told
+    assert len(box.parcels) == 1
+    full(False)
+    kept.save_again(box.status)
+    while box.status.unsaved:
+        await asyncio.sleep(0.01)
+    assert notification(hass, "file_not_saved") is None
+    assert len((await opened()).parcels) == 1
+    answer = await measurement_calls.post_measurements(device(hass, box), call | {"sensor_id": 2})
+    assert answer == {"delivered": False, "values": 1, "outbox": 2}
+
+
+async def test_a_folder_that_cannot_be_written_to_is_told(hass, folder, opened):
+    folder.rmdir()
+    folder.write_text("a file in its place")
+    box = await opened()
+    outboxes.add(box, run(1, 0, [1.0]))
+    assert len(await outboxes.save(box)) == 1
+    assert "cannot be written" in notification(hass, "file_not_saved")
+    folder.unlink()
+    assert await outboxes.save(box) == []
+    assert held(await opened()) == [(1, 0, [1.0])]
+
+
+async def test_a_value_that_cannot_be_written_holds_up_nothing_else(hass, opened):
+    box = await opened()
+    outboxes.add(box, run(1, 0, [1.0]))
+    odd = outboxes.add(box, run(2, 0, [float("nan")]))
+    outboxes.add(box, run(3, 0, [3.0]))
+    assert await outboxes.save(box) == [odd]
+    assert "cannot be written (ValueError" in notification(hass, "file_not_saved")
+    assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("sensor", "says"),
+    [
+        (10**30, "sensor_id: expected the number of a FlexMeasures sensor"),
+        (2**31, "sensor_id: expected the number"),
+        ("9" * 5000, "sensor_id: expected the number"),
+        (float("inf"), "sensor_id: expected the number"),
+    ],
+)
+def test_an_id_beyond_all_databases_is_refused(sensor, says):
+    with pytest.raises(HomeAssistantError, match=says):
+        services.checked(services.post_measurements(None), {"sensor_id": sensor, "values": 1})
+    services.checked(services.post_measurements(None), {"sensor_id": 2**31 - 1, "values": 1})
+
+
+def other_version(path):
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 99")
+
+
+def without_tables(path):
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE runs")
+
+
+def folder_in_its_place(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "random": lambda path: path.write_bytes(bytes(range(256)) * 40),
+    "json": lambda path: path.write_text('{"version": 1}'),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:6000]),
+    "scribbled over": lambda path: path.write_bytes(path.read_bytes()[:5000] + b"x" * 8000),
+    "other version": other_version,
+    "without tables": without_tables,
+    "folder": folder_in_its_place,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_a_database_that_cannot_be_used_is_set_aside(hass, folder, opened, damage):
+    box = await opened()
+    outboxes.add(box, run(1, 0, [float(number) for number in range(1000)]))
+    await outboxes.save(box)
+    damage(folder / "flexmeasures_for_pyscript.outbox.db")
+    again = await opened()
+    assert held(again) == []
+    [aside] = folder.glob("*.corrupt.*")
+    assert aside.name in notification(hass, "file_set_aside")
+    outboxes.add(again, run(2, 0, [2.0]))
+    assert await outboxes.save(again) == []
+    assert held(await opened()) == [(2, 0, [2.0])]
+
+
+async def test_a_row_that_cannot_be_read_is_told_and_the_rest_goes_on(hass, folder, opened):
+    box = await opened()
+    for sensor in (1, 2, 3):
+        outboxes.add(box, run(sensor, 0, [1.0]))
+    await outboxes.save(box)
+    path = folder / "flexmeasures_for_pyscript.outbox.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE runs SET run = '[7]' WHERE key = 2")
+    assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 3]
+    [aside] = folder.glob("*.corrupt.*")
+    assert aside.name in notification(hass, "file_set_aside")
+    with closing(sqlite3.connect(aside)) as database:
+        assert database.execute("SELECT run FROM runs WHERE key = 2").fetchone() == ("[7]",)
+    statuses.dismiss(hass)
+    await opened()
+    assert notification(hass, "file_set_aside") is None
+
+
+@pytest.mark.parametrize("damage", ["random", "removed"])
+async def test_a_database_that_is_damaged_meanwhile_is_written_anew(folder, opened, damage):
+    box = await opened()
+    for sensor in (1, 2):
+        outboxes.add(box, run(sensor, 0, [1.0]))
+    await outboxes.save(box)
+    path = folder / "flexmeasures_for_pyscript.outbox.db"
+    DAMAGE.get(damage, lambda path: path.unlink())(path)
+    outboxes.add(box, run(3, 0, [3.0]))
+    assert await outboxes.save(box) == []
+    assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 2, 3]
+
+
+async def test_the_journal_of_a_database_that_was_set_aside_is_not_applied_to_the_next(folder, opened):
+    box = await opened()
+    outboxes.add(box, run(1, 0, [1.0]))
+    await outboxes.save(box)
+    path = folder / "flexmeasures_for_pyscript.outbox.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA cache_size = 1")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("INSERT INTO runs VALUES (9, 'me', ?)", ["x" * 50_000])
+        journal = path.with_name(f"{path.name}-journal")
+        shutil.copyfile(journal, folder / "copy")
+        database.execute("ROLLBACK")
+    path.write_bytes(b"x" * 5000)
+    shutil.copyfile(folder / "copy", journal)
+    again = await opened()
+    assert not journal.exists()
+    outboxes.add(again, run(2, 0, [2.0]))
+    await outboxes.save(again)
+    assert held(await opened()) == [(2, 0, [2.0])]

@@ -1,0 +1,173 @@
+"""Only FlexMeasures' own answer counts: what a proxy or a login page answers is nobody's."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+import flexmeasures_optimiser.connection as connection
+import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.planning as planning
+import flexmeasures_optimiser.provisioning as provisioning
+import flexmeasures_optimiser.replies as replies
+import flexmeasures_optimiser.sensor_data as sensor_data
+
+NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+QUARTER = timedelta(minutes=15)
+OWN = {"FlexMeasures-Version": "1.0.1"}
+API = "/api/v3_0"
+SENSOR = {
+    "id": 12,
+    "name": "power",
+    "unit": "kW",
+    "event_resolution": "PT15M",
+    "timezone": "Europe/Amsterdam",
+    "generic_asset_id": 3,
+}
+SERIES = {"values": [1.5, None], "unit": "kW"}
+SCHEDULE = SERIES | {"start": "2026-01-15T12:00:00+00:00", "duration": "PT30M"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "payload"),
+    [
+        ("POST", "/api/requestAuthToken", {"auth_token": "x", "user_id": 1}),
+        ("GET", "/api/", {"versions": ["v3_0"]}),
+        ("GET", f"{API}/sensors/12", SENSOR),
+        ("GET", f"{API}/sensors/12/data", SERIES),
+        ("POST", f"{API}/sensors/12/data", {"status": "PROCESSED", "message": "x"}),
+        ("POST", f"{API}/sensors/12/data", {"status": "ALREADY_RECEIVED_AND_SUCCESSFULLY_PROCESSED"}),
+        ("POST", f"{API}/sensors/12/data", {"status": "ACCEPTED", "job": "a-b"}),
+        ("GET", f"{API}/sensors/12/stats", {"a (ID: 1)": {"First event start": "x"}, "total": 7}),
+        ("GET", f"{API}/sensors/12/schedules/a-b", SCHEDULE),
+        ("POST", f"{API}/assets/3/schedules/trigger", {"job": "a-b"}),
+        ("POST", f"{API}/assets/3/schedules/trigger", {"schedule": "a-b"}),
+        ("GET", f"{API}/jobs/a-b", {"status": "FINISHED"}),
+        ("GET", f"{API}/assets/3", {"id": 3, "name": "x"}),
+        ("GET", f"{API}/assets", [{"id": 3, "name": "x"}]),
+        ("GET", f"{API}/assets/types", [{"id": 3, "name": "x"}]),
+        ("GET", f"{API}/sensors", [{"id": 3, "name": "x"}]),
+        ("POST", f"{API}/assets", {"id": 3, "name": "x"}),
+        ("POST", f"{API}/sensors", {"id": 3, "name": "x"}),
+    ],
+)
+def test_each_answer_has_a_form(method, path, payload):
+    assert replies.has_form(method, path, payload)
+    for other in (None, 1, "ok", [7], {}, {"status": "ok"}, {"id": "x"}, {"values": 1}, {"id": True}):
+        if not (path.endswith("stats") and other == {}):
+            assert not replies.has_form(method, path, other)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"id": 13},
+        {"unit": None},
+        {"event_resolution": "long"},
+        {"event_resolution": 15},
+        {"timezone": "Mars/Olympus"},
+        {"timezone": 1},
+        {"generic_asset_id": "3"},
+    ],
+)
+def test_a_sensor_with_anything_wrong_is_none(wrong):
+    assert not replies.has_form("GET", f"{API}/sensors/12", SENSOR | wrong)
+
+
+@pytest.mark.parametrize(
+    ("payload", "headers", "expected"),
+    [
+        ({"message": "no", "status": "INVALID_SENDER"}, {}, True),
+        ({"message": {"json": {}}, "result": "Rejected"}, {}, True),
+        ({"errors": ["User password does not match."]}, {}, True),
+        ({"x": 1}, OWN, True),
+        ({"message": "Forbidden"}, {}, False),
+        ({"error": "blocked"}, {}, False),
+        ([], {}, False),
+        (None, {}, False),
+    ],
+)
+def test_a_refusal_of_anybody_else_is_none(payload, headers, expected):
+    assert replies.is_refusal(headers, payload) is expected
+
+
+CALLS = {
+    "sensor": lambda link: connection.sensor(link, 12),
+    "asset": lambda link: connection.asset(link, 3),
+    "post": lambda link: sensor_data.post(link, sensor_data.Run(8, NOON, [1.0])),
+    "stored": lambda link: sensor_data.stored(link, "a-b"),
+    "read": lambda link: sensor_data.read(link, 8, NOON, QUARTER),
+    "spans": lambda link: sensor_data.spans(link, 8),
+    "trigger": lambda link: planning.trigger(link, 3, {}),
+    "fetch": lambda link: planning.fetch(link, "a-b", 8, QUARTER, "kW"),
+    "provide": lambda link: provisioning.provide(link, 3, "r", "Battery", "ENERGY_STORAGE", True),
+    "new sensor": lambda link: provisioning.new_sensor(link, 3, "power", provisioning.POWER_SENSOR),
+}
+FOREIGN = {
+    "a list": (200, "[]", "application/json"),
+    "null": (200, "null", "application/json"),
+    "an object": (200, "{}", "application/json"),
+    "another object": (200, '{"status": "ok", "id": 1, "job": null}', "application/json"),
+    "accepted": (202, "{}", "application/json"),
+    "a text": (200, '"ok"', "application/json"),
+    "broken": (200, '{"status": "PROC', "application/json"),
+    "no JSON": (200, "<html>Log in</html>", "text/html"),
+    "a redirect": (302, "", "text/html"),
+    "another redirect": (303, "{}", "application/json"),
+    "an error": (403, '{"error": "blocked"}', "application/json"),
+    "a refusal": (422, '{"message": "no"}', "application/json"),
+    "no login": (401, '{"error": "no"}', "application/json"),
+    "nothing there": (404, "null", "application/json"),
+}
+
+
+@pytest.fixture
+async def serving(aiohttp_server, socket_enabled):
+    """Return a function that answers all requests in one way, and returns a link that is logged in."""
+    sessions = []
+
+    async def serving(status, text, content_type, headers=None):
+        async def answer(_request):
+            named = {"Location": "http://elsewhere.example/x"} | (headers or {})
+            return web.Response(status=status, text=text, content_type=content_type, headers=named)
+
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", answer)
+        server = await aiohttp_server(application)
+        sessions.append(connection.session(aiohttp.TCPConnector(), connection.RateLimit()))
+        host = f"http://127.0.0.1:{server.port}"
+        link = connection.connect(host, "a@b.c", "secret", sessions[-1], "test.replies", None)
+        link.client.access_token = "token"
+        link.sensors[8] = connection.Sensor(8, "kW", QUARTER, "Europe/Amsterdam", 3)
+        return link
+
+    yield serving
+    for session in sessions:
+        await session.connector.close()
+        session.detach()
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_no_call_believes_what_is_not_from_flexmeasures(serving, foreign):
+    link = await serving(*FOREIGN[foreign])
+    for name, call in CALLS.items():
+        with pytest.raises(errors.Unreachable) as caught:
+            await call(link)
+        assert "There is no FlexMeasures server at" in str(caught.value), name
+        assert len(str(caught.value)) < 600
+
+
+async def test_an_odd_answer_of_flexmeasures_is_told_as_such(serving):
+    link = await serving(200, json.dumps({"x": "y" * 1000}), "application/json", OWN)
+    for name, call in CALLS.items():
+        with pytest.raises(errors.OptimiserError) as caught:
+            await call(link)
+        assert "in a form that is not known" in str(caught.value), name
+        assert len(str(caught.value)) < 400
+
+
+async def test_an_empty_list_of_flexmeasures_is_believed(serving):
+    assert await (await serving(200, "[]", "application/json", OWN)).client.get_asset_types() == []
+    assert await sensor_data.spans(await serving(200, "{}", "application/json", OWN), 8) == []

@@ -1,0 +1,134 @@
+"""Answers of any size and form end in a sentence, and hold up nothing."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+import flexmeasures_optimiser.connection as connection
+import flexmeasures_optimiser.errors as errors
+import flexmeasures_optimiser.planning as planning
+import flexmeasures_optimiser.provisioning as provisioning
+import flexmeasures_optimiser.responses as responses
+import flexmeasures_optimiser.sensor_data as sensor_data
+
+NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+QUARTER = timedelta(minutes=15)
+SERIES = {"values": [1.5, None], "unit": "kW", "start": "2026-01-15T12:00:00+00:00", "duration": "PT30M"}
+ASSET = {"id": 3, "name": "x", "generic_asset_type_id": 1, "account_id": 1, "latitude": 1, "longitude": 1}
+
+
+@pytest.fixture
+async def link(aiohttp_server, socket_enabled):
+    """Return a link whose `answers` has the text that is answered for the end of a path."""
+    answers = {}
+
+    async def answer(request):
+        text = next(text for end, text in answers.items() if request.path.endswith(end))
+        return web.Response(
+            text=text, content_type="application/json", headers={"FlexMeasures-Version": "1.0.1"}
+        )
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    server = await aiohttp_server(application)
+    connector = aiohttp.TCPConnector()
+    session = connection.session(connector, connection.RateLimit())
+    link = connection.connect(f"http://127.0.0.1:{server.port}", "a@b.c", "secret", session, "test", None)
+    link.client.access_token = "token"
+    link.sensors[8] = connection.Sensor(8, "kW", QUARTER, "Europe/Amsterdam", 3)
+    link.answers = answers
+    yield link
+    connection.close(link)
+    await connector.close()
+
+
+async def test_an_answer_beyond_the_limit_is_refused_without_being_kept(link):
+    link.answers["/data"] = json.dumps(SERIES | {"x": "y" * 2**24})
+    with pytest.raises(
+        errors.OptimiserError, match=r"GET /api/v3_0/sensors/8/data with more than 16 MiB: ask"
+    ):
+        await sensor_data.read(link, 8, NOON, QUARTER)
+
+
+async def test_a_long_answer_holds_up_nobody(link):
+    link.answers["/data"] = json.dumps(SERIES | {"values": [0.123456789] * 600_000})
+    loop, lags = asyncio.get_running_loop(), []
+
+    async def look():
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0.001)
+            lags.append(loop.time() - before)
+
+    looking = asyncio.create_task(look())
+    found = await sensor_data.read(link, 8, NOON, QUARTER)
+    looking.cancel()
+    assert len(found["values"]) == 600_000
+    assert max(lags) < 0.5
+
+
+def test_a_long_answer_shows_in_short():
+    short, long = (responses.parsed(json.dumps({"values": [1.5] * n}).encode()) for n in (3, 100_000))
+    assert repr(short) == "{'values': [1.5, 1.5, 1.5]}"
+    assert len(repr(long)) < 300
+    assert f"{long}" == repr(long)
+    assert long == {"values": [1.5] * 100_000}
+
+
+@pytest.mark.parametrize("text", ["[" * 65 + "]" * 65, '{"a":' * 900 + "1" + "}" * 900, "[" * 100_000])
+def test_what_is_nested_deeply_is_refused(text):
+    with pytest.raises(ValueError):
+        responses.parsed(text.encode())
+    assert responses.parsed(b"[" * 64 + b"]" * 64)
+
+
+ODD_SCHEDULES = [
+    {"start": "soon"},
+    {"unit": "furlongs"},
+    {"duration": "PT0S", "values": [1.0]},
+    {"scheduler_info": [1]},
+    {"scheduler_info": {"commitment_costs": [1]}},
+    {"scheduler_info": {"commitment_costs": {"x": "much"}}},
+    {"values": [1e400, 2]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_SCHEDULES)
+async def test_an_odd_schedule_is_one_sentence(link, odd):
+    link.answers["/trigger"] = json.dumps({"job": "a-b"})
+    link.answers["/jobs/a-b"] = json.dumps({"status": "FINISHED"})
+    link.answers["/schedules/a-b"] = json.dumps(SERIES | odd)
+    storage = planning.storages.Storage(power_sensor=8, soc_at_start=1, soc_min=0, soc_max=2)
+    with pytest.raises(errors.OptimiserError, match="answered") as caught:
+        await planning.plan_site(link, 3, [storage], {}, NOON, QUARTER, QUARTER, NOON)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("odd", ["[1]", "7", '"x"', "{" * 2_000, "[" * 900 + "]" * 900])
+async def test_an_odd_asset_is_one_sentence(link, odd):
+    link.answers["/assets"] = json.dumps([ASSET | {"attributes": odd}])
+    link.answers["/types"] = json.dumps([{"id": 1, "name": "battery"}])
+    with pytest.raises(errors.OptimiserError) as caught:
+        await provisioning.provide(link, 3, "r", "Battery", "ENERGY_STORAGE", False)
+    assert "answered unexpectedly: see that its release is supported" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("odd", [{"attributes": "[1]"}, {"event_resolution": "P1Y"}, {"timezone": "Mars"}])
+async def test_an_odd_sensor_is_one_sentence(link, odd):
+    sensor = {"id": 12, "unit": "kW", "event_resolution": "PT15M", "timezone": "UTC", "generic_asset_id": 3}
+    link.answers["/sensors/12"] = json.dumps(sensor | odd)
+    with pytest.raises(errors.OptimiserError) as caught:
+        await connection.sensor(link, 12)
+    assert "see that its release is supported" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+async def test_odd_statistics_are_one_sentence(link):
+    link.answers["/stats"] = json.dumps({"x": {"First event start": "then", "Last event end": 7}})
+    with pytest.raises(errors.OptimiserError, match="answered unexpectedly"):
+        await sensor_data.spans(link, 8)
