@@ -1,6 +1,7 @@
 """How things are with FlexMeasures: `sensor.flexmeasures_status`, and one notification per cause."""
 
 import logging
+import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -50,6 +51,8 @@ OURS = [
     "not_planned",
 ]
 CAUSES = [*OURS, *[kind.cause for kind in KINDS]]
+MARKUP = re.compile(r"<(?=[a-zA-Z/!?])|\]\(")
+"""Where a tag of HTML begins, or the address of a Markdown link or image."""
 
 
 @pyscript_compile
@@ -194,10 +197,16 @@ def notify(status, cause):
         if not problem.temporary or now - problem.since >= LONG
     ]
     if texts:
-        text = "\n\n".join(dict.fromkeys(texts))
+        text = plain("\n\n".join(dict.fromkeys(texts)))
         notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
     else:
         dismiss(status.hass, [cause])
+
+
+@pyscript_compile
+def plain(text: str) -> str:
+    """Return a text for a notification, which is Markdown, so that a name makes no image, link or HTML."""
+    return MARKUP.sub(lambda found: {"<": "&lt;"}.get(found[0], "]\\("), text)
 
 
 @pyscript_compile
