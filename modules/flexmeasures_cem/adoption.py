@@ -15,9 +15,10 @@ import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
-import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+CONFIRMED_FACTOR = 0.1
+"""By how much the factor of a mode may differ from the one that was told, for it to be as told."""
 MOST_DROPPED = 2
 """How many plans in a row are dropped because a state is past."""
 
@@ -69,23 +70,22 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
     ):
         return
     device, made, described = found
+    as_told = instructions.as_told(each, now)
     each.plan, each.device, each.is_fallback = made, device, is_fallback
     each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
     told = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
     if each.type in control_types.BY_MODES:
-        sent = {id(change) for change in each.sent.values()}
-        carried = [change for change in executed(before, memory, heard, now) if id(change) in sent]
+        carried = executed(as_told, memory, heard, now)
         told = [change for change in (*told, *carried) if has_mode(device, change)]
+    told = [change for change in told if not any(change is other for other in made.changes)]
     made.changes = sorted([*made.changes, *told], key=lambda change: change.moment)
     if not is_fallback:
         each.refused = None
         site.told(each.resource, None)
     site.shown(each.resource)
     each.replanned.set()
-    each.kept = kept_plans.KeptPlan(each.type.CONTROL_TYPE, made, is_fallback, each.is_asked, described)
-    each.is_returning = False
-    sessions.spawn(each.session, kept_plans.write(site, each))
+    each.is_returning, each.kept = False, kept_plans.new(site, each, described)
     if not is_fallback:
         for waiting in each.waiting:
             if not waiting.done():
@@ -97,7 +97,8 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
 async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
     """Return (the device, the Plan that is made for it now, digests of what describes it), or None."""
     now, kind = site.now(), each.type
-    memory, heard, before = fill_levels.remembered(each.resource, each.session), dict(each.heard), each.plan
+    memory, heard = fill_levels.remembered(each.resource, each.session), dict(each.heard)
+    before = instructions.as_told(each, now)
     if kind.lacks(memory):
         return None
     begin = now + instructions.lead(each.session)
@@ -116,8 +117,8 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
         wanted = powers and [(max(start, begin), end, power) for start, end, power in powers if end > begin]
         made = kind.follow(device, state, wanted, market, tariffs)
         if kind in control_types.BY_MODES:
-            made.changes[:0] = unspoken(kind.present(device, state, begin), made, sent, now, begin)
-        return device, made, kept_plans.digests(kind, memory)
+            made.changes[:0] = unconfirmed(kind.present(device, state, begin), made, sent, begin)
+        return device, made, kept_plans.digests(site, kind, memory)
 
     try:
         return await asyncio.to_thread(make)
@@ -130,20 +131,21 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
 
 
 @pyscript_compile
-def unspoken(present: list, made: Any, sent: list, now: float, begin: float) -> list:
-    """Return the changes to what actuators do at present that no instruction has told in this session yet.
+def unconfirmed(present: list, made: Any, sent: list, begin: float) -> list:
+    """Return the changes to what actuators do at present that are not what they were told last.
 
     A device learns by one that it is controlled, also where it is to go on. `sent` are the changes that it
-    was told; one of these that it is about to make stays.
+    was told; one of these that it is about to make stays in the plan.
     """
     first = {change.actuator for change in made.changes if change.moment <= begin}
     found = []
     for change in present:
         told = [each for each in sent if each.actuator == change.actuator and each.moment <= begin]
-        if change.actuator in first or any(each.moment <= now for each in told):
+        last = max(told, key=lambda each: each.moment, default=None)
+        if change.actuator in first or last in made.changes:
             continue
-        same = [each for each in told if (each.mode, each.factor) == (change.mode, change.factor)]
-        found.append(same[0] if same else change)
+        is_same = last and last.mode == change.mode and abs(last.factor - change.factor) < CONFIRMED_FACTOR
+        found.append(last if is_same else change)
     return found
 
 

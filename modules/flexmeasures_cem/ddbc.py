@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.modes as modes
@@ -408,9 +409,10 @@ def present(found: Device, state: modes.Condition, moment: float) -> list:
 
 
 @pyscript_compile
-def resumed(found: Device, plan: plans.Plan, _begin: float) -> plans.Plan | None:
-    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
-    return plans.resumed(plan, {each.id: each.modes for each in found.actuators})
+def resumed(found: Device, plan: plans.Plan, told: Any) -> plans.Plan | None:
+    """Return a plan that a device goes on with after its Return, or None where it cannot."""
+    state = condition(found, told.memory, told.heard, None, told.now)
+    return plans.resumed(plan, found.actuators, state.actuators, told.begin)
 
 
 @pyscript_compile

@@ -7,6 +7,7 @@ rate. The state of charge is the energy above the start of the storage's fill_le
 import math
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
@@ -388,9 +389,12 @@ def present(found: devices.Device, state: frbc_plan.Condition, moment: float) ->
 
 
 @pyscript_compile
-def resumed(found: devices.Device, plan: frbc_plan.Plan, _begin: float) -> frbc_plan.Plan | None:
-    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
-    return plans.resumed(plan, {each.id: each.modes for each in found.actuators})
+def resumed(found: devices.Device, plan: frbc_plan.Plan, told: Any) -> frbc_plan.Plan | None:
+    """Return a plan that a device goes on with after its Return, or None where it cannot."""
+    state = condition(found, told.memory, told.heard, None, told.now)
+    if level_departs(found, plan, state.level, told.now):
+        return None
+    return plans.resumed(plan, found.actuators, state.actuators, told.begin)
 
 
 @pyscript_compile

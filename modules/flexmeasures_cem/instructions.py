@@ -8,6 +8,7 @@ import logging
 import math
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import flexmeasures_cem.control_types as control_types
@@ -27,7 +28,7 @@ LEAD_SECONDS, LONGEST_LEAD = 2.0, 60.0
 MAX_SLEEP_SECONDS = 60.0
 """After how long the clock is read again, in case it was set."""
 SECONDS_BETWEEN_TRIES, SECONDS_AFTER_A_FAULT = 1.0, 5.0
-EARLY_SECONDS = 5.0
+EARLY_SECONDS, MAX_EARLY_SECONDS = 5.0, 300.0
 """How much earlier than told a device does something where it does not wait for the execution_time."""
 BROKEN_SECONDS = 900.0
 """How long after a rejection others call for no plan."""
@@ -45,13 +46,13 @@ async def keep_instructing(site: Any, each: Any) -> None:
         try:
             if each.plan:
                 await instruct(site, each, each.plan)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(each.replanned.wait(), until_next(site, each))
         except s2_errors.NoConfirmation:
             raise
         except Exception:
             LOGGER.exception("Instructing %s failed: please report this", each.resource.name)
             await asyncio.sleep(SECONDS_AFTER_A_FAULT)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(each.replanned.wait(), until_next(site, each))
 
 
 @pyscript_compile
@@ -70,6 +71,15 @@ def unsent(each: Any, made: Any, soon: float) -> list:
     return [
         change for change in made.changes if id(change) not in told and not is_overtaken(made, change, soon)
     ]
+
+
+@pyscript_compile
+def as_told(each: Any, now: float) -> Any:
+    """Return a device's plan without what was to be executed by now but never sent, or None."""
+    sent = {id(change) for change in each.sent.values()}
+    return each.plan and replace(
+        each.plan, changes=[one for one in each.plan.changes if one.moment > now or id(one) in sent]
+    )
 
 
 @pyscript_compile
@@ -101,14 +111,17 @@ def send_ahead(site: Any, each: Any) -> float:
 
 
 @pyscript_compile
-def does_the_next(site: Any, each: Any, departs: Any, now: float) -> bool:
-    """Return whether a device does now what it was told for a moment to come, since it does not wait for it.
+def executes_early(site: Any, each: Any, departs: Any, now: float) -> bool:
+    """Return whether a device does now what it was told to do next, since it does not wait for that.
 
     `departs(moment)` returns how what it tells departs from the plan at a moment, or None.
     """
-    ahead = configured_lead(site, each)
-    for change in each.sent.values():
-        if math.isfinite(ahead) and now < change.moment <= now + max(ahead, lead(each.session)):
+    if math.isinf(configured_lead(site, each)):
+        return False
+    coming = [change for change in each.sent.values() if change.moment > now]
+    following = {change.actuator: change for change in sorted(coming, key=lambda one: -one.moment)}
+    for change in following.values():
+        if change.moment <= now + MAX_EARLY_SECONDS:
             ready = max(change.moment, getattr(getattr(change, "active", None), "ready", 0.0))
             if departs(ready + plans.LAG_SECONDS) is None:
                 return True
@@ -116,17 +129,19 @@ def does_the_next(site: Any, each: Any, departs: Any, now: float) -> bool:
 
 
 @pyscript_compile
-def note_habit(site: Any, each: Any, status: Any, now: float) -> None:
-    """Take note where a status tells that the device does not wait for an instruction's execution_time."""
+def detect_early_execution(site: Any, each: Any, status: Any, now: float) -> None:
+    """Take note where a status tells that the device does not wait for an instruction's execution_time.
+
+    It was in the mode that it had been told before, and has gone on to the next one.
+    """
     actuator, mode = getattr(status, "actuator_id", None), status.active_operation_mode_id
-    before = plans.last_told(each.plan, now, actuator)
-    is_early = (
-        before is not None
-        and before.mode != mode
-        and any(
-            change.actuator == actuator and change.mode == mode and change.moment > now + EARLY_SECONDS
-            for change in each.sent.values()
-        )
+    before, was_in = plans.last_told(each.plan, now, actuator), each.modes.get(actuator)
+    each.modes[actuator] = mode
+    if before is None or was_in != before.mode:
+        return
+    is_early = before.mode != mode and any(
+        change.actuator == actuator and change.mode == mode and change.moment > now + EARLY_SECONDS
+        for change in each.sent.values()
     )
     if not is_early or each.obeys_at_once:
         return

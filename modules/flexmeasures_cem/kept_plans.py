@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.fill_levels as fill_levels
@@ -24,51 +24,79 @@ import flexmeasures_s2.session as sessions
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 LONGEST_SECONDS = 366 * 86_400.0
 """How far ahead a plan that is read may reach: further than any that is made."""
+STATUS_SECONDS = 0.3
+"""How long is waited for the statuses that follow a description."""
 LATER_SECONDS = 1.0
 """How much longer than for other changes is waited for all that a device tells on its return."""
+TOGETHER_SECONDS = 5.0
+"""Within what time plans start that were made together."""
 OF_A_CONNECTION = {"message_id", "valid_from"}
 """Fields that are others each time that a device connects, and change nothing of a plan."""
 
 
 @pyscript_compile
-def record() -> type:
-    """Define the record: natively, so that compiled code can make it."""
+def records() -> tuple[type, type]:
+    """Define the records: natively, so that compiled code can make them."""
 
     @dataclass(repr=False)
     class KeptPlan:
         """A plan that is kept for a device, under a control type.
 
-        `described` has a digest of each message that the plan was made with, `is_fallback` and `is_asked` are
-        those of Controlled. `left_at` is when the connection ended, where that was seen. `text` is the plan
-        as JSON, once it is written.
+        `described` has a digest of each message that the plan was made with, and of what holds for the site.
+        `is_fallback`, `is_asked` and `obeys_at_once` are those of Controlled. What was to be executed until
+        `sent_until` was sent, or all of it (None). With `is_chosen` the device gets this control type again.
+        `text` is the plan as JSON, once it is written.
         """
 
         control_type: str
         plan: Any
         is_fallback: bool
         is_asked: bool | None
+        obeys_at_once: bool
         described: dict[str, str]
-        left_at: float | None = None
+        sent_until: float | None
+        is_chosen: bool = True
         text: str | None = None
 
-    return KeptPlan
+    @dataclass
+    class Return:
+        """What a device tells on its return, at the moment `now`; it can be told something from `begin` on.
+
+        `heard` is that of Controlled, and `sent_until` that of KeptPlan.
+        """
+
+        memory: dict
+        heard: dict
+        now: float
+        begin: float
+        sent_until: float | None
+
+    return KeptPlan, Return
 
 
-KeptPlan = record()
+KeptPlan, Return = records()
 ADAPTERS = {name: TypeAdapter(kind.PLAN) for name, kind in control_types.MODULES.items()}
 """What writes and reads the Plan of each control type."""
-WRITTEN_BESIDE = TypeAdapter(tuple[bool, bool | None, dict[str, str]], config=ConfigDict(strict=True))
-"""What is written of a KeptPlan beside the plan: `is_fallback`, `is_asked` and `described`."""
+BESIDE = ("is_fallback", "is_asked", "obeys_at_once", "described", "sent_until", "is_chosen")
+"""What is written of a KeptPlan beside the plan."""
+WRITTEN_BESIDE = TypeAdapter(tuple[bool, bool | None, bool, dict[str, str], float | None, bool])
 
 
 @pyscript_compile
-def digests(kind: Any, memory: dict) -> dict[str, str]:
-    """Return a digest of each message that changes the problem, by what it is remembered by."""
-    return {
+def digests(site: Any, kind: Any, memory: dict) -> dict[str, str]:
+    """Return a digest of each message that changes the problem, by its key, and of the site's own."""
+    described = {
         " ".join(map(str, key)): digest(message)
         for key, message in memory.items()
         if key[0] in kind.CALL_FOR_A_PLAN
     }
+    return described | {"site": of_site(site)}
+
+
+@pyscript_compile
+def of_site(site: Any) -> str:
+    """Return a digest of what holds for the site: with another limit, no plan goes on as it is."""
+    return hashlib.sha256(repr((site.limit, sorted(site.tariffs.items()))).encode()).hexdigest()[:16]
 
 
 @pyscript_compile
@@ -82,60 +110,91 @@ def digest(message: Any) -> str:
 
 
 @pyscript_compile
-async def write(site: Any, each: Any) -> None:
-    """Write the plan of a device as JSON beside the event loop, and have it saved."""
-    kept = each.kept
-    plan, adapter = replace(kept.plan, changes=list(kept.plan.changes)), ADAPTERS[kept.control_type]
-
-    def text() -> str:
-        return adapter.dump_json(plan).decode()
-
-    kept.text = await asyncio.to_thread(text)
-    site.keep(each.resource)
+def new(site: Any, each: Any, described: dict[str, str]) -> Any:
+    """Return the KeptPlan of the plan that is in force, and have it written beside the event loop."""
+    ahead = instructions.send_ahead(site, each)
+    kept = KeptPlan(
+        each.type.CONTROL_TYPE,
+        each.plan,
+        each.is_fallback,
+        each.is_asked,
+        each.obeys_at_once,
+        described,
+        None if math.isinf(ahead) else site.now() + ahead,
+        not each.resource.unplannable,
+    )
+    task = asyncio.get_running_loop().create_task(write(site, each.resource, kept))
+    site.writing.add(task)
+    task.add_done_callback(site.writing.discard)
+    return kept
 
 
 @pyscript_compile
-def as_json(kept: Any) -> dict | None:
-    """Return a KeptPlan as JSON's types, or None where it is not written yet."""
-    if kept is None or kept.text is None:
-        return None
-    return {
-        "control_type": kept.control_type,
-        "plan": kept.text,
-        "is_fallback": kept.is_fallback,
-        "is_asked": kept.is_asked,
-        "described": kept.described,
+async def write(site: Any, resource: Any, kept: Any) -> None:
+    """Write a plan as JSON, and have it saved."""
+    plan = replace(kept.plan, changes=list(kept.plan.changes))
+    kept.text = await asyncio.to_thread(written, kept.control_type, plan)
+    site.keep(resource)
+
+
+@pyscript_compile
+def written(control_type: str, plan: Any) -> str:
+    """Return a plan as JSON."""
+    return ADAPTERS[control_type].dump_json(plan).decode()
+
+
+@pyscript_compile
+def as_json(kept: Any) -> dict[str, Any]:
+    """Return a KeptPlan as JSON's types."""
+    text = kept.text or written(kept.control_type, kept.plan)
+    return {"control_type": kept.control_type, "plan": text} | {
+        field: getattr(kept, field) for field in BESIDE
     }
 
 
 @pyscript_compile
-def recall(site: Any, resource: Any, written: dict) -> None:
+def recall(site: Any, resource: Any, found: dict[str, Any]) -> None:
     """Keep the plan that `as_json` wrote for a device; raise what is wrong where it is no plan."""
-    name, text = written["control_type"], written["plan"]
+    name, text = found["control_type"], found["plan"]
     plan = ADAPTERS[name].validate_json(text)
     moments = [plan.start, *[change.moment for change in plan.changes], plan.end]
     if not all(math.isfinite(each) and 0 <= each <= site.now() + LONGEST_SECONDS for each in moments):
         raise ValueError("expected a plan of these days")
-    beside = (written["is_fallback"], written["is_asked"], written["described"])
-    kept = KeptPlan(name, plan, *WRITTEN_BESIDE.validate_python(beside), text=text)
-    site.kept[resource.resource_id], resource.planned_under = kept, name
-    expire(site, resource)
+    beside = WRITTEN_BESIDE.validate_python([found[field] for field in BESIDE])
+    keep(site, resource, KeptPlan(name, plan, *beside, text=text))
+
+
+@pyscript_compile
+def keep(site: Any, resource: Any, kept: Any) -> None:
+    """Keep a plan for the return of a device, and forget those that are over."""
+    site.kept[resource.resource_id] = kept
+    resource.planned_under = kept.control_type if kept.is_chosen else None
+    for resource_id in [each for each, other in site.kept.items() if other.plan.end <= site.now()]:
+        del site.kept[resource_id]
 
 
 @pyscript_compile
 def of(site: Any, resource_id: str) -> Any:
-    """Return the KeptPlan of a device, connected or not, or None."""
+    """Return the KeptPlan of a device, connected or not, or None where it has none that is not over."""
     found = site.controlled.get(resource_id)
-    return found.kept if found else site.kept.get(resource_id)
+    kept = found.kept if found else site.kept.get(resource_id)
+    return kept if kept and kept.plan.end > site.now() else None
 
 
 @pyscript_compile
 def leave(site: Any, old: Any) -> None:
-    """Keep the plan of a device whose connection is over."""
-    if old.kept and old.kept.plan.end > site.now():
-        old.kept.left_at = site.now()
-        site.kept[old.resource.resource_id] = old.kept
-        old.resource.planned_under = old.kept.control_type
+    """Keep the plan of a device whose connection is over; what a user told it by hand is over, too."""
+    kept = old.kept
+    if kept is None:
+        return
+    by_hand = {id(old.sent[instruction]) for instruction in old.manual if instruction in old.sent}
+    if by_hand:
+        kept.plan.changes = [change for change in kept.plan.changes if id(change) not in by_hand]
+        kept.text = None
+    ahead = instructions.send_ahead(site, old)
+    kept.sent_until = None if math.isinf(ahead) else site.now() + ahead
+    kept.obeys_at_once = old.obeys_at_once
+    keep(site, old.resource, kept)
 
 
 @pyscript_compile
@@ -150,48 +209,64 @@ def expire(site: Any, resource: Any) -> None:
 @pyscript_compile
 def come_back(site: Any, found: Any) -> None:
     """Have a device that is controlled again go on with its plan, once it has told of itself."""
-    kept = site.kept.pop(found.resource.resource_id, None)
+    kept = site.kept.get(found.resource.resource_id)
     if kept and kept.control_type == found.type.CONTROL_TYPE:
-        found.kept, found.is_returning = kept, True
+        found.kept, found.is_returning = site.kept.pop(found.resource.resource_id), True
+        found.is_fallback, found.obeys_at_once = kept.is_fallback, kept.obeys_at_once
+
+
+@pyscript_compile
+def resume_when_described(site: Any, found: Any) -> None:
+    """Resume the plan of a device that has come back, as soon as it has told what that needs."""
+    if not found.is_resuming and not found.type.lacks(found.session.memory):
+        found.is_resuming = True
+        sessions.spawn(found.session, resume(site, found))
 
 
 @pyscript_compile
 async def resume(site: Any, found: Any) -> None:
     """Put the plan in force that a device had, and make another where something has changed since."""
-    kept, version = found.kept, found.version
+    await asyncio.sleep(STATUS_SECONDS)
     try:
-        await go_on(site, found)
-        await asyncio.sleep(site.settling + LATER_SECONDS)
-        if found.is_returning and not sites.is_gone(site, found):
-            why = await what_changed(site, found, kept)
-    except Exception as error:
+        await put_in_force(site, found)
+        if found.plan:
+            await asyncio.sleep(site.settling + LATER_SECONDS)
+    except Exception:
         LOGGER.exception("The plan of %s cannot be resumed: please report this", found.resource.name)
-        why = f"its plan cannot be resumed ({error!r})"
-    if found.is_returning and not sites.is_gone(site, found):
-        found.is_returning = False
-        if why and found.version == version:
-            sites.want(site, found, why)
+    if not found.is_returning or sites.is_gone(site, found):
+        return
+    found.is_returning, version = False, found.version
+    if found.plan is None:
+        sites.want(site, found, "it goes on from another state than planned", 0.0)
+        return
+    why = await what_changed(site, found)
+    if why and found.version == version and not sites.is_gone(site, found):
+        sites.want(site, found, why)
 
 
 @pyscript_compile
-async def go_on(site: Any, found: Any) -> None:
-    """Put the plan in force that a device had, where it fits what the device tells of itself."""
+async def put_in_force(site: Any, found: Any) -> None:
+    """Put the plan in force that a device had, where the device can go on with it from its present state."""
     kept, kind, now = found.kept, found.type, site.now()
     memory = fill_levels.remembered(found.resource, found.session)
-    begin = now + instructions.lead(found.session)
+    told = Return(memory, dict(found.heard), now, now + instructions.lead(found.session), kept.sent_until)
 
     def fitted() -> tuple:
         device = kind.device(memory)
-        return device, None if kind.unfit(device) else kind.resumed(device, kept.plan, begin)
+        return device, None if kind.unfit(device) else kind.resumed(device, kept.plan, told)
 
+    if kept.described.get("site") != of_site(site) or not is_beside_others(site, found):
+        return
+    if kind.valid_from(memory) > now + instructions.LEAD_SECONDS:
+        return
     device, plan = await asyncio.to_thread(fitted)
-    is_valid = kind.valid_from(memory) <= now + instructions.LEAD_SECONDS
-    if plan is None or not is_valid or found.plan or sites.is_gone(site, found):
+    is_left = sites.is_gone(site, found) or site.now() < found.leaving_until
+    if plan is None or found.plan or is_left or not found.is_returning:
         return
     LOGGER.info("%s goes on with its plan", found.resource.name)
-    found.plan, found.device, found.is_fallback = plan, device, kept.is_fallback
-    found.is_asked, found.planned_version = kept.is_asked, found.version
-    found.settles_at = begin + plans.LAG_SECONDS
+    found.plan, found.device, found.is_asked = plan, device, kept.is_asked
+    found.planned_version, kept.plan = found.version, plan
+    found.settles_at = told.begin + plans.LAG_SECONDS
     if kind not in control_types.BY_MODES:
         done = [change for change in plan.changes if change.moment <= now]
         found.sent |= {str(uuid.uuid4()): change for change in done}
@@ -201,20 +276,30 @@ async def go_on(site: Any, found: Any) -> None:
 
 
 @pyscript_compile
-async def what_changed(site: Any, found: Any, kept: Any) -> str | None:
-    """Return why a device that has come back is to be planned anew, or None."""
-    if found.plan is None:
-        return "its plan does not fit any more"
+def is_beside_others(site: Any, found: Any) -> bool:
+    """Return whether a plan was made together with those of the others, where the site has a limit."""
+    others = [each.plan or each.kept.plan for each in site.controlled.values() if each.plan or each.kept]
+    start = found.kept.plan.start
+    return site.limit is None or all(abs(other.start - start) < TOGETHER_SECONDS for other in others)
+
+
+@pyscript_compile
+def cannot_go_on(found: Any, now: float) -> bool:
+    """Return whether what a device tells shortly after its return does not go with what it was told then."""
+    told = Return(found.session.memory, dict(found.heard), now, now, None)
+    return found.type.resumed(found.device, found.plan, told) is None
+
+
+@pyscript_compile
+async def what_changed(site: Any, found: Any) -> str | None:
+    """Return why a device that goes on with its plan is to be planned anew, or None."""
     memory, now = fill_levels.remembered(found.resource, found.session), site.now()
-    if await asyncio.to_thread(digests, found.type, memory) != kept.described:
+    if await asyncio.to_thread(digests, site, found.type, memory) != found.kept.described:
         return "it describes itself in another way than before"
     if now - found.plan.start > site.rolling:
         return "its plan is from before the last interval"
     if found.is_fallback and found.is_asked is not False:
         return "it had no schedule"
-    others = [each.chosen_at for each in site.controlled.values() if each is not found]
-    if site.limit is not None and kept.left_at is not None and max(others, default=0.0) > kept.left_at:
-        return "others were planned without it"
     of_state = [
         message
         for message in memory.values()
@@ -222,11 +307,3 @@ async def what_changed(site: Any, found: Any, kept: Any) -> str | None:
     ]
     departs = [found.type.departs(found.device, found.plan, message, now) for message in of_state]
     return next((why for why in departs if why), None)
-
-
-@pyscript_compile
-def expect(site: Any, found: Any) -> None:
-    """Resume the plan of a device that has come back, as soon as it has told what that needs."""
-    if not found.is_resuming and not found.type.lacks(found.session.memory):
-        found.is_resuming = True
-        sessions.spawn(found.session, resume(site, found))

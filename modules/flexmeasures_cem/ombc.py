@@ -5,6 +5,7 @@ is made here, exactly.
 """
 
 import math
+from typing import Any
 
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.modes as modes
@@ -132,9 +133,10 @@ def present(found: modes.Actuator, state: modes.Condition, moment: float) -> lis
 
 
 @pyscript_compile
-def resumed(found: modes.Actuator, plan: plans.Plan, _begin: float) -> plans.Plan | None:
-    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
-    return plans.resumed(plan, {None: found.modes})
+def resumed(found: modes.Actuator, plan: plans.Plan, told: Any) -> plans.Plan | None:
+    """Return a plan that a device goes on with after its Return, or None where it cannot."""
+    state = condition(found, told.memory, told.heard, None, told.now)
+    return plans.resumed(plan, [found], state.actuators, told.begin)
 
 
 @pyscript_compile

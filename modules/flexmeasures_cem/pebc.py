@@ -8,6 +8,7 @@ import math
 import uuid
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
@@ -103,17 +104,17 @@ def told_by(plan: envelopes.Plan, now: float) -> list:
 
 
 @pyscript_compile
-def resumed(found: devices.Device, plan: envelopes.Plan, begin: float) -> envelopes.Plan | None:
-    """Return a plan as a device goes on with it that was away, or None where it does not fit it now.
+def resumed(found: devices.Device, plan: envelopes.Plan, told: Any) -> envelopes.Plan | None:
+    """Return a plan that a device goes on with after its Return, or None where it cannot.
 
     An envelope's course of time counts from when it is told: the one in force is told as what is left of it.
     """
-    known = {each.id for each in found.constraints}
-    told = plans.last_told(plan, begin)
+    known, begin = {each.id for each in found.constraints}, told.begin
+    last = plans.last_told(plan, begin)
     coming = [change for change in plan.changes if change.moment > begin]
-    if told and (elements := devices.between(told.elements, begin, math.inf)):
+    if last and (elements := devices.between(last.elements, begin, math.inf)):
         power = plans.power_at(plan, begin)
-        coming.insert(0, replace(told, moment=begin, power=power, elements=elements))
+        coming.insert(0, replace(last, moment=begin, power=power, elements=elements))
     if not coming or not {change.constraints for change in coming} <= known:
         return None
     return replace(plan, changes=coming, told=devices.between(told_by(plan, begin), -math.inf, begin))

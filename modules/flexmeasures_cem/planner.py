@@ -17,6 +17,7 @@ import flexmeasures_cem.errors as errors
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
 import flexmeasures_cem.outlook as outlooks
+import flexmeasures_cem.plans as plans
 import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
@@ -123,6 +124,7 @@ def mind_the_clock(site, now):
             for key, (said, count, until) in found.departures.items()
         }
         found.since = min(found.since, now)
+        found.settles_at = min(found.settles_at, now + instructions.LONGEST_LEAD + plans.LAG_SECONDS)
 
 
 @pyscript_compile
@@ -395,13 +397,13 @@ async def without_schedule(site, asked, versions, error):
 
 @pyscript_compile
 async def go_on(site, each, version):
-    """Have a device go on with the last schedule, or rest where that is over, as its state is now.
+    """Have a device go on with its last plan, or rest where that is over, as its state is now.
 
     Its targets and the storage's range are kept to, within what the others leave of the site's limit.
     """
-    now, before = site.now(), each.plan
+    now, before = site.now(), each.plan or (each.kept and each.kept.plan)
     each.asked = None
-    if before and before.end > now and each.planned_version == version:
+    if has_plan(each, now) and each.planned_version == version:
         return
     wanted, end = None, now + site.horizon
     if before and before.end > now:

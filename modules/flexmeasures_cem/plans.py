@@ -73,13 +73,24 @@ def last_told(plan, now, actuator=None):
 
 
 @pyscript_compile
-def resumed(plan: Any, modes: dict[str | None, dict]) -> Any:
-    """Return a plan as a device goes on with it that was away, or None where it has other modes now.
+def resumed(plan: Any, actuators: list, actives: dict, begin: float) -> Any:
+    """Return a plan that a device goes on with after it was away, or None where it cannot.
 
-    `modes` are those that each of its actuators has, by the actuator's id.
+    It can with the same operation modes, where each of its `actuators` is in the mode that is due, or can be
+    brought there at once: by a transition that no timer blocks. `actives` are their Actives.
     """
-    is_fit = all(change.mode in modes.get(change.actuator, {}) for change in plan.changes)
-    return plan if is_fit else None
+    modes = {each.id: each.modes for each in actuators}
+    if not all(change.mode in modes.get(change.actuator, {}) for change in plan.changes):
+        return None
+    for actuator in actuators:
+        due, active = last_told(plan, begin, actuator.id), actives[actuator.id]
+        if due is None or active.mode in (None, due.mode):
+            continue
+        ways = [way for way in actuator.transitions.get(active.mode, ()) if way.to == due.mode]
+        is_free = [transitions.earliest(way, begin, active.timers) <= begin for way in ways]
+        if active.ready > begin or not any(is_free):
+            return None
+    return plan
 
 
 @pyscript_compile

@@ -10,7 +10,7 @@ and allowed for.
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -381,13 +381,25 @@ def passed(found, phase, moment):
 
 
 @pyscript_compile
-def resumed(found: Device, plan: ProfilePlan, _begin: float) -> ProfilePlan | None:
-    """Return a plan as a device goes on with it that was away, or None where it does not fit it now."""
+def resumed(found: Device, plan: ProfilePlan, told: Any) -> ProfilePlan | None:
+    """Return a plan that a device goes on with after its Return, or None where it cannot.
+
+    What was to start meanwhile must have: by its status, or, where it tells none, since it was told to.
+    """
     sequences = {
         (profile.id, each.id): each.sequences for profile in found.profiles for each in profile.containers
     }
-    is_fit = all(change.sequence in sequences.get(change.actuator, {}) for change in plan.changes)
-    return plan if is_fit else None
+    if not all(change.sequence in sequences.get(change.actuator, {}) for change in plan.changes):
+        return None
+    status = statuses(told.memory[STATUS]) if STATUS in told.memory else {}
+    for change in plan.changes:
+        if change.kind != START or change.moment > told.begin:
+            continue
+        known = status.get(change.actuator)
+        was_sent = told.sent_until is None or change.moment <= told.sent_until
+        if KINDS[known.status.value] == WAITING if known else not was_sent:
+            return None
+    return plan
 
 
 @pyscript_compile

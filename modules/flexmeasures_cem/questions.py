@@ -13,6 +13,7 @@ import flexmeasures_cem.ddbc as ddbc
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.frbc as frbc
+import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
 import flexmeasures_cem.ombc as ombc
 import flexmeasures_cem.site as sites
@@ -68,7 +69,7 @@ Question = question_kind()
 async def pose(site, each, means, now, start, step, sharers):
     """Return the question that a Resource Manager's state is, or None where it is refused."""
     version, memory, kind = each.version, fill_levels.remembered(each.resource, each.session), each.type
-    heard, plan_before = dict(each.heard), each.plan
+    heard, plan_before = dict(each.heard), instructions.as_told(each, now)
     share = math.inf if site.limit is None else site.limit / max(sharers, 1)
 
     def read():

@@ -76,7 +76,8 @@ def records():
         when that is left at it.
         `was_warned` tells whether a missing price was told. Until `leaving_until` another control type is
         being selected. `replanned` wakes the task that sends the plan's instructions when they are due;
-        `obeys_at_once` tells that the device executes one when it gets it, not at its execution_time. `kept`
+        `obeys_at_once` tells that the device executes one when it gets it, not at its execution_time. `modes`
+        has the mode that each actuator told last. `kept`
         is the plan that outlives the connection; a device that `is_returning` goes on with that, which it
         `is_resuming` once it has told of itself. What it tells counts from `settles_at` on.
         """
@@ -109,6 +110,7 @@ def records():
         was_warned: bool = False
         strange_power: float | None = None
         obeys_at_once: bool = False
+        modes: dict = field(default_factory=dict)
         kept: Any = None
         is_returning: bool = False
         is_resuming: bool = False
@@ -141,7 +143,8 @@ def records():
         `made` has when FlexMeasures was asked lately, `rate_limit` how often it may be, as it told.
         `others` are the Resource Managers that are connected and not controlled; `unusable` has until when
         the sensors of some are left out, since they cannot be posted to. `kept` has the KeptPlans of those
-        whose connection is over, and `keep(resource)` is called when a plan is to be saved.
+        whose connection is over; `keep(resource)` is called when a plan is to be saved, and `writing` has the
+        tasks that write one.
         """
 
         solve: Any
@@ -165,6 +168,7 @@ def records():
         tariffs: dict = field(default_factory=dict)
         keep: Any = lambda resource: None
         kept: dict = field(default_factory=dict)
+        writing: set = field(default_factory=set)
         others: dict = field(default_factory=dict)
         unusable: dict = field(default_factory=dict)
         is_eager: bool = False

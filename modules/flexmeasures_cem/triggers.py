@@ -71,7 +71,8 @@ async def leave(site, resource):
     """
     found = sites.of(site, resource)
     if found:
-        found.plan = None
+        found.plan = found.kept = None
+        found.is_returning = False
         found.leaving_until = site.now() + AFTER_SELECTION_SECONDS
         sites.want(site, found, "another control type was to be selected", AFTER_SELECTION_SECONDS)
         await instructions.revoke_all(found, site.now())
@@ -87,7 +88,7 @@ def received(site, resource, message):
         return
     kind, memory, now = message.message_type, found.session.memory, site.now()
     if found.is_returning:
-        kept_plans.expect(site, found)
+        kept_plans.resume_when_described(site, found)
     if kind in found.type.CALL_FOR_A_PLAN:
         found.broken_at = None
         found.departures.clear()
@@ -107,7 +108,7 @@ def received(site, resource, message):
         if hasattr(message, "finished_at"):
             found.heard[getattr(message, "actuator_id", None), message.timer_id] = now
         if hasattr(message, "active_operation_mode_id"):
-            instructions.note_habit(site, found, message, now)
+            instructions.detect_early_execution(site, found, message, now)
         if found.asked:
             if found.type.moved(*found.asked, message):
                 found.asked = None
@@ -115,11 +116,7 @@ def received(site, resource, message):
         elif found.plan is None:
             if found.planned_version < 0 and not found.is_returning:
                 sites.want(site, found, f"its first {kind}")
-        elif (
-            found.version == found.planned_version
-            and now >= found.settles_at
-            and not instructions.is_manual(found, now)
-        ):
+        elif found.version == found.planned_version and not instructions.is_manual(found, now):
             departed(site, found, message, now)
 
 
@@ -143,11 +140,15 @@ def departed(site, found, message, now):
     departs = partial(found.type.departs, found.device, found.plan, message)
     deviation, content = departs(now), what_is_said(message)
     before, count, patient_until = found.departures.get(key, (None, 0, 0.0))
+    if now < found.settles_at:
+        if kept_plans.cannot_go_on(found, now):
+            sites.want(site, found, deviation or "it cannot go on with its plan")
+        return
     if deviation is None:
         if content != before and not plans.is_settling(found.plan, now, key[1]):
             found.departures.pop(key, None)
         return
-    if instructions.does_the_next(site, found, departs, now):
+    if instructions.executes_early(site, found, departs, now):
         return
     if content != before or now >= patient_until + LONGEST_PATIENCE_SECONDS:
         count, patient_until = 0, 0.0
@@ -178,9 +179,10 @@ def what_is_said(message):
 def revoked(site, found, message):
     """Stop what was planned on what a Resource Manager revokes; or plan again without it."""
     lacking = found.type.lacks(found.session.memory)
+    found.is_returning = False
     if lacking and found.plan:
         sites.give_up(found, errors.NotPlannable(f"{found.resource.name} has revoked its {lacking}"))
-        found.plan = found.device = None
+        found.plan = found.device = found.kept = None
         found.version += 1
         sessions.spawn(found.session, instructions.revoke_all(found, site.now()))
         site.shown(found.resource)
@@ -201,7 +203,7 @@ def power_measured(site, found, now):
         return
     departs_at = partial(found.type.measured_power_departs, found.device, found.plan, power)
     departs = departs_at(now)
-    if departs is None or instructions.does_the_next(site, found, departs_at, now):
+    if departs is None or instructions.executes_early(site, found, departs_at, now):
         found.strange_power = None
     elif found.strange_power is None or plans.power_departs(
         power, found.strange_power, found.type.tolerance(found.device)
@@ -262,7 +264,7 @@ async def look_at_prices(site, now):
     known, site.known_prices = site.known_prices, found
     if are_awaited(site) if known is None else differ(known, found, now):
         LOGGER.info("There are new prices")
-        sites.hasten(site, now)
+        sites.hasten(site, now + site.settling)
 
 
 @pyscript_compile

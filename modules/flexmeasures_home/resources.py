@@ -275,11 +275,17 @@ def content(side):
         for resource_id, relay in side.relays.items()
     }
     own = {
-        resource_id: relays.as_json(relay, stopped=side.stopped)
-        | {"plan": kept_plans.as_json(kept_plans.of(side.site, resource_id))}
+        resource_id: relays.as_json(relay, stopped=side.stopped) | plan_as_json(side, resource_id)
         for resource_id, relay in side.relays.items()
     }
     return {"resources": resources, "users": side.file["users"] | {side.outbox.user: own}}
+
+
+@pyscript_compile
+def plan_as_json(side: Resources, resource_id: str) -> dict:
+    """Return the plan that is kept for a Resource Manager, where there is one, as JSON's types."""
+    kept = kept_plans.of(side.site, resource_id)
+    return {"plan": kept_plans.as_json(kept)} if kept else {}
 
 
 @pyscript_compile
@@ -335,6 +341,7 @@ def forget_longest_gone(side):
         relay = side.relays.pop(resource_id)
         relays.stop(relay)
         del side.cem.resources[resource_id]
+        side.site.kept.pop(resource_id, None)
         if task := side.learning.pop(resource_id, None):
             task.cancel()
         side.hass.states.async_remove(relay.entity_id)

@@ -1,6 +1,7 @@
 """When instructions are sent: what is due now at once, what comes next shortly before its time."""
 
 import asyncio
+import math
 from datetime import datetime, timedelta
 
 import pytest
@@ -174,3 +175,63 @@ async def test_a_profile_is_told_its_start_ahead_unless_it_has_a_lead(soon, own,
         [start] = controlled(soon).plan.changes
         await asyncio.sleep(LULL)
         assert bool(of_type(rm, "PPBC.ScheduleInstruction")) == (is_ahead or until_sent(soon, start) < 0)
+
+
+@pytest.mark.parametrize("lead", [math.inf, 1800.0])
+async def test_a_device_that_repeats_what_it_did_is_not_taken_to_act_on_receipt(soon, lead, caplog):
+    soon.site.lead, soon.powers = lead, [5000, 0, 5000] + 93 * [0]
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await until(lambda: len(modes(rm)) >= 3)
+        await rm.ask(status("charge", 1.0))
+        rest = next(each for each in controlled(soon).plan.changes if each.mode == ids("idle")[1])
+        await asyncio.sleep(rest.moment - soon.site.now() + 1)
+        await rm.ask(status("charge", 1.0))
+        assert not controlled(soon).obeys_at_once
+        assert "executes instructions when it gets them" not in caplog.text
+
+
+async def test_with_all_sent_ahead_one_that_acts_on_receipt_is_warned_of(soon, caplog):
+    soon.site.lead, soon.powers = math.inf, [5000, 0, 5000] + 93 * [0]
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await until(lambda: len(modes(rm)) >= 3)
+        await rm.ask(status("charge", 1.0))
+        await asyncio.sleep(LULL)
+        await rm.ask(status("idle"))
+        assert "without instruction_lead: all it gets each in time" in caplog.text
+
+
+async def test_with_a_long_lead_a_device_that_does_not_follow_is_noticed(soon):
+    soon.site.lead, soon.powers = 7200.0, [5000] * 4 + 92 * [0]
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await rm.next("FRBC.Instruction")
+        await asyncio.sleep(2 * LULL)
+        await rm.ask(status("idle"))
+        await planned(soon, 2)
+
+
+async def test_what_was_never_sent_does_not_count_as_done(soon):
+    soon.powers = [5000] + 4 * [-5000] + 91 * [0]
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        await rm.next("FRBC.Instruction")
+        await rm.ask(status("charge", 1.0))
+        await asyncio.sleep(LULL)
+        soon.ahead += 1200.0
+        soon.powers = 4 * [-5000] + 92 * [0]
+        await rm.ask(target_in(hours=20))
+        await until(lambda: len(modes(rm)) == 2)
+        assert modes(rm)[-1] == ids("discharge")[1]
+
+
+async def test_a_device_that_goes_its_own_way_is_told_to_go_on_with_that_where_it_is_planned(soon):
+    soon.powers = [0] * 96
+    async with connected(soon.cem) as rm:
+        await introduce(rm)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
+        await asyncio.sleep(2 * LULL)
+        soon.powers = [5000] + 95 * [0]
+        await rm.ask(status("charge", 1.0))
+        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]

@@ -1,21 +1,28 @@
 """Plans that outlive a connection: over a reconnect, and over a restart."""
 
 import asyncio
+import copy
 import json
 import math
+from datetime import datetime, timedelta
 
 import pytest
 
 import flexmeasures_cem.cem as cems
+import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_optimiser.errors as optimiser_errors
+import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_cem.site_parts import (
+    FRBC,
     LULL,
     controlled,
     ids,
     introduce,
+    now,
     of_type,
     planned,
+    revocation,
     status,
     target_in,
 )
@@ -24,7 +31,9 @@ from tests.modules.flexmeasures_cem.test_planner import (
     charger,
     heat_pump,
     laundry,
+    operation_mode,
     stepped,
+    together_at,
     washing_machine,
 )
 from tests.modules.flexmeasures_s2.conftest import connected, until
@@ -220,18 +229,22 @@ NO_PLAN = {
     "digests that are numbers": {"described": {"x": 1}},
     "an answer that is a text": {"is_asked": "perhaps"},
     "a fallback that is a number": {"is_fallback": 7},
+    "a moment that is a text": {"sent_until": "soon"},
 }
 
 
 @pytest.mark.parametrize("wrong", NO_PLAN.values(), ids=NO_PLAN)
 async def test_what_is_no_plan_is_refused(site, wrong):
-    now = site.site.now()
+    begin = site.site.now()
     right = {
         "control_type": "OPERATION_MODE_BASED_CONTROL",
-        "plan": {"start": now, "end": now + 60, "changes": [], "pieces": []},
+        "plan": {"start": begin, "end": begin + 60, "changes": [], "pieces": []},
         "is_fallback": False,
         "is_asked": None,
+        "obeys_at_once": False,
         "described": {"x": "y"},
+        "sent_until": None,
+        "is_chosen": True,
     }
     resource = cems.Resource(BATTERY, "Home battery")
 
@@ -244,4 +257,213 @@ async def test_what_is_no_plan_is_refused(site, wrong):
         recall(right | wrong if wrong else wrong)
     assert kept_plans.of(site.site, BATTERY) is None
     recall(right)
-    assert kept_plans.of(site.site, BATTERY).plan.end == now + 60
+    assert kept_plans.of(site.site, BATTERY).plan.end == begin + 60
+
+
+# A device that comes back in another state
+
+
+def ombc_status(mode, **fields) -> dict:
+    """Return an OMBC.Status."""
+    return operation_mode(mode, 1.0) | fields
+
+
+def with_steps() -> dict:
+    """Return the description of a charger that goes from off to low, and from there to on."""
+    described = charger()
+    low = copy.deepcopy(described["operation_modes"][1])
+    low["id"] = low["diagnostic_label"] = "low"
+    low["power_ranges"][0] |= {"start_of_range": 1000, "end_of_range": 1000}
+    low["running_costs"] = {"start_of_range": 50 / 3600, "end_of_range": 50 / 3600}
+    ways = [("off", "low"), ("low", "on"), ("on", "low"), ("low", "off")]
+    transitions = [
+        described["transitions"][0] | {"id": f"{begin}-{end}", "from": begin, "to": end}
+        for begin, end in ways
+    ]
+    return described | {"operation_modes": [*described["operation_modes"], low], "transitions": transitions}
+
+
+def ombc_told(rm) -> list[str]:
+    """Return the modes that a device was told under operation mode based control."""
+    return [each["operation_mode_id"] for each in of_type(rm, "OMBC.Instruction")]
+
+
+async def test_one_that_starts_anew_is_led_through_its_transitions_again(site):
+    for label in ("off", "on"):
+        async with stepped(site, resource_id=BATTERY) as rm:
+            await rm.ask(with_steps())
+            await rm.ask(ombc_status("off"))
+            await until(lambda rm=rm: ombc_told(rm) == ["low", "on"])
+            await rm.ask(ombc_status(label))
+            await asyncio.sleep(20)
+
+
+async def test_one_whose_timer_runs_is_not_told_what_that_blocks(site):
+    described = heat_pump()
+    off_to_on, on_to_off = described["transitions"]
+    off_to_on |= {"start_timers": [], "blocking_timers": ["time"]}
+    on_to_off |= {"start_timers": ["time"], "blocking_timers": []}
+    async with stepped(site, resource_id=BATTERY) as rm:
+        await rm.ask(described)
+        await rm.ask(ombc_status("off"))
+        await until(lambda: ombc_told(rm) == ["on"])
+    async with stepped(site, resource_id=BATTERY) as rm:
+        await rm.ask(described)
+        await rm.ask(
+            ombc_status("off", previous_operation_mode_id="on", transition_timestamp=now(site).isoformat())
+        )
+        ends = (now(site) + timedelta(minutes=50)).isoformat()
+        await rm.ask(example("OMBC.TimerStatus", timer_id="time", finished_at=ends))
+        await asyncio.sleep(40)
+        assert ombc_told(rm) == ["off"]
+
+
+async def test_one_that_is_full_is_not_told_to_charge(site):
+    await first_planned(site)
+    site.gate = asyncio.Event()
+    async with battery(site) as rm:
+        await introduce(rm, level=100)
+        await rm.next("FRBC.Instruction")
+        await asyncio.sleep(40)
+        assert modes(rm) == [ids("idle")[1]]
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_a_machine_that_missed_its_start_is_started(site, is_told):
+    site.site.own_lead = lambda resource: 60.0
+    profile = laundry(site, hours=6) | {"start_time": (now(site) + timedelta(minutes=30)).isoformat()}
+    [container] = profile["power_sequences_containers"]
+    known = {"power_profile_id": profile["id"], "sequence_container_id": container["id"]}
+    waits = [known | {"status": "NOT_SCHEDULED"}]
+    async with washing_machine(site, resource_id=BATTERY) as rm:
+        await rm.ask(profile)
+        await until(lambda: controlled(site).plan and controlled(site).plan.changes)
+        [start] = controlled(site).plan.changes
+    site.ahead += start.moment - site.site.now() + 10
+    async with washing_machine(site, resource_id=BATTERY) as rm:
+        await rm.ask(profile)
+        if is_told:
+            await rm.ask(example("PPBC.PowerProfileStatus", sequence_container_status=waits))
+        told = await rm.next("PPBC.ScheduleInstruction")
+        assert now(site) - timedelta(seconds=5) < datetime.fromisoformat(told["execution_time"])
+
+
+def together(site) -> float:
+    """Return the power (W) that all are to have in a moment."""
+    return together_at(site, site.site.now() + 10)
+
+
+@pytest.mark.parametrize("is_restart", [False, True])
+async def test_two_that_were_planned_one_without_the_other_keep_the_sites_limit(site, is_restart):
+    site.site.limit = 9000.0
+    for name in ("A", "B"):
+        async with stepped(site, name=name, resource_id=f"{name}-of-two") as rm:
+            await rm.ask(charger(7000))
+            await rm.ask(ombc_status("off"))
+            await until(lambda rm=rm: ombc_told(rm) == ["on"])
+        await asyncio.sleep(20)
+    if is_restart:
+        kept = {
+            each: json.loads(json.dumps(kept_plans.as_json(other))) for each, other in site.site.kept.items()
+        }
+        for resource_id, each in kept.items():
+            kept_plans.recall(site.site, site.cem.cem.resources[resource_id], each)
+    async with (
+        stepped(site, name="A", resource_id="A-of-two") as one,
+        stepped(site, name="B", resource_id="B-of-two") as other,
+    ):
+        for rm in (one, other):
+            await rm.ask(charger(7000))
+            await rm.ask(ombc_status("off"))
+        for seconds in (5, 60):
+            await asyncio.sleep(seconds)
+            assert together(site) == 7000.0
+        assert sorted([ombc_told(one)[-1], ombc_told(other)[-1]]) == ["off", "on"]
+
+
+async def test_a_plan_for_another_limit_of_the_site_is_not_resumed(site):
+    site.powers = [5000] * 96
+    await first_planned(site)
+    site.site.limit, site.powers = 3000.0, [3000] * 96
+    async with battery(site) as rm:
+        await introduce(rm)
+        told = await rm.next("FRBC.Instruction")
+        assert told["operation_mode_factor"] < 0.61
+
+
+async def test_a_description_that_is_revoked_and_told_anew_calls_for_a_plan(site):
+    await first_planned(site)
+    described = example("FRBC.SystemDescription")
+    async with battery(site) as rm:
+        await rm.ask(described)
+        await rm.ask(status())
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=50))
+        await rm.next("FRBC.Instruction")
+        await rm.ask(revocation("FRBC.SystemDescription", described["message_id"]))
+        await introduce(rm)
+        await planned(site, 2)
+        assert controlled(site).plan
+
+
+async def test_what_comes_while_the_messages_are_compared_counts(site, monkeypatch):
+    await first_planned(site)
+    run = asyncio.to_thread
+
+    async def slow(work, *given):
+        found = await run(work, *given)
+        await asyncio.sleep(0.5 if work is kept_plans.digests else 0.0)
+        return found
+
+    monkeypatch.setattr(kept_plans.asyncio, "to_thread", slow)
+    async with battery(site) as rm:
+        await introduce(rm)
+        await until(lambda: controlled(site).plan)
+        await asyncio.sleep(site.site.settling + kept_plans.LATER_SECONDS + 0.2)
+        assert len(site.questions) == 1
+        await rm.ask(target_in(hours=6))
+        await planned(site, 2)
+
+
+async def test_what_a_user_told_it_is_over_with_the_connection(site):
+    async with battery(site) as rm:
+        await introduce(rm)
+        await rm.next("FRBC.Instruction")
+        await asyncio.sleep(5)
+        call = {"operation_mode": "charge", "operation_mode_factor": 0.3}
+        await instructions.send_instruction(site.site, controlled(site).resource, call)
+    async with battery(site) as rm:
+        await introduce(rm, label="charge", factor=0.3)
+        assert (await rm.next("FRBC.Instruction"))["operation_mode_factor"] == 1.0
+
+
+async def test_a_second_best_control_type_is_not_kept(site):
+    def give_way(resource, session, control_type):
+        sessions.spawn(session, cems.give_way(site.cem.cem, resource, session, control_type))
+
+    site.site.unfit = give_way
+    types = [FRBC, "OPERATION_MODE_BASED_CONTROL", NOT_CONTROLABLE]
+    useless = example("FRBC.SystemDescription")
+    for mode in useless["actuators"][0]["operation_modes"]:
+        for element in mode["elements"]:
+            element["fill_rate"] = {"start_of_range": 0, "end_of_range": 0}
+    async with battery(site, control_types=types) as rm:
+        await rm.ask(useless)
+        await rm.ask(status())
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=50))
+        assert (await rm.next("SelectControlType"))["control_type"] == "OPERATION_MODE_BASED_CONTROL"
+        await rm.ask(charger())
+        await until(lambda: controlled(site).plan)
+    async with battery(site, control_types=types) as rm:
+        assert rm.selected == FRBC
+
+
+async def test_plans_that_are_over_are_forgotten(site):
+    for number in range(3):
+        async with connected(site.cem, resource_id=f"battery-{number}") as rm:
+            await introduce(rm)
+            await rm.next("FRBC.Instruction")
+    assert len(site.site.kept) == 3
+    site.ahead += 25 * 3600.0
+    assert kept_plans.of(site.site, "battery-0") is None
+    await first_planned(site)
+    assert list(site.site.kept) == [BATTERY]

@@ -838,7 +838,7 @@ def test_an_envelope_that_is_told_again_is_what_is_left_of_it(m):
     device, plan = planned(m, remembered, intervals)
     [before] = profile(instruction(m, plan.changes[0])).values()
     begin = NOW + 1.5 * HOUR
-    resumed = m.pebc.resumed(device, plan, begin)
+    resumed = m.pebc.resumed(device, plan, SimpleNamespace(begin=begin))
     [after] = profile(instruction(m, resumed.changes[0])).values()
     assert after[0][0] == begin
     assert [each[1:] for each in after] == [pytest.approx(each[1:]) for each in before if each[1] > begin]
@@ -849,4 +849,4 @@ def test_an_envelope_that_is_told_again_is_what_is_left_of_it(m):
 def test_an_envelope_under_constraints_that_are_gone_is_not_told_again(m):
     _device, plan = planned(m, memory(m, constraints(INVERTER, name="c1")), market(m, [0.1] * 4))
     other = m.pebc.device(memory(m, constraints(INVERTER, name="c2")))
-    assert m.pebc.resumed(other, plan, NOW + HOUR) is None
+    assert m.pebc.resumed(other, plan, SimpleNamespace(begin=NOW + HOUR)) is None
