@@ -351,8 +351,7 @@ def recovered(device, was_away=True):
 def wake(device: Any, is_back: bool = False, was_away: bool = False) -> bool:
     """Do now what waits for the server, since that does something for us; return True: not again at once.
 
-    `is_back` tells that it answers as such, and `was_away` that it did not before: S2 devices that have a
-    plan get another then.
+    `is_back` tells that it answers as such, and `was_away` that it did not before: see resources.urge.
     """
     device.answered.set()
     outboxes.urge(device.outbox)

@@ -229,10 +229,15 @@ async def stop(side):
 
 @pyscript_compile
 def urge(side, was_away):
-    """Look for sensors and plan now, since the server answers; after an outage those with a schedule too."""
+    """Look for sensors and plan now, since the server answers.
+
+    Those with a schedule are planned too after an outage, or where the last question failed over the server.
+    """
     side.urged.set()
     side.urged.clear()
-    if was_away or triggers.are_awaited(side.site):
+    failed = side.status.problems.get(site_plan.MATTER)
+    has_failed = failed is not None and failed.cause in statuses.OF_THE_SERVER
+    if was_away or has_failed or triggers.are_awaited(side.site):
         triggers.plan_soon(side.site)
 
 
