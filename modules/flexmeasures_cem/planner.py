@@ -296,8 +296,9 @@ async def until_answered(site: Any, question: asyncio.Task, group: dict, seconds
         await asyncio.wait({question}, timeout=LOOK_SECONDS)
         now = site.now()
         waiting = {each: waiting.get(each, now) for each in ready(site, now) if not has_plan(each, now)}
-        for each in [each for each, since in waiting.items() if now - since >= FIRST_PLAN_SECONDS]:
-            if not question.done():
+        for each, since in waiting.items():
+            is_late = now - since >= FIRST_PLAN_SECONDS or now - each.since >= MEANS_SECONDS
+            if is_late and not question.done():
                 asked, site.is_eager = each.asked, site.is_eager or each not in group
                 await go_on(site, each, each.version)
                 each.asked = asked

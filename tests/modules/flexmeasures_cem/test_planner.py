@@ -1301,3 +1301,18 @@ async def test_a_first_plan_is_made_here_where_flexmeasures_takes_long(site):
         site.gate.set()
         await until(lambda: not controlled(site).is_fallback)
         await planned(site, 1)
+
+
+async def test_the_time_until_its_sensors_are_known_counts_where_a_device_waits_for_its_first_plan(site):
+    known = site.site.means
+    site.site.means, site.gate = lambda resource: None, asyncio.Event()
+    async with connected(site.cem) as rm:
+        begin = site.site.now()
+        await introduce(rm)
+        await asyncio.sleep(planners.MEANS_SECONDS - 0.5)
+        site.site.means = known
+        triggers.plan_soon(site.site)
+        assert await rm.next("FRBC.Instruction")
+        assert site.site.now() - begin < planners.MEANS_SECONDS + 1
+        assert len(site.questions) == 1
+        site.gate.set()
