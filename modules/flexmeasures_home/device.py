@@ -325,19 +325,41 @@ async def stop(device):
         if task:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-    if device.resources:
-        await resources.stop(device.resources)
+    await stop_each(
+        partial(resources.stop, device.resources) if device.resources else None,
+        partial(end_schedule, device),
+        partial(stop_measurements, device) if device.measurements else None,
+        partial(outboxes.stop, device.outbox) if device.outbox else None,
+    )
+    if device.link:
+        connection.close(device.link)
+
+
+@pyscript_compile
+async def stop_each(*stops: Any) -> None:
+    """Stop one part after the other; one that fails keeps none of the others from it."""
+    for stop_part in stops:
+        try:
+            if stop_part:
+                await stop_part()
+        except Exception:
+            LOGGER.exception("Stopping failed in part: please report this")
+
+
+@pyscript_compile
+async def end_schedule(device: Device) -> None:
+    """End the timer of the schedule's next value, once no plan is under way any more."""
     async with device.planning:
         if device.forget_boundary:
             device.forget_boundary()
             device.forget_boundary = None
-    if device.measurements:
-        device.measurements.sensors |= device.link.sensors
-        await measurements.stop_all(device.measurements)
-    if device.outbox:
-        await outboxes.stop(device.outbox)
-    if device.link:
-        connection.close(device.link)
+
+
+@pyscript_compile
+async def stop_measurements(device: Device) -> None:
+    """End the measurements, which remember what the server said of sensors."""
+    device.measurements.sensors |= device.link.sensors
+    await measurements.stop_all(device.measurements)
 
 
 @pyscript_compile

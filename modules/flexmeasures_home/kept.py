@@ -30,6 +30,8 @@ PREFIX = "flexmeasures_for_pyscript."
 VERSION = 1
 MAX_QUOTED = 80
 """How much of an error's text is told."""
+PAUSES_BETWEEN_TRIES = (0.1, 0.5, 1.0)
+"""Seconds after each time that a file cannot be read, though it is there."""
 
 
 @pyscript_compile
@@ -101,7 +103,7 @@ class _KeptFile:
     """A file in Home Assistant's storage folder: its `name`, and `what` it holds, as a user calls it.
 
     `waiting` is what is still to be written. `aside` is where the file as it was is kept, if a part of it
-    could not be read.
+    could not be read. `is_blocked` is why there is something in its place that is not to be written over.
     """
 
     hass: Any
@@ -110,6 +112,7 @@ class _KeptFile:
     what: str
     waiting: dict | None = None
     aside: Path | None = None
+    is_blocked: str | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     forget_timer: Callable[[], None] | None = None
 
@@ -121,13 +124,26 @@ class _KeptFile:
 
     @pyscript_compile
     async def async_load(self) -> dict:
-        """Return what it holds, nothing where it is not there; one that cannot be used is set aside."""
-        try:
-            found = await self.hass.async_add_executor_job(content_of, self.path)
-        except Exception as error:
-            await self.set_aside(reason(error))
-            return {}
-        return found or {}
+        """Return what it holds, nothing where it is not there.
+
+        One that holds what is not ours is set aside. One that cannot be read, after some tries, stays as it
+        is, and is not written over.
+        """
+        for pause in PAUSES_BETWEEN_TRIES:
+            try:
+                return await self.hass.async_add_executor_job(content_of, self.path) or {}
+            except OSError as error:
+                if isinstance(error, IsADirectoryError):
+                    await self.set_aside(reason(error))
+                    return {}
+                problem = error
+                await asyncio.sleep(pause)
+            except Exception as error:
+                await self.set_aside(reason(error))
+                return {}
+        self.is_blocked = reason(problem)
+        self.tell_unread(problem)
+        return {}
 
     @pyscript_compile
     def read(self, convert: Callable[[Any], Any], value: Any, otherwise: Any = None) -> Any:
@@ -138,10 +154,15 @@ class _KeptFile:
         try:
             return convert(value)
         except Exception as error:
-            self.aside = self.aside or name_aside(self.path)
-            text = f"{reason(error)} in {str(value)[:MAX_QUOTED]}"
-            self.tell_aside(text, f"The file as it was is kept as {self.aside.name} beside it")
+            self.tell_part(reason(error), str(value)[:MAX_QUOTED])
             return otherwise
+
+    @pyscript_compile
+    def tell_part(self, why: str, where: str) -> None:
+        """Tell that a part of it cannot be read, and keep the file as it was beside it."""
+        self.aside = self.aside or name_aside(self.path)
+        text = f"{why} in {where}"
+        self.tell_aside(text, f"The file as it was is kept as {self.aside.name} beside it")
 
     @pyscript_compile
     def part(self, found: Any, key: str, kind: type) -> Any:
@@ -177,6 +198,9 @@ class _KeptFile:
             data = self.waiting
             if data is None:
                 return True
+            if self.is_blocked:
+                self.status.unsaved[self.name] = self.write_waiting
+                return False
             try:
                 await self.hass.async_add_executor_job(write, self.path, self.name, data, self.aside)
             except Exception as error:
@@ -190,22 +214,40 @@ class _KeptFile:
             return True
 
     @pyscript_compile
-    async def set_aside(self, why: str) -> None:
-        """Rename what cannot be used, a file or a folder in its place, and tell."""
+    async def set_aside(self, why: str) -> Path | None:
+        """Rename what cannot be used, a file or a folder in its place, and tell; return its new path.
+
+        What cannot be renamed is not written over.
+        """
         aside = name_aside(self.path)
         try:
             await self.hass.async_add_executor_job(self.path.rename, aside)
+        except FileNotFoundError:
+            self.is_blocked = None
+            return aside
         except OSError as error:
+            self.is_blocked = why
             done = f"It could not be renamed ({reason(error)}): move it away, and reload the scripts"
-        else:
-            done = f"It was renamed to {aside.name}, and the app goes on without what it held"
-        self.tell_aside(why, done)
+            self.tell_aside(why, done)
+            return None
+        self.is_blocked = None
+        self.tell_aside(why, f"It was renamed to {aside.name}, and the app goes on without what it held")
+        return aside
 
     @pyscript_compile
     def tell_aside(self, why: str, done: str) -> None:
         """Tell that it cannot be read, or a part of it, and what was done about it."""
         text = f"{self.path} with {self.what} cannot be read ({why}). {done}"
         statuses.fail(self.status, f"file {self.name}", text, cause=statuses.SET_ASIDE)
+
+    @pyscript_compile
+    def tell_unread(self, error: BaseException) -> None:
+        """Tell that it cannot be read now."""
+        text = (
+            f"{self.path} with {self.what} cannot be read ({reason(error)}), and stays as it is: see that no "
+            f"other program holds it, and that it can be read; then reload the scripts"
+        )
+        statuses.fail(self.status, f"saving {self.name}", text, cause=statuses.NOT_SAVED)
 
     @pyscript_compile
     def tell_unsaved(self, error: BaseException) -> None:

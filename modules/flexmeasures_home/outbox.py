@@ -23,6 +23,8 @@ import flexmeasures_optimiser.sensor_data as sensor_data
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 MATTER, FULL = "measurements", "outbox"
+HANDED_OVER = "flexmeasures_for_pyscript.outbox"
+"""Where in `hass.data` an outbox leaves what it could not write, by its user."""
 MOST_WAITING = 100_000
 MOST_OF_A_RUN = 1_000
 PART_TO_DROP = 100
@@ -97,6 +99,7 @@ async def start(hass, link, status, user):
     outbox.parcels = [Parcel(run, key, is_saved=True) for key, run in rows]
     outbox.parcels += [Parcel(run, store.new_key()) for run in runs]
     outbox.dropped += dropped
+    take_from_before(outbox)
     await save(outbox)
     show(outbox)
     outbox.tasks = [
@@ -114,8 +117,35 @@ async def stop(outbox):
     await asyncio.gather(*outbox.tasks, return_exceptions=True)
     for parcel in outbox.parcels:
         answer(parcel, False)
-    await save(outbox)
+    unsaved = await save(outbox)
     outbox.stopped = True
+    hand_over(outbox, unsaved)
+
+
+@pyscript_compile
+def hand_over(outbox: Outbox, unsaved: list[Parcel]) -> None:
+    """Leave what could not be written to the outbox after a reload, whose classes are others."""
+    if unsaved or outbox.gone:
+        outbox.hass.data.setdefault(HANDED_OVER, {})[outbox.user] = {
+            "runs": [(parcel.key, outbox_store.as_json(parcel.run)) for parcel in unsaved],
+            "gone": set(outbox.gone),
+            "dropped": outbox.dropped,
+        }
+
+
+@pyscript_compile
+def take_from_before(outbox: Outbox) -> None:
+    """Take what the outbox before a reload could not write."""
+    found = outbox.hass.data.get(HANDED_OVER, {}).pop(outbox.user, None)
+    if found is None:
+        return
+    outbox.gone |= found["gone"]
+    outbox.dropped = max(outbox.dropped, found["dropped"])
+    runs = {key: outbox_store.recall(run) for key, run in found["runs"]}
+    kept_parcels = [each for each in outbox.parcels if each.key not in runs.keys() | outbox.gone]
+    outbox.parcels = sorted(
+        [*kept_parcels, *[Parcel(run, key) for key, run in runs.items()]], key=lambda parcel: parcel.key
+    )
 
 
 @pyscript_compile
@@ -432,9 +462,22 @@ async def write_changes(outbox: Outbox) -> list[Parcel]:
 
 
 @pyscript_compile
+async def read_late(outbox: Outbox) -> None:
+    """Read what the file holds, which could not be read before: it came before what waits by now."""
+    rows, dropped = await outbox.store.load()
+    outbox.parcels[:0] = [Parcel(run, key, is_saved=True) for key, run in rows]
+    outbox.dropped += dropped
+
+
+@pyscript_compile
 async def write_once(outbox: Outbox) -> list[Parcel]:
     """Write what the file lacks; return the parcels that could not be written."""
     store, file = outbox.store, outbox.store.file
+    if store.is_unread:
+        await read_late(outbox)
+    if store.is_unread:
+        outbox.status.unsaved[file.name] = partial(save, outbox)
+        return [parcel for parcel in outbox.parcels if not parcel.is_saved]
     unsaved = [parcel for parcel in outbox.parcels if not (parcel.is_saved and store.is_there)]
     gone, outbox.gone = outbox.gone, set()
     rows, unfit = [], []

@@ -34,6 +34,7 @@ async def keep_going(status: statuses.Status, what: str, work: Callable[[], Awai
             await asyncio.wait([task])
         finally:
             task.cancel()
+            await asyncio.wait([task])
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
             statuses.settle(status, matter(what))

@@ -208,3 +208,22 @@ async def test_a_notice_of_a_file_goes_away_after_a_day(hass, folder, status, fi
     freezer.tick(1_000)
     statuses.forget_notices(status)
     assert notification(hass, "file_set_aside") is None
+
+
+async def test_a_file_that_cannot_be_read_stays_as_it_is_and_is_not_written_over(hass, tmp_path, monkeypatch):
+    hass.config.config_dir = str(tmp_path)
+    file = kept.KeptFile(hass, statuses.Status(hass), "x", "what it holds")
+    assert await file.async_save({"a": 1})
+    before = file.path.read_bytes()
+    monkeypatch.setitem(kept.KeptFile.async_load.__globals__, "PAUSES_BETWEEN_TRIES", (0.0, 0.0))
+
+    def fail(_path):
+        raise OSError(24, "Too many open files")
+
+    again = kept.KeptFile(hass, statuses.Status(hass), "x", "what it holds")
+    monkeypatch.setitem(kept.KeptFile.async_load.__globals__, "content_of", fail)
+    assert await again.async_load() == {}
+    assert not await again.async_save({"b": 2})
+    assert file.path.read_bytes() == before
+    assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
+    assert "cannot be read (OSError: Too many open files), and stays as it is" in again.why_unsaved

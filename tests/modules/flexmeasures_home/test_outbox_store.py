@@ -97,7 +97,7 @@ def full(monkeypatch):
 
 async def test_what_is_saved_outlasts_a_kill(opened):
     box = await opened()
-    first = outboxes.add(box, run(1, 0, [1.0, None, 2.0]))
+    outboxes.add(box, run(1, 0, [1.0, None, 2.0]))
     outboxes.add(box, run(2, 0, [5.0], prior=NOON))
     outboxes.add(box, run(1, 3, [3.0]))
     box.dropped = 7
@@ -110,7 +110,6 @@ async def test_what_is_saved_outlasts_a_kill(opened):
     outboxes.add(again, run(3, 0, [6.0]))
     await outboxes.save(again)
     assert held(await opened()) == [(2, 0, [5.0]), (3, 0, [6.0])]
-    assert first.key == 1
 
 
 async def test_a_change_writes_what_has_changed_alone(opened, monkeypatch):
@@ -126,12 +125,13 @@ async def test_a_change_writes_what_has_changed_alone(opened, monkeypatch):
         return original(path, aside, changes)
 
     monkeypatch.setitem(outbox_store.OutboxStore.write.__globals__, "write_rows", write)
+    first, seventh = box.parcels[0].key, box.parcels[6].key
     outboxes.add(box, run(7, 1, [2.0]))
     outboxes.remove(box, box.parcels[0])
     for _ in range(2):
         await outboxes.save(box)
     [(rows, gone)] = written
-    assert ([key for key, _user, _run in rows], gone) == ([7], {1})
+    assert ([key for key, _user, _run in rows], gone) == ([seventh], {first})
 
 
 def as_json_file(folder, data):
@@ -279,12 +279,12 @@ async def test_a_row_that_cannot_be_read_is_told_and_the_rest_goes_on(hass, fold
     await outboxes.save(box)
     path = folder / "flexmeasures_for_pyscript.outbox.db"
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE runs SET run = '[7]' WHERE key = 2")
+        database.execute("UPDATE runs SET run = '[7]' WHERE key = ?", [box.parcels[1].key])
     assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 3]
     [aside] = folder.glob("*.corrupt.*")
     assert aside.name in notification(hass, "file_set_aside")
     with closing(sqlite3.connect(aside)) as database:
-        assert database.execute("SELECT run FROM runs WHERE key = 2").fetchone() == ("[7]",)
+        assert ("[7]",) in database.execute("SELECT run FROM runs").fetchall()
     statuses.dismiss(hass)
     await opened()
     assert notification(hass, "file_set_aside") is None
@@ -322,3 +322,85 @@ async def test_the_journal_of_a_database_that_was_set_aside_is_not_applied_to_th
     outboxes.add(again, run(2, 0, [2.0]))
     await outboxes.save(again)
     assert held(await opened()) == [(2, 0, [2.0])]
+
+
+@pytest.fixture
+def database(folder):
+    """Return where the database is."""
+    return folder / "flexmeasures_for_pyscript.outbox.db"
+
+
+async def test_a_database_that_another_program_holds_is_read_later(
+    hass, folder, opened, database, monkeypatch
+):
+    monkeypatch.setitem(outbox_store.opened.__wrapped__.__globals__, "LOCKED_SECONDS", 0.05)
+    box = await opened()
+    outboxes.add(box, run(1, 0, [1.0]))
+    await outboxes.save(box)
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        again = await opened()
+        assert "cannot be read" in notification(hass, "file_not_saved")
+        outboxes.add(again, run(2, 0, [2.0]))
+        assert len(await outboxes.save(again)) == 1
+        assert held(again) == [(2, 0, [2.0])]
+    assert list(folder.glob("*.corrupt.*")) == []
+    assert await outboxes.save(again) == []
+    assert held(again) == held(await opened()) == [(1, 0, [1.0]), (2, 0, [2.0])]
+    assert notification(hass, "file_not_saved") is None
+
+
+async def test_what_could_not_be_set_aside_is_not_written_over(hass, folder, opened, database, monkeypatch):
+    for user in ("other", "me"):
+        box = await opened(user)
+        outboxes.add(box, run(1, 0, [1.0]))
+        await outboxes.save(box)
+    before = database.read_bytes()
+    database.write_bytes(b"x" * 100)
+    rename = type(database).rename
+
+    def refuse(path, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(database), "rename", refuse)
+    box = await opened()
+    outboxes.add(box, run(2, 0, [2.0]))
+    assert len(await outboxes.save(box)) == 1
+    assert database.read_bytes() == b"x" * 100
+    assert "could not be renamed" in notification(hass, "file_set_aside")
+    monkeypatch.setattr(type(database), "rename", rename)
+    assert await outboxes.save(box) == []
+    database.write_bytes(before)
+    assert held(await opened("other")) == [(1, 0, [1.0])]
+
+
+async def test_what_could_not_be_written_is_there_after_a_reload(hass, opened, full):
+    box = await opened()
+    outboxes.add(box, run(1, 0, [1.0]))
+    outboxes.add(box, run(2, 0, [2.0]))
+    await outboxes.save(box)
+    full(True)
+    outboxes.add(box, run(1, 1, [1.5]))
+    outboxes.remove(box, box.parcels[1])
+    outboxes.add(box, run(3, 0, [3.0]))
+    await outboxes.stop(box)
+    statuses.dismiss(hass)
+    again = await opened()
+    assert held(again) == [(1, 0, [1.0, 1.5]), (3, 0, [3.0])]
+    assert "cannot be written" in notification(hass, "file_not_saved")
+    full(False)
+    assert await outboxes.save(again) == []
+    assert held(await opened()) == [(1, 0, [1.0, 1.5]), (3, 0, [3.0])]
+
+
+async def test_the_file_from_before_that_cannot_be_removed_is_not_taken_over_again(
+    folder, opened, monkeypatch
+):
+    old = as_json_file(folder, {"me": {"runs": [outbox_store.as_json(run(1, 0, [1.0]))], "dropped": 2}})
+    monkeypatch.setitem(outbox_store.OutboxStore.write.__globals__, "remove_all", lambda paths: None)
+    box = await opened()
+    assert old.exists()
+    outboxes.remove(box, box.parcels[0])
+    await outboxes.save(box)
+    again = await opened()
+    assert (held(again), again.dropped) == ([], 2)
