@@ -93,7 +93,9 @@ async def show(choice: list[str]) -> None:
             server = await asyncio.to_thread(stack.enter_context, FlexMeasuresServer())
         config = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="home-assistant-")))
         install(config, source)
-        home_assistant = HomeAssistant(config, battery(server) | {"s2": {"prices": OTHER_PRICES}})
+        # A copy of each device lives through its day, and is told all of it for that.
+        s2 = {"prices": OTHER_PRICES, "instruction_lead": "all"}
+        home_assistant = HomeAssistant(config, battery(server) | {"s2": s2})
         try:
             with step("Starting Home Assistant with the scripts"):
                 await home_assistant.start()
