@@ -168,6 +168,15 @@ async def test_an_odd_answer_of_flexmeasures_is_told_as_such(serving):
         assert len(str(caught.value)) < 400
 
 
+async def test_a_schedule_that_flexmeasures_refers_to_by_another_scheme_is_told_as_such(serving):
+    moved = {"Location": "https://127.0.0.1/api/v3_0/sensors/8/schedules/c-d"}
+    link = await serving(303, "{}", "application/json", OWN | moved)
+    with pytest.raises(errors.OptimiserError, match=r"X-Forwarded-Proto.*ProxyFix") as caught:
+        await CALLS["fetch"](link)
+    assert type(caught.value) is errors.OptimiserError
+    assert "refers to https://127.0.0.1 for a schedule" in str(caught.value)
+
+
 async def test_an_empty_list_of_flexmeasures_is_believed(serving):
     assert await (await serving(200, "[]", "application/json", OWN)).client.get_asset_types() == []
     assert await sensor_data.spans(await serving(200, "{}", "application/json", OWN), 8) == []
