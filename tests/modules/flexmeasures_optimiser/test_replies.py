@@ -37,6 +37,7 @@ SCHEDULE = SERIES | {"start": "2026-01-15T12:00:00+00:00", "duration": "PT30M"}
         ("GET", "/api/", {"versions": ["v3_0"]}),
         ("GET", f"{API}/sensors/12", SENSOR),
         ("GET", f"{API}/sensors/12/data", SERIES),
+        ("GET", f"{API}/sensors/12/data", SERIES | {"unit": ""}),
         ("POST", f"{API}/sensors/12/data", {"status": "PROCESSED", "message": "x"}),
         ("POST", f"{API}/sensors/12/data", {"status": "ALREADY_RECEIVED_AND_SUCCESSFULLY_PROCESSED"}),
         ("POST", f"{API}/sensors/12/data", {"status": "ACCEPTED", "job": "a-b"}),
