@@ -23,12 +23,14 @@ LONGEST_RESOLUTION = timedelta(days=1)
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2200
 ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:00")
 MOST_VALUES = 10_000
-MAX_TEXT, MAX_UNIT, MAX_TIME, MAX_WISHES = 255, 40, 64, 1_000
-"""How long a text, a unit and the text of a time may be, and how many wishes a list may have."""
+MAX_TEXT, MAX_UNIT, MAX_TIME, MAX_WISHES = 255, 40, 64, 3_000
+"""How long a text, a unit and the text of a time may be, and how many wishes a list may have: enough for one
+in each quarter of 31 days."""
 MAX_QUOTED, MAX_MISTAKES, MAX_MISTAKES_OF_CONFIGURATION = 80, 5, 20
 """How much of what was given is told, and how many mistakes at once; a list of its own may have more."""
-MAX_RAW_DEPTH, MAX_RAW_ITEMS, MAX_RAW_TEXT = 20, 100_000, 1_000
-"""How deep raw fields may be nested, how many items they may have, and how long a text in them may be."""
+MAX_RAW_DEPTH, MAX_RAW_ITEMS, MAX_RAW_TEXT = 20, 200_000, 1_000
+"""How deep raw fields may be nested, how many items they may have (31 days of minutes with a value, start and
+end each fit), and how long a text in them may be."""
 MAX_ID = 2**31 - 1
 """The greatest id that FlexMeasures' database has."""
 SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
@@ -143,7 +145,7 @@ def raw_fields(value):
 
 @pyscript_compile
 def refuse_huge(value: Any) -> None:
-    """Raise ValueError for lists and dicts that are nested too deep or have too much in them."""
+    """Raise ValueError or vol.Invalid for what is nested too deep or has too much in it."""
     level, count = [value], 0
     for _ in range(MAX_RAW_DEPTH):
         nested = []
@@ -154,7 +156,7 @@ def refuse_huge(value: Any) -> None:
             nested += [part for part in parts if isinstance(part, (dict, list, tuple))]
             count += len(each)
             if count > MAX_RAW_ITEMS:
-                raise ValueError
+                raise vol.Invalid(f"expected at most {MAX_RAW_ITEMS} items in all, not {count} or more")
         level = nested
         if not level:
             return

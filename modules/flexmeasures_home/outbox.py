@@ -287,9 +287,10 @@ async def keep_saving(outbox):
 
 @pyscript_compile
 async def keep_delivering(outbox):
-    """Deliver what is there and what comes; after a failure with pauses, as long as the server asks.
+    """Deliver what is there and what comes; after a failure with growing pauses, or longer where asked to.
 
-    A pause ends when the server does something for us elsewhere.
+    A pause ends when the server does something for us elsewhere, except after a 429: FlexMeasures limits
+    each kind of request by itself.
     """
     pause = FIRST_PAUSE_SECONDS
     while True:
@@ -305,14 +306,15 @@ async def keep_delivering(outbox):
         statuses.fail_with(outbox.status, MATTER, failure)
         for parcel in outbox.parcels:
             answer(parcel, False)
-        if failure.retry_after is not None:
-            outbox.left_alone = True
-            await urged_within(outbox, failure.retry_after)
-        else:
-            if isinstance(failure, errors.Unauthorized):
-                pause = LONGEST_PAUSE_SECONDS
-            if not await urged_within(outbox, pause):
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        if isinstance(failure, errors.Unauthorized):
+            pause = LONGEST_PAUSE_SECONDS
+        is_limited = isinstance(failure, errors.RateLimited)
+        outbox.left_alone = is_limited or failure.retry_after is not None
+        wait = max(failure.retry_after or 0, pause)
+        if is_limited:
+            await asyncio.sleep(wait)
+        if is_limited or not await urged_within(outbox, wait):
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 @pyscript_compile

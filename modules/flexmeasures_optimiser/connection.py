@@ -39,6 +39,8 @@ MAX_SECONDS_SINCE_1970 = 10**11
 MAX_QUOTED = 80
 """How much of an odd answer is told."""
 ALREADY_KNOWN = "prior: FlexMeasures holds another value known at that time: leave prior out, or give a later"
+INVALID_REPLACEMENT = "INVALID_REPLACEMENT"
+"""The status of a refusal to store another value that would be known at the same time."""
 PRICES_MISSING = re.compile(r"[Pp]rices unknown for planning window.*?sensor (\d+)")
 UNIT_REFUSED = re.compile(r"Required unit for this sensor is (.+), got incompatible unit: (.+)")
 SENSOR_IN_PATH = re.compile(r"/(sensor|asset)s/(\d+)")
@@ -208,13 +210,14 @@ async def raise_by_meaning(response):
         return
     if status == 401 and path != replies.LOGIN_PATH:
         return
-    if status == 422 and "/jobs/" in path and replies.is_job(await payload_of(response)):
+    payload = await payload_of(response)
+    if status == 422 and "/jobs/" in path and replies.is_job(payload):
         return
     text = await said(response)
     if status == 400 and "Scheduling job" in text and "failed" not in text:
         return
     what = subject(path, text)
-    if status < 429 and not replies.is_refusal(response.headers, await payload_of(response)):
+    if status < 429 and not replies.is_refusal(response.headers, payload):
         raise foreign(response, text)
     if path == replies.LOGIN_PATH and status < 429:
         raise errors.Unauthorized(f"FlexMeasures refuses the login: check username and password ({text})")
@@ -222,7 +225,7 @@ async def raise_by_meaning(response):
     when = "later" if seconds is None else f"in {seconds} s"
     if status == 429:
         raise errors.RateLimited(f"FlexMeasures asks to wait (429): try again {when}", seconds)
-    if status == 403 and "INVALID_REPLACEMENT" in await response.text():
+    if status == 403 and isinstance(payload, dict) and payload.get("status") == INVALID_REPLACEMENT:
         raise errors.AlreadyKnown(ALREADY_KNOWN)
     if status == 403:
         raise errors.NoAccess(
@@ -257,12 +260,25 @@ async def refuse_what_is_foreign(response: Any) -> None:
         is_believed = has_form and (is_own or bool(payload))
     if is_believed:
         return
+    if response.status == 303 and is_own:
+        raise errors.OptimiserError(moved(response))
     if response.status < 300 and is_own:
         raise errors.OptimiserError(
             f"FlexMeasures at {response.url.origin()} answered {response.method} {path} in a form that is "
             f"not known: see that its release is supported ({short(payload)})"
         )
     raise foreign(response, f"{response.status} {response.reason}")
+
+
+@pyscript_compile
+def moved(response: Any) -> str:
+    """Return a sentence on a redirect of FlexMeasures that is not followed, which would show the token."""
+    target = urlsplit(response.headers.get("Location", ""))
+    place = short(f"{target.scheme}://{target.hostname}" if target.scheme else "nothing")
+    return (
+        f"FlexMeasures at {response.url.origin()} refers to {place} for a schedule: have the proxy before it "
+        f"send X-Forwarded-Proto and X-Forwarded-Host, and FlexMeasures heed them (werkzeug's ProxyFix)"
+    )
 
 
 @pyscript_compile

@@ -96,8 +96,12 @@ def is_sensor(payload: Any) -> bool:
 
 @pyscript_compile
 def is_series(payload: Any) -> bool:
-    """Tell whether a value is the data of a sensor."""
-    return isinstance(payload, dict) and are_numbers(payload.get("values")) and is_text(payload.get("unit"))
+    """Tell whether a value is the data of a sensor, whose unit is "" where it has none."""
+    return (
+        isinstance(payload, dict)
+        and are_numbers(payload.get("values"))
+        and isinstance(payload.get("unit"), str)
+    )
 
 
 @pyscript_compile

@@ -1,6 +1,8 @@
 """An answer's JSON: read up to a size, parsed beside the event loop, once, and shown in short."""
 
 import asyncio
+import json
+import math
 from typing import Any
 
 from aiohttp import ClientResponse, ContentTypeError
@@ -44,6 +46,12 @@ def kinds() -> tuple[type, type, type]:
         payload: Any = None
         size: int | None = None
 
+        async def read(self) -> bytes:
+            """Return its body, which text() and json() read too; raise an OptimiserError."""
+            if self._body is None:
+                self._body = await limited_body(self)
+            return await super().read()
+
         async def json(self, **_named: Any) -> Any:
             """Return its JSON; raise ContentTypeError, ValueError or an OptimiserError."""
             if self.size is None:
@@ -51,7 +59,7 @@ def kinds() -> tuple[type, type, type]:
                     raise ContentTypeError(
                         self.request_info, self.history, message="no JSON", status=self.status
                     )
-                text = await limited_text(self)
+                text = await self.read() if self._body is None else self._body
                 self.payload = await asyncio.get_running_loop().run_in_executor(None, parsed, text)
                 self.size = len(text)
             return self.payload
@@ -63,8 +71,8 @@ LongDict, LongList, LimitedResponse = kinds()
 
 
 @pyscript_compile
-async def limited_text(response: Any) -> bytes:
-    """Return an answer's text; raise an OptimiserError where it is too long."""
+async def limited_body(response: Any) -> bytes:
+    """Return an answer's body; raise an OptimiserError where it is too long."""
     parts, size = [], 0
     async for part in response.content.iter_any():
         size += len(part)
@@ -83,13 +91,43 @@ def parsed(text: bytes) -> Any:
     """Return what a JSON text says, None where it is empty; raise ValueError. Takes long for a long one."""
     if not text.strip():
         return None
-    payload = json_loads(text)
+    try:
+        payload = json_loads(text)
+    except ValueError:
+        if b"NaN" not in text:
+            raise
+        payload = with_gaps(text)
     refuse_deep(payload)
     kind = {dict: LongDict, list: LongList}.get(type(payload))
     if len(text) > LONG_BYTES and kind is not None:
         payload = kind(payload)
         payload.shown = f"{text[:SHOWN_BYTES].decode(errors='replace')}… ({len(text)} bytes)"
     return payload
+
+
+@pyscript_compile
+def with_gaps(text: bytes) -> Any:
+    """Return what a JSON text says, None for NaN, which Python writes; raise ValueError."""
+    try:
+        return json.loads(text, parse_constant=gap, parse_float=finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+@pyscript_compile
+def gap(constant: str) -> None:
+    """Return None for NaN; raise ValueError for an infinity."""
+    if constant != "NaN":
+        raise ValueError(f"{constant} is no number")
+
+
+@pyscript_compile
+def finite(text: str) -> float:
+    """Return a number; raise ValueError where it is too large for one."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:SHOWN_BYTES]} is too large")
+    return number
 
 
 @pyscript_compile

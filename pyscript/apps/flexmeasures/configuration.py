@@ -293,7 +293,8 @@ SCHEMA = vol.Schema(
 def read(section):
     """Return (Configuration, []), or (None, a sentence for each mistake, without secrets)."""
     given, mistakes = read_as_it_is(section)
-    redact = secrecy.redactor(lambda: secrecy.within(section))
+    secrets = secrecy.within(section)
+    redact = secrecy.redactor(lambda: secrets)
     return given, [redact(mistake) for mistake in mistakes]
 
 

@@ -199,14 +199,14 @@ def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, give
         ("soc_at_start", f"{'1' * 100_000}!"),
         ("soc_at_start", 1e300),
         ("duration", f"PT{'1' * 100_000}H"),
-        ("soc_targets", [{"value": 1, "datetime": "2026-01-15T07:00:00+01:00"}] * 1_001),
-        ("soc_targets", [{"value": LONG, "datetime": LONG, LONG: 1}] * 1_000),
+        ("soc_targets", [{"value": 1, "datetime": "2026-01-15T07:00:00+01:00"}] * 3_001),
+        ("soc_targets", [{"value": LONG, "datetime": LONG, LONG: 1}] * 3_000),
         ("flex_model", {"soc-min": LONG}),
         ("flex_model", {LONG: 1}),
         ("flex_model", {"x": 10**400}),
         ("flex_model", {"x": nested(900)}),
         ("flex_context", {"x": nested(20)}),
-        ("flex_context", {"x": [[1] * 100] * 1_001}),
+        ("flex_context", {"x": [[1] * 100] * 2_001}),
         ("flex_context", {"x": float("nan")}),
     ],
     ids=lambda value: type(value).__name__,
@@ -224,6 +224,20 @@ def test_what_fits_is_taken():
     services.checked(services.post_measurements(None), POST | {"unit": "EUR/MWh", "values": [1e15, None, -3]})
     raw = {"x": nested(18), "inflexible": [{"sensor": n} for n in range(1_000)]}
     assert fields.RAW_FIELDS(raw) == raw
+
+
+def test_a_wish_for_each_quarter_and_a_raw_item_for_each_minute_of_the_longest_schedule_are_taken():
+    minutes, begin = fields.LONGEST_SCHEDULE // timedelta(minutes=1), datetime(2026, 1, 1, tzinfo=UTC)
+    times = [(begin + n * timedelta(minutes=1)).isoformat() for n in range(minutes)]
+    wishes = [{"value": 1, "datetime": moment} for moment in times[::15]]
+    assert len(fields.many(fields.wish(fields.NUMBER))(wishes)) == 2_976
+    raw = {"soc-minima": [{"value": "1 kWh", "start": moment, "end": moment} for moment in times]}
+    assert fields.RAW_FIELDS(raw) == raw
+
+
+def test_how_many_raw_items_are_too_many_is_told():
+    with pytest.raises(vol.Invalid, match="at most 200000 items in all, not 200002 or more"):
+        fields.RAW_FIELDS({"x": [1] * 200_001})
 
 
 def test_five_mistakes_are_told_and_how_many_more_there_are():

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -184,9 +185,7 @@ async def test_a_server_that_asks_for_a_long_pause_is_asked_again_in_a_quarter_o
     assert box.parcels == []
 
 
-@pytest.mark.parametrize(
-    "failure", [errors.Unreachable("busy", 900), errors.Unauthorized("no"), errors.RateLimited("busy", 900)]
-)
+@pytest.mark.parametrize("failure", [errors.Unreachable("busy", 900), errors.Unauthorized("no")])
 async def test_a_pause_ends_with_any_success(box, delivering, failure):
     box.status.when_answered = lambda: outbox.urge(box)
     outbox.add(box, run(1, 0, [1.0]))
@@ -199,3 +198,28 @@ async def test_a_pause_ends_with_any_success(box, delivering, failure):
     assert len(tries) == 2
     assert box.parcels == []
     assert box.status.problems == {}
+
+
+@pytest.mark.parametrize("asked", [None, 0, 3])
+@pytest.mark.parametrize("kind", [errors.Unreachable, errors.RateLimited])
+async def test_pauses_grow_however_short_the_server_asks_for(box, delivering, kind, asked):
+    outbox.add(box, run(1, 0, [1.0]))
+    tries = delivering(*[kind("busy", asked)] * 100)
+    await asyncio.sleep(2_000)
+    pauses = [round(after - before) for before, after in pairwise(tries)]
+    assert pauses[:8] == [5, 10, 20, 40, 80, 160, 300, 300]
+
+
+@pytest.mark.parametrize("asked", [None, 60])
+async def test_a_limit_of_requests_is_waited_out(box, delivering, asked):
+    box.status.when_answered = lambda: outbox.urge(box)
+    outbox.add(box, run(1, 0, [1.0]))
+    tries = delivering(errors.RateLimited("busy", asked))
+    await asyncio.sleep(1)
+    statuses.succeed(box.status, "plan")
+    assert await outbox.delivered(box, box.parcels[0]) is False
+    await asyncio.sleep((asked or 5) - 2)
+    assert len(tries) == 1
+    await asyncio.sleep(2)
+    assert len(tries) == 2
+    assert box.parcels == []

@@ -37,6 +37,7 @@ SCHEDULE = SERIES | {"start": "2026-01-15T12:00:00+00:00", "duration": "PT30M"}
         ("GET", "/api/", {"versions": ["v3_0"]}),
         ("GET", f"{API}/sensors/12", SENSOR),
         ("GET", f"{API}/sensors/12/data", SERIES),
+        ("GET", f"{API}/sensors/12/data", SERIES | {"unit": ""}),
         ("POST", f"{API}/sensors/12/data", {"status": "PROCESSED", "message": "x"}),
         ("POST", f"{API}/sensors/12/data", {"status": "ALREADY_RECEIVED_AND_SUCCESSFULLY_PROCESSED"}),
         ("POST", f"{API}/sensors/12/data", {"status": "ACCEPTED", "job": "a-b"}),
@@ -166,6 +167,15 @@ async def test_an_odd_answer_of_flexmeasures_is_told_as_such(serving):
             await call(link)
         assert "in a form that is not known" in str(caught.value), name
         assert len(str(caught.value)) < 400
+
+
+async def test_a_schedule_that_flexmeasures_refers_to_by_another_scheme_is_told_as_such(serving):
+    moved = {"Location": "https://127.0.0.1/api/v3_0/sensors/8/schedules/c-d"}
+    link = await serving(303, "{}", "application/json", OWN | moved)
+    with pytest.raises(errors.OptimiserError, match=r"X-Forwarded-Proto.*ProxyFix") as caught:
+        await CALLS["fetch"](link)
+    assert type(caught.value) is errors.OptimiserError
+    assert "refers to https://127.0.0.1 for a schedule" in str(caught.value)
 
 
 async def test_an_empty_list_of_flexmeasures_is_believed(serving):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -23,14 +24,14 @@ ASSET = {"id": 3, "name": "x", "generic_asset_type_id": 1, "account_id": 1, "lat
 
 @pytest.fixture
 async def link(aiohttp_server, socket_enabled):
-    """Return a link whose `answers` has the text that is answered for the end of a path."""
+    """Return a link whose `answers` has what is answered for the end of a path: text, or (status, text)."""
     answers = {}
 
     async def answer(request):
-        text = next(text for end, text in answers.items() if request.path.endswith(end))
-        return web.Response(
-            text=text, content_type="application/json", headers={"FlexMeasures-Version": "1.0.1"}
-        )
+        given = next(given for end, given in answers.items() if request.path.endswith(end))
+        status, text = given if isinstance(given, tuple) else (200, given)
+        headers = {"FlexMeasures-Version": "1.0.1"}
+        return web.Response(status=status, text=text, content_type="application/json", headers=headers)
 
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", answer)
@@ -52,6 +53,33 @@ async def test_an_answer_beyond_the_limit_is_refused_without_being_kept(link):
         errors.OptimiserError, match=r"GET /api/v3_0/sensors/8/data with more than 16 MiB: ask"
     ):
         await sensor_data.read(link, 8, NOON, QUARTER)
+
+
+async def test_a_text_beyond_the_limit_is_refused_too(link):
+    link.answers["/x"] = json.dumps("y" * 2**24)
+    async with link.client.session.get(f"{link.host}/x", raise_for_status=False) as response:
+        with pytest.raises(errors.OptimiserError, match="more than 16 MiB"):
+            await response.text()
+
+
+async def test_an_answer_can_be_read_again_in_whatever_form(link):
+    link.answers["/x"] = '{"a": 1}'
+    async with link.client.session.get(f"{link.host}/x", raise_for_status=False) as response:
+        assert await response.json() == {"a": 1}
+        assert await response.text() == '{"a": 1}'
+        assert await response.read() == b'{"a": 1}'
+        assert await response.json() == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [("INVALID_REPLACEMENT", "AlreadyKnown"), ("INVALID_SENDER", "NoAccess")]
+)
+async def test_a_refused_correction_is_told_from_a_refused_user(link, status, kind):
+    said = {"result": "Rejected", "status": status, "message": "Not INVALID_REPLACEMENT itself."}
+    link.answers["/data"] = (403, json.dumps(said))
+    with pytest.raises(errors.OptimiserError) as caught:
+        await sensor_data.post(link, sensor_data.Run(8, NOON, [1.0]))
+    assert type(caught.value) is getattr(errors, kind)
 
 
 async def test_a_long_answer_holds_up_nobody(link):
@@ -77,6 +105,20 @@ def test_a_long_answer_shows_in_short():
     assert len(repr(long)) < 300
     assert f"{long}" == repr(long)
     assert long == {"values": [1.5] * 100_000}
+
+
+async def test_a_value_that_is_no_number_is_a_gap(link):
+    link.answers["/data"] = json.dumps(SERIES | {"values": [1.5, None, math.nan]})
+    assert (await sensor_data.read(link, 8, NOON, QUARTER))["values"] == [-1.5, None, None]
+
+
+BROKEN_GAPS = ["[NaN, ", "[NaN" + "[" * 100_000, '["NaN" 1]', "[nan]", "[NaN, 1e400]", "[NaN, Infinity]"]
+
+
+@pytest.mark.parametrize("text", BROKEN_GAPS)
+def test_what_is_broken_beside_a_gap_is_refused(text):
+    with pytest.raises(ValueError):
+        responses.parsed(text.encode())
 
 
 @pytest.mark.parametrize("text", ["[" * 65 + "]" * 65, '{"a":' * 900 + "1" + "}" * 900, "[" * 100_000])

@@ -6,12 +6,25 @@ import logging
 from urllib.parse import quote
 
 import pytest
+import voluptuous as vol
 
 import flexmeasures_optimiser.secrecy as secrecy
 
+SECRETS = ["geheim", "it's", 'a"b\\c', "pässwörd", "a b&c/d", "<xy>", 12345]
+WAYS = [
+    str,
+    repr,
+    json.dumps,
+    quote,
+    html.escape,
+    lambda text: f"me:{text}@host",
+    lambda text: f"/x?p={text}&q",
+    lambda text: f"It is {text}. And",
+]
 
-@pytest.mark.parametrize("secret", ["geheim", "it's", 'a"b\\c', "pässwörd", "a b&c/d", "<xy>", 12345])
-@pytest.mark.parametrize("write", [str, repr, json.dumps, quote, html.escape, lambda text: f"x{text}y"])
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("write", WAYS)
 def test_a_secret_is_taken_out_however_it_is_written(secret, write):
     redact = secrecy.redactor(lambda: (secret, None, ""))
     written = write(str(secret))
@@ -21,6 +34,38 @@ def test_a_secret_is_taken_out_however_it_is_written(secret, write):
 
 def test_a_short_secret_is_taken_out_as_a_word_only():
     assert secrecy.redactor(lambda: ("on",))("no on condition") == "no **redacted** condition"
+    assert secrecy.redactor(lambda: ("geheim-1",))("xgeheim-1y") == "x**redacted**y"
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("2026", "2026-01-15T07:00:00+01:00"),
+        ("0700", "+0700Z 2026-01-15T07:00:00.0700"),
+        ("1234", "sensor 12345, 12.1234 or 1234.5 kW"),
+        ("30", "07:30:00 and 30:00"),
+        ("battery", "sensor.home_battery, sensor.battery.power, my-battery, battery_2"),
+    ],
+)
+def test_a_short_secret_within_a_word_number_or_time_is_none(secret, text):
+    assert secrecy.redactor(lambda: (secret,))(text) == text
+
+
+def test_a_new_secret_counts_at_once():
+    secrets = ["geheim-1"]
+    redact = secrecy.redactor(lambda: secrets)
+    assert redact("geheim-1 geheim-2") == "**redacted** geheim-2"
+    secrets.append("geheim-2")
+    assert redact("geheim-1 geheim-2") == "**redacted** **redacted**"
+
+
+def test_secrets_are_prepared_once(monkeypatch):
+    prepared, spellings = [], secrecy.spellings
+    monkeypatch.setattr(secrecy, "spellings", lambda secret: prepared.append(secret) or spellings(secret))
+    redact = secrecy.redactor(lambda: ("geheim-1", None, "geheim-2"))
+    for _ in range(10):
+        redact("x")
+    assert prepared == ["geheim-1", "geheim-2"]
 
 
 def test_secrets_are_found_under_whatever_key_and_depth():
@@ -36,13 +81,31 @@ def test_secrets_are_found_under_whatever_key_and_depth():
     assert secrecy.within(None) == []
 
 
-def test_a_response_is_kept_but_for_secrets():
-    response = {"a": ["geheim", 1, None, {"b": "x geheim"}], "c": 1.5}
+@pytest.mark.parametrize("key", ["passwort", "Pasword", "tokens", "access_token", "API-Key", "secret", "pwd"])
+def test_a_key_that_nearly_names_a_secret_names_one(key):
+    assert secrecy.within({key: "x"}) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "key", ["Passage heater", "Compass", "Secretary's lamp", "Token ring", "broken", "section", "host", 7]
+)
+def test_a_key_with_a_secrets_name_in_it_names_none(key):
+    assert secrecy.within({"s2": {"resources": {key: {"power_sensor": 7}}}}) == []
+
+
+def test_no_key_of_the_configuration_names_a_secret_but_the_two(configuration):
+    schemas = configuration.SCHEMA, configuration.S2_SCHEMA, vol.Schema(configuration.RESOURCE)
+    keys = {str(key) for schema in schemas for key in schema.schema}
+    assert {key for key in keys if secrecy.within({key: "x"})} == {"password", "token"}
+
+
+def test_the_free_text_of_a_response_has_no_secrets_and_the_rest_is_kept():
+    values = {"start": "geheim", "unit": "geheim", "resource_id": "geheim", "values": [1.5, None]}
     redact = secrecy.redactor(lambda: ("geheim",))
-    assert secrecy.redacted(redact, response) == {
-        "a": [secrecy.REDACTED, 1, None, {"b": "x **redacted**"}],
-        "c": 1.5,
+    assert secrecy.redacted(redact, values | {"warnings": ["x geheim", "y"]}) == values | {
+        "warnings": ["x **redacted**", "y"]
     }
+    assert secrecy.redacted(redact, None) is None
 
 
 def test_no_secret_is_in_a_traceback_that_is_logged(caplog):
@@ -56,6 +119,43 @@ def test_no_secret_is_in_a_traceback_that_is_logged(caplog):
     logger.removeFilter(without_secrets)
     assert "geheim" not in caplog.text.replace('geheim is wrong")', "")
     assert "ValueError: the password **redacted** is wrong" in caplog.text
+
+
+class Unfit:
+    """What cannot be written."""
+
+    def __repr__(self):
+        raise RuntimeError("geheim")
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [("%d geheim", ("x geheim",)), ("%s %s geheim", ("one",)), ("geheim %s", (Unfit(),)), (Unfit(), ())],
+)
+def test_a_message_that_cannot_be_formatted_raises_nothing_and_tells_no_secret(caplog, message, arguments):
+    logger = logging.getLogger("test.unfit")
+    without_secrets = secrecy.log_filter(secrecy.redactor(lambda: ("geheim",)))
+    logger.addFilter(without_secrets)
+    logger.error(message, *arguments)
+    logger.removeFilter(without_secrets)
+    assert len(caplog.records) == 1
+    assert "geheim" not in caplog.text
+
+
+def test_no_secret_is_in_a_stack_that_is_logged(caplog):
+    logger = logging.getLogger("test.stack")
+    without_secrets = secrecy.log_filter(secrecy.redactor(lambda: ("geheim-1",)))
+    logger.addFilter(without_secrets)
+    logger.error("It failed with %s", "geheim-1", stack_info=True)
+    logger.removeFilter(without_secrets)
+    assert "Stack (most recent call last)" in caplog.text
+    assert "geheim-1" not in caplog.text
+
+
+def test_a_device_may_be_called_like_a_secret(configuration):
+    resource = {"power_sensor": 9_000_000_000}
+    section = {"host": "x", "s2": {"resources": {"Passage heater": resource}}}
+    assert "9000000000" in " ".join(configuration.read(section)[1])
 
 
 @pytest.mark.parametrize(
