@@ -312,6 +312,6 @@ async def test_the_dashboard_shows_devices_of_every_control_type(home_assistant)
         kind = next(iter(device.offers)).replace("_", " ").lower()
         assert re.fullmatch(rf"\| {name} \| {kind} \| {level} \| ({told}) \| ({told}) \|", row), row
     assert (
-        "| Roof   south | power envelope based control |  "
+        "| Roof &#124; south | power envelope based control |  "
         "| limited to -1500 … 0 W, -1500 W, from Mon 12:00 | none |"
     ) in table
