@@ -8,9 +8,8 @@ import resource
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 
@@ -19,6 +18,7 @@ from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_messages import example
 from tests.torture import fleet
 from tests.torture.house import DEVICE, DEVICE_ENTITY, DEVICE_ID, OWN_TOKEN, S2_TOKEN, House, percentile
+from tests.torture.neighbour import talking
 from tests.torture.report import Outcome, guarded
 
 TITLE = "Attacks on the S2 port"
@@ -29,7 +29,6 @@ WHAT = (
     "The figure is the device's round trip; attacks and Home Assistant share the machine's cores."
 )
 SPAWN = multiprocessing.get_context("spawn")
-PAUSE_SECONDS = 0.05
 MAX_ROUND_TRIP_SECONDS = 2
 MAX_GROWTH_MIB = 64
 HEAD = "GET /s2 HTTP/1.1\r\nHost: localhost\r\n"
@@ -255,27 +254,23 @@ async def run(house: House, short: bool) -> list[Outcome]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
     loop = asyncio.get_running_loop()
     await house.home_assistant.wait_for_s2()
-    with ExitStack() as stack:
-        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=SPAWN)) for _ in range(2)]
-        await asyncio.gather(*[loop.run_in_executor(pool, ignore_interrupt) for pool in pools])
+    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+        await loop.run_in_executor(pool, ignore_interrupt)
         target = Target(
             house=house,
             seconds=1 if short else 10,
             share=0.02 if short else 1,
-            run=functools.partial(loop.run_in_executor, pools[1]),
+            run=functools.partial(loop.run_in_executor, pool),
         )
-        beside = functools.partial(loop.run_in_executor, pools[0])
         names = SHORT if short else tuple(ATTACKS)
-        return [await guarded(name, one(target, name, beside)) for name in names]
+        return [await guarded(name, one(target, name)) for name in names]
 
 
-async def one(target: Target, name: str, beside: Callable) -> Outcome:
+async def one(target: Target, name: str) -> Outcome:
     """Attack, with a device beside it."""
     house, failures, what = target.house, [], name
     before, log_before = house.memory(), len(house.home_assistant.log)
-    stop_file = house.home_assistant.config / f"stop {name}"
-    device = beside(well_behaved, target.port, str(stop_file))
-    async with house.device() as battery:
+    async with talking(house.home_assistant, "Well-behaved", S2_TOKEN) as device, house.device() as battery:
         await asyncio.sleep(0.5)
         try:
             what = await ATTACKS[name](target)
@@ -283,8 +278,7 @@ async def one(target: Target, name: str, beside: Callable) -> Outcome:
             failures.append(f"{type(error).__name__}: {error}"[:400])
         await asyncio.sleep(0.5)
         is_there = battery.active.is_set()
-    stop_file.touch()
-    record = await device
+    record = device.record
     if not is_there and name != "successor":
         failures.append("the battery was cut off")
     failures += [f"the device was cut off: {error}" for error in record.errors]
@@ -302,8 +296,3 @@ async def one(target: Target, name: str, beside: Callable) -> Outcome:
     )
     happened = f"the device stayed and was answered; memory {growth:+.0f} MiB, {lines} lines in the log"
     return Outcome(what, happened, figure, failures)
-
-
-def well_behaved(port: int, stop_file: str) -> fleet.Record:
-    """Be a device that sends a message each 50 ms, until there is a file; in a process of its own."""
-    return fleet.live(port, S2_TOKEN, "Well-behaved", PAUSE_SECONDS, Path(stop_file).exists)

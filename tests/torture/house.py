@@ -34,7 +34,7 @@ DISCONNECTED = (aiohttp.ClientError, OSError, TypeError, PermissionError)
 LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ [A-Z]+ \(.*?\) \[(?P<logger>[^\]]+)\] (?P<text>.*)$")
 COLOUR = re.compile(r"\x1b\[\d*(;\d+)*m")
 OURS = re.compile(r"pyscript|flexmeasures")
-MAX_ERROR = 600
+MAX_ERROR = 1000
 """How many characters an error for the user may have."""
 
 
