@@ -5,6 +5,7 @@ import asyncio
 import os
 import platform
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.demo import console, step
+from tests.demo import console
 from tests.parts import pyscript_source
 from tests.parts.flexmeasures_server import FlexMeasuresServer
 from tests.torture import attacks, calls, files, kills, load, proxy, report
 from tests.torture.house import House
 
+MOSTLY_WAITING = ("kills", "proxy", "files")
+"""Scenarios whose figures do not suffer from others that run at the same time."""
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
@@ -55,43 +58,46 @@ def machine() -> str:
     )
 
 
-async def outcomes_of(
-    scenario: Scenario, server: FlexMeasuresServer, source: pyscript_source.Source
-) -> list[report.Outcome]:
-    """Run a scenario; where it ends unexpectedly, that is its outcome."""
+async def outcomes_of(scenario: Scenario, source: pyscript_source.Source) -> list[report.Outcome]:
+    """Run a scenario on a server of its own; where it ends unexpectedly, that is its outcome."""
+    server = await asyncio.to_thread(FlexMeasuresServer)
     try:
+        await asyncio.to_thread(server.start)
         async with House(server, source) as house:
             return await scenario.run(house)
     except Exception as error:
         console.print_exception()
         return [report.Outcome("the scenario itself", "", "", [f"{type(error).__name__}: {error}"[:400]])]
+    finally:
+        await asyncio.to_thread(server.close)
 
 
 async def main(names: list[str], short: bool, page: Path | None) -> bool:
     """Run scenarios; return whether all that must hold did."""
     source = await asyncio.to_thread(pyscript_source.source)
-    every = scenarios(short)
-    with FlexMeasuresServer() as server:
-        sections = []
-        for name in names:
-            scenario = every[name]
-            with step(scenario.title):
-                outcomes = await outcomes_of(scenario, server, source)
-            command = f"python -m tests.torture --only {name}{' --short' * short}"
-            section = report.Section(
-                title=scenario.title,
-                command=command,
-                what=scenario.what,
-                run_on=machine(),
-                outcomes=outcomes,
-            )
-            section.show(console)
-            sections.append(section)
-            if page:
-                report.write(page, [section], [each.title for each in every.values()])
-    failures = [failure for section in sections for failure in section.failures]
+    every, failures = scenarios(short), []
+
+    async def one(name: str) -> None:
+        scenario, began = every[name], time.monotonic()
+        section = report.Section(
+            title=scenario.title,
+            command=f"python -m tests.torture --only {name}{' --short' * short}",
+            what=scenario.what,
+            outcomes=await outcomes_of(scenario, source),
+            run_on=machine(),
+        )
+        section.show(console)
+        console.print(f"{scenario.title}: {(time.monotonic() - began) / 60:.1f} minutes")
+        failures.extend(section.failures)
+        if page:
+            report.write(page, [section], [each.title for each in every.values()])
+
+    await asyncio.gather(*[one(name) for name in names if name in MOSTLY_WAITING])
+    for name in names:
+        if name not in MOSTLY_WAITING:
+            await one(name)
     for failure in failures:
-        console.print(f"[red]✗[/] {failure}", soft_wrap=True, markup=True)
+        console.print(f"✗ {failure}", soft_wrap=True, style="red", markup=False)
     return not failures
 
 

@@ -174,17 +174,18 @@ async def run(house: House, number: int) -> list[Outcome]:
         talking(house.home_assistant, "Well-behaved", S2_TOKEN) as device,
     ):
         await asyncio.gather(*[caller() for _ in range(AT_ONCE)])
-        lags = house.lags(began, time.time())
+        lags, collection = house.lags(began, time.time()), house.longest_collection(began, time.time())
     failures += [f"the device was cut off: {error}" for error in device.record.errors]
     failures += await goes_on(house)
     failures += house.log_faults()
     told = ", ".join(f"{count} {end}" for end, count in ends.most_common())
     (slowest, service), trips = max(seconds), device.record.round_trips
     happened = f"{told}; then a plan, a value and the device went through"
+    trip = f"p99 {percentile(trips, 99):.0f} ms, at most {max(trips, default=0):.0f} ms"
     figure = (
         f"{slowest:.1f} s at most ({service}); the loop's lag p99 {percentile(lags, 99):.1f} ms, at most "
-        f"{max(lags, default=0):.0f} ms; the device's round trip p99 {percentile(trips, 99):.0f} ms, at most "
-        f"{max(trips, default=0):.0f} ms"
+        f"{max(lags, default=0):.0f} ms (Python's garbage collection {collection:.0f} ms); a device's round "
+        f"trip {trip}"
     )
     return [Outcome(f"{number} random calls, {AT_ONCE} at once", happened, figure, failures)]
 

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -198,12 +198,17 @@ class House:
 
     def lags(self, since: float, until: float) -> list[float]:
         """Return how late (ms) the event loop was between two moments (s since 1970)."""
-        found = []
+        return [lag for _pause, lags in self._watched(since, until) for lag in lags]
+
+    def longest_collection(self, since: float, until: float) -> float:
+        """Return how long (ms) the longest garbage collection took between two moments (s since 1970)."""
+        return max([pause for pause, _lags in self._watched(since, until)], default=0.0)
+
+    def _watched(self, since: float, until: float) -> Iterator[tuple[float, list[float]]]:
         for line in (self.home_assistant.config / "loop_lag.log").read_text().splitlines():
-            ended, *lags = map(float, line.split())
+            ended, pause, *lags = map(float, line.split())
             if since < ended <= until + 1:
-                found += lags
-        return found
+                yield pause, lags
 
 
 def read_text(path: Path) -> str:

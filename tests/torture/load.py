@@ -54,7 +54,7 @@ async def load(house: House, number: int, seconds: float) -> list[Outcome]:
         while time.time() < began + seconds:
             memories.append(house.memory())
             await asyncio.sleep(1)
-        lags = house.lags(began, time.time())
+        lags, collection = house.lags(began, time.time()), house.longest_collection(began, time.time())
         planned = await planned_devices(house)
         record = await talking
     third = max(1, len(memories) // 3)
@@ -71,7 +71,8 @@ async def load(house: House, number: int, seconds: float) -> list[Outcome]:
         f"{planned} of {number} had a plan by FlexMeasures, and {record.instructions:,} instructions came"
     )
     figure = (
-        f"lag p50 {percentile(lags, 50):.1f} ms, p99 {p99:.1f} ms, at most {max(lags, default=0):.0f} ms; a "
+        f"lag p50 {percentile(lags, 50):.1f} ms, p99 {p99:.1f} ms, at most {max(lags, default=0):.0f} ms "
+        f"(Python's garbage collection {collection:.0f} ms); a "
         f"confirmation p99 {percentile(record.round_trips, 99):.0f} ms; memory {first:.0f} MiB, "
         f"then {last:.0f} MiB {seconds:.0f} s later"
     )

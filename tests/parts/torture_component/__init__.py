@@ -1,11 +1,12 @@
 """Watches the event loop from inside Home Assistant, and calls services with what JSON cannot carry.
 
 It is installed into the configuration folder of a test alone, and owes nothing to pyscript. `loop_lag.log`
-has a line for each second: when it ended (s since 1970), and how much later (ms) than asked for each of its
-sleeps ended.
+has a line for each second: when it ended (s since 1970), how long the longest garbage collection took (ms),
+and how much later (ms) than asked for each of its sleeps ended.
 """
 
 import asyncio
+import gc
 import json
 import time
 from pathlib import Path
@@ -46,13 +47,24 @@ async def async_setup(hass: HomeAssistant, _config: dict[str, Any]) -> bool:
 async def watch(hass: HomeAssistant) -> None:
     """Note how late the loop is."""
     path, lags, noted_at = Path(hass.config.path("loop_lag.log")), [], time.time()
+    began_at, pauses = [0.0], [0.0]
+
+    def note_collection(phase: str, _info: dict[str, int]) -> None:
+        """Note how long a collection takes."""
+        if phase == "start":
+            began_at[0] = time.perf_counter()
+        else:
+            pauses.append(1000 * (time.perf_counter() - began_at[0]))
+
+    gc.callbacks.append(note_collection)
     while True:
         began = time.perf_counter()
         await asyncio.sleep(SLEEP_SECONDS)
         lags.append(1000 * (time.perf_counter() - began - SLEEP_SECONDS))
         if (now := time.time()) >= noted_at + 1:
-            line = f"{now:.3f} " + " ".join(f"{lag:.2f}" for lag in lags) + "\n"
+            line = f"{now:.3f} {max(pauses):.1f} " + " ".join(f"{lag:.2f}" for lag in lags) + "\n"
             lags, noted_at = [], now
+            pauses[1:] = []
             await hass.async_add_executor_job(append, path, line)
 
 
