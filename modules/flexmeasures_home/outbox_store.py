@@ -20,6 +20,8 @@ NAME, WHAT = "outbox.db", "the values that wait for FlexMeasures"
 NAME_AS_JSON = "outbox"
 """The file that had all runs until there was the database: it is taken over once."""
 VERSION = 1
+OWNER_ONLY = 0o600
+"""Who may read it: as with Home Assistant's own files that are private."""
 LOCKED_SECONDS = 30
 """How long another program, such as a backup, may hold the database."""
 TABLES = (
@@ -80,9 +82,11 @@ def write_rows(path: Path, aside: Path | None, changes: Any) -> None:
     if not changes.is_all:
         path.stat()
     if aside and path.exists() and not aside.exists():
-        shutil.copyfile(path, aside)
+        shutil.copy(path, aside)
     with opened(path) as database:
         database.execute("BEGIN IMMEDIATE")
+        if changes.is_all:
+            path.chmod(OWNER_ONLY)
         for statement in TABLES:
             database.execute(statement)
         database.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", changes.rows)
@@ -177,7 +181,7 @@ class _OutboxStore:
                 self.others += [(self.new_key(), user, as_text(run)) for run in recalled if run]
                 self.others_dropped += [(user, count)]
         if found and old.aside:
-            await self.file.hass.async_add_executor_job(shutil.copyfile, old.path, old.aside)
+            await self.file.hass.async_add_executor_job(shutil.copy, old.path, old.aside)
         self.taken_over = [old.path] if found else []
         return runs, dropped
 
