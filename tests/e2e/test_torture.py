@@ -1,5 +1,9 @@
 """A few cases of each torture, on one home: `make torture` runs all of them."""
 
+import asyncio
+import math
+from itertools import chain
+
 import pytest
 
 from tests.torture import attacks, calls, files, kills, load, proxy
@@ -13,9 +17,9 @@ async def test_a_few_cases_of_each_torture_break_nothing(flexmeasures_server, so
     async with House(flexmeasures_server, source) as house:
         outcomes = await kills.run(house, 2)
         outcomes += await files.run(house, short=True)
-        outcomes += await proxy.run(house, short=True)
-        outcomes += await attacks.run(house, short=True)
-        outcomes += await calls.run(house, 25)
-        outcomes += await load.load(house, 10, 3)
-        outcomes += await load.reload(house, 10, reloads=1)
+        beside = asyncio.gather(proxy.run(house, short=True), attacks.run(house, short=True))
+        outcomes += chain.from_iterable(await beside)
+        beside = asyncio.gather(calls.run(house, 15), load.load(house, 10, 2, math.inf))
+        outcomes += chain.from_iterable(await beside)
+        outcomes += await load.reload(house, 10, reloads=1, apart=5)
     assert [failure for outcome in outcomes for failure in outcome.failures] == []

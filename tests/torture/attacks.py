@@ -29,7 +29,8 @@ WHAT = (
     "The figure is the device's round trip; attacks and Home Assistant share the machine's cores."
 )
 SPAWN = multiprocessing.get_context("spawn")
-MAX_ROUND_TRIP_SECONDS = 2
+MAX_ROUND_TRIP_SECONDS = 10
+"""How long a device waits for a confirmation, before it takes its connection for lost."""
 MAX_GROWTH_MIB = 64
 HEAD = "GET /s2 HTTP/1.1\r\nHost: localhost\r\n"
 EVIL = "Heater\r\n2026-01-01 00:00:00.000 ERROR (MainThread) [root] forged\x1b[31m\x00\u202e **bold** " + (
@@ -245,7 +246,7 @@ ATTACKS: dict[str, Attack] = {
     "impostors": impostors,
     "successor": successor,
 }
-SHORT = ("half-open connections", "guessed tokens", "deep JSON", "names and labels", "impostors")
+SHORT = ("half-open connections", "deep JSON", "names and labels", "impostors")
 
 
 async def run(house: House, short: bool) -> list[Outcome]:
