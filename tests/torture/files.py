@@ -242,7 +242,7 @@ async def on_a_full_disk(house: House, what: str) -> Outcome:
         await house.ledger.post(house.home_assistant)
         failures.append("a value that could not be written was accepted")
     except Exception as error:
-        text = getattr(error, "message", repr(error))
+        text = getattr(error, "message", repr(error)).replace(f"{house.home_assistant.config}/", "")
         failures += unclear(text, house.secrets)
         if "in memory alone" not in text:
             failures.append(f"the call does not tell of it: {text[:200]}")
