@@ -92,7 +92,8 @@ async def slow_headers(target: Target) -> str:
             writers.append(writer)
         while time.monotonic() < until:
             for writer in writers:
-                writer.write(b"X")
+                if not writer.is_closing():
+                    writer.write(b"X")
             await asyncio.sleep(0.5)
     return f"{number:,} requests whose header comes a byte at a time"
 
