@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long coverage demo bench lint format update clean
+.PHONY: help setup test test-long coverage demo bench torture lint format update clean
 # Nothing of the user's leads into another environment, and what is imported is compiled once.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 export HOME_ASSISTANT
@@ -40,6 +40,9 @@ demo: setup ## plan S2 devices with a real FlexMeasures server and Home Assistan
 
 bench: setup ## measure how many S2 messages Home Assistant confirms per second, beside a bare server
 	@$(RUN) tests.bench
+
+torture: setup ## kill, cut off, damage, attack and overload a home on purpose, and write docs/reliability.md (TORTURE="kills files" for some)
+	@$(RUN) tests.torture $(if $(TORTURE),--only $(TORTURE))
 
 lint: setup ## check style
 	$(RUN) ruff check .

@@ -53,8 +53,9 @@ WARM_UP_SECONDS = 1
 SPAWN = multiprocessing.get_context("spawn")
 UPGRADE = (
     f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-).encode()
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+FRBC = "FILL_RATE_BASED_CONTROL"
 TEXT, PING, PONG, MASKED = 0x81, 0x89, 0x8A, 0x80
 """What a websocket's frame begins with."""
 type Message = tuple[bytes, bytes]
@@ -83,10 +84,11 @@ class Measured:
 class Sender:
     """A websocket that costs the machine little: it blocks, and sends what was framed beforehand."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, token: str | None = None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(UPGRADE)
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+        self.socket.sendall(f"{UPGRADE}{authorization}\r\n".encode())
         self.unread = b""
         while b"\r\n\r\n" not in self.unread:
             self.read()
@@ -132,18 +134,21 @@ class Sender:
                 raise ConnectionError(f"A frame of kind {kind:#x} came: {payload}")
         self.unread = unread[at:]
 
-    def establish(self, name: str) -> None:
-        """Open a session as a battery, and describe it."""
+    def establish(self, name: str, control_type: str = FRBC) -> None:
+        """Open a session as a battery, and describe it; or as a device of another control type."""
         self.hear("Handshake")
         self.say(example("Handshake"))
         self.hear("HandshakeResponse")
         resource_id = str(uuid5(NAMESPACE_URL, name))
-        self.say(example("ResourceManagerDetails", name=name, resource_id=resource_id))
+        offered = [control_type]
+        details = {"name": name, "resource_id": resource_id, "available_control_types": offered}
+        self.say(example("ResourceManagerDetails", **details))
         selected = self.hear("SelectControlType")["control_type"]
-        if selected != "FILL_RATE_BASED_CONTROL":
+        if selected != control_type:
             raise ValueError(f"{selected} was selected")
-        self.say(example("FRBC.SystemDescription"))
-        self.hear("ReceptionStatus")
+        if control_type == FRBC:
+            self.say(example("FRBC.SystemDescription"))
+            self.hear("ReceptionStatus")
 
     def say(self, message: dict) -> None:
         """Send a message."""

@@ -122,7 +122,7 @@ async def start(device):
         session,
         CLIENT_LOGGER,
         rate_limit,
-        secrets=(given.s2.token,),
+        secrets=(given.s2.token, *[each.get("token") for each in given.s2.resources.values()]),
         other_loggers=(LOGGER.name, f"{LOGGER.name}.s2"),
     )
     status.redact = device.link.redact

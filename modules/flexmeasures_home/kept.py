@@ -78,7 +78,7 @@ def write(path: Path, name: str, data: dict, aside: Path | None) -> None:
     content = json_bytes({"version": VERSION, "minor_version": 1, "key": f"{PREFIX}{name}", "data": data})
     path.parent.mkdir(parents=True, exist_ok=True)
     if aside and path.exists() and not aside.exists():
-        shutil.copyfile(path, aside)
+        shutil.copy(path, aside)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         new = Path(file.name)
         try:

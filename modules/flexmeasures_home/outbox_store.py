@@ -23,6 +23,8 @@ NAME, WHAT = "outbox.db", "the values that wait for FlexMeasures"
 NAME_AS_JSON = "outbox"
 """The file that had all runs until there was the database: it is taken over once."""
 VERSION = 1
+OWNER_ONLY = 0o600
+"""Who may read it: as with Home Assistant's own files that are private."""
 LOCKED_SECONDS = 5
 """How long is waited for another program, such as a backup, that holds the database, before the next try."""
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
@@ -113,9 +115,11 @@ def write_rows(path: Path, aside: Path | None, changes: Any) -> None:
     if not changes.is_all:
         path.stat()
     if aside and path.exists() and not aside.exists():
-        shutil.copyfile(path, aside)
+        shutil.copy(path, aside)
     with opened(path) as database:
         database.execute("BEGIN IMMEDIATE")
+        if changes.is_all:
+            path.chmod(OWNER_ONLY)
         for statement in TABLES:
             database.execute(statement)
         if database.executemany(INSERT_RUN, changes.rows).rowcount not in (len(changes.rows), -1):
@@ -262,7 +266,7 @@ class _OutboxStore:
                 self.others_dropped += [(user, count)]
         try:
             if found and old.aside:
-                await self.file.hass.async_add_executor_job(shutil.copyfile, old.path, old.aside)
+                await self.file.hass.async_add_executor_job(shutil.copy, old.path, old.aside)
         except OSError as error:
             self.file.tell_unsaved(error)
         else:

@@ -211,7 +211,11 @@ class HomeAssistant:
 
     async def state(self, entity_id: str) -> dict | None:
         """Return an entity's state with its attributes."""
-        return _find(await self._ask("get_states"), entity_id)
+        return _find(await self.states(), entity_id)
+
+    async def states(self) -> list[dict]:
+        """Return all states."""
+        return await self._ask("get_states")
 
     async def set_state(self, entity_id: str, state: str, **attributes) -> None:
         """Set a state, as a device's integration does."""

@@ -490,21 +490,24 @@ async def test_what_a_server_echoes_is_shown_nowhere(start, app_config, aiohttp_
     secret = "gehe'im/ü1"
 
     async def echo(_request):
-        text = f"no entry for {secret}, {repr(secret)[1:-1]} or geheim-token"
+        text = f"no entry for {secret}, {repr(secret)[1:-1]}, geheim-token or its-own-token"
         return web.json_response({"message": text, "status": "INVALID_SENDER"}, status=403)
 
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", echo)
     server = await aiohttp_server(application)
     config = {"host": f"http://127.0.0.1:{server.port}", "password": secret}
-    home = await start(app_config | config | {"s2": app_config["s2"] | {"token": "geheim-token"}})
+    tokens = {"token": "geheim-token", "resources": {"Home battery": {"token": "its-own-token"}}}
+    home = await start(app_config | config | {"s2": app_config["s2"] | tokens})
     with pytest.raises(HomeAssistantError) as caught:
         await home.plan(soc_at_start=4)
-    assert "no entry for **redacted**, **redacted** or **redacted**" in str(caught.value)
+    redacted = "no entry for **redacted**, **redacted**, **redacted** or **redacted**"
+    assert redacted in str(caught.value)
     states = [state.as_dict() for state in home.hass.states.async_all()]
     for shown in (str(caught.value), repr(states), repr(home.notifications()), caplog.text):
         assert secret not in shown
         assert "geheim-token" not in shown
+        assert "its-own-token" not in shown
 
 
 async def test_no_secret_reaches_the_log_at_any_level(start, app_config, caplog):

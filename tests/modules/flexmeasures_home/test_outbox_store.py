@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import stat
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -110,6 +111,13 @@ async def test_what_is_saved_outlasts_a_kill(opened):
     outboxes.add(again, run(3, 0, [6.0]))
     await outboxes.save(again)
     assert held(await opened()) == [(2, 0, [5.0]), (3, 0, [6.0])]
+
+
+async def test_only_home_assistants_own_user_may_read_it(folder, opened):
+    box = await opened()
+    outboxes.add(box, run(1, 0, [1]))
+    await outboxes.save(box)
+    assert stat.filemode((folder / f"{kept.PREFIX}{outbox_store.NAME}").stat().st_mode) == "-rw-------"
 
 
 async def test_a_change_writes_what_has_changed_alone(opened, monkeypatch):
@@ -283,6 +291,7 @@ async def test_a_row_that_cannot_be_read_is_told_and_the_rest_goes_on(hass, fold
     assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 3]
     [aside] = folder.glob("*.corrupt.*")
     assert aside.name in notification(hass, "file_set_aside")
+    assert stat.filemode(aside.stat().st_mode) == "-rw-------"
     with closing(sqlite3.connect(aside)) as database:
         assert ("[7]",) in database.execute("SELECT run FROM runs").fetchall()
     statuses.dismiss(hass)

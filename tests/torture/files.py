@@ -1,0 +1,291 @@
+"""Our files in Home Assistant's storage folder are damaged while it is down."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.parts.misbehaving_proxy import FAULTS
+from tests.torture.house import FIRST, QUARTER, SCHEDULE, House, unclear
+from tests.torture.report import Outcome, guarded
+
+TITLE = "Files"
+WHAT = (
+    "Each file of ours in `.storage` is damaged while Home Assistant is down, two at a time, each in "
+    "another way. It must start, tell of each in its status and in a notification, and keep the damaged "
+    "file beside it; what is in the other files must go on, and so must planning, posting and S2. The "
+    "figure is how long the start took."
+)
+TOLD_WITHIN_SECONDS = 20
+PREFIX = "flexmeasures_for_pyscript."
+NAMES = ("schedule", "measurements", "resources", "outbox.db")
+REFUSED = next(fault for fault in FAULTS if fault.answer is None)
+NOTIFICATION = "flexmeasures_file_set_aside"
+
+
+def empty(path: Path) -> None:
+    """Leave nothing in it, as a power failure does on some file systems."""
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    """Lose its second half."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def random_bytes(path: Path) -> None:
+    """Write what nobody can read."""
+    path.write_bytes(random.Random(1).randbytes(4096))
+
+
+def null(path: Path) -> None:
+    """Write JSON's nothing."""
+    path.write_text("null")
+
+
+def a_list(path: Path) -> None:
+    """Write JSON of another kind."""
+    path.write_text("[]")
+
+
+def version_99(path: Path) -> None:
+    """Have it be one of a version to come."""
+    if path.suffix == ".db":
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA user_version = 99")
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+
+
+def another_shape(path: Path) -> None:
+    """Have all its values be of another kind."""
+    if path.suffix == ".db":
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("DROP TABLE runs")
+    else:
+        found = json.loads(path.read_text())
+        found["data"] = {key: bent(value) for key, value in found["data"].items()}
+        path.write_text(json.dumps(found))
+
+
+def bent(value: object) -> object:
+    """Return a value of another kind, and texts and numbers as they are: they say whose the file is."""
+    if isinstance(value, dict):
+        return {"unknown": [1, 2], **dict.fromkeys(value, 5)} if value else [1]
+    return {"unknown": 1} if isinstance(value, list) else value
+
+
+def a_folder(path: Path) -> None:
+    """Put a folder in its place, with something in it."""
+    path.unlink()
+    path.mkdir()
+    (path / "something").write_text("else")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "empty": empty,
+    "cut in half": cut,
+    "random bytes": random_bytes,
+    "`null`": null,
+    "`[]`": a_list,
+    "version 99": version_99,
+    "another shape": another_shape,
+    "a folder in its place": a_folder,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files that are damaged together: a way of each."""
+
+    ways: dict[str, str]
+
+    def __str__(self) -> str:
+        return " and ".join(f"`{name}`: {way}" for name, way in self.ways.items())
+
+
+def cases(short: bool) -> Iterator[Case]:
+    """Yield two files at a time, until each has been damaged in each way."""
+    ways = list(DAMAGES)
+    if short:
+        yield Case({"schedule": "another shape", "outbox.db": "cut in half"})
+        return
+    for number, way in enumerate(ways):
+        other = ways[(number + 3) % len(ways)]
+        yield Case({"schedule": way, "outbox.db": other})
+        yield Case({"measurements": way, "resources": other})
+
+
+async def run(house: House, short: bool) -> list[Outcome]:
+    """Try each case; return what came of it."""
+    outcomes = [await guarded(str(case), one(house, case)) for case in cases(short)]
+    if not short:
+        outcomes.append(await guarded("a full disk", full_disk(house)))
+    return outcomes
+
+
+async def one(house: House, case: Case) -> Outcome:
+    """Damage files, start, and look at what goes on."""
+    home_assistant, failures = house.home_assistant, []
+    await house.plan()
+    await house.device_planned()
+    await house.until_none_waits(60)
+    await house.proxy.begin(REFUSED)
+    first = set(house.ledger.accepted)
+    for _ in range(3):
+        await house.ledger.post(home_assistant)
+    waiting = set(house.ledger.accepted) - first
+    shown = (await home_assistant.state(SCHEDULE))["attributes"]
+    await home_assistant.stop()
+    for name, way in case.ways.items():
+        await asyncio.to_thread(DAMAGES[way], house.storage / f"{PREFIX}{name}")
+    asides = set(house.storage.glob(f"{PREFIX}*.corrupt.*"))
+    began = asyncio.get_running_loop().time()
+    await home_assistant.start()
+    took = asyncio.get_running_loop().time() - began
+    failures += await told_soon(house, case)
+    if "schedule" not in case.ways:
+        restored = (await home_assistant.state(SCHEDULE))["attributes"]
+        if restored.get("schedule") != shown.get("schedule"):
+            failures.append("the schedule was not restored")
+    if "outbox.db" in case.ways:
+        for start in waiting:
+            del house.ledger.accepted[start]
+    await house.proxy.end()
+    failures += await goes_on(house)
+    new = set(house.storage.glob(f"{PREFIX}*.corrupt.*")) - asides
+    for name in case.ways:
+        if not any(each.name.startswith(f"{PREFIX}{name}.corrupt.") for each in new):
+            failures.append(f"{name}: the damaged file was not kept")
+    failures += house.log_faults()
+    for path in new:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    happened = "both were told of and set aside, the rest went on"
+    return Outcome(str(case), happened, f"{took:.1f} s", failures)
+
+
+async def told_soon(house: House, case: Case) -> list[str]:
+    """Return what is not told, or not well, once the app has had the time to read all its files."""
+    until = time.monotonic() + TOLD_WITHIN_SECONDS
+    while (failures := await told(house, case)) and time.monotonic() < until:
+        await asyncio.sleep(0.5)
+    return failures
+
+
+async def told(house: House, case: Case) -> list[str]:
+    """Return which damage was not told, or not well."""
+    failures, last_error = [], (await house.status())["attributes"]["last_error"] or ""
+    if "cannot be read" not in last_error and "cannot be reached" not in last_error:
+        failures.append(f"the status does not tell of it: {last_error}")
+    notifications = {each["notification_id"]: each for each in await house.home_assistant.notifications()}
+    text = notifications.get(NOTIFICATION, {}).get("message", "")
+    for name in case.ways:
+        if f"{PREFIX}{name} with" not in text:
+            failures.append(f"{name}: no notification tells of it ({text[:200]})")
+    for part in text.split("\n\n"):
+        failures += unclear(part, house.secrets) if part else []
+    return failures
+
+
+async def goes_on(house: House) -> list[str]:
+    """Return what does not work: planning, posting, S2, and what waited."""
+    try:
+        await house.plan()
+        await house.ledger.post(house.home_assistant)
+        await house.device_told(60)
+        await house.until_none_waits(90)
+    except Exception as error:
+        return [f"it does not go on: {type(error).__name__} {error}"]
+    return await house.ledger_faults()
+
+
+async def full_disk(house: House) -> Outcome:
+    """Let the disk of the storage folder be full for a while, where a small one can be mounted."""
+    what = "the disk of `.storage` is full"
+    if os.geteuid():
+        return Outcome(what, "left out: it needs root, to mount a small disk", "")
+    await house.home_assistant.stop()
+    kept = house.storage.with_name("storage-before")
+    house.storage.rename(kept)
+    house.storage.mkdir()
+    try:
+        if await mount(house.storage):
+            return Outcome(what, "left out: a small disk could not be mounted here", "")
+        await asyncio.to_thread(shutil.copytree, kept, house.storage, dirs_exist_ok=True)
+        return await on_a_full_disk(house, what)
+    finally:
+        await house.home_assistant.stop()
+        await asyncio.to_thread(shutil.copytree, house.storage, kept, dirs_exist_ok=True)
+        await unmount(house.storage)
+        house.storage.rmdir()
+        kept.rename(house.storage)
+        await house.home_assistant.start()
+
+
+async def on_a_full_disk(house: House, what: str) -> Outcome:
+    """Fill the disk, post, and make room again."""
+    await house.home_assistant.start()
+    failures = []
+    await house.proxy.begin(REFUSED)
+    filler = house.storage / "filler"
+    await asyncio.to_thread(fill, filler)
+    text, in_memory = None, FIRST + len(house.ledger.tried) * QUARTER
+    try:
+        await house.ledger.post(house.home_assistant)
+        failures.append("a value that could not be written was accepted")
+    except Exception as error:
+        text = getattr(error, "message", repr(error)).replace(f"{house.home_assistant.config}/", "")
+        failures += unclear(text, house.secrets)
+        if "in memory alone" not in text:
+            failures.append(f"the call does not tell of it: {text[:200]}")
+    ids = [each["notification_id"] for each in await house.home_assistant.notifications()]
+    if "flexmeasures_file_not_saved" not in ids:
+        failures.append("no notification tells of it")
+    await asyncio.to_thread(filler.unlink)
+    began = asyncio.get_running_loop().time()
+    outbox = house.storage / f"{PREFIX}outbox.db"
+    before = outbox.stat().st_mtime_ns if outbox.exists() else None
+    async with asyncio.timeout(120):
+        while not outbox.exists() or outbox.stat().st_mtime_ns == before:
+            await asyncio.sleep(0.2)
+    took = asyncio.get_running_loop().time() - began
+    house.home_assistant.kill()
+    await house.home_assistant.start()
+    await house.proxy.end()
+    failures += await goes_on(house)
+    stored = await asyncio.to_thread(house.server.beliefs, house.ledger.sensor)
+    if [start for start, _value in stored].count(in_memory) != 1:
+        failures.append("the value that was in memory alone is not on the server once")
+    happened = f"the call failed: “{text}”; once there was room, it was written, and outlived a kill"
+    return Outcome(what, happened, f"written {took:.0f} s after there was room", failures)
+
+
+async def mount(path: Path) -> int:
+    """Mount a disk of 8 MiB in memory; return 0 where that was done."""
+    process = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path)
+    return await process.wait()
+
+
+async def unmount(path: Path) -> None:
+    """Take it away."""
+    process = await asyncio.create_subprocess_exec("umount", path)
+    await process.wait()
+
+
+def fill(path: Path) -> None:
+    """Write until there is no room."""
+    with path.open("wb", buffering=0) as file:
+        for size in (65_536, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue

@@ -1,0 +1,45 @@
+"""A device that behaves well beside whatever else happens, in a process of its own."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import tempfile
+from collections.abc import AsyncIterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench import ignore_interrupt
+from tests.parts.home_assistant import HomeAssistant
+from tests.torture import fleet
+
+SPAWN = multiprocessing.get_context("spawn")
+PAUSE_SECONDS = 0.05
+
+
+@dataclass
+class Neighbour:
+    """A device, and what it saw once it has gone."""
+
+    record: fleet.Record = field(default_factory=fleet.Record)
+
+
+@contextlib.asynccontextmanager
+async def talking(home_assistant: HomeAssistant, name: str, token: str) -> AsyncIterator[Neighbour]:
+    """Have a device send a message each 50 ms meanwhile."""
+    neighbour, loop = Neighbour(), asyncio.get_running_loop()
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+        await loop.run_in_executor(pool, ignore_interrupt)
+        stop = Path(folder) / "stop"
+        live = loop.run_in_executor(pool, be_a_device, home_assistant.s2_port, token, name, str(stop))
+        try:
+            await asyncio.sleep(2 * PAUSE_SECONDS)
+            yield neighbour
+        finally:
+            stop.touch()
+            neighbour.record = await live
+
+
+def be_a_device(port: int, token: str, name: str, stop: str) -> fleet.Record:
+    """Be a device until there is a file."""
+    return fleet.live(port, token, name, PAUSE_SECONDS, Path(stop).exists)
