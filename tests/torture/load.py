@@ -117,7 +117,7 @@ async def reload(house: House, number: int, reloads: int = RELOADS, apart: float
             f"listened after {listening_after:.2f} s"
         )
         if count == len(began):
-            failures += await house.ledger_faults() + house.log_faults()
+            failures += await house.ledger_faults_in_the_end() + house.log_faults()
         outcomes.append(Outcome(f"reload {count} with {number} devices", happened, figure, failures))
     return outcomes
 
