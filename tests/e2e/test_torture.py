@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("socket_enabled")
 async def test_a_few_cases_of_each_torture_break_nothing(flexmeasures_server, source):
     async with House(flexmeasures_server, source) as house:
         outcomes = await kills.run(house, 2)
-        outcomes += await files.run(house, short=True)
         beside = asyncio.gather(proxy.run(house, short=True), attacks.run(house, short=True))
         outcomes += chain.from_iterable(await beside)
         beside = asyncio.gather(calls.run(house, 15), load.load(house, 10, 2, math.inf))
         outcomes += chain.from_iterable(await beside)
         outcomes += await load.reload(house, 10, reloads=1, apart=5)
+        outcomes += await files.run(house, short=True)
     assert [failure for outcome in outcomes for failure in outcome.failures] == []

@@ -164,6 +164,13 @@ class House:
         stored = await asyncio.to_thread(self.server.beliefs, self.ledger.sensor)
         return self.ledger.faults(stored)
 
+    async def ledger_faults_in_the_end(self, within: float = 90) -> list[str]:
+        """Return the same, once there is none, or after some time: a value may still wait for the server."""
+        until = time.monotonic() + within
+        while (faults := await self.ledger_faults()) and time.monotonic() < until:
+            await asyncio.sleep(1)
+        return faults
+
     async def device_told(self, within: float = 30) -> float:
         """Connect the battery, and return after how many seconds it is told what to do by its plan."""
         await self.home_assistant.wait_for_s2()

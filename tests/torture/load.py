@@ -111,9 +111,13 @@ async def reload(house: House, number: int, reloads: int = RELOADS, apart: float
             failures.append(f"{len(back)} of {number} devices came back")
         happened = f"all {number} devices were back after {max(back, default=0):.1f} s"
         stall = max(lags, default=0) / 1000
-        figure = f"the loop stalled {stall:.2f} s; the port listened after {listening_after:.2f} s"
+        collection = house.longest_collection(since, min(until, since + MAX_RELOAD_SECONDS)) / 1000
+        figure = (
+            f"the loop stalled {stall:.2f} s (Python's garbage collection {collection:.2f} s); the port "
+            f"listened after {listening_after:.2f} s"
+        )
         if count == len(began):
-            failures += await house.ledger_faults() + house.log_faults()
+            failures += await house.ledger_faults_in_the_end() + house.log_faults()
         outcomes.append(Outcome(f"reload {count} with {number} devices", happened, figure, failures))
     return outcomes
 
