@@ -1,4 +1,4 @@
-"""A few cases of each torture, on one home: `make torture` runs all of them."""
+"""A few cases of each torture, on one home: `make torture` runs all of them, and this takes minutes."""
 
 import asyncio
 import math
@@ -9,7 +9,7 @@ import pytest
 from tests.torture import attacks, calls, files, kills, load, proxy
 from tests.torture.house import House
 
-pytestmark = pytest.mark.usefixtures("socket_enabled")
+pytestmark = [pytest.mark.usefixtures("socket_enabled"), pytest.mark.long]
 
 
 @pytest.mark.xdist_group("torture")
