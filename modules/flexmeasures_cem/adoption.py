@@ -18,7 +18,7 @@ import flexmeasures_cem.site as sites
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 CONFIRMED_FACTOR = 0.1
-"""By how much the factor of a mode may differ from the one that was told, for it to be as told."""
+"""By how much the factor of an active mode may differ from the instruction's, for that to be in force."""
 MOST_DROPPED = 2
 """How many plans in a row are dropped because a state is past."""
 
@@ -70,16 +70,17 @@ async def put_in_force(site, each, version, powers, outlook, is_fallback, last):
     ):
         return
     device, made, described = found
-    as_told = instructions.as_told(each, now)
+    plan_as_told = instructions.as_told(each, now)
     each.plan, each.device, each.is_fallback = made, device, is_fallback
     each.planned_version, each.dropped, each.chosen_at = version, 0, now
     each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
-    told = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
+    still_valid = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
     if each.type in control_types.BY_MODES:
-        carried = executed(as_told, memory, heard, now)
-        told = [change for change in (*told, *carried) if has_mode(device, change)]
-    told = [change for change in told if not any(change is other for other in made.changes)]
-    made.changes = sorted([*made.changes, *told], key=lambda change: change.moment)
+        in_force = executed(plan_as_told, memory, heard, now)
+        still_valid = [change for change in (*still_valid, *in_force) if has_mode(device, change)]
+    planned = {id(change) for change in made.changes}
+    still_valid = [change for change in still_valid if id(change) not in planned]
+    made.changes = sorted([*made.changes, *still_valid], key=lambda change: change.moment)
     if not is_fallback:
         each.refused = None
         site.told(each.resource, None)

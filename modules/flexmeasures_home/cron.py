@@ -164,7 +164,7 @@ async def keep_planning(cron: Cron, moment: datetime | None) -> None:
 
 
 @pyscript_compile
-async def attempt(cron, moment):
+async def attempt(cron: Any, moment: datetime) -> None:
     """Plan for a time, if that is just now, else for now.
 
     A failure is told by `failed`, and an unexpected one here: it is tried again at the next time.

@@ -363,7 +363,7 @@ async def stop_measurements(device: Device) -> None:
 
 
 @pyscript_compile
-def recovered(device, was_away=True):
+def recovered(device: Any, was_away: bool = True) -> None:
     """Do now what has failed, since the server answers, and make plans anew where it did not before."""
     device.check_pause = FIRST_PAUSE_SECONDS
     wake(device, is_back=True, was_away=was_away)

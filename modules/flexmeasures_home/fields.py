@@ -438,7 +438,9 @@ def weekdays(value: Any) -> list[int]:
 
 
 @pyscript_compile
-def mistakes(invalid, given, known, noun, most=MAX_MISTAKES):
+def mistakes(
+    invalid: vol.Invalid, given: Any, known: list[str], noun: str, most: int = MAX_MISTAKES
+) -> list[str]:
     """Return a sentence for each mistake found, by the order of the fields: what is expected and given."""
     errors = invalid.errors if isinstance(invalid, vol.MultipleInvalid) else [invalid]
     places = {name: place for place, name in enumerate(known)}

@@ -228,7 +228,7 @@ async def stop(side):
 
 
 @pyscript_compile
-def urge(side, was_away):
+def urge(side: Any, was_away: bool) -> None:
     """Look for sensors and plan now, since the server answers.
 
     Those with a schedule are planned too after an outage, or where the last question failed over the server.
