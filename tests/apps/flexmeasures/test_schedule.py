@@ -204,9 +204,9 @@ async def test_something_is_left_at_the_end_if_it_is_wanted(start, app_config):
 async def test_the_present_state_is_carried_on_to_the_start(start, app_config):
     home = await start(app_config | {"soc_entity": "sensor.battery"})
     home.hass.states.async_set("sensor.battery", "2", {"unit_of_measurement": "kWh"})
-    target = {"value": 8, "datetime": in_hours(2)}
+    due_at_once = {"value": 6, "datetime": in_hours(1)}
     start_at = (datetime.now(UTC) - timedelta(seconds=30)).isoformat()
-    first = await home.plan(start=start_at, duration="PT2H", soc_targets=[target])
+    first = await home.plan(start=start_at, duration="PT2H", soc_targets=[due_at_once])
     later = starts(first)[4]
     second = await home.plan(start=later.isoformat(), duration="PT2H")
     change = first["soc"][4] - first["soc"][0]
