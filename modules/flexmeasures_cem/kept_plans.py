@@ -28,6 +28,8 @@ STATUS_SECONDS = 0.3
 """How long is waited for the statuses that follow a description."""
 LATER_SECONDS = 1.0
 """How much longer than for other changes is waited for all that a device tells on its return."""
+QUARTER = 900.0
+"""s."""
 TOGETHER_SECONDS = 5.0
 """Within what time plans start that were made together."""
 OF_A_CONNECTION = {"message_id", "valid_from"}
@@ -213,6 +215,16 @@ def come_back(site: Any, found: Any) -> None:
     if kept and kept.control_type == found.type.CONTROL_TYPE:
         found.kept, found.is_returning = site.kept.pop(found.resource.resource_id), True
         found.is_fallback, found.obeys_at_once = kept.is_fallback, kept.obeys_at_once
+        if kept.is_asked and not kept.is_fallback:
+            found.schedule = powers_of(found.type, kept.plan)
+
+
+@pyscript_compile
+def powers_of(kind: Any, plan: Any) -> list[tuple[float, float, float]]:
+    """Return what a plan has for each quarter of an hour (start, end, W), as the schedule that it followed."""
+    first = plan.start // QUARTER * QUARTER
+    starts = [first + place * QUARTER for place in range(math.ceil((plan.end - first) / QUARTER))]
+    return [(start, start + QUARTER, kind.planned_power(plan, start, QUARTER)) for start in starts]
 
 
 @pyscript_compile
@@ -271,6 +283,7 @@ async def put_in_force(site: Any, found: Any) -> None:
         done = [change for change in plan.changes if change.moment <= now]
         found.sent |= {str(uuid.uuid4()): change for change in done}
     sites.hasten(site, sites.next_boundary(now, site.rolling))
+    sites.ask_no_later_than(site, sites.next_boundary(now, site.rolling))
     found.replanned.set()
     site.shown(found.resource)
 

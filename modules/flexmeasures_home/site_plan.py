@@ -138,7 +138,7 @@ async def beside(asker, start, end, step, raw):
     window = sites.Window(begin, seconds, end.timestamp(), 1.0, math.inf, False)
     outlook = await loads.expected(site, {}, window)
     loads.take_out(outlook, loads.OWN)
-    powers, known = await loads.given(site, {}, {}, replace(window, end=last))
+    powers, known = await loads.given(site, {}, replace(window, end=last))
     limits = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
     return limit_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
 

@@ -1,4 +1,4 @@
-"""Operation modes in the site model: the ways between them, and what each takes and supplies by its factor."""
+"""Operation modes in the site model: the ways between them, and what each takes by its factor."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,6 @@ WATTS = 1000.0
 """W in a kW."""
 PER_CHANGE = 1e-5
 """What a change of mode has to save at least (currency)."""
-EARLIER_PER_DAY = 1e-6
-"""What a change costs less for each day that it is later (currency): of two as good, the later is left open."""
 
 
 @dataclass(frozen=True, kw_only=True)

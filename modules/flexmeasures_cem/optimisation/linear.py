@@ -125,7 +125,7 @@ NoSolution = _NoSolution
 
 @dataclass(frozen=True, kw_only=True)
 class _Effort:
-    """How long HiGHS may search (s), and how far from the optimum it may stop (currency, and a part of it)."""
+    """How long HiGHS may search (s), and how far from the optimum it may stop: currency, and a part of it."""
 
     seconds: float = 5.0
     gap: float = 1e-4
