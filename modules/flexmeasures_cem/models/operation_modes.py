@@ -1,7 +1,7 @@
 """Operation modes in the site model: the ways between them, and what each comes to by its factor."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,8 @@ import flexmeasures_cem.transitions as transitions
 
 LONGEST_CHAIN = 3
 """How many transitions are taken one after the other at most, as one Way."""
-MAX_CHAINED_MODES = 6
-"""With no more modes, chains are looked at even where there is a direct transition."""
+MAX_CHAINED_MODES = 4
+"""With more modes, a chain is no alternative to a direct transition for the sake of the timers it starts."""
 MAX_WAYS = 400
 """How many Ways there are at most, beyond single transitions."""
 MAX_CUTS = 8
@@ -62,7 +62,6 @@ def chains_of(actuator: Any) -> list:
         for step in listed
         if step.to in actuator.modes and step.to != origin
     ]
-    pairs = {(each.origin, each.steps[-1].to) for each in direct}
     found, longer = [], direct
     for _length in range(LONGEST_CHAIN - 1):
         longer = [
@@ -72,11 +71,7 @@ def chains_of(actuator: Any) -> list:
             if step.to in actuator.modes
             if (longer_chain := extended(actuator, chain, step))
         ][: MAX_WAYS * LONGEST_CHAIN]
-        found += [
-            each
-            for each in longer
-            if len(actuator.modes) <= MAX_CHAINED_MODES or (each.origin, each.steps[-1].to) not in pairs
-        ]
+        found += longer
     found.sort(key=seconds_of)
     return direct + found[:MAX_WAYS]
 
@@ -118,6 +113,24 @@ def way_of(actuator: Any, numbers: dict, chain: Any) -> Any:
         blocked_by=tuple(blocked_by.items()),
         changes=len(chain.steps),
     )
+
+
+@pyscript_compile
+def ways_of(actuator: Any, numbers: dict) -> list:
+    """Return (Way, Chain) of each way between an actuator's modes that is worth a look."""
+    ways = [(way_of(actuator, numbers, chain), chain) for chain in chains_of(actuator)]
+    if len(actuator.modes) <= MAX_CHAINED_MODES:
+        return ways
+    direct: dict = {}
+    for way, chain in ways:
+        if len(chain.steps) == 1:
+            direct.setdefault((way.origin, way.target), []).append(replace(way, starts=()))
+    return [
+        (way, chain)
+        for way, chain in ways
+        if len(chain.steps) == 1
+        or not any(each.replaces(way) for each in direct.get((way.origin, way.target), ()))
+    ]
 
 
 @pyscript_compile
@@ -165,7 +178,7 @@ class _ActuatorModel:
         self.site, self.actuator, self.active = site, actuator, active
         numbers = {mode: number for number, mode in enumerate(actuator.modes)}
         mode = numbers.get(active.mode)
-        ways = [(way_of(actuator, numbers, chain), chain) for chain in chains_of(actuator)]
+        ways = ways_of(actuator, numbers)
         if mode is None:
             ways += ways_in(actuator, numbers)
         self.chains = {id(way): chain for way, chain in ways}

@@ -131,6 +131,9 @@ def joined(expressions):
 COST_SCALE = 1e3
 """What costs are multiplied by for HiGHS, which tells none apart below 1e-6."""
 
+ROUND_DIGITS = 12
+"""To how many digits bounds are rounded: a 1e-16 that is left of a difference is no bound."""
+
 
 class _NoSolution(Exception):
     """HiGHS found no solution in the time that it had, or there is none."""
@@ -219,6 +222,7 @@ class _Program:
             "time_limit": effort.seconds,
             "mip_abs_gap": effort.gap * COST_SCALE,
             "mip_rel_gap": effort.relative_gap,
+            "mip_heuristic_run_root_reduced_cost": False,  # it takes longer than all else, and finds nothing
         }
         for name, value in options.items():
             solver.setOptionValue(name, value)
@@ -256,7 +260,9 @@ class _Program:
             for each, *both in self.constraints
         ]
         lp.num_row_ = len(stacked)
-        lp.row_lower_, lp.row_upper_ = (np.concatenate(each) for each in zip(*bounds, strict=True))
+        lp.row_lower_, lp.row_upper_ = (
+            np.round(np.concatenate(each), ROUND_DIGITS) for each in zip(*bounds, strict=True)
+        )
         rows, columns, factors = merged(stacked, self.count)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.start_ = np.searchsorted(rows, np.arange(len(stacked) + 1)).astype(np.int32)

@@ -16,6 +16,8 @@ MARGIN_SECONDS = 1.0
 """How long after the end of what blocks it now a way begins, since clocks differ."""
 TOLERANCE_SECONDS = 1.5
 """By how much a way may begin late, if what blocks it ends so much after a step's start."""
+SHORT_SHARE = 0.1
+"""Which part of the shortest step a way takes at most for which one placement at an edge is enough."""
 WHOLE_STEP = 1.0 - 1e-9
 """From which part of a step on a way takes all of it."""
 CHANGE_COST = 1e-6
@@ -49,7 +51,7 @@ class _Way:
 
     @pyscript_compile
     def replaces(self, way: Any) -> bool:
-        """Return whether this way does whatever another one does, at no time when that one alone could."""
+        """Return whether this way does what another one does, whenever that could, at no more cost."""
         starts, blocked_by = dict(way.starts), dict(way.blocked_by)
         return (
             (self.origin, self.target) == (way.origin, way.target)
@@ -96,11 +98,11 @@ Present = _Present
 class _Placement:
     """A way by the edges that it is taken at: `begins` and `ends` are its moments there.
 
-    Its variables in `taken` are for the steps that follow each edge. With `is_punctual` it ends at the edge.
+    Its variables in `taken` are for the steps that follow each edge. Where it `is_punctual` it ends there.
     """
 
     way: Way
-    is_punctual: bool
+    is_punctual: Any
     begins: Any
     ends: Any
     taken: Any
@@ -182,33 +184,45 @@ class _Switching:
 
     @pyscript_compile
     def _placements(self, way):
-        """Return a way's Placements: begun at an edge, and, where it takes time, ended at one.
+        """Return a way's Placements: begun at an edge, or, where that is of more use, ended at one.
 
         To end at an edge is of no use where an idle mode follows, to begin there where one was before that
-        could have been left in time.
+        could have been left in time. One that takes a small part of a step has one Placement only.
         """
         edges, free = self.grid.starts, self._free_from(way) - TOLERANCE_SECONDS
-        begun = edges >= free
+        begun, in_time = edges >= free, edges - way.seconds >= edges[0]
         if way.origin is None:
             begun &= np.arange(self.grid.count) == 0
-        placed = [(False, edges, edges + way.seconds, begun)]
-        if way.seconds and way.origin is not None and way.target not in self.idle:
-            ended = edges - way.seconds >= max(edges[0], free)
-            placed.append((True, edges - way.seconds, edges, ended))
-            if way.origin in self.idle and not way.blocked_by:
-                begun &= ~ended
-        rivals = [each for each in self.ways if (each.origin, each.target) == (way.origin, way.target)]
-        is_alone = len(rivals) == 1 and not (placed[1:] and (begun & ended).any())
-        found = []
-        for is_punctual, begins, ends, allowed in placed:
-            if allowed.any():
-                taken = self.program.variables(
-                    self.grid.count, 0.0, allowed.astype(float), whole=not is_alone
-                )
-                found.append(
-                    Placement(way=way, is_punctual=is_punctual, begins=begins, ends=ends, taken=taken)
-                )
-        return found
+            in_time &= False
+        if way.target in self.idle or not way.seconds:
+            in_time &= False
+        is_short = way.seconds <= SHORT_SHARE * self.grid.seconds.min()
+        if is_short:
+            in_time &= (edges - way.seconds >= free) & (way.origin in self.idle)
+            begins = np.where(in_time, edges - way.seconds, edges)
+            return self._placed(way, begins, in_time, begun, len(self._rivals(way)) > 1)
+        ended = in_time & (edges - way.seconds >= free)
+        if way.origin in self.idle and not way.blocked_by:
+            begun &= ~ended
+        is_whole = len(self._rivals(way)) > 1 or bool((begun & ended).any())
+        return [
+            *self._placed(way, edges, np.full(len(edges), False), begun, is_whole),
+            *self._placed(way, edges - way.seconds, np.full(len(edges), True), ended, is_whole),
+        ]
+
+    @pyscript_compile
+    def _rivals(self, way):
+        """Return all ways from the same mode to the same one."""
+        return [each for each in self.ways if (each.origin, each.target) == (way.origin, way.target)]
+
+    @pyscript_compile
+    def _placed(self, way, begins, is_punctual, allowed, is_whole):
+        """Return the Placement of a way in the steps where it is allowed, in a list, if there is any."""
+        if not allowed.any():
+            return []
+        taken = self.program.variables(self.grid.count, 0.0, allowed.astype(float), whole=is_whole)
+        ends = begins + way.seconds
+        return [Placement(way=way, is_punctual=is_punctual, begins=begins, ends=ends, taken=taken)]
 
     @pyscript_compile
     def _free_from(self, way):
@@ -226,7 +240,7 @@ class _Switching:
         """Begin no way before the last has ended, nor while a timer blocks it that another has started."""
         for mode in self.modes:
             arriving = [(each, each.ends) for each in self.placements if each.way.target == mode]
-            leaving = [(each, each.begins) for each in self.placements if each.way.origin == mode]
+            leaving = [(each, self._due(each)) for each in self.placements if each.way.origin == mode]
             self._keep_apart([each for each in arriving if each[0].way.seconds], leaving, {mode})
         for timer in {timer for way in self.ways for timer, _seconds in way.blocked_by}:
             starting = [
@@ -236,12 +250,18 @@ class _Switching:
                 if started == timer and seconds
             ]
             blocked = [
-                (each, each.begins + seconds)
+                (each, self._due(each) + seconds)
                 for each in self.placements
                 for blocking, seconds in each.way.blocked_by
                 if blocking == timer
             ]
             self._keep_apart(starting, blocked, self._held_by(timer))
+
+    @pyscript_compile
+    def _due(self, placement):
+        """Return when nothing may block a way any more; a short one may be late by as much as it takes."""
+        is_short = placement.is_punctual.any() and not placement.is_punctual.all()
+        return self.grid.starts if is_short else placement.begins
 
     @pyscript_compile
     def _held_by(self, timer):
@@ -310,42 +330,50 @@ class _Switching:
         if present.mode == mode and present.ready > self.grid.edges[0]:
             running = running - self.grid.shares(self.grid.edges[0], present.ready)
         share = running
-        for each in self.placements:
-            loser = each.way.origin if each.is_punctual else each.way.target
-            for steps, edges, part in self._taken_of(each) if loser == mode and each.way.seconds else ():
-                whole = part >= WHOLE_STEP
-                for chosen in (whole, ~whole):
-                    if chosen.any():
-                        taken = each.taken.gathered(steps[chosen], edges[chosen], 1.0, self.grid.count)
+        for each in self.placements if share.constant.any() or len(share.columns) else ():
+            ends = (each.way.target, ~each.is_punctual), (each.way.origin, each.is_punctual)
+            for allowed in [where for loser, where in ends if loser == mode and each.way.seconds]:
+                for steps, places, part in self._taken_of(each, allowed):
+                    share = share - self._part(each, steps, places, part)
+                    whole = part >= WHOLE_STEP
+                    if whole.any():
+                        running = running - self._part(each, steps[whole], places[whole], 1.0)
+                    if not whole.all():
+                        steps, places, part = steps[~whole], places[~whole], part[~whole]
                         parts = np.zeros(self.grid.count)
-                        parts[steps[chosen]] = part[chosen]
-                        share = share - taken * parts
-                        if chosen is whole:
-                            running = running - taken
-                        else:
-                            gaps.append((taken, parts))
+                        parts[steps] = part
+                        gaps.append((self._part(each, steps, places, 1.0), parts))
         self.running.append(running)
         self.gaps.append(gaps)
         self.share.append(share)
 
     @pyscript_compile
-    def _taken_of(self, placement):
-        """Return (steps, edges, parts): which parts of some steps a way takes that is placed at some edges.
+    def _part(self, placement, steps, places, parts):
+        """Return parts of some steps where a way is taken at the edges at some places."""
+        return placement.taken.gathered(steps, places, parts, self.grid.count)
+
+    @pyscript_compile
+    def _taken_of(self, placement, allowed):
+        """Return (steps, places, parts): which parts of steps a way takes that is placed at allowed edges.
 
         There is one of these for each distance between a step and the edge.
         """
         found, edges, count = [], self.grid.edges, self.grid.count
-        for lag in range(count):
-            steps = np.arange(count - lag - 1) if placement.is_punctual else np.arange(lag, count)
-            places = steps + lag + 1 if placement.is_punctual else steps - lag
+        [places] = np.nonzero(allowed)
+        directions = np.where(placement.is_punctual[places], -1, 1)
+        steps = places - placement.is_punctual[places]
+        while True:
+            inside = (steps >= 0) & (steps < count)
+            places, steps, directions = places[inside], steps[inside], directions[inside]
             overlap = np.minimum(placement.ends[places], edges[steps + 1]) - np.maximum(
                 placement.begins[places], edges[steps]
             )
-            if not (overlap > 0.0).any():
-                break
             inside = overlap > 0.0
-            found.append((steps[inside], places[inside], (overlap / self.grid.seconds[steps])[inside]))
-        return found
+            if not inside.any():
+                return found
+            places, steps, directions = places[inside], steps[inside], directions[inside]
+            found.append((steps, places, overlap[inside] / self.grid.seconds[steps]))
+            steps = steps + directions
 
     @pyscript_compile
     def course(self, solution):
