@@ -11,8 +11,9 @@ import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.priorities as priorities
 import flexmeasures_cem.plans as plans
 
-SHORTFALL, SURPLUS = 300.0, 20.0
-"""What a unit of supply too little, or too much, costs, in multiples of what one costs at most."""
+MIN_SHORTFALL, MAX_SHORTFALL = 100.0, 20_000.0
+"""What a unit of supply too little costs, in multiples of what one costs at most: as much as leaves no less
+for the site's limit. One too much costs the geometric mean of both."""
 SMALL_SUPPLY = 0.01
 """Which part of the greatest supply or demand is too small to tell what a unit costs."""
 STARTS_PER_HOUR = 4.0
@@ -57,14 +58,34 @@ class _Part:
         )
         shortfall, surplus = program.variables(grid.count), program.variables(grid.count)
         program.equate(supply + shortfall - surplus, self.demand)
-        unit = self._unit_cost()
-        program.pay((shortfall * SHORTFALL + surplus * SURPLUS) * (unit * grid.hours))
+        shortfall_cost, surplus_cost = self._violation_costs()
+        program.pay((shortfall * shortfall_cost + surplus * surplus_cost) * grid.hours)
         for model, ends in zip(self.models, supplies, strict=True):
             for lost, parts in model.losses(ends):
                 [where] = np.nonzero(parts)
                 missing = program.variables(len(where))
                 program.require((surplus - lost)[where] + missing, 0.0)
-                program.pay(missing * (SHORTFALL * unit * grid.hours * parts)[where])
+                program.pay(missing * (shortfall_cost * grid.hours * parts)[where])
+
+    @pyscript_compile
+    def _violation_costs(self):
+        """Return what a unit of supply too little, and too much, costs for an hour (currency)."""
+        unit, times, tariffs = self._unit_cost(), MAX_SHORTFALL, self.site.tariffs
+        if np.isfinite([np.min(tariffs.consumption_capacity), np.min(tariffs.production_capacity)]).any():
+            times = self.site.priorities.site_limit / (2.0 * self._most_for_a_kilowatt() * unit)
+        times = min(max(times, MIN_SHORTFALL), MAX_SHORTFALL)
+        return unit * times, unit * math.sqrt(times)
+
+    @pyscript_compile
+    def _most_for_a_kilowatt(self):
+        """Return how much supply a kW can bring at most."""
+        settings = [
+            (abs(power) / operation_modes.WATTS, abs(supply))
+            for model in self.models
+            for mode in model.actuator.modes.values()
+            for power, supply in zip(mode.powers, mode.supply, strict=True)
+        ]
+        return max([supply / power for power, supply in settings if power and supply], default=1.0)
 
     @pyscript_compile
     def _unit_cost(self):

@@ -316,7 +316,7 @@ class _ActuatorModel:
             part = solution.of(share)
             [runs] = np.nonzero(part > 1e-6)
             if len(runs):
-                values = np.clip(np.round(solution.of(factor)[runs] / part[runs], 7), 0.0, 1.0)
+                values = np.clip(np.round(solution.of(factor)[runs] / part[runs], 9), 0.0, 1.0)
                 latest = np.maximum(np.searchsorted(runs, np.arange(len(part)), "right") - 1, 0)
                 found[mode] = values[latest]
             else:
