@@ -54,16 +54,21 @@ def records():
         elements: tuple
         bottoms: tuple
         is_fixed: bool
+        is_permitted: bool = True
 
     @dataclass
     class Actuator:
-        """An actuator with its permitted modes by id; `transitions` by the mode that they start from."""
+        """An actuator with its permitted modes by id; `transitions` by the mode that they start from.
+
+        `blocking` are the timers that matter.
+        """
 
         id: str
         label: str
         modes: dict
         transitions: dict
         durations: dict
+        blocking: frozenset = frozenset()
 
     @dataclass
     class Device:
@@ -241,7 +246,10 @@ def read_actuator(described):
     moves, durations = transitions.read(described)
     modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
     label = transitions.short_label(described)
-    return Actuator(described.id, label, {mode.id: mode for mode in modes}, moves, durations)
+    blocking = frozenset(
+        timer for listed in moves.values() for each in listed for timer in each.blocking_timers
+    )
+    return Actuator(described.id, label, {mode.id: mode for mode in modes}, moves, durations, blocking)
 
 
 @pyscript_compile
