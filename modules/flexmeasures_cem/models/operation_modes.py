@@ -107,57 +107,62 @@ def ways_in(actuator: Any, numbers: dict) -> list:
 
 
 class _ActuatorModel:
-    """An actuator's modes in a Site's program: `factor[mode]` is at most the part of a step it runs.
+    """An actuator's modes in a Site's program, in the order that its description has them.
 
-    `power` is in kW; `supply` in the Resource Manager's unit.
+    `share[n]` is which part of each step the mode runs; `factor[n]` its factor times that part (None: the
+    factor changes nothing). An actuator has `modes` by id, each with `is_fixed` and, where some are for an
+    abnormal condition, `is_permitted`; `transitions` by the mode that they start from; `durations` of timers.
     """
 
     @pyscript_compile
-    def __init__(self, site, actuator, active, tariffs):
+    def __init__(self, site, actuator, active, idle=()):
+        """Begin with an Active; `idle` are the ids of modes that take and supply nothing at any factor."""
         self.site, self.actuator, self.active = site, actuator, active
         numbers = {mode: number for number, mode in enumerate(actuator.modes)}
+        self.idle = {numbers[each] for each in idle}
         mode = numbers.get(active.mode)
         ways = [(way_of(actuator, numbers, chain), chain) for chain in chains_of(actuator)]
         if mode is None:
             ways += ways_in(actuator, numbers)
+        self.ways = [way for way, _chain in ways]
         self.chains = {id(way): chain for way, chain in ways}
         present = switching.Present(mode=mode, ready=active.ready, timers=active.timers)
-        self.switching = switching.Switching(
-            site.program, site.grid, len(numbers), [way for way, _chain in ways], present
-        )
-        self.kept = [way for way, _chain in ways]
-        self.factor = [self._factor(number, each) for number, each in enumerate(actuator.modes.values())]
-        self.power = self.output([[end / WATTS for end in each.powers] for each in actuator.modes.values()])
-        self.supply = self.output([each.supply for each in actuator.modes.values()])
-        costs = self.output([modes.other_cost(each, tariffs) for each in actuator.modes.values()])
-        site.program.pay(costs * site.grid.hours)
-        for number, each in enumerate(actuator.modes.values()):
-            if not each.is_permitted:
-                site.program.pay(self.switching.share[number] * site.grid.hours * site.priorities.abnormal)
+        self.switching = switching.Switching(site.program, site.grid, len(numbers), self.ways, present)
+        self.share = self.switching.share
+        self.factor = [
+            self._factor(number, each.is_fixed) for number, each in enumerate(actuator.modes.values())
+        ]
+        for share, each in zip(self.share, actuator.modes.values(), strict=True):
+            if not getattr(each, "is_permitted", True):
+                site.program.pay(share * site.grid.hours * site.priorities.abnormal)
 
     @pyscript_compile
-    def _factor(self, number, mode):
+    def _factor(self, number, is_fixed):
         """Return the factor of a mode in each step, times the part of the step that it runs."""
-        if mode.is_fixed:
+        if is_fixed:
             return None
         factor = self.site.program.variables(self.site.grid.count, 0.0, 1.0)
-        self.site.program.require(self.switching.share[number] - factor, 0.0)
+        self.site.program.require(self.share[number] - factor, 0.0)
         return factor
 
     @pyscript_compile
     def output(self, ends):
-        """Return what the modes come to together, of what each comes to at a factor of 0 and of 1."""
+        """Return the mean in each step of what the modes come to together, as an Expression.
+
+        `ends` has what each comes to at a factor of 0 and of 1: numbers, or arrays over the steps.
+        """
         parts = []
-        for (low, high), share, factor in zip(ends, self.switching.share, self.factor, strict=True):
-            if low:
+        for (low, high), share, factor in zip(ends, self.share, self.factor, strict=True):
+            low, spread = np.asarray(low, float), np.asarray(high, float) - low
+            if low.any():
                 parts.append(share * low)
-            if factor is not None and high != low:
-                parts.append(factor * (high - low))
+            if factor is not None and spread.any():
+                parts.append(factor * spread)
         return linear.total(parts, self.site.grid.count)
 
     @pyscript_compile
     def moves(self, solution):
-        """Return the modes.Moves that a solution has the actuator make, in order."""
+        """Return the modes.Moves (transitions with their moments) of a solution, in order."""
         taken, _modes = self.switching.course(solution)
         found, timers = [], dict(self.active.timers)
         for begin, way in taken:
@@ -171,9 +176,9 @@ class _ActuatorModel:
 
     @pyscript_compile
     def factors(self, solution):
-        """Return the factor of each mode (by its id) in each step."""
+        """Return the factor of each mode (by its id) in each step, as an array; of fixed ones none."""
         found = {}
-        for mode, share, factor in zip(self.actuator.modes, self.switching.share, self.factor, strict=True):
+        for mode, share, factor in zip(self.actuator.modes, self.share, self.factor, strict=True):
             if factor is not None:
                 part = np.maximum(solution.of(share), 1e-9)
                 found[mode] = np.clip(np.round(solution.of(factor) / part, 9), 0.0, 1.0)
@@ -181,3 +186,20 @@ class _ActuatorModel:
 
 
 ActuatorModel = _ActuatorModel
+
+
+@pyscript_compile
+def cuts(actuator, active):
+    """Return moments (s since 1970) at which an edge of the grid lets an actuator go on at once."""
+    ends = [end + transitions.MARGIN for end in active.timers.values()]
+    return sorted({*ends, active.ready})
+
+
+@pyscript_compile
+def idle(actuator):
+    """Return the ids of those modes (modes.Mode) that take, supply and cost nothing at any factor."""
+    return {
+        each.id
+        for each in actuator.modes.values()
+        if not each.cost and not any(end for both in each.ends for end in both)
+    }
