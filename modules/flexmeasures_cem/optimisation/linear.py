@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WITHOUT_PROBING = 1 << 15
+"""HiGHS' option presolve_rule_off: to probe each whole variable takes longer than to solve what has many."""
+
 
 class _Expression:
     """A vector of affine functions: for each entry `factors` times the column is added to its row."""
@@ -203,6 +206,7 @@ class _Program:
             "time_limit": effort.seconds,
             "mip_abs_gap": effort.gap,
             "mip_rel_gap": effort.relative_gap,
+            "presolve_rule_off": WITHOUT_PROBING,
         }
         for name, value in options.items():
             solver.setOptionValue(name, value)
