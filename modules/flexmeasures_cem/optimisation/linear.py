@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WITHOUT_PROBING = 1 << 15
+"""HiGHS' option presolve_rule_off: to probe each whole variable takes longer than to solve what has many."""
+
 
 class _Expression:
     """A vector of affine functions: for each entry `factors` times the column is added to its row."""
@@ -223,6 +226,7 @@ class _Program:
             "mip_abs_gap": effort.gap * COST_SCALE,
             "mip_rel_gap": effort.relative_gap,
             "mip_heuristic_run_root_reduced_cost": False,  # it takes longer than all else, and finds nothing
+            "presolve_rule_off": WITHOUT_PROBING,
         }
         for name, value in options.items():
             solver.setOptionValue(name, value)

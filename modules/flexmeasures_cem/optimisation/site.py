@@ -48,12 +48,17 @@ class _Site:
         )
         greatest = max(np.abs(self.consumption_price).max(), np.abs(self.production_price).max())
         self.priorities = priorities.scaled(max(greatest, tariffs.peak_price))
-        self.powers = []
+        self.powers, self.above, self.below = [], [], []
 
     @pyscript_compile
-    def add(self, power):
-        """Count a device's power (an Expression, kW, consumption positive) at the connection."""
+    def add(self, power, above=None, below=None):
+        """Count a device's power (an Expression, kW, consumption positive) at the connection.
+
+        `above` and `below` are how far it may go beyond its mean in a step, for the connection's limits.
+        """
         self.powers.append(power)
+        self.above += [] if above is None else [above]
+        self.below += [] if below is None else [below]
 
     @pyscript_compile
     def track(self, power, wanted):
@@ -78,8 +83,8 @@ class _Site:
         program.equate(consumed - produced, net)
         program.pay((consumed * self.consumption_price - produced * self.production_price) * grid.hours)
         self._go_one_way(consumed, produced)
-        self._keep_within(consumed, tariffs.consumption_capacity, 1.0)
-        self._keep_within(produced, tariffs.production_capacity, -1.0)
+        self._keep_within(consumed, produced, self.above, tariffs.consumption_capacity, 1.0)
+        self._keep_within(produced, consumed, self.below, tariffs.production_capacity, -1.0)
         if tariffs.peak_price > 0:
             peak = program.variables(1)
             program.require(peak.spread(grid.count) - consumed, -tariffs.peak_consumption)
@@ -108,8 +113,10 @@ class _Site:
         return float(max(np.abs(total.constant + each).max() for each in sums)) + curtailable + 1.0
 
     @pyscript_compile
-    def _keep_within(self, power, capacity, sign):
+    def _keep_within(self, power, other, beyond, capacity, sign):
         """Keep a direction's power (kW) within its capacity, or as near to that as can be.
+
+        Where it is beyond its mean at times, that is added to what it is without the other direction's.
 
         What the load alone exceeds it by is nobody's fault.
         """
@@ -119,6 +126,8 @@ class _Site:
             alone = np.broadcast_to(sign * np.asarray(self.tariffs.load, float), (self.grid.count,))
             limit = np.maximum(capacity - self.tariffs.headroom, alone)
             excess = self.program.variables(len(where))
+            if beyond:
+                power = power - other + linear.total(beyond, self.grid.count)
             self.program.require(power[where] - excess, upper=limit[where])
             self.program.pay(excess * self.priorities.site_limit * self.grid.hours[where])
 

@@ -24,7 +24,6 @@ def modules() -> SimpleNamespace:
     """Return the modules under test."""
     names = {
         "ppbc": "flexmeasures_cem.ppbc",
-        "searches": "flexmeasures_cem.ppbc_plan",
         "market": "flexmeasures_cem.market",
         "plans": "flexmeasures_cem.plans",
         "messages": "flexmeasures_s2.messages",
