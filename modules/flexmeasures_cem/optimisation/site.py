@@ -48,7 +48,7 @@ class _Site:
         )
         greatest = max(np.abs(self.consumption_price).max(), np.abs(self.production_price).max())
         self.priorities = priorities.scaled(max(greatest, tariffs.peak_price))
-        self.powers, self.above, self.below = [], [], []
+        self.powers, self.spares, self.net = [], {1: [], -1: []}, None
 
     @pyscript_compile
     def add(self, power, above=None, below=None):
@@ -57,8 +57,17 @@ class _Site:
         `above` and `below` are how far it may go beyond its mean in a step, for the connection's limits.
         """
         self.powers.append(power)
-        self.above += [] if above is None else [above]
-        self.below += [] if below is None else [below]
+        for direction, beyond in ((1, above), (-1, below)):
+            if beyond is not None:
+                self.spare(direction, beyond)
+
+    @pyscript_compile
+    def spare(self, direction, power):
+        """Keep room within the connection's limits for what a device may do beyond its power.
+
+        That is an amount (an Expression, kW) of consumption (direction 1) or production (-1).
+        """
+        self.spares[direction].append(power)
 
     @pyscript_compile
     def track(self, power, wanted):
@@ -80,16 +89,17 @@ class _Site:
         if curtailable.any():
             net = net + program.variables(grid.count, 0.0, curtailable)
         consumed, produced = (program.variables(grid.count) for _direction in range(2))
-        program.equate(consumed - produced, net)
+        self.net = consumed - produced
+        program.equate(self.net, net)
         program.pay((consumed * self.consumption_price - produced * self.production_price) * grid.hours)
         self._go_one_way(consumed, produced)
-        self._keep_within(consumed, produced, self.above, tariffs.consumption_capacity, 1.0)
-        self._keep_within(produced, consumed, self.below, tariffs.production_capacity, -1.0)
+        self._keep_within(consumed, tariffs.consumption_capacity, 1)
+        self._keep_within(produced, tariffs.production_capacity, -1)
         if tariffs.peak_price > 0:
             peak = program.variables(1)
             program.require(peak.spread(grid.count) - consumed, -tariffs.peak_consumption)
             program.pay(peak * tariffs.peak_price)
-        return consumed - produced
+        return self.net
 
     @pyscript_compile
     def _go_one_way(self, consumed, produced):
@@ -113,10 +123,8 @@ class _Site:
         return float(max(np.abs(total.constant + each).max() for each in sums)) + curtailable + 1.0
 
     @pyscript_compile
-    def _keep_within(self, power, other, beyond, capacity, sign):
+    def _keep_within(self, power, capacity, sign):
         """Keep a direction's power (kW) within its capacity, or as near to that as can be.
-
-        Where it is beyond its mean at times, that is added to what it is without the other direction's.
 
         What the load alone exceeds it by is nobody's fault.
         """
@@ -126,10 +134,16 @@ class _Site:
             alone = np.broadcast_to(sign * np.asarray(self.tariffs.load, float), (self.grid.count,))
             limit = np.maximum(capacity - self.tariffs.headroom, alone)
             excess = self.program.variables(len(where))
-            if beyond:
-                power = power - other + linear.total(beyond, self.grid.count)
             self.program.require(power[where] - excess, upper=limit[where])
             self.program.pay(excess * self.priorities.site_limit * self.grid.hours[where])
+            if self.spares[sign]:
+                self._keep_spare(sign, where, limit[where], excess)
+
+    @pyscript_compile
+    def _keep_spare(self, sign, where, limit, excess):
+        """Count what devices may do beyond their power too, in some steps of one direction."""
+        spare = linear.total(self.spares[sign], self.grid.count)
+        self.program.require((self.net * sign + spare)[where] - excess, upper=limit)
 
     @pyscript_compile
     def solve(self, effort):
