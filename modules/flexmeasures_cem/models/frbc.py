@@ -40,7 +40,7 @@ SAME_LEVEL = 1e-3
 """Levels that differ by less of the storage's range are the same."""
 SHORTEST_SECONDS = 1.0
 """What takes less is left out."""
-NOTHING = 1e-9
+NOTHING, MOMENT = 1e-9, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -668,7 +668,7 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
                 (
                     place
                     for place, each in enumerate(moves)
-                    if each.to == rest.to and begin + NOTHING < each.end and each.start < end + NOTHING
+                    if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
                 ),
                 None,
             )
