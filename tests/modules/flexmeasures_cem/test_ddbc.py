@@ -243,10 +243,10 @@ def test_the_present_demand_keeps_the_forecast_in_its_range(m):
     pump = actuator("pump", [(off, (0, 0)), (on, (2000, 8000))])
     described = description(pump, demand=(3000, 4000), begin=1.0)
     device = m.ddbc.device(memory(m, described, expected=forecast([5000, 5000], 900)))
-    assert m.ddbc.demand(device, NOW + 2, NOW + 900, True) == 4000
-    assert m.ddbc.demand(device, NOW + 900, NOW + 1800, False) == 5000
-    assert m.ddbc.demand(device, NOW + 1800, NOW + 2700, False) == 3500
-    assert m.ddbc.demand(device, NOW + 1350, NOW + 2250, False) == 4250
+    assert device.demand(NOW + 2, NOW + 900, True) == 4000
+    assert device.demand(NOW + 900, NOW + 1800, False) == 5000
+    assert device.demand(NOW + 1800, NOW + 2700, False) == 3500
+    assert device.demand(NOW + 1350, NOW + 2250, False) == 4250
 
 
 def test_a_demand_that_was_told_before_what_is_forecast_now_is_not_the_present_one(m):
