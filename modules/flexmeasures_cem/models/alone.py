@@ -53,4 +53,4 @@ def planned(model: Any, device: Any, state: Any, wanted: Any, market: list, tari
     """
     site = site_of(market, model.cuts(device, state))
     part = model.add(site, device, state, wanted, tariffs)
-    return part.plan(solved(site), market)
+    return part.plan(solved(site, getattr(model, "EFFORT", None)), market)

@@ -22,25 +22,37 @@ WATTS = 1000.0
 """W in a kW."""
 JOULES = 3.6e6
 """J in a kWh."""
+EFFORT = linear.Effort(seconds=5.0, gap=1e-3, relative_gap=1e-3)
+"""How well a device is planned that is alone: to a tenth of a cent, or of a percent."""
 MAX_CUTS = 8
 MAX_SEGMENTS = 4
 """Into how many segments a storage is cut at most, by what its operation modes do there."""
 SAME_RATE = 0.01
 """Elements that differ by less than this part of the greatest rate and power are one."""
+MEAN_POWER = 0.005
+"""What a departure from a power counts that no mode has: it is a mean, to which the level leads."""
+SAME_POWER = 0.01
+"""Powers that differ by less than this part of the greatest are the same."""
+SHORTEST_SWING = 0.25
+"""For how many hours at least a device with steps of power may take the nearest one before the next."""
 LEVEL_PER_HOUR = 4.0
 """What an hour's departure from a schedule's level counts, of as much departure from its energy."""
 PER_KWH, PER_IDLE_HOUR = 1e-4, 2e-5
 """What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could."""
+EARLY_STOP = 0.25
+"""What a kWh counts that a step is left out of at its end, of the greatest price."""
 LONGEST_EARLY_STOP = 7200.0
 """What timers block for longer (s) is stopped at the ends of steps alone."""
 LONGEST_STUCK = 86_400.0
 """How far ahead is looked where a mode cannot be left (s)."""
 SAME_FACTOR = 1e-4
+MAX_RANGES = 500
+"""How many ranges of power of several actuators are looked at, at most."""
 SAME_LEVEL = 1e-3
 """Levels that differ by less of the storage's range are the same."""
 SHORTEST_SECONDS = 1.0
 """What takes less is left out."""
-NOTHING = 1e-9
+NOTHING, MOMENT = 1e-9, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +84,8 @@ Effect = _Effect
 def cuts(device: Any, state: Any) -> list[float]:
     """Return moments (s since 1970) at which an edge of the grid helps: targets, and what blocks it now."""
     wanted = [each for start, end, *_levels in device.targets for each in (start, end)]
-    blocked = [
-        each
-        for actuator in device.actuators
-        for each in operation_modes.cuts(actuator, state.actuators[actuator.id])
-    ]
+    actives = [state.actuators[each.id] for each in device.actuators]
+    blocked = operation_modes.cuts(device.actuators, actives)
     coming = sorted({each for each in (*wanted, *blocked) if each > state.moment})
     return coming[:MAX_CUTS]
 
@@ -142,13 +151,13 @@ class _Converter:
     """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
 
     @pyscript_compile
-    def __init__(self, site, actuator, active, effects, storage, ends):
-        """Begin with an Active; `ends` has the levels (kWh) at which a step is left empty, and full."""
+    def __init__(self, site, actuator, active, effects, storage):
         self.site, self.actuator, self.effects, self.storage = site, actuator, effects, storage
         self.numbers = {each: number for number, each in enumerate(actuator.modes)}
-        self.model = operation_modes.ActuatorModel(site, actuator, active)
+        idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
+        self.model = operation_modes.ActuatorModel(site, actuator, active, idle)
         self.active = self.model.switching.active
-        self.ends, self.early, self.rests = ends, {}, {}
+        self.early, self.rests = {}, {}
         self.share = list(self.model.share)
         for number in range(len(effects)):
             self._stop_early(number, active)
@@ -162,9 +171,10 @@ class _Converter:
 
     @pyscript_compile
     def _stop_early(self, number, active):
-        """Let a mode that cannot be mild end within a step, for one that rests, where the storage is full.
+        """Let a mode that cannot be mild end within a step, for one that rests, where that saves enough.
 
-        `early[number]` is which part of the step is left out.
+        So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
+        the step is left out.
         """
         rates = [each.least_rate for each in self.effects[number]]
         is_filling, is_emptying = min(rates) > 0, max(rates) < 0
@@ -187,9 +197,8 @@ class _Converter:
             if not bound.any() or not blocked:
                 break
             program.require((self.active[number][: grid.count - lag] - early[lag:])[bound], 0.0)
-        is_at_end = program.variables(grid.count, 0.0, 1.0, whole=True)
-        program.require(is_at_end - early, 0.0)
-        self.storage.end_at(is_at_end, self.ends[is_filling], is_filling)
+        price = EARLY_STOP * self.site.greatest_price
+        program.pay(early * (grid.hours * (price * min(abs(each) for each in rates))))
         self.early[number], self.rests[number] = early, step
         self.share[number] = self.share[number] - early
         self.share[target] = self.share[target] + early
@@ -378,16 +387,10 @@ class _StorageModel:
     @pyscript_compile
     def _convert(self):
         """Add the actuators' modes."""
-        device, storage, hours = self.device, self.storage, self.site.grid.hours
+        device, storage = self.device, self.storage
         pairs = list(zip(self.levels[:-1], self.levels[1:], strict=True))
         self.leakage = [leakage_of(device, low, high, self.unit) for low, high in pairs]
         self.usage = self.site.grid.means(device.usage) * (self.unit * 3600)
-        lost, more = self.leakage[-1]
-        drain = (np.maximum(self.usage, 0.0) + max(lost + more * storage.top, 0.0)) * hours
-        ends = [
-            np.fmax(self.lowest, storage.bottom),
-            np.maximum(np.fmin(self.highest, storage.top) - drain, storage.bottom),
-        ]
         self.converters = []
         for each in device.actuators:
             active = self.state.actuators[each.id]
@@ -397,7 +400,7 @@ class _StorageModel:
                     [effect(mode, low, high, self.unit) for low, high in pairs]
                     for mode in actuator.modes.values()
                 ]
-                self.converters.append(Converter(self.site, actuator, active, effects, storage, ends))
+                self.converters.append(Converter(self.site, actuator, active, effects, storage))
 
     @pyscript_compile
     def _flow(self, cycle_cost):
@@ -494,13 +497,27 @@ class _StorageModel:
         else:
             parts = [(self.power, linear.constant(powers))]
         departures = [self._distance(power - part) for power, part in parts]
-        site.program.pay(linear.total(departures, grid.count) * (grid.hours * price))
+        counts = np.where(self._can_have(powers), 1.0, MEAN_POWER)
+        site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
         levels, weights = self.levels_of(powers)
-        free = self.device.step / WATTS * float(grid.hours.max()) / 2 * self.worth.charging
+        free = (
+            self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING) / 2 * self.worth.charging
+        )
         away = site.program.variables(grid.count)
         site.program.require(self.storage.reached - levels - away, upper=free)
         site.program.require(self.storage.reached - levels + away, -free)
         site.program.pay(away * (grid.hours * weights * (LEVEL_PER_HOUR * price)))
+
+    @pyscript_compile
+    def _can_have(self, powers):
+        """Return which powers (kW) the actuators can have together."""
+        ranges = {(0.0, 0.0)}
+        for converter in self.converters:
+            own = {tuple(sorted(each.powers)) for effects in converter.effects for each in effects}
+            sums = {(low + first, high + last) for low, high in ranges for first, last in own}
+            ranges = set(sorted(sums)[:MAX_RANGES])
+        hair = SAME_POWER * max(abs(end) for both in ranges for end in both)
+        return np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
 
     @pyscript_compile
     def _distance(self, expression):
@@ -619,7 +636,7 @@ Event = _Event
 def told_events(converter: Any, solution: Any, grid: Any, storage: Any) -> list:
     """Return the Events of an actuator, in order, of a solution."""
     actuator, active = converter.actuator, converter.model.active
-    _taken, modes = converter.model.switching.course(solution)
+    modes = np.argmax([solution.of(each) for each in converter.active], axis=0).tolist()
     ids, factors = list(actuator.modes), factors_of(converter, solution, grid, storage, modes)
     due = [(move.start, 0, 0, move) for move in moves_of(converter, solution, grid, modes)]
     due += [(begin, 1, step, value) for step, listed in enumerate(factors) for begin, value in listed]
@@ -668,7 +685,7 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
                 (
                     place
                     for place, each in enumerate(moves)
-                    if each.to == rest.to and begin + NOTHING < each.end and each.start < end + NOTHING
+                    if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
                 ),
                 None,
             )

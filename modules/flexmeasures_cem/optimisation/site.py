@@ -47,6 +47,7 @@ class _Site:
             for each in (tariffs.consumption_price, tariffs.production_price)
         )
         greatest = max(np.abs(self.consumption_price).max(), np.abs(self.production_price).max())
+        self.greatest_price = max(greatest, priorities.LEAST_PRICE)
         self.priorities = priorities.scaled(max(greatest, tariffs.peak_price))
         self.powers, self.spares, self.net = [], {1: [], -1: []}, None
 

@@ -92,15 +92,6 @@ class _Storage:
                 program.pay(lack * price)
 
     @pyscript_compile
-    def end_at(self, chosen: Any, level: Any, is_rising: bool) -> None:
-        """Let a step be chosen (a variable of 0 or 1 for each) only where it ends at a level, or beyond."""
-        program = self.site.program
-        if is_rising:
-            program.require(self.reached + self.missing - chosen * (level - self.bottom), self.bottom)
-        else:
-            program.require(self.reached - self.surplus + chosen * (self.top - level), upper=self.top)
-
-    @pyscript_compile
     def leave_room(self, filling: Any, emptying: Any) -> None:
         """Keep room at the end for what goes on after it (kWh, an Expression of one function each)."""
         program, price = self.site.program, self.site.priorities.range
