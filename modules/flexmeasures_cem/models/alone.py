@@ -41,7 +41,7 @@ def site_of(market: list, cuts: Any = ()) -> Any:
 def solved(site: Any, effort: Any = None) -> Any:
     """Return the linear.Solution of a Site of one device, to within what cannot be told apart."""
     site.connect()
-    return site.solve(effort or linear.Effort(seconds=20.0, gap=1e-7, relative_gap=0.0))
+    return site.solve(effort or linear.Effort(seconds=20.0, gap=1e-6, relative_gap=0.0))
 
 
 @pyscript_compile
