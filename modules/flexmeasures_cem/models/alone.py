@@ -23,14 +23,14 @@ def site_of(market: list, cuts: Any = ()) -> Any:
     def column(name: str, scale: float = 1.0) -> Any:
         return np.array([getattr(each, name) for each in market])[places] / scale
 
-    limit = column("limit", WATTS)
+    limit, production_price = column("limit", WATTS), column("production_price")
     return sites.Site(
         grid,
         sites.Tariffs(
             consumption_price=column("consumption_price"),
-            production_price=column("production_price"),
+            production_price=production_price,
             load=column("load", WATTS),
-            curtailable=column("curtailable", WATTS),
+            curtailable=np.where(production_price < 0, column("curtailable", WATTS), 0.0),
             consumption_capacity=limit,
             production_capacity=limit,
         ),

@@ -136,7 +136,7 @@ def random_ways(draw, m, modes):
         m.switching.Way(
             origin=origin,
             target=target,
-            seconds=draw(st.sampled_from([0.0, 0.0, 300.0, 900.0, 1200.0])),
+            seconds=draw(st.sampled_from([0.0, 0.0, 300.0, 900.0, 2000.0])),
             cost=draw(st.sampled_from([0.0, 0.05, -0.05])),
             starts=tuple(dict(draw(timers)).items()),
             blocked_by=tuple(dict(draw(blocking)).items()),
