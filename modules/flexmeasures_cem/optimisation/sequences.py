@@ -485,7 +485,7 @@ class _Chain:
         for slot in [each for each in STARTS_SECONDS if each >= finest]:
             until_edge = slot - first % slot
             lengths = list(np.arange(slot, TOLERANCE, -max(slot / 3, MIN_PAUSE_SECONDS)))
-            is_between = place == 0 and first % STARTS_SECONDS[0] > TOLERANCE
+            is_between = place == 0 and bool(first % STARTS_SECONDS[0] > TOLERANCE)
             for some in [[until_edge]] if is_running else [lengths, lengths[:1]]:
                 found = []
                 for seconds in some + [until_edge] * (is_between and not is_running):
@@ -545,7 +545,8 @@ class _Chain:
                 per_hour = EARLIER_PER_HOUR * weight / 3600
                 program.pay(run.began * ((run.begins - grid.edges[0]) * per_hour))
                 if isinstance(run, Pausing):
-                    program.pay(run.ended * ((run.ends - grid.edges[0]) * per_hour))
+                    hours = (run.starts.ravel() - grid.edges[0]) * per_hour / run.chunks
+                    program.pay(run.at_work * hours)
                 if place + 1 == len(self.runs):
                     program.pay(run.ended * self._late_costs(run.ends))
                 if place == 0 and self.task.held != RUNNING and isinstance(run, Steady):
