@@ -32,7 +32,7 @@ LATE_SECONDS = 1.0
 """How late is late."""
 LATE_HOURS = 0.1
 """To be late at all counts as so many hours more."""
-EARLIER_PER_HOUR = 5e-5
+EARLIER_PER_HOUR = 1e-4
 """What an hour later costs more (currency): of two starts as good, the earlier is taken."""
 TINY_COST = 1e-9
 """Costs that are less (currency) are none."""

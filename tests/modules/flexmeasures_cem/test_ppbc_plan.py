@@ -41,7 +41,7 @@ MARKETS = st.tuples(
 """The length of intervals, their prices, what is fed in yields, loads, and the site's limit."""
 STEP = 5 * MINUTE
 """How far apart starts are, but for those when the container before ends."""
-TIE = 1e-3
+TIE = 2e-3
 """What earlier starts may cost more (currency)."""
 SETTINGS = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
 
