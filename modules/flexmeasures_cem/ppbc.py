@@ -1,10 +1,10 @@
 """Power profile based control: which sequence of each container runs when, and what the device is told.
 
-The choice is made in the site model (models/ppbc.py), not by FlexMeasures. A profile of which a container was aborted is over
-as a whole, since its containers follow from each other. S2 says nothing of a sequence without
-max_pause_before: any pause before it is allowed then; and none counts before a profile's first container.
-Progress is taken as the time that a sequence has been at work; where a device adds its pauses, that is seen
-and allowed for.
+The choice is made in the site model (models/ppbc.py), not by FlexMeasures. A profile of which a container
+was aborted is over as a whole, since its containers follow from each other. S2 says nothing of a sequence
+without max_pause_before: any pause before it is allowed then; and none counts before a profile's first
+container. Progress is taken as the time that a sequence has been at work; where a device adds its pauses,
+that is seen and allowed for.
 """
 
 from dataclasses import replace
@@ -13,6 +13,7 @@ from typing import Any
 import flexmeasures_cem.models.alone as alone
 import flexmeasures_cem.models.ppbc as model
 import flexmeasures_cem.plans as plans
+import flexmeasures_cem.profiles as profiles
 from flexmeasures_cem.profiles import (
     ABORTED,
     DESCRIPTION,
@@ -27,7 +28,6 @@ from flexmeasures_cem.profiles import (
     Phase,
     ProfilePlan,
     State,
-    device,
     misfit,
     passed,
     usual,
@@ -49,6 +49,7 @@ KINDS = {
     "ABORTED": ABORTED,
 }
 PLAN = ProfilePlan
+device = profiles.device
 upcoming, missed = plans.upcoming, plans.missed
 
 

@@ -202,7 +202,7 @@ def until_now(whole: Any, phase: Any, now: Any, moment: float) -> tuple:
 
 @pyscript_compile
 def last_end(profile: Any, stages: list, earliest: float, end: float, held: str | None) -> float | None:
-    """Return by when a profile is to end, None where it need not and cannot be planned until the grid's end."""
+    """Return by when a profile is to end, None where it need not and cannot be planned on the grid."""
     shortest = sum(min(each.seconds for each in stage) for stage in stages)
     if profile.end > end:
         if earliest + shortest <= end:

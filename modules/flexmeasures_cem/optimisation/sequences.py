@@ -16,11 +16,11 @@ import flexmeasures_cem.optimisation.linear as linear
 
 STARTS_SECONDS = (300.0, 600.0, 900.0, 1800.0, 3600.0)
 """How far apart starts, and pauses, may be: by the clock, the finest with which there are not too many."""
-MAX_STARTS = 2_000
+MAX_STARTS = 1_000
 """How many starts all stages may have on the clock."""
 MAX_MOMENTS = 500
 """How many moments a stage may start at."""
-MAX_CHUNKS = 2_500
+MAX_CHUNKS = 1_500
 """How many chunks, times the slots each may be in, all stages may have."""
 MIN_PAUSE_SECONDS = 300.0
 """How long a pause is at least."""
@@ -32,10 +32,18 @@ LATE_SECONDS = 1.0
 """How late is late."""
 LATE_HOURS = 0.1
 """To be late at all counts as so many hours more."""
-EARLIER_PER_HOUR = 5e-5
+EARLIER_PER_HOUR = 1e-4
 """What an hour later costs more (currency): of two starts as good, the earlier is taken."""
+TINY_COST = 1e-9
+"""Costs that are less (currency) are none."""
 TOLERANCE = 1e-3
 """Moments that are as near as this are the same (s)."""
+SHORTEST_SECONDS = 0.5
+"""What overlaps a step by less leaves its greatest power as it is."""
+COARSE_SECONDS = 1800.0
+"""How far apart starts are at least that end later than some time after the deadline."""
+LATE_FINE_SECONDS = 3600.0
+"""How long that time is."""
 RUNNING, PAUSED = "RUNNING", "PAUSED"
 
 
@@ -77,6 +85,22 @@ class _Sequence:
         return float((self.rates * self.seconds).sum()) / 3600
 
     @pyscript_compile
+    def greatest(self, since: Any, until: Any, sign: float) -> Any:
+        """Return the greatest power (kW) in a direction between two states of progress (s), or nothing."""
+        last = np.searchsorted(self.knots, until - SHORTEST_SECONDS, "left")
+        first = np.searchsorted(self.knots, since + SHORTEST_SECONDS, "right") - 1
+        levels = [np.maximum(self.powers * sign, 0.0)]
+        while len(levels[-1]) > 2 ** (len(levels) - 1):
+            half = 2 ** (len(levels) - 1)
+            levels.append(np.maximum(levels[-1][:-half], levels[-1][half:]))
+        found = np.zeros(since.shape)
+        for number, level in enumerate(levels):
+            inside = (last - first >= 2**number) & (last - first < 2 ** (number + 1))
+            ends = first[inside], last[inside] - 2**number
+            found[inside] = np.maximum(level[ends[0]], level[ends[1]])
+        return found * sign
+
+    @pyscript_compile
     def part(self, done: float, until: float) -> Any:
         """Return the Sequence of what is between two states of progress (s)."""
         knots = np.clip(self.knots, done, until)
@@ -86,6 +110,24 @@ class _Sequence:
 
 
 Sequence = _Sequence
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Spread:
+    """A sequence in the `steps` that it touches: a row for each moment that it may begin at.
+
+    `greatest` and `least` are its powers (kW) there or nothing, whichever is beyond the other, and `extra` is
+    what it costs more than the `means` do (currency).
+    """
+
+    steps: Any
+    means: Any
+    greatest: Any
+    least: Any
+    extra: Any
+
+
+Spread = _Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,24 +220,26 @@ class _GivenLoad:
         return (until[0] - until[1]).sum(axis=1) + sequence.other_cost
 
     @pyscript_compile
-    def means(self, sequence, begins):
-        """Return (steps, mean powers in them (kW)) of a sequence, a row for each of some moments it begins."""
+    def spread(self, sequence, begins):
+        """Return the Spread of a sequence over the steps that it touches, by when it begins."""
         edges, count = self.grid.edges, self.grid.count
         first = np.searchsorted(edges, begins, "right") - 1
         last = np.searchsorted(edges, begins + sequence.length, "left")
         width = max(int((last - first).max(initial=0)), 1)
         places = np.clip(first[:, None] + np.arange(width + 1)[None, :], 0, count)
-        energies = np.interp(edges[places] - begins[:, None], sequence.knots, sequence.energies)
+        progress = np.clip(edges[places] - begins[:, None], 0.0, sequence.length)
         hours = np.diff(edges[places]) / 3600
-        means = np.divide(np.diff(energies), hours, out=np.zeros_like(hours), where=hours > 0)
-        return np.minimum(places[:, :-1], count - 1), means
-
-    @pyscript_compile
-    def spread(self, sequence, begins):
-        """Return (steps, mean powers in them (kW), costs that these do not have) of a sequence by its start."""
-        steps, means = self.means(sequence, begins)
-        by_mean = (self.hourly(means, steps) * self.grid.hours[steps]).sum(axis=1)
-        return steps, means, self.costs(sequence, begins) - by_mean
+        energies = np.diff(np.interp(progress, sequence.knots, sequence.energies))
+        means = np.divide(energies, hours, out=np.zeros_like(hours), where=hours > 0)
+        steps = np.minimum(places[:, :-1], count - 1)
+        by_mean = (self.hourly(means, steps, with_limits=False) * self.grid.hours[steps]).sum(axis=1)
+        return Spread(
+            steps=steps,
+            means=means,
+            greatest=sequence.greatest(progress[:, :-1], progress[:, 1:], 1.0) if self.is_limited else means,
+            least=sequence.greatest(progress[:, :-1], progress[:, 1:], -1.0) if self.is_limited else means,
+            extra=self.costs(sequence, begins, with_limits=False) - by_mean,
+        )
 
 
 GivenLoad = _GivenLoad
@@ -211,9 +255,9 @@ class _Steady:
 
     @pyscript_compile
     def enter(self, site, given, _fee):
-        """Add the variables to a site's program; return the power (kW)."""
+        """Add the variables to a site's program; return its powers_of."""
         self.began = self.ended = site.program.variables(len(self.begins), 0.0, 1.0, whole=True)
-        return power_of(site, given, [(self.sequence, self.began, self.begins)])
+        return powers_of(site, given, [(self.sequence, self.began, self.begins)])
 
     @pyscript_compile
     def spans(self, solution):
@@ -258,7 +302,7 @@ class _Pausing:
 
     @pyscript_compile
     def enter(self, site, given, fee):
-        """Add the variables to a site's program, and pay a fee for each pause; return the power (kW)."""
+        """Add the variables to a site's program, and pay a fee for each pause; return its powers_of."""
         program, shape = site.program, (self.chunks, self.places)
         upper = np.ones(shape)
         upper[0] = self.allowed
@@ -282,7 +326,7 @@ class _Pausing:
             for number in range(self.chunks)
             for row in [slice(number * self.places, (number + 1) * self.places)]
         ]
-        return power_of(site, given, parts)
+        return powers_of(site, given, parts)
 
     @pyscript_compile
     def spans(self, solution):
@@ -304,16 +348,26 @@ Pausing = _Pausing
 
 
 @pyscript_compile
-def power_of(site, given, parts):
-    """Return the power (kW) of parts (Sequence, variables, moments), and pay what is not by a step's mean."""
+def powers_of(site, given, parts):
+    """Return the mean, greatest and least power (kW) of parts (Sequence, variables, moments they begin at).
+
+    What these cost more than the means do is paid.
+    """
     found = []
     for sequence, variables, begins in parts:
-        steps, means, extra = given.spread(sequence, begins)
-        places, columns = np.nonzero(means)
-        found.append((steps[places, columns], variables.columns[places], means[places, columns]))
-        site.program.pay(variables * np.where(np.abs(extra) > 1e-9, extra, 0.0))
-    rows, columns, factors = (np.concatenate(each) for each in zip(*found, strict=True))
-    return linear.Expression(rows, columns, factors, np.zeros(site.grid.count))
+        spread = given.spread(sequence, begins)
+        site.program.pay(variables * np.where(np.abs(spread.extra) > TINY_COST, spread.extra, 0.0))
+        columns = np.broadcast_to(variables.columns[:, None], spread.steps.shape)
+        found.append(
+            [each.ravel() for each in (spread.steps, columns, spread.means, spread.greatest, spread.least)]
+        )
+    rows, columns, *values = (np.concatenate(each) for each in zip(*found, strict=True))
+    none = np.zeros(site.grid.count)
+    return [
+        linear.Expression(rows[kept], columns[kept], each[kept], none)
+        for each in values
+        for kept in [each != 0]
+    ]
 
 
 @pyscript_compile
@@ -346,7 +400,7 @@ def last_until(moments, until):
 
 
 class _Chain:
-    """A Task in a Site's program, which it adds its `power` (kW) to. Of several, the first in `rank` is earlier.
+    """A Task in a Site's program, which it adds its `power` (kW) to. Of equal ones, `rank` 0 is first.
 
     Stages follow each other by what has begun and ended until each moment (cumulatively), which leaves the
     program's relaxation nearly whole.
@@ -362,8 +416,10 @@ class _Chain:
         self.last_end = task.deadline
         if end > task.deadline + TOLERANCE:
             self.last_end = task.earliest + sum(max(each.length for each in stage) for stage in task.stages)
+        self.fine_until = self.last_end
         if self.given.is_limited:
             self.last_end = max(float(site.grid.edges[-1]), self.last_end, end)
+            self.fine_until = min(max(task.deadline, end) + LATE_FINE_SECONDS, self.last_end)
         self.step = self._step()
         self.moments, self.runs = [], []
         self._place()
@@ -373,7 +429,7 @@ class _Chain:
     @pyscript_compile
     def _step(self):
         """Return how far apart starts are on the clock (s)."""
-        waits = self.last_end - self.task.earliest - self.ahead - self.behind
+        waits = self.fine_until - self.task.earliest - self.ahead - self.behind
         for seconds in STARTS_SECONDS:
             counts = [
                 len(stage) * max(wait, 0.0) / seconds
@@ -396,7 +452,10 @@ class _Chain:
             first = task.earliest + self.ahead[place]
             last = self.last_end - self.behind[place]
             if not (place == 0 and task.held == RUNNING):
-                moments = distinct(moments, clock(first, last, self.step))
+                fine = clock(first, self.fine_until - self.behind[place], self.step)
+                coarse = clock(first, last, max(self.step, COARSE_SECONDS))
+                in_time = task.deadline - self.behind[place] - [each.length for each in stage]
+                moments = distinct(moments, fine, coarse, in_time)
             moments = thinned(moments[(moments > first - TOLERANCE) & (moments < last + TOLERANCE)], first)
             runs = []
             for number, sequence in enumerate(stage):
@@ -417,31 +476,28 @@ class _Chain:
 
     @pyscript_compile
     def _pausing(self, place, number, sequence, until, most):
-        """Return the Pausings of a sequence that starts until a moment: one for each length of a first chunk."""
+        """Return the Pausings of a sequence that starts until a moment, by how long the first chunk is."""
         task, grid = self.task, self.site.grid
-        first, last_end = task.earliest + self.ahead[place], self.last_end - self.behind[place]
+        first, last_end = task.earliest + self.ahead[place], self.fine_until - self.behind[place]
         is_running = place == 0 and task.held == RUNNING
         steps = grid.seconds[grid.step_at(first) : grid.step_at(last_end) + 1]
-        for slot in STARTS_SECONDS:
-            if slot < min(float(np.median(steps)), STARTS_SECONDS[-1]) - TOLERANCE:
-                continue
-            lengths = list(np.arange(slot, TOLERANCE, -max(slot / 3, MIN_PAUSE_SECONDS)))
+        finest = min(float(np.median(steps)), STARTS_SECONDS[-1]) - TOLERANCE
+        for slot in [each for each in STARTS_SECONDS if each >= finest]:
             until_edge = slot - first % slot
-            if is_running:
-                lengths = [until_edge]
-            elif place == 0 and first % STARTS_SECONDS[0] > TOLERANCE:
-                lengths.append(until_edge)
-            found = []
-            for seconds in lengths:
-                first_end = math.ceil((first + seconds - TOLERANCE) / slot) * slot
-                run = Pausing(number, sequence, slot, float(seconds), first_end, last_end)
-                is_now = seconds == until_edge
-                run.allowed = run.begins < (first if is_now else until) + TOLERANCE
-                run.surcharge = float(is_now and not is_running)
-                if run.places > 1 and run.allowed.any():
-                    found.append(run)
-            if sum(run.size for run in found) <= most:
-                return found
+            lengths = list(np.arange(slot, TOLERANCE, -max(slot / 3, MIN_PAUSE_SECONDS)))
+            is_between = place == 0 and bool(first % STARTS_SECONDS[0] > TOLERANCE)
+            for some in [[until_edge]] if is_running else [lengths, lengths[:1]]:
+                found = []
+                for seconds in some + [until_edge] * (is_between and not is_running):
+                    first_end = math.ceil((first + seconds - TOLERANCE) / slot) * slot
+                    run = Pausing(number, sequence, slot, float(seconds), first_end, last_end)
+                    is_now = seconds == until_edge and (is_running or is_between)
+                    run.allowed = run.begins < (first if is_now else until) + TOLERANCE
+                    run.surcharge = float(is_now and not is_running)
+                    if run.places > 1 and run.allowed.any():
+                        found.append(run)
+                if sum(run.size for run in found) <= most:
+                    return found
         return []
 
     @pyscript_compile
@@ -483,29 +539,45 @@ class _Chain:
         program, grid = self.site.program, self.site.grid
         powers, ended, ends = [], None, None
         for place, runs in enumerate(self.runs):
-            powers += [run.enter(self.site, self.given, self.fee) for run in runs]
+            entered = [run.enter(self.site, self.given, self.fee) for run in runs]
+            powers.append([linear.total(each, grid.count) for each in zip(*entered, strict=True)])
             for run in runs:
                 per_hour = EARLIER_PER_HOUR * weight / 3600
                 program.pay(run.began * ((run.begins - grid.edges[0]) * per_hour))
                 if isinstance(run, Pausing):
-                    program.pay(run.ended * ((run.ends - grid.edges[0]) * per_hour))
+                    hours = (run.starts.ravel() - grid.edges[0]) * per_hour / run.chunks
+                    program.pay(run.at_work * hours)
                 if place + 1 == len(self.runs):
                     program.pay(run.ended * self._late_costs(run.ends))
                 if place == 0 and self.task.held != RUNNING and isinstance(run, Steady):
                     self._stay(run)
-            moments = self.moments[place]
-            pairs = [(run.began, run.begins) for run in runs]
-            begun = self._until(moments, pairs)
-            program.require(begun[-1:], 1.0)
+            program.equate(linear.total([run.began.sum() for run in runs], 1), 1.0)
             if ended is not None:
-                allowed = picked(ended, last_until(ends, moments))
-                program.require(allowed - begun, 0.0)
-                self._keep_waits(place, ended, ends)
+                self._keep_order(place, ended, ends)
             if place + 1 < len(self.runs):
                 ends = distinct(*[run.ends for run in runs])
                 ended = self._until(ends, [(run.ended, run.ends) for run in runs])
-        self.power = linear.total(powers, grid.count)
-        self.site.add(self.power)
+        means, greatest, least = zip(*powers, strict=True)
+        self.power = linear.total(means, grid.count)
+        if self.given.is_limited:
+            self.site.add(self.power, self._beyond(greatest, 1.0), self._beyond(least, -1.0))
+        else:
+            self.site.add(self.power)
+
+    @pyscript_compile
+    def _beyond(self, powers, sign):
+        """Return how far the power may be beyond its mean in a direction (kW), by each stage's extreme ones.
+
+        Stages do not run at the same time, so that the greatest of theirs counts.
+        """
+        if not any(len(each.columns) for each in powers):
+            return None
+        if len(powers) == 1:
+            return (powers[0] - self.power) * sign
+        extreme = self.site.program.variables(self.site.grid.count)
+        for each in powers:
+            self.site.program.require(extreme - each * sign, 0.0)
+        return extreme - self.power * sign
 
     @pyscript_compile
     def _stay(self, run):
@@ -516,7 +588,7 @@ class _Chain:
         now = self.task.earliest
         before = max(math.floor(now / self.step) * self.step, self.task.released)
         if run.begins[0] < now + TOLERANCE and before < now - TOLERANCE:
-            costs = self.given.costs(run.sequence, np.array([before, now]))
+            costs = self.given.costs(run.sequence, np.array([before, now]), with_limits=False)
             self.site.program.pay(run.began[:1] * max(float(costs[0] - costs[1]), 0.0))
 
     @pyscript_compile
@@ -533,21 +605,22 @@ class _Chain:
         return reached
 
     @pyscript_compile
-    def _keep_waits(self, place, ended, ends):
-        """Have a stage start within its longest wait after the end of the one before, by its sequence."""
-        runs, count = self.runs[place], len(ends)
-        waits = sorted({each.longest_wait for each in self.task.stages[place]})
+    def _keep_order(self, place, ended, ends):
+        """Have a stage start when the one before has ended, and within its longest wait, by its sequence."""
+        program, runs = self.site.program, self.runs[place]
+        moments = self.moments[place]
+        begun = self._until(moments, [(run.began, run.begins) for run in runs])
+        program.require(picked(ended, last_until(ends, moments)) - begun, 0.0)
+        waits = sorted({run.sequence.longest_wait for run in runs})
         if waits[0] == math.inf:
             return
         started = []
         for wait in waits:
             pairs = [(run.began, run.begins) for run in runs if run.sequence.longest_wait == wait]
-            if not pairs:
-                continue
-            moments = distinct(*[begins for _began, begins in pairs])
-            reached = self._until(moments, pairs)
-            started.append(picked(reached, last_until(moments, ends + wait)))
-        self.site.program.require(linear.total(started, count) - ended, 0.0)
+            own = moments if len(waits) == 1 else distinct(*[begins for _began, begins in pairs])
+            reached = begun if len(waits) == 1 else self._until(own, pairs)
+            started.append(picked(reached, last_until(own, ends + wait)))
+        program.require(linear.total(started, len(ends)) - ended, 0.0)
 
     @pyscript_compile
     def course(self, solution):
