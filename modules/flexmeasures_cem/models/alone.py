@@ -16,7 +16,7 @@ WATTS = 1000.0
 def site_of(market: list, cuts: Any = ()) -> Any:
     """Return the Site of a market (market.Intervals), with further edges at some moments (s since 1970)."""
     first, last = market[0].start, market[-1].end
-    inside = [moment for moment in cuts if first < moment < last]
+    inside = [moment for moment in cuts if first < moment < last - grids.SHORTEST_SECONDS]
     grid = grids.of([each.start for each in market] + [last, *inside])
     places = np.searchsorted([each.start for each in market], grid.starts + 0.5, "right") - 1
 

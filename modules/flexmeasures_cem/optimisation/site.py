@@ -48,12 +48,20 @@ class _Site:
         )
         greatest = max(np.abs(self.consumption_price).max(), np.abs(self.production_price).max())
         self.priorities = priorities.scaled(max(greatest, tariffs.peak_price))
-        self.powers = []
+        self.powers, self.spares, self.net = [], {1: [], -1: []}, None
 
     @pyscript_compile
     def add(self, power):
         """Count a device's power (an Expression, kW, consumption positive) at the connection."""
         self.powers.append(power)
+
+    @pyscript_compile
+    def spare(self, direction, power):
+        """Keep room within the connection's limits for what a device may do beyond its power.
+
+        That is an amount (an Expression, kW) of consumption (direction 1) or production (-1).
+        """
+        self.spares[direction].append(power)
 
     @pyscript_compile
     def track(self, power, wanted):
@@ -75,16 +83,17 @@ class _Site:
         if curtailable.any():
             net = net + program.variables(grid.count, 0.0, curtailable)
         consumed, produced = (program.variables(grid.count) for _direction in range(2))
-        program.equate(consumed - produced, net)
+        self.net = consumed - produced
+        program.equate(self.net, net)
         program.pay((consumed * self.consumption_price - produced * self.production_price) * grid.hours)
         self._go_one_way(consumed, produced)
-        self._keep_within(consumed, tariffs.consumption_capacity, 1.0)
-        self._keep_within(produced, tariffs.production_capacity, -1.0)
+        self._keep_within(consumed, tariffs.consumption_capacity, 1)
+        self._keep_within(produced, tariffs.production_capacity, -1)
         if tariffs.peak_price > 0:
             peak = program.variables(1)
             program.require(peak.spread(grid.count) - consumed, -tariffs.peak_consumption)
             program.pay(peak * tariffs.peak_price)
-        return consumed - produced
+        return self.net
 
     @pyscript_compile
     def _go_one_way(self, consumed, produced):
@@ -121,6 +130,14 @@ class _Site:
             excess = self.program.variables(len(where))
             self.program.require(power[where] - excess, upper=limit[where])
             self.program.pay(excess * self.priorities.site_limit * self.grid.hours[where])
+            if self.spares[sign]:
+                self._keep_spare(sign, where, limit[where], excess)
+
+    @pyscript_compile
+    def _keep_spare(self, sign, where, limit, excess):
+        """Count what devices may do beyond their power too, in some steps of one direction."""
+        spare = linear.total(self.spares[sign], self.grid.count)
+        self.program.require((self.net * sign + spare)[where] - excess, upper=limit)
 
     @pyscript_compile
     def solve(self, effort):
