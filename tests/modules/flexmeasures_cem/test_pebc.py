@@ -172,11 +172,25 @@ def test_curtails_for_no_price_from_zero_on(m, price):
     assert told(plan) == [(0.001, 0, -5000)]
 
 
-def test_curtails_nothing_without_a_schedule_or_a_forecast(m):
-    intervals = market(m, [-0.3] * 4)
+def test_curtails_where_production_costs_without_a_schedule_too(m):
     remembered = memory(m, constraints(INVERTER), forecast([-3000] * 4))
-    assert told(planned(m, remembered, intervals)[1]) == [(0.001, 0, -5000)]
-    assert told(planned(m, memory(m, constraints(INVERTER)), intervals, [0] * 4)[1]) == [(0.001, 0, -5000)]
+    intervals = market(m, [0.3] * 4, [0.1, -0.1, -0.2, 0], load=[0, 0, 1000, 0])
+    _device, plan = planned(m, remembered, intervals)
+    assert told(plan) == [(0.001, 0, -5000), (1, 0, 0), (2, 0, -1000), (3, 0, -5000)]
+    assert [round(power, 3) for *_, power in plan.pieces] == [-3000, 0, -1000, -3000]
+
+
+def test_curtails_nothing_where_the_schedule_does_not(m):
+    remembered = memory(m, constraints(INVERTER), forecast([-3000] * 4))
+    _device, plan = planned(m, remembered, market(m, [-0.3] * 4), [-3000, -5000, 0, -3000])
+    assert told(plan) == [(0.001, 0, -5000), (2, 0, 0), (3, 0, -5000)]
+
+
+def test_curtails_nothing_without_a_forecast(m):
+    intervals = market(m, [-0.3] * 4)
+    for wanted in (None, [0] * 4):
+        _device, plan = planned(m, memory(m, constraints(INVERTER)), intervals, wanted)
+        assert told(plan) == [(0.001, 0, -5000)]
 
 
 def test_never_curtails_more_than_is_wanted(m):
@@ -210,7 +224,8 @@ def test_leaves_room_for_production_that_is_asked_for_before_it_curtails(m):
     asked = energy(0, until=4, quantity=L1, lower=-1000)
     remembered = memory(m, constraints(INVERTER), asked, forecast([-3000] * 4))
     _device, plan = planned(m, remembered, market(m, [0.3] * 4, [-0.4, -0.1, -0.3, -0.2]), [0] * 4)
-    assert [each[2] for each in told(plan)] == [0, -4000, 0]
+    assert [each[2] for each in told(plan)] == [0, -5000, 0]
+    assert [power for *_, power in plan.pieces] == [0, -3000, 0]
     assert plan.missed == []
 
 
@@ -244,7 +259,7 @@ def test_charges_where_the_schedule_says(m):
 def test_allows_what_the_schedule_is_short_of_next_to_what_it_wants(m):
     remembered = memory(m, constraints(CHARGER, "DEFER"), energy(5520, until=4))
     _device, plan = planned(m, remembered, market(m, [0.1, 0.4, 0.2, 0.3]), [0, 11_040, 0, 10_900])
-    assert told(plan) == [(0.001, 0, 0), (1, 11_040, 0), (2, 0, 0), (3, 11_040, 0)]
+    assert told(plan) == [(0.001, 0, 0), (0.966, 4140, 0), (1, 11_040, 0), (2, 0, 0), (3, 10_900, 0)]
     _device, plan = planned(m, remembered, market(m, [0.4, 0.1, 0.3, 0.2, 0.1]), [11_040, 0, 11_040, 0, 0])
     assert told(plan) == [
         (0.001, 11_040, 0),
