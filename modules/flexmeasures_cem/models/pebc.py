@@ -131,7 +131,7 @@ class _EnvelopeModel:
         union, room, expected = self.unions[side], self._room(side), self.expected[side]
         governed = self.governed[side]
         curtails = self.curtails if side < 0 else np.zeros_like(governed)
-        allows = np.isfinite(room) & ~curtails & ~governed
+        allows = np.isfinite(room) & ~governed & ~(self.is_lost & (side < 0))
         fixed = ~curtails & ~allows & ~governed
         self.amount[side] = linear.constant(np.where(fixed, union.most, 0.0))
         self.power[side] = linear.constant(np.where(fixed, expected, 0.0))
@@ -197,7 +197,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _set_curtailed(self):
-        """Set in which steps production may be curtailed, and what a schedule leaves of it (kW; nan: all may).
+        """Set in which steps production may be curtailed, and what a schedule leaves of it (kW; nan: any).
 
         It is where there is a forecast of production that would be lost, and a reason: the site's limit, or a
         price at which production costs.
@@ -210,9 +210,9 @@ class _EnvelopeModel:
             is_less = (-self.wanted < forecast - hair) & (costs | (self.peak > room))
             left = np.where(is_less, np.maximum(-self.wanted, 0.0), forecast)
             self.left = np.where(np.isnan(self.wanted), np.nan, left)
-        can = ~self.is_deferred & ~self.governed[-1] & (forecast > envelopes.NO_POWER)
+        self.is_lost = ~self.is_deferred & ~self.governed[-1] & (self.device.forecast is not None)
         is_open = np.where(np.isnan(self.left), costs, self.left < forecast)
-        self.curtails = can & (np.isfinite(room) | is_open) & (self.device.forecast is not None)
+        self.curtails = self.is_lost & (forecast > envelopes.NO_POWER) & (np.isfinite(room) | is_open)
 
     @pyscript_compile
     def _add_needs(self):

@@ -56,6 +56,12 @@ class _Union:
 
     @property
     @pyscript_compile
+    def gap(self) -> Any:
+        """How far the ranges of each step are apart at most."""
+        return np.nan_to_num(self.low[1:] - self.high[:-1]).max(axis=0)
+
+    @property
+    @pyscript_compile
     def jump(self) -> Any:
         """The least amount of the last range of each step."""
         return np.nanmax(self.low, axis=0)
@@ -205,14 +211,16 @@ class _Deferred:
         days = (site.grid.starts[steps] - site.grid.edges[0]) / 86_400
         [where] = np.nonzero(union.jump > union.least)
         if len(where):
-            jump = union.jump[where] - union.least[where]
-            unused = program.variables(len(where), 0.0, jump)
-            self.power = self.amount - placed(unused, where, len(steps))
-            program.require(self.power[where], union.least[where])
-            program.pay(unused * hours[where] * PER_KWH_UNUSED)
+            widest = union.gap[where]
+            unused = program.variables(len(where), 0.0, widest)
             self.parted = program.variables(len(where), 0.0, 1.0, whole=True)
-            program.require(unused - self.parted * jump, upper=0.0)
-            self._pay_starts(raised, raised - placed(unused * (1.0 / jump), where, len(steps)), where, was_on)
+            program.require(unused - self.parted * widest, upper=0.0)
+            program.require(self.amount[where] - unused, union.least[where])
+            program.pay(unused * hours[where] * PER_KWH_UNUSED)
+            unused = placed(unused, where, len(steps))
+            self.power = self.amount - unused
+            jump = np.maximum(union.jump - union.least, NO_POWER)
+            self._pay_starts(raised, raised - unused * (1.0 / jump), where, was_on)
         program.pay(self.power * hours * days * PER_DAY_LATER)
 
     @pyscript_compile
