@@ -193,7 +193,7 @@ def coarse(slots):
     found = []
     for each in slots:
         if found and found[-1].amounts == each.amounts:
-            found[-1] = together([found[-1], each])
+            found[-1] = replace(found[-1], end=each.end)
         else:
             found.append(each)
     if len(found) <= MOST_ELEMENTS:

@@ -6,6 +6,7 @@ they are kW, and never less than nothing.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,19 @@ def add(site: Any, device: Any, state: Any, wanted: Any, tariffs: dict) -> Any:
     return EnvelopeModel(site, device, state, wanted)
 
 
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """Some time in which energy (kWh, on one side) is needed and no more is taken."""
+
+    side: int
+    start: float
+    end: float
+    needed: float
+
+
+Span = _Span
+
+
 class _EnvelopeModel:
     """A device's envelope in a Site's program.
 
@@ -69,7 +83,8 @@ class _EnvelopeModel:
         self.governed = {side: self._governed(side) for side in devices.SIDES}
         self.wanted = None if wanted is None else means_where_known(site.grid, wanted) / WATTS
         self._expect()
-        self.unlimited, self.amount, self.may, self.power, self.room = {}, {}, {}, {}, {}
+        self.amount, self.may, self.power, self.room = {}, {}, {}, {}
+        self._set_curtailed()
         for side in devices.SIDES:
             self._add_side(side)
         self._add_needs()
@@ -113,42 +128,22 @@ class _EnvelopeModel:
     @pyscript_compile
     def _add_side(self, side):
         """Set the amounts of one side: fixed where nothing limits them, else as variables."""
-        count, union, room = self.site.grid.count, self.unions[side], self._room(side)
-        expected = self.expected[side]
-        curtails = self._curtails(side)
-        target = self._curtailed(room) if side < 0 else expected
-        prices = np.minimum(self.site.production_price, self.site.consumption_price)
-        is_open = (target < expected) if self.wanted is not None else (prices < 0)
-        is_needed = np.zeros(count, bool)
-        for need in self.needs:
-            if need.side == side:
-                is_needed |= (self.site.grid.starts < need.end) & (self.site.grid.ends > need.start)
-        curtails &= np.isfinite(room) | is_open
-        allows = np.isfinite(room) & ~curtails & ~self.governed[side]
-        fixed = ~curtails & ~allows & ~self.governed[side]
+        union, room, expected = self.unions[side], self._room(side), self.expected[side]
+        governed = self.governed[side]
+        curtails = self.curtails if side < 0 else np.zeros_like(governed)
+        allows = np.isfinite(room) & ~governed & ~(self.is_lost & (side < 0))
+        fixed = ~curtails & ~allows & ~governed
         self.amount[side] = linear.constant(np.where(fixed, union.most, 0.0))
         self.power[side] = linear.constant(np.where(fixed, expected, 0.0))
-        self.may[side] = self.power[side]
-        self.room[side] = self.amount[side]
+        self.may[side], self.room[side] = self.power[side], self.amount[side]
         [steps] = np.nonzero(allows)
         if len(steps):
             made = envelopes.Allowance(self.site, steps, union.at(steps), expected[steps])
             self._place(side, steps, made, made.amount)
         [steps] = np.nonzero(curtails)
         if len(steps):
-            wanted = np.full(len(steps), np.nan) if self.wanted is None else target[steps]
-            made = envelopes.Curtailable(
-                self.site,
-                steps,
-                union.at(steps),
-                expected[steps],
-                self.peak[steps],
-                wanted,
-                bool(is_needed[steps].any()),
-            )
-            self._place(side, steps, made, made.amount)
-        self.curtails = curtails
-        [steps] = np.nonzero(self.governed[side])
+            self._curtail(steps, union.at(steps), room[steps])
+        [steps] = np.nonzero(governed)
         if len(steps):
             self._defer(side, steps, union.at(steps), room[steps])
 
@@ -190,22 +185,34 @@ class _EnvelopeModel:
         return False
 
     @pyscript_compile
-    def _curtails(self, side):
-        """Return in which steps production is forecast that would be lost where it is limited."""
-        if side > 0 or self.device.forecast is None:
-            return np.zeros(self.site.grid.count, bool)
-        return ~self.is_deferred & ~self.governed[-1] & (self.expected[-1] > envelopes.NO_POWER)
+    def _curtail(self, steps, union, room):
+        """Set the amounts of the steps in which production may be curtailed."""
+        expected, peak = self.expected[-1][steps], self.peak[steps]
+        is_needed = any(each.side < 0 for each in self.needs)
+        peak = np.where(peak > room, peak, expected)
+        made = envelopes.Curtailable(
+            self.site, steps, union, expected, peak, self.left[steps], is_needed=is_needed
+        )
+        self._place(-1, steps, made, made.amount)
 
     @pyscript_compile
-    def _curtailed(self, room):
-        """Return what a schedule leaves of the production that is forecast (kW), where it has a reason."""
-        forecast = self.expected[-1]
-        if self.wanted is None:
-            return forecast
-        is_less = -self.wanted < forecast - np.maximum(plans.LEAST_WATTS / WATTS, SMALLER_SHARE * forecast)
-        prices = np.minimum(self.site.production_price, self.site.consumption_price)
-        has_reason = (prices < 0) | (self.peak > room)
-        return np.where(is_less & has_reason, np.maximum(-self.wanted, 0.0), forecast)
+    def _set_curtailed(self):
+        """Set in which steps production may be curtailed, and what a schedule leaves of it (kW; nan: any).
+
+        It is where there is a forecast of production that would be lost, and a reason: the site's limit, or a
+        price at which production costs.
+        """
+        forecast, room = self.expected[-1], self._room(-1)
+        costs = np.minimum(self.site.production_price, self.site.consumption_price) < 0
+        self.left = np.full(self.site.grid.count, np.nan)
+        if self.wanted is not None:
+            hair = np.maximum(plans.LEAST_WATTS / WATTS, SMALLER_SHARE * forecast)
+            is_less = (-self.wanted < forecast - hair) & (costs | (self.peak > room))
+            left = np.where(is_less, np.maximum(-self.wanted, 0.0), forecast)
+            self.left = np.where(np.isnan(self.wanted), np.nan, left)
+        self.is_lost = ~self.is_deferred & ~self.governed[-1] & (self.device.forecast is not None)
+        is_open = np.where(np.isnan(self.left), costs, self.left < forecast)
+        self.curtails = self.is_lost & (forecast > envelopes.NO_POWER) & (np.isfinite(room) | is_open)
 
     @pyscript_compile
     def _add_needs(self):
@@ -215,22 +222,30 @@ class _EnvelopeModel:
             share = grid.shares(max(need.start, self.begin), need.end) * grid.hours
             envelopes.fill(self.site, energy(self.room[need.side], counted, share), need.left / WATTS)
         for side in devices.SIDES:
-            own = [each for each in zip(self.needs, self.counting, strict=True) if each[0].side == side]
-            for group in groups(own):
+            for group in groups([each for each in self._spans() if each.side == side]):
                 self._confine(side, group)
 
     @pyscript_compile
+    def _spans(self):
+        """Return the Spans in which a device takes what it needs."""
+        grid, found = self.site.grid, []
+        for need, (base, factor) in zip(self.needs, self.counting, strict=True):
+            start = max(need.start, self.begin)
+            inside = self.governed[need.side] & (factor > 0) & (grid.shares(start, need.end) > 0)
+            if inside.any():
+                hours = (grid.shares(start, need.end) * grid.hours)[inside]
+                least = float((base[inside] * hours).sum())
+                needed = (need.left / WATTS - least) / float(factor[inside].mean())
+                found.append(Span(need.side, start, need.end, max(needed, 0.0)))
+        return found
+
+    @pyscript_compile
     def _confine(self, side, group):
-        """Allow no more energy than needs ask for that have some time in common."""
+        """Allow no more energy than is needed in Spans that have some time in common."""
         grid = self.site.grid
-        allowed, taken = [], np.zeros(grid.count)
-        for need, counted in sorted(group, key=lambda each: -each[0].end):
-            share = np.minimum(grid.shares(max(need.start, self.begin), need.end), 1.0 - taken)
-            share = np.where(self.governed[side] & (counted[1] > 0), share, 0.0)
-            taken = taken + share
-            allowed.append(energy(self.power[side], counted, share * grid.hours))
-        needed = sum(need.left for need, _counted in group) / WATTS
-        envelopes.confine(self.site, linear.total(allowed, 1), needed)
+        share = grid.shares(min(each.start for each in group), max(each.end for each in group))
+        hours = np.where(self.governed[side], share * grid.hours, 0.0)
+        envelopes.confine(self.site, (self.power[side] * hours).sum(), needed_at_most(group))
 
     @pyscript_compile
     def plan(self, solution: Any, market: list) -> Any:
@@ -418,16 +433,28 @@ def energy(amount: Any, counted: tuple, hours: Any) -> Any:
 
 
 @pyscript_compile
-def groups(needs: list) -> list:
-    """Return (Need, counting) in groups of those that have some time in common."""
+def groups(spans: list) -> list:
+    """Return Spans in groups of those that have some time in common."""
     found, end = [], -math.inf
-    for each in sorted(needs, key=lambda each: each[0].start):
-        if each[0].start < end:
+    for each in sorted(spans, key=lambda each: each.start):
+        if each.start < end:
             found[-1].append(each)
         else:
             found.append([each])
-        end = max(end, each[0].end)
+        end = max(end, each.end)
     return found
+
+
+@pyscript_compile
+def needed_at_most(spans: list) -> float:
+    """Return the energy (kWh) that Spans need in all: what is inside of a longer one counts for that too."""
+    left, needed = sorted(spans, key=lambda each: each.start - each.end), 0.0
+    while left:
+        first = left[0]
+        inside = [each for each in left[1:] if first.start <= each.start and each.end <= first.end]
+        needed += max(first.needed, needed_at_most(inside))
+        left = [each for each in left[1:] if each not in inside]
+    return needed
 
 
 @pyscript_compile

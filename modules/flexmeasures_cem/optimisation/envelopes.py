@@ -18,8 +18,10 @@ PER_KWH_UNUSED = 1e-4
 """What a kWh costs that is allowed for a part of a step only (currency)."""
 PER_DAY_LATER = 1e-3
 """What a kWh costs more for each day that it is deferred (currency)."""
-PER_START = 4e-3
+PER_START = 1e-3
 """What a start of a device that can be off costs, where it is for us to choose (currency)."""
+SURPLUS = 2.0
+"""How much more a kWh counts that is not needed than one by which a schedule is not followed."""
 NO_POWER, HAIR = 1e-9, 5e-4
 """What is no power, and by how much an amount may be below what is wanted (kW)."""
 
@@ -51,6 +53,12 @@ class _Union:
     def most(self) -> Any:
         """The greatest amount of each step."""
         return np.nanmax(self.high, axis=0)
+
+    @property
+    @pyscript_compile
+    def gap(self) -> Any:
+        """How far the ranges of each step are apart at most."""
+        return np.nan_to_num(self.low[1:] - self.high[:-1]).max(axis=0)
 
     @property
     @pyscript_compile
@@ -157,12 +165,13 @@ Allowance = _Allowance
 class _Curtailable:
     """Production (kW) that is forecast, and is lost where it is limited.
 
-    `forecast` is its mean in each step, `peak` its greatest: a limit below that lessens it in proportion.
+    `forecast` is its mean in each step, `peak` its greatest, or the mean too where that is of no importance:
+    a limit below that lessens it in proportion.
     `wanted` is what a schedule leaves of it (nan: what costs least).
     """
 
     @pyscript_compile
-    def __init__(self, site, steps, union, forecast, peak, wanted, is_needed):
+    def __init__(self, site, steps, union, forecast, peak, wanted, *, is_needed=False):
         program, hours = site.program, site.grid.hours[steps]
         self.may, _raised = chosen(program, union.capped(peak))
         self.power = self.may * (forecast / peak)
@@ -198,19 +207,20 @@ class _Deferred:
         self.site, self.steps = site, steps
         self.amount, raised = chosen(program, union)
         self.may = self.power = self.amount
-        self.unused = linear.constant(np.zeros(len(steps)))
-        self.most_unused = 0.0
+        self.parted = linear.constant(np.zeros(len(steps)))
         days = (site.grid.starts[steps] - site.grid.edges[0]) / 86_400
         [where] = np.nonzero(union.jump > union.least)
         if len(where):
-            jump = union.jump[where] - union.least[where]
-            unused = program.variables(len(where), 0.0, jump)
-            self.power = self.amount - placed(unused, where, len(steps))
-            program.require(self.power[where], union.least[where])
-            self.unused = placed(unused, where, len(steps)) * hours
-            self.most_unused = float((jump * hours[where]).max())
-            program.pay(self.unused * PER_KWH_UNUSED)
-            self._pay_starts(raised, raised - placed(unused * (1.0 / jump), where, len(steps)), where, was_on)
+            widest = union.gap[where]
+            unused = program.variables(len(where), 0.0, widest)
+            self.parted = program.variables(len(where), 0.0, 1.0, whole=True)
+            program.require(unused - self.parted * widest, upper=0.0)
+            program.require(self.amount[where] - unused, union.least[where])
+            program.pay(unused * hours[where] * PER_KWH_UNUSED)
+            unused = placed(unused, where, len(steps))
+            self.power = self.amount - unused
+            jump = np.maximum(union.jump - union.least, NO_POWER)
+            self._pay_starts(raised, raised - unused * (1.0 / jump), where, was_on)
         program.pay(self.power * hours * days * PER_DAY_LATER)
 
     @pyscript_compile
@@ -228,9 +238,9 @@ class _Deferred:
 
     @pyscript_compile
     def allow_parts(self, count):
-        """Allow an amount for a part of a step as often as this only: once for each need, say."""
-        if self.most_unused:
-            self.site.program.require(self.unused.sum(), upper=self.most_unused * count)
+        """Allow an amount for a part of a step only so often: once for each need, say."""
+        if len(self.parted.columns):
+            self.site.program.require(self.parted.sum(), upper=count)
 
 
 Deferred = _Deferred
@@ -261,4 +271,4 @@ def confine(site: Any, energy: Any, needed: float) -> None:
     if len(energy.columns):
         surplus = site.program.variables(1)
         site.program.require(energy - surplus, upper=needed)
-        site.program.pay(surplus * site.priorities.target)
+        site.program.pay(surplus * site.priorities.schedule * SURPLUS)
