@@ -221,7 +221,7 @@ def come_back(site: Any, found: Any) -> None:
 
 @pyscript_compile
 def powers_of(kind: Any, plan: Any) -> list[tuple[float, float, float]]:
-    """Return what a plan has for each quarter of an hour (start, end, W), as the schedule that it followed."""
+    """Return what a plan has for each quarter of an hour (start, end, W), as if it were a schedule."""
     first = plan.start // QUARTER * QUARTER
     starts = [first + place * QUARTER for place in range(math.ceil((plan.end - first) / QUARTER))]
     return [(start, start + QUARTER, kind.planned_power(plan, start, QUARTER)) for start in starts]

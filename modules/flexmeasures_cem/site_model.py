@@ -61,13 +61,14 @@ def planned(tasks: list, outlook: Any, spans: list, limit: float | None, tariffs
         for moment in model.cuts(task.device, task.state)
     ]
     site = alone.site_of(market, chosen_cuts(cuts, spans))
-    parts = [
-        model.add(site, task.device, task.state, task.wanted, tariffs)
-        for model, task in zip(models, tasks, strict=True)
-    ]
+    parts, powers = [], []
+    for model, task in zip(models, tasks, strict=True):
+        counted = len(site.powers)
+        parts.append(model.add(site, task.device, task.state, task.wanted, tariffs))
+        powers.append(linear.total(site.powers[counted:], site.grid.count))
     site.connect()
     solution = site.solve(LONE if len(tasks) == 1 else JOINT)
-    powers = [alone.WATTS * solution.of(part.power) for part in parts]
+    powers = [alone.WATTS * solution.of(power) for power in powers]
     together = sum(powers)
     grid = site.grid
     return {

@@ -71,14 +71,6 @@ class _Site:
         self.spares[direction].append(power)
 
     @pyscript_compile
-    def spare(self, direction, power):
-        """Keep room within the connection's limits for what a device may do beyond its power.
-
-        That is an amount (an Expression, kW) of consumption (direction 1) or production (-1).
-        """
-        self.spares[direction].append(power)
-
-    @pyscript_compile
     def track(self, power, wanted):
         """Pay for what a power (kW) departs from what a schedule has for it (kW; nan: anything)."""
         [where] = np.nonzero(~np.isnan(wanted))
