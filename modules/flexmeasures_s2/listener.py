@@ -408,10 +408,11 @@ async def serve(session, websocket, limits):
     """Deal with each message in turn, until the connection ends; return why it did.
 
     A burst is read no faster than it can be dealt with, and leaves room for everybody else; so does a
-    large message, after which as much time is left to others as it took.
+    large message, after which as much time is left to others as it took. One that comes after a pause begins
+    another turn.
     """
-    bucket = Bucket(limits.rate, 60 * limits.rate, time.monotonic())
-    turn_ends = time.monotonic() + TURN_SECONDS
+    now = time.monotonic()
+    bucket, turn_ends = Bucket(limits.rate, 60 * limits.rate, now), now + TURN_SECONDS
     async for frame in websocket:
         if frame.type is WSMsgType.ERROR:
             break
@@ -419,6 +420,8 @@ async def serve(session, websocket, limits):
             await sessions.close(session, UNSUPPORTED_DATA, "a binary frame: S2 is text")
             break
         began = time.monotonic()
+        if began > now + TURN_SECONDS:
+            turn_ends = began + TURN_SECONDS
         await sessions.receive(session, frame.data)
         now = time.monotonic()
         pause = pause_after(bucket, len(frame.data), now)
@@ -426,7 +429,8 @@ async def serve(session, websocket, limits):
             pause = max(pause, now - began)
         if pause or now > turn_ends:
             await asyncio.sleep(pause)
-            turn_ends = time.monotonic() + TURN_SECONDS
+            now = time.monotonic()
+            turn_ends = now + TURN_SECONDS
     if session.why_ended:
         return session.why_ended
     code = websocket.close_code
