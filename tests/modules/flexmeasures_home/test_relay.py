@@ -130,6 +130,26 @@ async def device(hass, freezer):
     relays.stop(device.relay)
 
 
+async def test_an_interval_has_one_timer_however_often_it_is_measured(device, monkeypatch):
+    real, set_timers = relays.async_call_later, []
+
+    def call_later(*given):
+        set_timers.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(relays, "async_call_later", call_later)
+    for minute in range(5):
+        await device.at(minute)
+        device.measure(300, minute)
+    assert len(set_timers) == 1
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(300))]
+    await device.at(16)
+    device.measure(600, 16)
+    await device.at(30.2)
+    assert [minute for minute, _power in device.posted] == [0, 15]
+
+
 async def test_a_value_lasts_from_its_timestamp_to_the_next(device):
     device.measure(300, 0)
     await device.at(5.05)
