@@ -5,6 +5,7 @@ Power in S2 is W, and consumption is positive.
 
 import logging
 import math
+import zlib
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -46,6 +47,8 @@ BURST, SECONDS_BETWEEN_READINGS = 10, 60
 """How many readings are shown as they come, before there is one a minute: the recorder has a row for each."""
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 60
 SECONDS_BETWEEN_FORECASTS = 2
+SPREAD_MS = 500
+"""Within what time the devices post that have a value at the same moment, one after the other."""
 MINUTE = timedelta(minutes=1)
 MINUTES_BETWEEN_SAME_LEVELS = 5
 """What get_measurements reads of an instantaneous sensor by default."""
@@ -368,7 +371,7 @@ def arm(relay, now):
         if relay.power is not None or relay.interval.known:
             arm(relay, later)
 
-    seconds = max((end - now).total_seconds(), 0) + GRACE.total_seconds()
+    seconds = max((end - now).total_seconds(), 0) + (GRACE + spread(relay)).total_seconds()
     job = HassJob(at_end, cancel_on_shutdown=True)
     relay.forget_timer = async_call_later(relay.hass, seconds, job)
 
@@ -475,7 +478,14 @@ def post_fill_level(relay):
 
     job = HassJob(again, cancel_on_shutdown=True)
     next_minute = now.replace(second=0, microsecond=0) + MINUTE
-    relay.forget_level_timer = async_track_point_in_utc_time(relay.hass, job, next_minute)
+    due = next_minute + spread(relay)
+    relay.forget_level_timer = async_track_point_in_utc_time(relay.hass, job, due)
+
+
+@pyscript_compile
+def spread(relay: Any) -> timedelta:
+    """Return how much later than others it posts, always the same, so that not all are due at once."""
+    return timedelta(milliseconds=zlib.crc32(relay.entity_id.encode()) % SPREAD_MS)
 
 
 @pyscript_compile
