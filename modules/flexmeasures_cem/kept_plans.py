@@ -271,6 +271,7 @@ async def put_in_force(site: Any, found: Any) -> None:
         done = [change for change in plan.changes if change.moment <= now]
         found.sent |= {str(uuid.uuid4()): change for change in done}
     sites.hasten(site, sites.next_boundary(now, site.rolling))
+    site.urged.set()
     found.replanned.set()
     site.shown(found.resource)
 

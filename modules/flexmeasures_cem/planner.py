@@ -194,7 +194,7 @@ async def plan(site):
 @pyscript_compile
 def ready(site, now):
     """Return those who can be planned now, with their Means, or None where those are not known."""
-    found = {}
+    found, by_sensor = {}, {}
     for each in site.controlled.values():
         if each.session.stage == sessions.ENDED or each.type.lacks(each.session.memory):
             continue
@@ -208,13 +208,11 @@ def ready(site, now):
             sites.hasten(site, begins)
             continue
         means = site.means(each.resource)
-        others = [
-            other for other, its in found.items() if means and its and its.power_sensor == means.power_sensor
-        ]
+        other = by_sensor.setdefault(means.power_sensor, each) if means else each
         if each.type in control_types.PLANNED_HERE:
-            found[each] = None if others else means
-        elif others:
-            why = f"{others[0].resource.name} has the same power_sensor: give each one of its own"
+            found[each] = means if other is each else None
+        elif other is not each:
+            why = f"{other.resource.name} has the same power_sensor: give each one of its own"
             each.refused = why
             site.told(each.resource, f"it cannot be planned: {why}")
         elif means:
@@ -295,7 +293,9 @@ async def until_answered(site: Any, question: asyncio.Task, group: dict, seconds
     while not question.done() and site.now() - begin < seconds:
         await asyncio.wait({question}, timeout=LOOK_SECONDS)
         now = site.now()
-        waiting = {each: waiting.get(each, now) for each in ready(site, now) if not has_plan(each, now)}
+        has_unplanned = any(not has_plan(each, now) for each in site.controlled.values())
+        plannable = ready(site, now) if has_unplanned else {}
+        waiting = {each: waiting.get(each, now) for each in plannable if not has_plan(each, now)}
         for each, since in waiting.items():
             is_late = now - since >= FIRST_PLAN_SECONDS or now - each.since >= MEANS_SECONDS
             if is_late and not question.done():

@@ -216,10 +216,15 @@ def want(site, found, why, pause=None):
 
 @pyscript_compile
 def hasten(site, moment):
-    """Make the site's next plan no later than at a moment."""
+    """Make the site's next plan no later than at a moment.
+
+    Who waits for that is woken only where it is sooner than before, or due by now since the clock was set.
+    """
     if site.due is None or moment < site.due:
         site.due = moment
-    site.urged.set()
+        site.urged.set()
+    elif site.due <= site.now():
+        site.urged.set()
 
 
 @pyscript_compile
