@@ -134,9 +134,12 @@ def detect_early_execution(site: Any, each: Any, status: Any, now: float) -> Non
 
     It was in the mode that it had been told before, and has gone on to the next one.
     """
-    actuator, mode = getattr(status, "actuator_id", None), status.active_operation_mode_id
-    before, was_in = plans.last_told(each.plan, now, actuator), each.modes.get(actuator)
+    actuator, mode = vars(status).get("actuator_id"), status.active_operation_mode_id
+    was_in = each.modes.get(actuator)
     each.modes[actuator] = mode
+    if was_in == mode:
+        return
+    before = plans.last_told(each.plan, now, actuator)
     if before is None or was_in != before.mode:
         return
     is_early = before.mode != mode and any(

@@ -284,6 +284,7 @@ async def put_in_force(site: Any, found: Any) -> None:
         found.sent |= {str(uuid.uuid4()): change for change in done}
     sites.hasten(site, sites.next_boundary(now, site.rolling))
     sites.ask_no_later_than(site, sites.next_boundary(now, site.rolling))
+    site.urged.set()
     found.replanned.set()
     site.shown(found.resource)
 

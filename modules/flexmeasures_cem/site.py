@@ -233,10 +233,15 @@ def want(site: Any, found: Any, why: str, pause: float | None = None) -> None:
 
 @pyscript_compile
 def hasten(site: Any, moment: float) -> None:
-    """Make the site's next plan no later than at a moment."""
+    """Make the site's next plan no later than at a moment.
+
+    Who waits for that is woken only where it is sooner than before, or due by now since the clock was set.
+    """
     if site.due is None or moment < site.due:
         site.due = moment
-    site.urged.set()
+        site.urged.set()
+    elif site.due <= site.now():
+        site.urged.set()
 
 
 @pyscript_compile
@@ -244,7 +249,9 @@ def ask_no_later_than(site: Any, moment: float) -> None:
     """Ask FlexMeasures no later than at a moment, if it may be asked then."""
     if site.asking_due is None or moment < site.asking_due:
         site.asking_due = moment
-    site.asking_urged.set()
+        site.asking_urged.set()
+    elif site.asking_due <= site.now():
+        site.asking_urged.set()
 
 
 @pyscript_compile

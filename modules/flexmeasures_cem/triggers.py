@@ -106,11 +106,12 @@ def received(site, resource, message):
     elif kind == "PowerMeasurement":
         power_measured(site, found, now)
     else:
-        if hasattr(message, "active_operation_mode_id") or hasattr(message, "sequence_container_status"):
-            found.heard[getattr(message, "actuator_id", None)] = now
-        if hasattr(message, "finished_at"):
-            found.heard[getattr(message, "actuator_id", None), message.timer_id] = now
-        if hasattr(message, "active_operation_mode_id"):
+        fields = vars(message)
+        if "active_operation_mode_id" in fields or "sequence_container_status" in fields:
+            found.heard[fields.get("actuator_id")] = now
+        if "finished_at" in fields:
+            found.heard[fields.get("actuator_id"), message.timer_id] = now
+        if "active_operation_mode_id" in fields:
             instructions.detect_early_execution(site, found, message, now)
         if found.asked:
             if found.type.moved(*found.asked, message):
@@ -145,9 +146,13 @@ def departed(site, found, message, now):
 
     What a device tells shortly after an instruction does not show yet whether it follows it.
     """
-    key = message.message_type, getattr(message, "actuator_id", None), getattr(message, "timer_id", None)
+    fields = vars(message)
+    key = message.message_type, fields.get("actuator_id"), fields.get("timer_id")
     departs = partial(found.type.departs, found.device, found.plan, message)
-    deviation, content = departs(now), what_is_said(message)
+    deviation = departs(now)
+    if deviation is None and key not in found.departures and now >= found.settles_at:
+        return
+    content = what_is_said(fields)
     before, count, patient_until = found.departures.get(key, (None, 0, 0.0))
     if now < found.settles_at:
         if kept_plans.cannot_go_on(found, now):
@@ -169,17 +174,17 @@ def departed(site, found, message, now):
 
 
 @pyscript_compile
-def what_is_said(message):
+def what_is_said(fields: dict[str, Any]) -> tuple:
     """Return what a status says of the device, but for how far it has come, and the factor of its mode.
 
     A device that goes its own way often does so at another power each time.
     """
-    containers = getattr(message, "sequence_container_status", None) or []
+    containers = fields.get("sequence_container_status") or []
     return (
-        getattr(message, "present_fill_level", None),
-        getattr(message, "active_operation_mode_id", None),
-        getattr(message, "finished_at", None),
-        getattr(message, "present_demand_rate", None),
+        fields.get("present_fill_level"),
+        fields.get("active_operation_mode_id"),
+        fields.get("finished_at"),
+        fields.get("present_demand_rate"),
         [(each.sequence_container_id, each.status.value, each.selected_sequence_id) for each in containers],
     )
 

@@ -62,7 +62,7 @@ def records():
         `dropped` counts the values that were ever given up because there were too many. `held_up` has
         the sensors whose values failed: the next try, by the loop's clock, and the pause before it (s).
         `left_alone` tells that the server asked to be, by its Retry-After. `gone` has the keys of parcels
-        that are to be deleted from the file.
+        that are to be deleted from the file. At least `room` values more may wait, as of the last count.
         """
 
         hass: Any
@@ -72,6 +72,7 @@ def records():
         user: str
         parcels: list = field(default_factory=list)
         dropped: int = 0
+        room: int = 0
         gone: set = field(default_factory=set)
         saving: Any = field(default_factory=asyncio.Lock)
         changed: Any = field(default_factory=asyncio.Event)
@@ -181,11 +182,14 @@ def add(outbox, run):
         last.run.values += [None] * gap + run.values
         last.is_saved = False
         parcel = last
+        outbox.room -= gap
     else:
         key = outbox.store.new_key() if outbox.store else 0
         parcel = Parcel(replace(run, values=run.values[:]), key)
         outbox.parcels.append(parcel)
-    drop_oldest(outbox)
+    outbox.room -= len(run.values)
+    if outbox.room < 0:
+        drop_oldest(outbox)
     outbox.changed.set()
     if not outbox.server_away:
         urge(outbox)
@@ -224,6 +228,7 @@ def gap_between(before, run):
 def drop_oldest(outbox):
     """Give up values while there are too many, forecasts and then the oldest; count them, and tell."""
     excess = sum(len(parcel.run.values) for parcel in outbox.parcels) - MOST_WAITING
+    outbox.room = max(-excess, 0)
     if excess <= 0:
         return
     while excess > 0 and (idle := [each for each in outbox.parcels if not each.sending]):
@@ -469,6 +474,7 @@ async def read_late(outbox: Outbox) -> None:
     rows, dropped = await outbox.store.load()
     outbox.parcels[:0] = [Parcel(run, key, is_saved=True) for key, run in rows]
     outbox.dropped += dropped
+    outbox.room = 0
 
 
 @pyscript_compile

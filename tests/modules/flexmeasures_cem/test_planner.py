@@ -158,6 +158,57 @@ async def test_a_description_of_later_is_planned_with_once_it_is_valid(site, cap
         assert "please report this" not in caplog.text
 
 
+@pytest.fixture
+def wakes(monkeypatch):
+    """Return a list that grows each time that the planner looks what is due."""
+    real, counted = planners.mind_the_clock, []
+
+    def look(*given):
+        counted.append(given)
+        real(*given)
+
+    monkeypatch.setattr(planners, "mind_the_clock", look)
+    return counted
+
+
+async def test_what_is_as_planned_wakes_nobody(site, wakes):
+    async with battery(site) as rm:
+        await rm.ask(status("charge", 1.0))
+        await asyncio.sleep(1)
+        before, version = len(wakes), controlled(site).version
+        for message in (
+            example("FRBC.StorageStatus", present_fill_level=50.5),
+            example("PowerMeasurement"),
+            status("charge", 1.0),
+        ):
+            await rm.ask(message)
+        assert (len(wakes), controlled(site).version) == (before, version)
+        await rm.ask(example("FRBC.StorageStatus", present_fill_level=60))
+        await until(lambda: len(wakes) > before)
+        assert controlled(site).version == version + 1
+
+
+async def test_only_a_sooner_plan_wakes_the_planner(site, wakes):
+    async with battery(site):
+        await asyncio.sleep(1)
+        before = len(wakes)
+        sites.hasten(site.site, site.site.now() + 30)
+        await until(lambda: len(wakes) == before + 1)
+        sites.hasten(site.site, site.site.now() + 35)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(wakes) == before + 1
+
+
+async def test_a_clock_that_was_put_forward_wakes_the_planner_with_the_next_wish(site, wakes):
+    async with battery(site):
+        await asyncio.sleep(1)
+        before = len(wakes)
+        site.ahead += 2 * QUARTER
+        sites.hasten(site.site, site.site.now() + 1)
+        await until(lambda: len(wakes) > before)
+
+
 async def test_a_mode_that_departs_is_planned_again(site):
     async with battery(site) as rm:
         await rm.ask(status("charge", 1.0))

@@ -23,6 +23,10 @@ def in_amsterdam():
     dt_util.set_default_time_zone(before)
 
 
+MAX_SECONDS = 10.0
+"""Of the processor's time: what is refused at once takes a small part, what is not takes minutes."""
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -185,11 +189,11 @@ def nested(depth):
     ids=lambda value: type(value).__name__,
 )
 def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, given):
-    schema, begun = services.post_measurements(None), time.monotonic()
+    schema, begun = services.post_measurements(None), time.thread_time()
     with pytest.raises(ServiceValidationError) as caught:
         services.checked(schema, POST | {name: given})
     assert len(str(caught.value)) < 1_200
-    assert time.monotonic() - begun < 2
+    assert time.thread_time() - begun < MAX_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -213,11 +217,11 @@ def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, give
 )
 def test_a_plan_with_anything_endless_is_refused_in_short_and_at_once(name, given):
     configuration = SimpleNamespace(soc_unit="kWh", soc_max=10_000.0, soc_entity=None)
-    schema, begun = services.trigger_and_get_schedule(configuration), time.monotonic()
+    schema, begun = services.trigger_and_get_schedule(configuration), time.thread_time()
     with pytest.raises(ServiceValidationError) as caught:
         services.checked(schema, PLAN | {name: given})
     assert len(str(caught.value)) < 1_200
-    assert time.monotonic() - begun < 2
+    assert time.thread_time() - begun < MAX_SECONDS
 
 
 def test_what_fits_is_taken():

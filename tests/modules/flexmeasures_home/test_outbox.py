@@ -88,6 +88,23 @@ def test_the_oldest_is_dropped_first_and_counted(box, monkeypatch):
     assert attributes["last_error"].startswith("The outbox is full")
 
 
+def test_a_gap_takes_room_too(box, monkeypatch):
+    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 5)
+    outbox.add(box, run(1, 0, [1.0]))
+    outbox.add(box, run(1, 5, [2.0]))
+    assert held(box) == [(1, 1, [None, None, None, None, 2.0])]
+
+
+def test_what_waits_is_counted_only_where_it_may_be_too_much(box, monkeypatch):
+    real, counted = outbox.drop_oldest, []
+    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 50)
+    monkeypatch.setattr(outbox, "drop_oldest", lambda full: (counted.append(len(full.parcels)), real(full)))
+    for number in range(52):
+        outbox.add(box, run(number, 0, [1.0]))
+    assert counted == [1, 51, 51]
+    assert len(box.parcels) == 50
+
+
 def test_forecasts_are_dropped_before_measurements(box, monkeypatch):
     monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 4)
     outbox.add(box, run(1, 0, [1.0, 2.0]))
