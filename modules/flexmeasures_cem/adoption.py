@@ -46,6 +46,9 @@ def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
         begin = now + instructions.lead(each.session)
         present = each.type.present(device, task.state, begin)
         made.changes[:0] = unconfirmed(present, made, list(each.sent.values()), begin)
+    if each.is_asked is False:
+        is_first = each.plan is None
+        sites.ask_no_later_than(site, now if is_first else max(now, sites.may_ask_of_others_at(site)))
     each.plan, each.device = made, device
     each.is_fallback = is_without_schedule(site, task)
     each.planned_version, each.dropped = task.version, 0

@@ -222,13 +222,16 @@ def is_gone(site, each):
 
 @pyscript_compile
 def want(site: Any, found: Any, why: str, pause: float | None = None) -> None:
-    """Plan a Resource Manager anew in a moment, since its state is another, and ask FlexMeasures about it."""
+    """Plan a Resource Manager anew in a moment, since its state is another, and ask FlexMeasures about it.
+
+    Of one that is planned here, FlexMeasures is told once it has its plan.
+    """
     found.version += 1
     found.why = why
     pause = site.settling if pause is None else pause
     hasten(site, site.now() + (pause if found.plan else min(pause, FIRST_SETTLING_SECONDS)))
-    is_new = found.is_asked is not False or found.plan is None
-    ask_no_later_than(site, max(site.now() + pause, 0.0 if is_new else may_ask_of_others_at(site)))
+    if found.is_asked is not False:
+        ask_no_later_than(site, site.now() + pause)
 
 
 @pyscript_compile

@@ -166,6 +166,7 @@ class _Converter:
         )
         self.powers = [self._output(number, "powers") for number in range(len(effects))]
         self.power = linear.total([sum(each) for each in self.powers], site.grid.count)
+        self.model.keep_room([[end for each in both for end in each.powers] for both in effects])
         self._flows()
         self._pay()
 

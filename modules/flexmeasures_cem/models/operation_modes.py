@@ -254,6 +254,23 @@ class _ActuatorModel:
         return self._output(ends, self.share, self.factor)
 
     @pyscript_compile
+    def keep_room(self, ends):
+        """Keep room within the site's limits for what a mode has at once, where a way takes part of a step.
+
+        `ends` has the power (kW) of each mode at a factor of 0 and of 1: the greater counts.
+        """
+        for direction in (1, -1):
+            beyond = [
+                (running - share) * greatest
+                for running, share, gaps, both in zip(
+                    self.running, self.share, self.switching.gaps, ends, strict=True
+                )
+                if gaps and (greatest := max(direction * end for end in both)) > 0.0
+            ]
+            if beyond:
+                self.site.spare(direction, linear.total(beyond, self.site.grid.count))
+
+    @pyscript_compile
     def momentary_output(self, ends):
         """Return what the modes come to together in each step while no way is taken, as an Expression."""
         return self._output(ends, self.running, self.momentary)
@@ -345,7 +362,9 @@ def priced(model: Any, tariffs: dict) -> Any:
     costs = model.output([modes.other_cost(each, tariffs) for each in described])
     model.site.program.pay(costs * model.site.grid.hours)
     model.prefer_idle([nothing_at(each) for each in described])
-    return model.output([[end / WATTS for end in each.powers] for each in described])
+    powers = [[end / WATTS for end in each.powers] for each in described]
+    model.keep_room(powers)
+    return model.output(powers)
 
 
 @pyscript_compile
