@@ -126,6 +126,8 @@ async def start(device):
         other_loggers=(LOGGER.name, f"{LOGGER.name}.s2"),
     )
     status.redact = device.link.redact
+    if not given.cron:
+        status.untried.add(PLAN)
     statuses.dismiss(hass)
     device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     until = device.schedule and device.schedule.prices_known_until
@@ -196,8 +198,12 @@ def follow_state_of_charge(device: Any) -> Any:
 
     def when_known() -> None:
         plan_problem = device.status.problems.get(PLAN)
-        if device.cron and plan_problem and plan_problem.cause == NO_SOC:
+        if plan_problem is None or plan_problem.cause != NO_SOC:
+            return
+        if device.cron:
             crons.hurry(device.cron)
+        else:
+            statuses.settle(device.status, PLAN)
 
     state_of_charge = states_of_charge.StateOfCharge(
         hass=device.hass,
@@ -381,11 +387,8 @@ def wake(device: Any, is_back: bool = False, was_away: bool = False) -> bool:
     if device.resources and (is_away or is_back):
         resources.urge(device.resources, was_away)
     plan_problem = device.status.problems.get(PLAN)
-    if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
-        if device.cron:
-            crons.hurry(device.cron)
-        else:
-            statuses.settle(device.status, PLAN)
+    if device.cron and plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
+        crons.hurry(device.cron)
     return True
 
 

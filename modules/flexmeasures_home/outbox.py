@@ -197,6 +197,7 @@ def withdraw(outbox, parcel):
     """Take a parcel back that nobody waits for, unless it is being delivered, or was."""
     if parcel in outbox.parcels and not (parcel.sending or parcel.job or parcel.waiting):
         remove(outbox, parcel)
+        settle_without_values(outbox, parcel.run)
         outbox.changed.set()
 
 
@@ -205,6 +206,16 @@ def remove(outbox: Outbox, parcel: Parcel) -> None:
     """Have a parcel wait no longer."""
     outbox.parcels.remove(parcel)
     outbox.gone.add(parcel.key)
+
+
+@pyscript_compile
+def settle_without_values(outbox: Outbox, run: sensor_data.Run) -> None:
+    """End what kept a sensor's values from being stored, where none of them wait any more."""
+    problem = outbox.status.problems.get(refusals_of(run))
+    is_over = problem and problem.cause != statuses.DROPPED
+    if is_over and all(parcel.run.sensor != run.sensor for parcel in outbox.parcels):
+        outbox.held_up.pop(run.sensor, None)
+        statuses.settle(outbox.status, refusals_of(run))
 
 
 @pyscript_compile
@@ -238,6 +249,7 @@ def drop_oldest(outbox):
         else:
             remove(outbox, oldest)
             answer(oldest, errors.InvalidData("The values were dropped, since too many others wait"))
+            settle_without_values(outbox, oldest.run)
         excess -= part
     text = (
         f"The outbox is full with {MOST_WAITING} values that wait for FlexMeasures at {outbox.link.host}: "
@@ -428,6 +440,7 @@ def drop(outbox, parcel, error):
     outbox.held_up.pop(parcel.run.sensor, None)
     if parcel.waiting:
         answer(parcel, error)
+        settle_without_values(outbox, parcel.run)
         return
     first = dt_util.as_local(parcel.run.start).isoformat()
     text = (

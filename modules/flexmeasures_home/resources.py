@@ -406,7 +406,7 @@ async def find_sensors(side, relay):
             await look_up(side, relay)
         except errors.OptimiserError as error:
             text = f"{relay.resource.name} ({relay.resource.resource_id}): {error}"
-            statuses.fail(side.status, matter, text, error.status, error.cause, error.temporary)
+            statuses.fail_with(side.status, matter, error, text)
             if isinstance(error, errors.UnknownSensor):
                 relay.made = provisioning.Provision()
             wait = max(pause, error.retry_after or 0)
