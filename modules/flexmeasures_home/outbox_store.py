@@ -297,6 +297,7 @@ class _OutboxStore:
         )
         run_blocking = self.file.hass.async_add_executor_job
         if self.file.is_blocked and not await self.set_aside(self.file.is_blocked):
+            self.file.tell_blocked()
             return False
         try:
             await run_blocking(write_rows, self.file.path, self.file.aside, changes)
