@@ -230,7 +230,10 @@ async def select(cem, resource, session, wanted):
 
 @pyscript_compile
 def connected(cem, resource_id=None):
-    """Return the connected resource of an id or name, or the only one; raise NoSuchResource."""
+    """Return the connected resource of an id or name, or the only one; raise NoSuchResource.
+
+    Of several with one name it is the one that has shown a token of its own, if one has.
+    """
     found = [each for each in cem.resources.values() if each.session]
     there = ", ".join(f"{each.resource_id} ({each.name})" for each in found)
     if not found:
@@ -245,6 +248,7 @@ def connected(cem, resource_id=None):
         return found[0]
     exact = [each for each in found if each.resource_id == resource_id]
     named = [each for each in found if each.name == resource_id]
+    named = [each for each in named if each.session.holder is not None] or named
     if len(exact or named) != 1:
         is_known = any(resource_id in (each.resource_id, each.name) for each in cem.resources.values())
         wrong = (

@@ -330,8 +330,8 @@ def use_sensors(side, relay):
 
     One that is not listed in `s2.resources` has the app's own sensors without `auto_provision`.
     """
-    given, resource, made = side.given, relay.resource, relay.made
-    listed = given.s2.resources.get(resource.resource_id) or given.s2.resources.get(resource.name) or {}
+    given, made = side.given, relay.made
+    listed = listed_for(side, relay)
     if not given.s2.auto_provision:
         made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
     relay.energy_per_fill_level = listed.get("energy_per_fill_level")
@@ -346,12 +346,60 @@ def use_sensors(side, relay):
 
 
 @pyscript_compile
+def listed_for(side: Resources, relay: Any) -> dict[str, Any]:
+    """Return what `s2.resources` has of a Resource Manager, by its resource_id, or by its name.
+
+    What is listed by a name is for one at a time: of those that are connected under it, the one that has been
+    known the longest. Anybody can say a name.
+    """
+    resources, resource = side.given.s2.resources, relay.resource
+    if resource.resource_id in resources:
+        return resources[resource.resource_id]
+    namesakes = [each for each in namesakes_of(side, relay) if each.resource.session]
+    return {} if namesakes and namesakes[0] is not relay else resources.get(resource.name, {})
+
+
+@pyscript_compile
+def namesakes_of(side: Resources, relay: Any) -> list[Any]:
+    """Return all relays of one name but those listed by their resource_id, the longest known first."""
+    return [
+        each
+        for each in side.relays.values()
+        if each.resource.name == relay.resource.name
+        and each.resource.resource_id not in side.given.s2.resources
+    ]
+
+
+@pyscript_compile
+def share_out(side: Resources, relay: Any) -> None:
+    """Have one alone of those that are connected under a name use what is listed by it."""
+    if relay.resource.name not in side.given.s2.resources:
+        return
+    found = [each for each in namesakes_of(side, relay) if each.resource.session]
+    for each in found:
+        before = each.provision
+        use_sensors(side, each)
+        if each.provision != before:
+            each.are_sensors_checked = False
+            learn_sensors(side, each)
+    for each in found[1:]:
+        relays.complain(
+            each,
+            f"{found[0].resource.resource_id} has the same name, and what s2.resources lists by that: list "
+            f"each by its resource_id",
+        )
+
+
+@pyscript_compile
 def forget_longest_gone(side):
-    """Where too many are known, forget one that is not connected, if possible one without a choice."""
+    """Where too many are known, forget one that is not connected.
+
+    It is one without a choice if possible, and one with a token of its own last.
+    """
     if len(side.relays) < MOST_KNOWN:
         return
     gone = [each for each, relay in side.relays.items() if relay.resource.session is None]
-    gone.sort(key=lambda each: side.relays[each].resource.choice is not None)
+    gone.sort(key=partial(sort_key_of_worth, side))
     for resource_id in gone[:1]:
         relay = side.relays.pop(resource_id)
         relays.stop(relay)
@@ -363,6 +411,14 @@ def forget_longest_gone(side):
 
 
 @pyscript_compile
+def sort_key_of_worth(side: Resources, resource_id: str) -> tuple[bool, bool]:
+    """Sort key: what nobody would miss comes first."""
+    resource = side.relays[resource_id].resource
+    has_token = bool({resource_id, resource.name} & side.cem.with_token)
+    return has_token, resource.choice is not None
+
+
+@pyscript_compile
 def changed(side, resource):
     """Take note that a Resource Manager connected, disconnected, or is under another control type."""
     relay = relay_of(side, resource)
@@ -371,6 +427,7 @@ def changed(side, resource):
     if side.stopped:
         return
     if resource.session is not None:
+        share_out(side, relay)
         learn_sensors(side, relay)
     save_soon(side)
 

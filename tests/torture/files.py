@@ -172,9 +172,9 @@ async def one(house: House, case: Case) -> Outcome:
     return Outcome(str(case), happened, f"{took:.1f} s", failures)
 
 
-async def told_soon(house: House, case: Case) -> list[str]:
+async def told_soon(house: House, case: Case, within: float = TOLD_WITHIN_SECONDS) -> list[str]:
     """Return what is not told, or not well, once the app has had the time to read all its files."""
-    until = time.monotonic() + TOLD_WITHIN_SECONDS
+    until = time.monotonic() + within
     while (failures := await told(house, case)) and time.monotonic() < until:
         await asyncio.sleep(0.5)
     return failures

@@ -1,6 +1,7 @@
 """What is done for all S2 devices together, and what becomes of it."""
 
 import asyncio
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from homeassistant.exceptions import HomeAssistantError
 
 import flexmeasures_cem.cem as cems
 import flexmeasures_home.kept as kept
+import flexmeasures_home.relay as relays
 import flexmeasures_home.resources as resources
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
@@ -156,3 +158,74 @@ async def test_a_plan_that_cannot_be_written_keeps_nothing_else_from_being_saved
     monkeypatch.setattr(resources.kept_plans, "as_json", lambda kept: kept)
     assert resources.plan_as_json(side, "a") == {"plan": "a plan"}
     assert status.problems == {}
+
+
+@pytest.fixture
+def house_of_names(hass, monkeypatch):
+    """Return a side whose s2.resources list sensors by a name, and a function that has a device connect."""
+    listed = {"Battery": {"power_sensor": 7, "soc_sensor": 8}, "by-id": {"power_sensor": 9}}
+    side = SimpleNamespace(
+        status=statuses.Status(hass),
+        given=SimpleNamespace(s2=SimpleNamespace(resources=listed, auto_provision=True)),
+        meters=SimpleNamespace(sensors={}),
+        relays={},
+        searches=[],
+    )
+    monkeypatch.setattr(
+        resources, "learn_sensors", lambda _side, relay: side.searches.append(relay.resource.resource_id)
+    )
+
+    def connect(resource_id, name="Battery"):
+        if resource_id not in side.relays:
+            resource = cems.Resource(resource_id, name)
+            relay = relays.new(hass, SimpleNamespace(status=side.status), resource, f"sensor.{resource_id}")
+            side.relays[resource_id] = relay
+            resources.use_sensors(side, relay)
+        relay = side.relays[resource_id]
+        relay.resource.session, relay.resource.name = "its session", name
+        resources.share_out(side, relay)
+        return relay
+
+    return side, connect
+
+
+async def test_what_is_listed_by_a_name_is_not_for_another_that_takes_it(house_of_names):
+    side, connect = house_of_names
+    battery, impostor = connect("battery"), connect("impostor")
+    assert battery.provision.power_sensor == 7
+    assert impostor.provision == resources.provisioning.Provision()
+    assert side.searches == []
+    told = side.status.problems["s2 measurements of impostor"].text
+    assert "battery has the same name, and what s2.resources lists by that" in told
+
+
+async def test_who_is_known_longer_gets_back_what_is_listed_by_its_name(house_of_names):
+    side, connect = house_of_names
+    battery = connect("battery")
+    battery.resource.session = None
+    impostor = connect("impostor")
+    assert impostor.provision.power_sensor == 7
+    connect("battery")
+    assert (battery.provision.power_sensor, impostor.provision.power_sensor) == (7, None)
+    assert side.searches == ["impostor"]
+    impostor.resource.session = None
+    connect("impostor")
+    assert (battery.provision.power_sensor, impostor.provision.power_sensor) == (7, None)
+
+
+async def test_a_name_does_not_take_what_is_listed_by_a_resource_id(house_of_names):
+    _side, connect = house_of_names
+    listed, impostor = connect("by-id", "Heat pump"), connect("impostor", "Heat pump")
+    assert (listed.provision.power_sensor, impostor.provision.power_sensor) == (9, None)
+    assert connect("battery").provision.power_sensor == 7
+
+
+async def test_who_has_a_token_is_forgotten_last(house_of_names, hass):
+    side, connect = house_of_names
+    side.cem = SimpleNamespace(with_token={"battery"}, resources={})
+    for resource_id in ("battery", "chosen", "any"):
+        relay = connect(resource_id, resource_id)
+        relay.resource.session = None
+    side.relays["chosen"].resource.choice = "NOT_CONTROLABLE"
+    key = functools.partial(resources.sort_key_of_worth, side)
+    assert sorted(side.relays, key=key) == ["any", "chosen", "battery"]
