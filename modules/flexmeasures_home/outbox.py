@@ -33,6 +33,8 @@ PAUSE_BEFORE_A_CORRECTION = 2
 FIRST_PAUSE_SECONDS = 5
 LONGEST_PAUSE_SECONDS = 300
 PATIENCE_SECONDS = 20
+SECONDS_BETWEEN_CHECKS = 3600
+"""How often the file is looked after while it is in use."""
 
 
 @pyscript_compile
@@ -105,6 +107,7 @@ async def start(hass, link, status, user):
     outbox.tasks = [
         tasks.supervise(status, "writing of what waits", partial(keep_saving, outbox)),
         tasks.supervise(status, "delivery of what waits", partial(keep_delivering, outbox)),
+        tasks.supervise(status, "check of the outbox's file", partial(keep_checking, outbox)),
     ]
     return outbox
 
@@ -295,6 +298,25 @@ async def keep_saving(outbox):
         outbox.changed.clear()
         await save(outbox)
         show(outbox)
+
+
+@pyscript_compile
+async def keep_checking(outbox: Outbox) -> None:
+    """Look after the file each hour."""
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
+        await asyncio.shield(check_file(outbox))
+
+
+@pyscript_compile
+async def check_file(outbox: Outbox) -> None:
+    """Look after the file; where it was lost or damaged, write all that waits to a new one."""
+    async with outbox.saving:
+        if not outbox.store.is_there:
+            return
+        await outbox.store.look_after()
+        if not outbox.store.is_there:
+            await write_once(outbox)
 
 
 @pyscript_compile
