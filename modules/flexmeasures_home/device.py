@@ -23,6 +23,7 @@ from homeassistant.helpers.start import async_at_started
 import flexmeasures_home.checks as checks
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
+import flexmeasures_home.fields as fields
 import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.new_prices as new_prices
@@ -535,7 +536,8 @@ def told(device, call: dict[str, Any] | None):
             statuses.fail(status, PLAN, str(error), cause=NO_SOC, temporary=True)
             raise
         LOGGER.exception("Planning failed unexpectedly")
-        text = f"Planning failed unexpectedly ({type(error).__name__}: {error}): please report the log"
+        what = fields.short(f"{type(error).__name__}: {error}")
+        text = f"Planning failed unexpectedly ({what}): please report the log"
         statuses.fail(status, PLAN, text, cause="failed")
         raise HomeAssistantError(text) from error
 

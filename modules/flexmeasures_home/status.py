@@ -12,6 +12,7 @@ import homeassistant.util.dt as dt_util
 
 import flexmeasures_home.pace as paces
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_s2.texts as texts
 
 ENTITY_ID = "sensor.flexmeasures_status"
 BURST, SECONDS_BETWEEN_COUNTS = 10, 60
@@ -178,10 +179,11 @@ def fail(
 ) -> None:
     """Show what is wrong with a matter, and notify the user; of what is `temporary` only once it lasts.
 
-    It is logged when it starts, however often it is met again. A text that is endless is cut. `retry_after`
-    is for how long the server asked to be left alone (s).
+    It is logged when it starts, however often it is met again. A text that is endless is cut, and stands on
+    one line. `retry_after` is for how long the server asked to be left alone (s).
     """
     text = status.redact(text)
+    text = text if text.isprintable() else texts.label(text, MAX_TEXT + 1)
     text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     before = status.problems.pop(matter, None)
     same = of_cause(status, cause) + ([before] if before and before.cause == cause else [])
@@ -209,13 +211,13 @@ def of_cause(status, cause):
 def notify(status, cause):
     """Keep one notification of all problems of a cause; without any, or none that lasts, there is none."""
     now = dt_util.utcnow()
-    texts = [
+    lasting_texts = [
         problem.text
         for problem in of_cause(status, cause)
         if not problem.temporary or now - problem.since >= LONG
     ]
-    if texts:
-        text = plain("\n\n".join(dict.fromkeys(texts)))
+    if lasting_texts:
+        text = plain("\n\n".join(dict.fromkeys(lasting_texts)))
         notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
     else:
         dismiss(status.hass, [cause])

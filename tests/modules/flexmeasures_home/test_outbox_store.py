@@ -490,24 +490,30 @@ def read_only(folder):
         folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("name", ["outbox.db", "resources"])
-async def test_a_folder_that_is_read_only_is_told_and_written_to_later(hass, name):
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+@pytest.fixture
+def storage(hass):
+    """Return the storage folder of a Home Assistant, below folders that anybody may pass through."""
+    with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         hass.config.config_dir = place
         folder = Path(place) / ".storage"
         folder.mkdir()
-        status = statuses.Status(hass)
-        if name == "outbox.db":
-            store = outbox_store.new(hass, status, "me")
-            save = partial(store.write, [(1, outbox_store.as_text(run(1, 0, [1.0])))], set(), 0)
-        else:
-            save = partial(kept.KeptFile(hass, status, name, "the S2 devices").async_save, {"a": 1})
-        with read_only(folder):
-            assert not await save()
-        told = notification(hass, "file_not_saved")
-        assert f"flexmeasures_for_pyscript.{name} with" in told
-        assert "cannot be written (" in told
-        assert [each for each in folder.iterdir() if each.stat().st_size] == []
-        assert await save()
-        assert (folder / f"flexmeasures_for_pyscript.{name}").stat().st_size
+        yield folder
+
+
+@pytest.mark.parametrize("name", ["outbox.db", "resources"])
+async def test_a_folder_that_is_read_only_is_told_and_written_to_later(hass, storage, name):
+    status = statuses.Status(hass)
+    if name == "outbox.db":
+        store = outbox_store.new(hass, status, "me")
+        save = partial(store.write, [(1, outbox_store.as_text(run(1, 0, [1.0])))], set(), 0)
+    else:
+        save = partial(kept.KeptFile(hass, status, name, "the S2 devices").async_save, {"a": 1})
+    with read_only(storage):
+        assert not await save()
+    told = notification(hass, "file_not_saved")
+    assert f"flexmeasures_for_pyscript.{name} with" in told
+    assert "cannot be written (" in told
+    assert await save()
+    [written] = storage.iterdir()
+    assert (written.name, written.stat().st_size > 0) == (f"flexmeasures_for_pyscript.{name}", True)

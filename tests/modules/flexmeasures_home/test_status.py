@@ -67,3 +67,10 @@ async def test_a_limit_of_requests_holds_as_long_as_the_server_said(hass, status
         clock.tick(timedelta(seconds=2))
         statuses.succeed(status, None)
         assert hass.states.get(statuses.ENTITY_ID).state == "ok"
+
+
+async def test_what_is_wrong_stands_on_one_line(hass, status, caplog):
+    statuses.fail(status, "x", "Heater\n2026-01-01 ERROR forged\x1b[31m")
+    shown = hass.states.get(statuses.ENTITY_ID).attributes["last_error"]
+    assert shown == "Heater 2026-01-01 ERROR forged[31m"
+    assert shown in caplog.messages
