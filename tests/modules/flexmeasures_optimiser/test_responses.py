@@ -48,17 +48,17 @@ async def link(aiohttp_server, socket_enabled):
 
 
 async def test_an_answer_beyond_the_limit_is_refused_without_being_kept(link):
-    link.answers["/data"] = json.dumps(SERIES | {"x": "y" * 2**24})
+    link.answers["/data"] = json.dumps(SERIES | {"x": "y" * 2**22})
     with pytest.raises(
-        errors.OptimiserError, match=r"GET /api/v3_0/sensors/8/data with more than 16 MiB: ask"
+        errors.OptimiserError, match=r"GET /api/v3_0/sensors/8/data with more than 4 MiB: ask"
     ):
         await sensor_data.read(link, 8, NOON, QUARTER)
 
 
 async def test_a_text_beyond_the_limit_is_refused_too(link):
-    link.answers["/x"] = json.dumps("y" * 2**24)
+    link.answers["/x"] = json.dumps("y" * 2**22)
     async with link.client.session.get(f"{link.host}/x", raise_for_status=False) as response:
-        with pytest.raises(errors.OptimiserError, match="more than 16 MiB"):
+        with pytest.raises(errors.OptimiserError, match="more than 4 MiB"):
             await response.text()
 
 
