@@ -15,6 +15,7 @@ import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 CONFIRMED_FACTOR = 0.1
@@ -127,7 +128,8 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
         sites.refuse(site, each, version, str(error))
     except Exception as error:
         LOGGER.exception("The schedule of %s cannot be followed: please report this", each.resource.name)
-        sites.refuse(site, each, version, f"its schedule cannot be followed ({error!r})")
+        told = texts.quoted(repr(error))
+        sites.refuse(site, each, version, f"its schedule cannot be followed ({told})")
     return None
 
 

@@ -6,9 +6,9 @@ questions are asked in some minutes, one after the other. Moments are seconds si
 """
 
 import asyncio
-import logging
 import math
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import flexmeasures_cem.adoption as adoption
@@ -23,8 +23,9 @@ import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_s2.session as sessions
+import flexmeasures_s2.texts as texts
 
-LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+PLANNING = "planning of S2 devices"
 MEANS_SECONDS = 3.0
 """How long the sensors of a device may be unknown before it has a plan of our own."""
 SECONDS_AFTER_A_FAULT = 5.0
@@ -40,7 +41,7 @@ FIRST_PLAN_SECONDS, LOOK_SECONDS = 2.0, 0.25
 @pyscript_compile
 def start(site):
     """Plan from now on, in a task of its own; return it."""
-    site.task = asyncio.get_running_loop().create_task(work(site), name="flexmeasures s2 planner")
+    site.task = site.run("planner of S2 devices", partial(work, site))
     return site.task
 
 
@@ -62,9 +63,11 @@ async def work(site):
             await until_due(site)
             site.is_planning = True
             await plan(site)
+            site.fault(PLANNING, None)
         except Exception as error:
-            LOGGER.exception("Planning the site failed: please report this")
-            failure = errors.NotPlanned(f"Planning failed unexpectedly ({error!r}): please report this")
+            site.fault(PLANNING, error)
+            told = texts.quoted(repr(error))
+            failure = errors.NotPlanned(f"Planning failed unexpectedly ({told}): please report this")
             for found in site.controlled.values():
                 found.asked = None
                 sites.give_up(found, failure)

@@ -19,6 +19,7 @@ import flexmeasures_cem.ombc as ombc
 import flexmeasures_cem.site as sites
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_optimiser.storage as storages
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
@@ -92,7 +93,8 @@ async def pose(site, each, means, now, start, step, sharers):
         return None
     except Exception as error:
         LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
-        sites.refuse(site, each, version, f"what it told cannot be planned ({error!r})")
+        told = texts.quoted(repr(error))
+        sites.refuse(site, each, version, f"what it told cannot be planned ({told})")
         return None
     each.asked, each.is_asked = (device, state), problem is not None
     if kind in (ombc, ddbc):
