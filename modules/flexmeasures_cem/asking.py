@@ -19,8 +19,10 @@ import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_s2.session as sessions
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+ASKING = "asking for schedules of S2 devices"
 SECONDS_AFTER_A_FAULT = 5.0
 MAX_SLEEP_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 900.0
@@ -36,10 +38,12 @@ async def work(site: Any) -> None:
             await until_due(site)
             site.is_asking = True
             await ask(site)
+            site.fault(ASKING, None)
         except Exception as error:
-            LOGGER.exception("Asking FlexMeasures failed: please report this")
+            site.fault(ASKING, error)
+            reason = texts.quoted(repr(error))
             give_up_on(
-                site, errors.NotPlanned(f"Planning failed unexpectedly ({error!r}): please report this")
+                site, errors.NotPlanned(f"Planning failed unexpectedly ({reason}): please report this")
             )
             sites.ask_no_later_than(site, site.now() + LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(SECONDS_AFTER_A_FAULT)

@@ -16,6 +16,7 @@ import flexmeasures_cem.models.frbc as model
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_optimiser.storage as storages
+import flexmeasures_s2.texts as texts
 
 CONTROL_TYPE = "FILL_RATE_BASED_CONTROL"
 INSTRUCTION = "FRBC.Instruction"
@@ -368,18 +369,18 @@ def checked(memory, state, call, now):
             f"resource_id: it has not sent {DESCRIPTION[0]} yet: call again later"
         )
     actuators = memory[DESCRIPTION].actuators
-    names = ", ".join(f"{each.id} ({each.diagnostic_label})" for each in actuators)
+    names = ids_and_labels(actuators)
     wanted = call.get("actuator_id")
     if wanted is None and len(actuators) > 1:
         raise errors.InvalidInstruction(f"actuator_id: there are several, give one of {names}")
     actuator = next((each for each in actuators if wanted in (None, each.id, each.diagnostic_label)), None)
     if actuator is None:
-        raise errors.InvalidInstruction(f"actuator_id: there is no {wanted!r}, but {names}")
+        raise errors.InvalidInstruction(f"actuator_id: there is no {texts.quoted(wanted)!r}, but {names}")
     is_abnormal = call.get("abnormal_condition", False)
     mode = mode_of(actuator, call["operation_mode"])
     if mode.abnormal_condition_only and not is_abnormal:
         raise errors.InvalidInstruction(
-            f"operation_mode: {mode.diagnostic_label or mode.id} is for an abnormal condition only: in that "
+            f"operation_mode: {transitions.short_label(mode)} is for an abnormal condition only: in that "
             f"case give abnormal_condition: true"
         )
     executed = call["execution_time"].timestamp() if "execution_time" in call else now + NEXT_SECONDS
@@ -401,6 +402,12 @@ def checked(memory, state, call, now):
 
 
 @pyscript_compile
+def ids_and_labels(described: list) -> str:
+    """Return the ids of modes or actuators, with their labels, of the first of them."""
+    return texts.few(f"{texts.quoted(each.id)} ({transitions.short_label(each)})" for each in described)
+
+
+@pyscript_compile
 def mode_of(actuator, wanted):
     """Return an actuator's mode by its id or label."""
     modes = actuator.operation_modes
@@ -408,9 +415,9 @@ def mode_of(actuator, wanted):
         each for each in modes if each.diagnostic_label == wanted
     ]
     if len(found) != 1:
-        names = ", ".join(f"{each.id} ({each.diagnostic_label})" for each in modes)
+        wrong = "several are called" if found else "there is no"
         raise errors.InvalidInstruction(
-            f"operation_mode: {'several are called' if found else 'there is no'} {wanted!r}, but {names}"
+            f"operation_mode: {wrong} {texts.quoted(wanted)!r}, but {ids_and_labels(modes)}"
         )
     return found[0]
 
@@ -428,11 +435,11 @@ def check_transition(actuator, mode, is_abnormal, state, executed):
         and (is_abnormal or not each.abnormal_condition_only)
     ]
     if not ways:
-        names = {each.id: each.diagnostic_label or each.id for each in actuator.operation_modes}
+        names = {each.id: transitions.short_label(each) for each in actuator.operation_modes}
         reachable = {names[each.to] for each in actuator.transitions if each.from_ == state.mode}
         raise errors.InvalidInstruction(
             f"operation_mode: from {names[state.mode]}, which is active, there is no transition to "
-            f"{names[mode.id]}; there is one to {', '.join(sorted(reachable)) or 'none'}"
+            f"{names[mode.id]}; there is one to {texts.few(sorted(reachable)) or 'none'}"
         )
     free = min(max([state.timers.get(each, 0) for each in way.blocking_timers], default=0) for way in ways)
     if free > executed:

@@ -41,18 +41,24 @@ DONE = ("STARTED", "SUCCEEDED")
 @pyscript_compile
 async def keep_instructing(site: Any, each: Any) -> None:
     """Send a device the instructions of its plans, each when it is due, for as long as it is controlled."""
-    while not sites.is_gone(site, each):
-        each.replanned.clear()
-        try:
-            if each.plan:
-                await instruct(site, each, each.plan)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(each.replanned.wait(), until_next(site, each))
-        except s2_errors.NoConfirmation:
-            raise
-        except Exception:
-            LOGGER.exception("Instructing %s failed: please report this", each.resource.name)
-            await asyncio.sleep(SECONDS_AFTER_A_FAULT)
+    what = f"instructing of {each.resource.name} ({each.resource.resource_id})"
+    try:
+        while not sites.is_gone(site, each):
+            each.replanned.clear()
+            try:
+                if each.plan:
+                    await instruct(site, each, each.plan)
+                wait = until_next(site, each)
+                site.fault(what, None)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(each.replanned.wait(), wait)
+            except s2_errors.NoConfirmation:
+                raise
+            except Exception as error:
+                site.fault(what, error)
+                await asyncio.sleep(SECONDS_AFTER_A_FAULT)
+    finally:
+        site.fault(what, None)
 
 
 @pyscript_compile

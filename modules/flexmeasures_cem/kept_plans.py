@@ -8,7 +8,9 @@ import asyncio
 import hashlib
 import logging
 import math
+import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,11 +79,29 @@ def records() -> tuple[type, type]:
 
 
 KeptPlan, Return = records()
-ADAPTERS = {name: TypeAdapter(kind.PLAN) for name, kind in control_types.MODULES.items()}
-"""What writes and reads the Plan of each control type."""
+ADAPTERS = {}
+"""What writes and reads the Plan of each control type, made when it is first asked for: see `adapter`."""
+MAKING = threading.Lock()
 BESIDE = ("is_fallback", "is_asked", "obeys_at_once", "described", "sent_until", "is_chosen")
 """What is written of a KeptPlan beside the plan."""
-WRITTEN_BESIDE = TypeAdapter(tuple[bool, bool | None, bool, dict[str, str], float | None, bool])
+IS_WRITTEN_BESIDE = tuple[bool, bool | None, bool, dict[str, str], float | None, bool]
+
+
+@pyscript_compile
+def adapter(kind: Any) -> TypeAdapter:
+    """Return what writes and reads a kind of data. To make one takes long: see `prepare`."""
+    with MAKING:
+        if kind not in ADAPTERS:
+            ADAPTERS[kind] = TypeAdapter(kind)
+        return ADAPTERS[kind]
+
+
+@pyscript_compile
+def prepare() -> None:
+    """Make what writes and reads plans; it takes tenths of a second, and may be done in a thread."""
+    for kind in control_types.MODULES.values():
+        adapter(kind.PLAN)
+    adapter(IS_WRITTEN_BESIDE)
 
 
 @pyscript_compile
@@ -133,16 +153,17 @@ def new(site: Any, each: Any, described: dict[str, str]) -> Any:
 
 @pyscript_compile
 async def write(site: Any, resource: Any, kept: Any) -> None:
-    """Write a plan as JSON, and have it saved."""
+    """Write a plan as JSON, and have it saved, which tells where it cannot be written."""
     plan = replace(kept.plan, changes=list(kept.plan.changes))
-    kept.text = await asyncio.to_thread(written, kept.control_type, plan)
+    with suppress(Exception):
+        kept.text = await asyncio.to_thread(written, kept.control_type, plan)
     site.keep(resource)
 
 
 @pyscript_compile
 def written(control_type: str, plan: Any) -> str:
     """Return a plan as JSON."""
-    return ADAPTERS[control_type].dump_json(plan).decode()
+    return adapter(control_types.MODULES[control_type].PLAN).dump_json(plan).decode()
 
 
 @pyscript_compile
@@ -158,11 +179,11 @@ def as_json(kept: Any) -> dict[str, Any]:
 def recall(site: Any, resource: Any, found: dict[str, Any]) -> None:
     """Keep the plan that `as_json` wrote for a device; raise what is wrong where it is no plan."""
     name, text = found["control_type"], found["plan"]
-    plan = ADAPTERS[name].validate_json(text)
+    plan = adapter(control_types.MODULES[name].PLAN).validate_json(text)
     moments = [plan.start, *[change.moment for change in plan.changes], plan.end]
     if not all(math.isfinite(each) and 0 <= each <= site.now() + LONGEST_SECONDS for each in moments):
         raise ValueError("expected a plan of these days")
-    beside = WRITTEN_BESIDE.validate_python([found[field] for field in BESIDE])
+    beside = adapter(IS_WRITTEN_BESIDE).validate_python([found[field] for field in BESIDE])
     keep(site, resource, KeptPlan(name, plan, *beside, text=text))
 
 

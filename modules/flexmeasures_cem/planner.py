@@ -6,9 +6,9 @@ a schedule for a device (see asking), its plan follows that, else it costs least
 """
 
 import asyncio
-import logging
 import math
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import flexmeasures_cem.adoption as adoption
@@ -26,8 +26,10 @@ import flexmeasures_cem.site as sites
 import flexmeasures_cem.site_model as site_model
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_s2.session as sessions
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
+PLANNING = "planning of S2 devices"
 SECONDS_AFTER_A_FAULT = 5.0
 MAX_SLEEP_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 900.0
@@ -42,9 +44,8 @@ MAX_TOGETHER = 12
 @pyscript_compile
 def start(site: Any) -> asyncio.Task:
     """Plan, and ask for schedules, from now on, in tasks of their own; return the first."""
-    loop = asyncio.get_running_loop()
-    site.task = loop.create_task(work(site), name="flexmeasures s2 planner")
-    site.asking = loop.create_task(asking.work(site), name="flexmeasures s2 schedules")
+    site.task = site.run("planner of S2 devices", partial(work, site))
+    site.asking = site.run("schedules of S2 devices", partial(asking.work, site))
     return site.task
 
 
@@ -67,9 +68,11 @@ async def work(site: Any) -> None:
             await until_due(site)
             site.is_planning = True
             await plan(site)
+            site.fault(PLANNING, None)
         except Exception as error:
-            LOGGER.exception("Planning the site failed: please report this")
-            failure = errors.NotPlanned(f"Planning failed unexpectedly ({error!r}): please report this")
+            site.fault(PLANNING, error)
+            reason = texts.quoted(repr(error))
+            failure = errors.NotPlanned(f"Planning failed unexpectedly ({reason}): please report this")
             for controlled in site.controlled.values():
                 controlled.asked = None
                 sites.give_up(controlled, failure)
@@ -283,7 +286,7 @@ def refuse(site: Any, task: Any, error: Exception) -> None:
         why = str(error)
     else:
         LOGGER.error("What %s told cannot be planned: please report this", resource.name, exc_info=error)
-        why = f"what it told cannot be planned ({error!r})"
+        why = f"what it told cannot be planned ({texts.quoted(repr(error))})"
     if sites.is_gone(site, controlled) or controlled.version != task.version:
         return
     controlled.unfit, controlled.unfit_version = why, task.version

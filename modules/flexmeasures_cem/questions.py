@@ -16,6 +16,7 @@ import flexmeasures_cem.loads as loads
 import flexmeasures_cem.site as sites
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_optimiser.storage as storages
+import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
@@ -82,7 +83,9 @@ async def pose(site: Any, each: Any, means: Any, now: float, start: float, step:
         found = await asyncio.to_thread(read)
     except Exception as error:
         LOGGER.error("%s cannot be put as a problem: please report this", each.resource.name, exc_info=error)
-        sites.refuse(site, each, each.version, f"what it told cannot be planned ({error!r})", error)
+        sites.refuse(
+            site, each, each.version, f"what it told cannot be planned ({texts.quoted(repr(error))})", error
+        )
         return None
     if found is None:
         return None

@@ -4,9 +4,11 @@ Moments are seconds since 1970.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,7 @@ import flexmeasures_cem.errors as errors
 import flexmeasures_optimiser.connection as connection
 import flexmeasures_s2.session as sessions
 
+LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 SETTLING_SECONDS = 1.0
 """How long other messages are waited for, before a change is planned."""
 FIRST_SETTLING_SECONDS = 0.2
@@ -28,6 +31,19 @@ LEAD_SECONDS = 60.0
 """How long before its time an instruction is sent, where nothing else is configured."""
 REFUSED_SECONDS = 3600.0
 """How long who is refused by FlexMeasures is left out."""
+
+
+@pyscript_compile
+def log_fault(what: str, error: BaseException | None) -> None:
+    """Log that work failed unexpectedly."""
+    if error is not None:
+        LOGGER.error("The %s failed unexpectedly: please report this", what, exc_info=error)
+
+
+@pyscript_compile
+def run(what: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task:
+    """Return the task of some work."""
+    return asyncio.get_running_loop().create_task(work(), name=f"flexmeasures {what}")
 
 
 @pyscript_compile
@@ -155,7 +171,9 @@ def records():
         `others` are the Resource Managers that are connected and not controlled; `unusable` has until when
         the sensors of some are left out, since they cannot be posted to. `kept` has the KeptPlans of those
         whose connection is over; `keep(resource)` is called when a plan is to be saved, and `writing` has the
-        tasks that write one.
+        tasks that write one. `fault(what, error)` is called where work failed unexpectedly, and with None
+        once it does not any more; `run(what, work)` returns the task of work that goes on for ever, and is to
+        begin again should it end all the same.
         """
 
         solve: Any
@@ -177,6 +195,8 @@ def records():
         rolling: float = ROLLING_SECONDS
         tariffs: dict = field(default_factory=dict)
         keep: Any = lambda resource: None
+        fault: Callable[[str, BaseException | None], None] = log_fault
+        run: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task] = run
         kept: dict = field(default_factory=dict)
         writing: set = field(default_factory=set)
         others: dict = field(default_factory=dict)

@@ -33,6 +33,8 @@ PAUSE_BEFORE_A_CORRECTION = 2
 FIRST_PAUSE_SECONDS = 5
 LONGEST_PAUSE_SECONDS = 300
 PATIENCE_SECONDS = 20
+SECONDS_BETWEEN_CHECKS = 3600
+"""How often the file is looked after while it is in use."""
 
 
 @pyscript_compile
@@ -106,6 +108,7 @@ async def start(hass, link, status, user):
     outbox.tasks = [
         tasks.supervise(status, "writing of what waits", partial(keep_saving, outbox)),
         tasks.supervise(status, "delivery of what waits", partial(keep_delivering, outbox)),
+        tasks.supervise(status, "check of the outbox's file", partial(keep_checking, outbox)),
     ]
     return outbox
 
@@ -201,6 +204,7 @@ def withdraw(outbox, parcel):
     """Take a parcel back that nobody waits for, unless it is being delivered, or was."""
     if parcel in outbox.parcels and not (parcel.sending or parcel.job or parcel.waiting):
         remove(outbox, parcel)
+        settle_without_values(outbox, parcel.run)
         outbox.changed.set()
 
 
@@ -209,6 +213,16 @@ def remove(outbox: Outbox, parcel: Parcel) -> None:
     """Have a parcel wait no longer."""
     outbox.parcels.remove(parcel)
     outbox.gone.add(parcel.key)
+
+
+@pyscript_compile
+def settle_without_values(outbox: Outbox, run: sensor_data.Run) -> None:
+    """End what kept a sensor's values from being stored, where none of them wait any more."""
+    problem = outbox.status.problems.get(refusals_of(run))
+    is_over = problem and problem.cause != statuses.DROPPED
+    if is_over and all(parcel.run.sensor != run.sensor for parcel in outbox.parcels):
+        outbox.held_up.pop(run.sensor, None)
+        statuses.settle(outbox.status, refusals_of(run))
 
 
 @pyscript_compile
@@ -243,6 +257,7 @@ def drop_oldest(outbox):
         else:
             remove(outbox, oldest)
             answer(oldest, errors.InvalidData("The values were dropped, since too many others wait"))
+            settle_without_values(outbox, oldest.run)
         excess -= part
     text = (
         f"The outbox is full with {MOST_WAITING} values that wait for FlexMeasures at {outbox.link.host}: "
@@ -288,6 +303,25 @@ async def keep_saving(outbox):
         outbox.changed.clear()
         await save(outbox)
         show(outbox)
+
+
+@pyscript_compile
+async def keep_checking(outbox: Outbox) -> None:
+    """Look after the file each hour."""
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
+        await asyncio.shield(check_file(outbox))
+
+
+@pyscript_compile
+async def check_file(outbox: Outbox) -> None:
+    """Look after the file; where it was lost or damaged, write all that waits to a new one."""
+    async with outbox.saving:
+        if not outbox.store.is_there:
+            return
+        await outbox.store.look_after()
+        if not outbox.store.is_there:
+            await write_once(outbox)
 
 
 @pyscript_compile
@@ -433,6 +467,7 @@ def drop(outbox, parcel, error):
     outbox.held_up.pop(parcel.run.sensor, None)
     if parcel.waiting:
         answer(parcel, error)
+        settle_without_values(outbox, parcel.run)
         return
     first = dt_util.as_local(parcel.run.start).isoformat()
     text = (

@@ -232,6 +232,7 @@ async def prices(asker, start, end):
     tariff, _fields = await site_prices(asker, *times, asker.given.flex_context or {})
     if tariff is None:
         tariff, _fields = await site_prices(asker, *times, {})
+    statuses.succeed(asker.status, None)
     return tariffs.feasible(tariff).intervals
 
 

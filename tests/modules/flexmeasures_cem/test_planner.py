@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -1362,3 +1362,40 @@ async def test_a_first_plan_is_made_here_where_flexmeasures_takes_long(site):
         site.gate.set()
         await until(lambda: not controlled(site).is_fallback)
         await planned(site, 1)
+
+
+async def test_planning_that_fails_unexpectedly_is_told_until_it_works_again(site):
+    faults = []
+    site.site.fault = lambda what, error: faults.append((what, repr(error)))
+    site.error = RuntimeError("a fault of ours")
+    async with connected(site.cem) as rm:
+        await introduce(rm)
+        await until(lambda: ("planning of S2 devices", "RuntimeError('a fault of ours')") in faults)
+        site.error = None
+        faults.clear()
+        await rm.ask(example("FRBC.SystemDescription"))
+        await until(lambda: ("planning of S2 devices", "None") in faults)
+        assert await rm.next("FRBC.Instruction")
+
+
+async def test_a_planner_that_ends_is_begun_again_by_who_runs_it(site, monkeypatch):
+    begun, until_due = [], planners.until_due
+
+    async def end(site):
+        raise asyncio.CancelledError
+
+    def run(what, work):
+        begun.append((what, work))
+        return asyncio.create_task(work())
+
+    await planners.stop(site.site)
+    site.site.run = run
+    monkeypatch.setattr(planners, "until_due", end)
+    with suppress(asyncio.CancelledError):
+        await planners.start(site.site)
+    monkeypatch.setattr(planners, "until_due", until_due)
+    [(what, work)] = begun
+    assert what == "planner of S2 devices"
+    site.site.task = asyncio.create_task(work())
+    async with battery(site) as rm:
+        assert rm.first
