@@ -5,7 +5,6 @@ device asks for another one, as often as the server takes that. Moments are seco
 """
 
 import asyncio
-import logging
 import math
 from contextlib import suppress
 from typing import Any
@@ -21,7 +20,6 @@ import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_s2.session as sessions
 import flexmeasures_s2.texts as texts
 
-LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 ASKING = "asking for schedules of S2 devices"
 SECONDS_AFTER_A_FAULT = 5.0
 MAX_SLEEP_SECONDS = 60.0

@@ -6,6 +6,7 @@ a schedule for a device (see asking), its plan follows that, else it costs least
 """
 
 import asyncio
+import logging
 import math
 from contextlib import suppress
 from functools import partial

@@ -17,9 +17,9 @@ MAX_CUTS, CUT_SECONDS = 12, 30.0
 """How many edges the grid gets for what happens within its steps, and how far apart they are (s)."""
 SHORTEST_SECONDS = 1.0
 """What is left of a step counts if it is longer."""
-JOINT = linear.Effort(seconds=1.0, gap=0.005, relative_gap=0.005)
+JOINT = linear.Effort(seconds=10.0, gap=0.005, relative_gap=0.005)
 """How near to the optimum devices are planned together: half a cent, or half a percent."""
-LONE = linear.Effort(seconds=1.0, gap=1e-4, relative_gap=1e-4)
+LONE = linear.Effort(seconds=5.0, gap=1e-4, relative_gap=1e-4)
 """How near to the optimum a lone device is planned."""
 
 

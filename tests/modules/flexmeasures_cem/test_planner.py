@@ -161,13 +161,13 @@ async def test_a_description_of_later_is_planned_with_once_it_is_valid(site, cap
 @pytest.fixture
 def wakes(monkeypatch):
     """Return a list that grows each time that the planner looks what is due."""
-    real, counted = planners.mind_the_clock, []
+    real, counted = planners.clamp_to_clock, []
 
     def look(*given):
         counted.append(given)
         real(*given)
 
-    monkeypatch.setattr(planners, "mind_the_clock", look)
+    monkeypatch.setattr(planners, "clamp_to_clock", look)
     return counted
 
 
