@@ -200,20 +200,21 @@ class _Switching:
         if is_short:
             in_time &= (edges - way.seconds >= free) & (way.origin in self.idle)
             begins = np.where(in_time, edges - way.seconds, edges)
-            return self._placed(way, begins, in_time, begun, len(self._rivals(way)) > 1)
+            return self._placed(way, begins, in_time, begun, self._is_choice(way))
         ended = in_time & (edges - way.seconds >= free)
         if way.origin in self.idle and not way.blocked_by:
             begun &= ~ended
-        is_whole = len(self._rivals(way)) > 1 or bool((begun & ended).any())
+        is_whole = self._is_choice(way) or bool((begun & ended).any())
         return [
             *self._placed(way, edges, np.full(len(edges), False), begun, is_whole),
             *self._placed(way, edges - way.seconds, np.full(len(edges), True), ended, is_whole),
         ]
 
     @pyscript_compile
-    def _rivals(self, way):
-        """Return all ways from the same mode to the same one."""
-        return [each for each in self.ways if (each.origin, each.target) == (way.origin, way.target)]
+    def _is_choice(self, way):
+        """Return whether the modes alone do not tell if a way is taken."""
+        rivals = [each for each in self.ways if (each.origin, each.target) == (way.origin, way.target)]
+        return len(rivals) > 1 or any(each.cost < 0 for each in self.ways)
 
     @pyscript_compile
     def _placed(self, way, begins, is_punctual, allowed, is_whole):
@@ -379,12 +380,12 @@ class _Switching:
     def course(self, solution):
         """Return (moment, Way) of each way that is taken, in order."""
         if self.placements:
-            taken = [
-                (float(each.begins[place]), each.way)
+            taken = {
+                place: (float(each.begins[place]), each.way)
                 for each in self.placements
-                for place in np.nonzero(solution.of(each.taken) > 0.5)[0]
-            ]
-            return sorted(taken, key=lambda each: each[0])
+                for place in np.nonzero(solution.of(each.taken) > 0.5)[0].tolist()
+            }
+            return [taken[place] for place in sorted(taken)]
         if not any(len(each.columns) for each in self.active):
             return []
         modes = np.argmax([solution.of(each) for each in self.active], axis=0).tolist()
