@@ -17,7 +17,7 @@ MARGIN_SECONDS = 1.0
 TOLERANCE_SECONDS = 1.5
 """By how much a way may begin late, if what blocks it ends so much after a step's start."""
 SHORT_SHARE = 0.1
-"""Which part of the shortest step a way takes at most for which one placement at an edge is enough."""
+"""Which part of a usual step a way takes at most for which one placement at an edge is enough."""
 WHOLE_STEP = 1.0 - 1e-9
 """From which part of a step on a way takes all of it."""
 CHANGE_COST = 1e-6
@@ -120,8 +120,12 @@ class _Switching:
     """
 
     @pyscript_compile
-    def __init__(self, program, grid, mode_count, ways, present, idle=()):
-        """Begin with a Present; in `idle` modes it does not matter how long they run."""
+    def __init__(self, program, grid, mode_count, ways, present, idle=(), is_prompt=False):
+        """Begin with a Present; in `idle` modes it does not matter how long they run.
+
+        With `is_prompt` no short way may be late by as much as it takes where something blocks it so long.
+        """
+        self.is_prompt = is_prompt
         self.program, self.grid, self.present = program, grid, present
         self.modes, self.ways, self.idle = range(mode_count), without_replaced(ways), set(idle)
         self.early_cost = EARLY_COST * np.arange(grid.count, 0, -1)
@@ -196,9 +200,10 @@ class _Switching:
             in_time &= False
         if way.target in self.idle or not way.seconds:
             in_time &= False
-        is_short = way.seconds <= SHORT_SHARE * self.grid.seconds.min()
+        is_short = way.seconds <= SHORT_SHARE * np.median(self.grid.seconds)
         if is_short:
-            in_time &= (edges - way.seconds >= free) & (way.origin in self.idle)
+            before = np.concatenate([[edges[0]], edges[:-1]])
+            in_time &= (edges - way.seconds >= np.maximum(free, before)) & (way.origin in self.idle)
             begins = np.where(in_time, edges - way.seconds, edges)
             return self._placed(way, begins, in_time, begun, self._is_choice(way))
         ended = in_time & (edges - way.seconds >= free)
@@ -260,9 +265,9 @@ class _Switching:
 
     @pyscript_compile
     def _due(self, placement):
-        """Return when nothing may block a way any more; a short one may be late by as much as it takes."""
+        """Return when nothing may block a way any more."""
         is_short = placement.is_punctual.any() and not placement.is_punctual.all()
-        return self.grid.starts if is_short else placement.begins
+        return self.grid.starts if is_short and not self.is_prompt else placement.begins
 
     @pyscript_compile
     def _held_by(self, timer):
