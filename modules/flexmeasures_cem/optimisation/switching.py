@@ -139,9 +139,21 @@ class _Switching:
                 self._go_freely()
             else:
                 self._go_by_ways()
+        self._hint_to_stay()
         self.running, self.gaps, self.share = [], [], []
         for mode in self.modes:
             self._run(mode)
+
+    @pyscript_compile
+    def _hint_to_stay(self):
+        """Begin the search with what is always possible: to stay in the present mode."""
+        if self.present.mode is not None:
+            for mode in self.modes:
+                self.program.hint(
+                    self.active[mode], np.full(self.grid.count, float(self.present.mode == mode))
+                )
+            for each in self.placements:
+                self.program.hint(each.taken, np.zeros(self.grid.count))
 
     @pyscript_compile
     def _is_free(self):
