@@ -188,6 +188,8 @@ class _Converter:
             return
         ends = [active.timers.get(each, 0.0) for each in step.blocking_timers]
         free = grid.starts > max(ends, default=0.0) + transitions.MARGIN
+        if active.mode != list(self.numbers)[number]:
+            free &= grid.starts - blocked - transitions.MARGIN > grid.starts[0]
         early = program.variables(grid.count, 0.0, free.astype(float))
         follows = linear.joined([self.active[target][1:], linear.constant([1.0])])
         program.require(self.active[number] - early, 0.0)
@@ -681,14 +683,12 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
             begin, end = grid.edges[step], grid.edges[step + 1]
             sooner = float(min(solution.of(early)[step] * grid.seconds[step], end - begin))
             rest = converter.rests[number]
-            place = next(
-                (
-                    place
-                    for place, each in enumerate(moves)
-                    if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
-                ),
-                None,
-            )
+            leaving = [
+                place
+                for place, each in enumerate(moves)
+                if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
+            ]
+            place = leaving[-1] if leaving else None
             if place is None and step == len(modes) - 1:
                 durations = converter.actuator.durations
                 timers = dict(moves[-1].timers if moves else converter.model.active.timers)
@@ -699,7 +699,7 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
                 )
             elif place is not None:
                 move = moves[place]
-                start = max(move.start - sooner, begin)
+                start = float(max(move.start - sooner, begin))
                 moves[place] = replace(move, start=start, end=start + move.end - move.start)
     return sorted(moves, key=lambda each: each.start)
 
