@@ -176,9 +176,9 @@ class _Program:
 
     @pyscript_compile
     def __init__(self):
-        self.count = 0
-        self.lower, self.upper, self.whole = [], [], []
-        self.constraints, self.costs, self.hints = [], [], []
+        self.count, none = 0, np.zeros(0)
+        self.lower, self.upper, self.whole = [none], [none], [none.astype(bool)]
+        self.constraints, self.costs, self.hints = [(constant(none), 0.0, 0.0)], [], []
 
     @pyscript_compile
     def variables(self, count, lower=0.0, upper=math.inf, whole=False):

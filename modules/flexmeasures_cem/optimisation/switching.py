@@ -241,7 +241,7 @@ class _Switching:
         for mode in self.modes:
             arriving = [(each, each.ends) for each in self.placements if each.way.target == mode]
             leaving = [(each, self._due(each)) for each in self.placements if each.way.origin == mode]
-            self._keep_apart([each for each in arriving if each[0].way.seconds], leaving, {mode})
+            self._keep_apart(arriving, leaving, {mode})
         for timer in {timer for way in self.ways for timer, _seconds in way.blocked_by}:
             starting = [
                 (each, each.begins + seconds)
