@@ -349,7 +349,7 @@ class _StorageModel:
 
     @pyscript_compile
     def __init__(self, site, device, state, cycle_cost):
-        self.site, self.device, self.state = site, device, state
+        self.site, self.device, self.state, self.cycle_cost = site, device, state, cycle_cost
         self.worth = devices.worth(device) or devices.Worth(JOULES, 1.0, 1.0)
         self.unit = self.worth.energy / JOULES
         self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])
@@ -363,7 +363,7 @@ class _StorageModel:
         )
         self._aim()
         self._convert()
-        self._flow(cycle_cost)
+        self._flow()
 
     @pyscript_compile
     def of_level(self, level):
@@ -405,7 +405,7 @@ class _StorageModel:
                 self.converters.append(Converter(self.site, actuator, active, effects, storage))
 
     @pyscript_compile
-    def _flow(self, cycle_cost):
+    def _flow(self):
         """Have the level follow from what fills and empties it, and pay for what is moved."""
         site, storage = self.site, self.storage
         program, count, hours = site.program, site.grid.count, site.grid.hours
@@ -428,7 +428,7 @@ class _StorageModel:
         filling = linear.total([each.filling for each in self.converters], count)
         emptying = linear.total([each.emptying for each in self.converters], count)
         later = 1.0 + (site.grid.starts - self.start) / (self.end - self.start)
-        program.pay((filling + emptying) * (hours * (cycle_cost / 2 + PER_KWH * later)))
+        program.pay((filling + emptying) * (hours * (self.cycle_cost / 2 + PER_KWH * later)))
         if self._may_oppose():
             self._go_one_way(filling, emptying)
         stuck = [each.stuck_after() for each in self.converters]
@@ -470,9 +470,9 @@ class _StorageModel:
         site, value = self.site, self.worth
         load = np.broadcast_to(np.asarray(site.tariffs.load, float), (site.grid.count,))
         prices = np.where(load < 0, site.production_price, site.consumption_price)
-        worth = max(float(prices.min()), 0.0) / value.charging
+        worth = max(float(prices.min()), 0.0) / value.charging + self.cycle_cost / 2
         if self.device.least:
-            worth = min(worth, max(float(prices.max()), 0.0) * value.discharging)
+            worth = min(worth, max(float(prices.max()) * value.discharging - self.cycle_cost / 2, 0.0))
         site.program.pay(self.storage.level[-1:] * -worth)
 
     @pyscript_compile
