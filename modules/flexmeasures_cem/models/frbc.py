@@ -22,7 +22,7 @@ WATTS = 1000.0
 """W in a kW."""
 JOULES = 3.6e6
 """J in a kWh."""
-EFFORT = linear.Effort(seconds=5.0, gap=1e-3, relative_gap=1e-3)
+EFFORT = linear.Effort(seconds=10.0, gap=1e-3, relative_gap=1e-3)
 """How well a device is planned that is alone: to a tenth of a cent, or of a percent."""
 MAX_CUTS = 8
 MAX_SEGMENTS = 4
@@ -38,7 +38,10 @@ SHORTEST_SWING = 0.25
 LEVEL_PER_HOUR = 4.0
 """What an hour's departure from a schedule's level counts, of as much departure from its energy."""
 PER_KWH, PER_IDLE_HOUR = 1e-4, 2e-5
-"""What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could."""
+"""What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could.
+
+At the start it is twice as much: of two moments that are as good, the later is left open.
+"""
 EARLY_STOP = 0.25
 """What a kWh counts that a step is left out of at its end, of the greatest price."""
 LONGEST_EARLY_STOP = 7200.0
@@ -427,8 +430,8 @@ class _StorageModel:
         site.add(self.power)
         filling = linear.total([each.filling for each in self.converters], count)
         emptying = linear.total([each.emptying for each in self.converters], count)
-        later = 1.0 + (site.grid.starts - self.start) / (self.end - self.start)
-        program.pay((filling + emptying) * (hours * (self.cycle_cost / 2 + PER_KWH * later)))
+        sooner = 1.0 + (self.end - site.grid.starts) / (self.end - self.start)
+        program.pay((filling + emptying) * (hours * (self.cycle_cost / 2 + PER_KWH * sooner)))
         if self._may_oppose():
             self._go_one_way(filling, emptying)
         stuck = [each.stuck_after() for each in self.converters]
@@ -536,25 +539,55 @@ class _StorageModel:
 
         It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
         """
-        found, level, missed = [], self.first, 0
-        keeps, hours = self.storage, self.site.grid.hours.tolist()
-        leaks = [devices.leak_at(self.device, each) for each in self.levels]
-        is_leaking, hair = any(leaks), SAME_LEVEL * (keeps.top - keeps.bottom)
-        for place, (power, length) in enumerate(zip(powers.tolist(), hours, strict=True)):
-            rate = devices.rate_for(self.device, level, power * WATTS)
-            if is_leaking:
-                rate -= devices.leak_at(self.device, level)
-            level += rate * length * 3600
-            stored = self.of_level(level) - float(self.usage[place]) * length
+        keeps, found, missed = self.storage, [], 0
+        hair, stored = SAME_LEVEL * (keeps.top - keeps.bottom), self.of_level(self.first)
+        for place, (power, length) in enumerate(
+            zip(powers.tolist(), self.site.grid.hours.tolist(), strict=True)
+        ):
+            stored = self._stored_after(stored, power, float(self.usage[place]), length)
             low, high = np.fmax(self.lowest[place], keeps.bottom), np.fmin(self.highest[place], keeps.top)
             if stored < self.lowest[place] - hair or stored > self.highest[place] + hair:
                 missed = place + 1
             stored = min(max(stored, float(low)), float(high))
             found.append(stored)
-            level = self.device.bottom + stored / self.unit
         weights = np.ones(len(found))
         weights[:missed] = 0.0
         return np.array(found), weights
+
+    @pyscript_compile
+    def _stored_after(self, stored, power, usage, hours):
+        """Return the level (kWh) after some hours of a power, and of a usage (kW)."""
+        borders = self.storage.borders.tolist()
+        last = len(borders) - 2
+        segment = min(max(int(np.searchsorted(borders, stored, "right")) - 1, 0), last)
+        for _passed in borders:
+            lost, more = self.leakage[segment]
+            middle = stored if not last else (borders[segment] + borders[segment + 1]) / 2
+            rate = self._rate_for(power, segment) - usage - lost - more * middle
+            end = borders[segment + (rate > 0)]
+            is_inside = segment == (last if rate > 0 else 0) or not rate
+            if is_inside or (end - stored) / rate >= hours:
+                return stored + rate * hours
+            hours -= (end - stored) / rate
+            stored, segment = end, segment + (1 if rate > 0 else -1)
+        return stored
+
+    @pyscript_compile
+    def _rate_for(self, power, segment):
+        """Return how fast a power fills the storage in a segment (kW), by what loses least with it."""
+        sign, left, found = (1 if power > 0 else -1), abs(power), 0.0
+        for converter in self.converters:
+            ends = [
+                (sign * watts, sign * rate)
+                for effects in converter.effects
+                for rate, watts in zip(effects[segment].rates, effects[segment].powers, strict=True)
+                if sign * rate > 0 and sign * watts > 0
+            ]
+            if ends and left > 0:
+                most, rate = max(ends)
+                taken = min(left, most)
+                found, left = found + sign * rate * taken / most, left - taken
+        return found
 
     @pyscript_compile
     def plan(self, solution, market):
@@ -708,25 +741,62 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
 def factors_of(converter: Any, solution: Any, grid: Any, storage: Any, modes: list) -> list:
     """Return (moment, factor) of what is active in each step: several where the level changes segment."""
     found = [[] for _step in modes]
-    shares = [solution.of(each) for each in storage.share]
-    level = solution.of(storage.level)
-    rises = np.diff(level) >= 0
-    for number, (runs, factors) in enumerate(zip(converter.run, converter.factor, strict=True)):
+    rises = np.diff(solution.of(storage.level)) >= 0
+    for number, (effects, runs, factors) in enumerate(
+        zip(converter.effects, converter.run, converter.factor, strict=True)
+    ):
         if all(each is None for each in factors):
             continue
         parts = [(solution.of(run), solution.of(factor)) for run, factor in zip(runs, factors, strict=True)]
         for step in [place for place, mode in enumerate(modes) if mode == number]:
-            listed, moment = [], float(grid.edges[step])
-            order = range(len(parts)) if rises[step] else reversed(range(len(parts)))
-            for segment in order:
-                run, factor = parts[segment][0][step], parts[segment][1][step]
-                if run * grid.seconds[step] > SHORTEST_SECONDS:
-                    value = float(min(max(round(factor / run, 6), 0.0), 1.0))
-                    if not listed or abs(listed[-1][1] - value) > SAME_FACTOR:
-                        listed.append((moment, value))
-                moment += float(shares[segment][step] * grid.seconds[step])
-            found[step] = listed
+            passed = [
+                (effects[segment], float(run[step]) * grid.seconds[step], float(factor[step] / run[step]))
+                for segment, (run, factor) in enumerate(parts)
+                if run[step] * grid.seconds[step] > SHORTEST_SECONDS
+            ]
+            found[step] = evened(passed if rises[step] else passed[::-1], float(grid.edges[step]))
     return found
+
+
+@pyscript_compile
+def evened(passed: list, begin: float) -> list:
+    """Return (moment, factor) in each segment that is passed in a step, so that the power stays the same.
+
+    Where it cannot in one of them, it comes as near as it can there. Each is an Effect, the time that a
+    solution has for it (s), and the factor there.
+    """
+    if len(passed) == 1:
+        return [(begin, clipped(passed[0][2]))]
+    energy = sum(at(each.powers, factor) * seconds for each, seconds, factor in passed)
+    power = energy / sum(seconds for _each, seconds, _factor in passed) if passed else 0.0
+    for _try in passed:
+        reached = [
+            (min(max(power, min(each.powers)), max(each.powers)), seconds) for each, seconds, _f in passed
+        ]
+        lacks = energy - sum(value * seconds for value, seconds in reached)
+        free = sum(seconds for value, seconds in reached if value == power)
+        power += lacks / free if free else 0.0
+    found, moment = [], begin
+    for each, seconds, factor in passed:
+        low, high = each.powers
+        value = clipped((power - low) / (high - low)) if high != low else clipped(factor)
+        if not found or abs(found[-1][1] - value) > SAME_FACTOR:
+            found.append((moment, value))
+        before, after = at(each.rates, factor), at(each.rates, value)
+        moment += seconds * min(max(before / after, 0.1), 10.0) if before * after > 0 else seconds
+    return [one for one in found if one[0] < begin + sum(seconds for _e, seconds, _f in passed)]
+
+
+@pyscript_compile
+def at(ends: Any, factor: float) -> float:
+    """Return what something is at a factor, of what it is at 0 and at 1."""
+    return ends[0] + factor * (ends[1] - ends[0])
+
+
+@pyscript_compile
+def clipped(factor: float) -> float:
+    """Return a factor between 0 and 1, without what a solver leaves behind."""
+    return float(min(max(round(factor, 6), 0.0), 1.0))
 
 
 @pyscript_compile

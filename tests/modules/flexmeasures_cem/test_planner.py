@@ -92,7 +92,10 @@ async def test_a_schedule_for_a_state_that_is_past_is_not_used(site):
         await introduce(rm)
         await until(lambda: site.questions)
         site.powers = [-5000] + 95 * [0]
-        await rm.ask(example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat()))
+        profile = example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat())
+        for element in profile["elements"]:
+            element["fill_level_range"] = {"start_of_range": 0, "end_of_range": 100}
+        await rm.ask(profile)
         site.gate.set()
         first = await rm.next("FRBC.Instruction")
         assert first["operation_mode"] == ids("discharge")[1]
