@@ -51,7 +51,7 @@ LONGEST_STUCK = 86_400.0
 SAME_FACTOR = 1e-4
 MAX_RANGES = 500
 """How many ranges of power of several actuators are looked at, at most."""
-SAME_LEVEL = 1e-3
+SAME_LEVEL = 5e-3
 """Levels that differ by less of the storage's range are the same."""
 SHORTEST_SECONDS = 1.0
 """What takes less is left out."""
@@ -505,9 +505,9 @@ class _StorageModel:
         counts = np.where(self._can_have(powers), 1.0, MEAN_POWER)
         site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
         levels, weights = self.levels_of(powers)
-        free = (
-            self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING) / 2 * self.worth.charging
-        )
+        swing = self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING)
+        span = self.storage.top - self.storage.bottom
+        free = swing / 2 * self.worth.charging + SAME_LEVEL * span
         away = site.program.variables(grid.count)
         site.program.require(self.storage.reached - levels - away, upper=free)
         site.program.require(self.storage.reached - levels + away, -free)
