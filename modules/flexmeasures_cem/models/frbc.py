@@ -154,7 +154,7 @@ class _Converter:
     """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
 
     @pyscript_compile
-    def __init__(self, site, actuator, active, effects, storage):
+    def __init__(self, site: Any, actuator: Any, active: Any, effects: Any, storage: Any) -> None:
         self.site, self.actuator, self.effects, self.storage = site, actuator, effects, storage
         self.numbers = {each: number for number, each in enumerate(actuator.modes)}
         idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
@@ -173,7 +173,7 @@ class _Converter:
         self._pay()
 
     @pyscript_compile
-    def _stop_early(self, number, active):
+    def _stop_early(self, number: Any, active: Any) -> None:
         """Let a mode that cannot be mild end within a step, for one that rests, where that saves enough.
 
         So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
@@ -209,7 +209,7 @@ class _Converter:
         self.share[target] = self.share[target] + early
 
     @pyscript_compile
-    def _rest_after(self, number):
+    def _rest_after(self, number: Any) -> Any:
         """Return (Transition, number) of the mode to rest in that a mode leads to at once, or None."""
         ids = list(self.numbers)
         found = []
@@ -221,7 +221,7 @@ class _Converter:
         return min(found, key=lambda each: each[:2])[::-1][:2] if found else None
 
     @pyscript_compile
-    def _by_segment(self, number):
+    def _by_segment(self, number: Any) -> Any:
         """Return which part of each step a mode runs in each segment, and its factors there times that."""
         program, count = self.site.program, self.site.grid.count
         share, factor, effects = self.share[number], self.model.factor[number], self.effects[number]
@@ -242,7 +242,7 @@ class _Converter:
         return run, factors
 
     @pyscript_compile
-    def _output(self, number, name):
+    def _output(self, number: Any, name: Any) -> Any:
         """Return what a mode comes to in each segment (kW), by its rates or powers."""
         found = []
         for run, factor, each in zip(
@@ -256,7 +256,7 @@ class _Converter:
         return found
 
     @pyscript_compile
-    def _flows(self):
+    def _flows(self) -> None:
         """Sum what fills and what empties each segment (kW)."""
         program, count = self.site.program, self.site.grid.count
         filling, emptying, self.inflows = [], [], []
@@ -286,7 +286,7 @@ class _Converter:
                 program.require(share - linear.total(runs, count), 0.0)
 
     @pyscript_compile
-    def _pay(self):
+    def _pay(self) -> None:
         """Pay for running, and a little to be in a mode that could take something."""
         program, hours = self.site.program, self.site.grid.hours
         for number, effects in enumerate(self.effects):
@@ -297,7 +297,7 @@ class _Converter:
                 program.pay(self.active[number] * hours * PER_IDLE_HOUR)
 
     @pyscript_compile
-    def stuck_after(self):
+    def stuck_after(self) -> Any:
         """Return what modes that cannot be left by the end fill the storage with then, and empty (kWh)."""
         filling = emptying = linear.constant([0.0])
         end = self.site.grid.edges[-1]
@@ -316,7 +316,7 @@ class _Converter:
         return filling, emptying
 
     @pyscript_compile
-    def _stuck_seconds(self, way):
+    def _stuck_seconds(self, way: Any) -> float:
         """Return how long after a Way's begin its target can be left at the earliest (s), 0 if never."""
         steps = self.actuator.transitions.get(list(self.numbers)[way.target], ())
         started = dict(way.starts)
@@ -351,7 +351,7 @@ class _StorageModel:
     """A device in the program, whose solution makes its Plan."""
 
     @pyscript_compile
-    def __init__(self, site, device, state, cycle_cost):
+    def __init__(self, site: Any, device: Any, state: Any, cycle_cost: Any) -> None:
         self.site, self.device, self.state, self.cycle_cost = site, device, state, cycle_cost
         self.worth = devices.worth(device) or devices.Worth(JOULES, 1.0, 1.0)
         self.unit = self.worth.energy / JOULES
@@ -369,12 +369,12 @@ class _StorageModel:
         self._flow()
 
     @pyscript_compile
-    def of_level(self, level):
+    def of_level(self, level: Any) -> float:
         """Return a fill level in kWh above the start of the storage's range."""
         return (level - self.device.bottom) * self.unit
 
     @pyscript_compile
-    def _aim(self):
+    def _aim(self) -> None:
         """Aim at the targets, at the edges in their time, or else at the next."""
         edges, storage = self.site.grid.edges[1:], self.storage
         self.lowest, self.highest = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
@@ -390,7 +390,7 @@ class _StorageModel:
         storage.aim(self.lowest, self.highest)
 
     @pyscript_compile
-    def _convert(self):
+    def _convert(self) -> None:
         """Add the actuators' modes."""
         device, storage = self.device, self.storage
         pairs = list(zip(self.levels[:-1], self.levels[1:], strict=True))
@@ -408,7 +408,7 @@ class _StorageModel:
                 self.converters.append(Converter(self.site, actuator, active, effects, storage))
 
     @pyscript_compile
-    def _flow(self):
+    def _flow(self) -> None:
         """Have the level follow from what fills and empties it, and pay for what is moved."""
         site, storage = self.site, self.storage
         program, count, hours = site.program, site.grid.count, site.grid.hours
@@ -438,7 +438,7 @@ class _StorageModel:
         storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
 
     @pyscript_compile
-    def _may_oppose(self):
+    def _may_oppose(self) -> bool:
         """Return whether one actuator can empty the storage while another fills it."""
         return any(
             one.can_fill and other.can_empty
@@ -448,7 +448,7 @@ class _StorageModel:
         )
 
     @pyscript_compile
-    def _go_one_way(self, filling, emptying):
+    def _go_one_way(self, filling: Any, emptying: Any) -> None:
         """Pay for what one actuator empties while another fills."""
         program, grid = self.site.program, self.site.grid
         most = [
@@ -465,7 +465,7 @@ class _StorageModel:
         program.pay(both * grid.hours * self.site.priorities.target)
 
     @pyscript_compile
-    def keep_value(self):
+    def keep_value(self) -> None:
         """Have what is stored at the end be worth the cheapest price at which it could be filled again.
 
         It is no more than what discharging it could save.
@@ -479,7 +479,7 @@ class _StorageModel:
         site.program.pay(self.storage.level[-1:] * -worth)
 
     @pyscript_compile
-    def follow(self, wanted):
+    def follow(self, wanted: Any) -> None:
         """Pay for what departs from the powers of a schedule (start, end, W), and from its level."""
         site, grid = self.site, self.site.grid
         price = site.priorities.schedule
@@ -514,7 +514,7 @@ class _StorageModel:
         site.program.pay(away * (grid.hours * weights * (LEVEL_PER_HOUR * price)))
 
     @pyscript_compile
-    def _can_have(self, powers):
+    def _can_have(self, powers: Any) -> Any:
         """Return which powers (kW) the actuators can have together."""
         ranges = {(0.0, 0.0)}
         for converter in self.converters:
@@ -525,7 +525,7 @@ class _StorageModel:
         return np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
 
     @pyscript_compile
-    def _distance(self, expression):
+    def _distance(self, expression: Any) -> Any:
         """Return how far each function of an Expression is from 0."""
         if not len(expression.columns):
             return linear.constant(np.abs(expression.constant))
@@ -534,7 +534,7 @@ class _StorageModel:
         return more + less
 
     @pyscript_compile
-    def levels_of(self, powers):
+    def levels_of(self, powers: Any) -> Any:
         """Return the level (kWh) that a schedule's powers (kW) lead to at each edge, and what that counts.
 
         It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
@@ -555,7 +555,7 @@ class _StorageModel:
         return np.array(found), weights
 
     @pyscript_compile
-    def _stored_after(self, stored, power, usage, hours):
+    def _stored_after(self, stored: Any, power: Any, usage: Any, hours: Any) -> float:
         """Return the level (kWh) after some hours of a power, and of a usage (kW)."""
         borders = self.storage.borders.tolist()
         last = len(borders) - 2
@@ -573,7 +573,7 @@ class _StorageModel:
         return stored
 
     @pyscript_compile
-    def _rate_for(self, power, segment):
+    def _rate_for(self, power: Any, segment: Any) -> float:
         """Return how fast a power fills the storage in a segment (kW), by what loses least with it."""
         sign, left, found = (1 if power > 0 else -1), abs(power), 0.0
         for converter in self.converters:
@@ -590,7 +590,7 @@ class _StorageModel:
         return found
 
     @pyscript_compile
-    def plan(self, solution, market):
+    def plan(self, solution: Any, market: Any) -> Any:
         """Return the frbc_plan.Plan of a solution."""
         told = [told_events(each, solution, self.site.grid, self.storage) for each in self.converters]
         lines, by_actuator = [], {}
@@ -612,7 +612,7 @@ class _StorageModel:
         return plan
 
     @pyscript_compile
-    def _cost(self, plan, solution, market):
+    def _cost(self, plan: Any, solution: Any, market: Any) -> float:
         """Return what a plan costs the site in a market (currency): energy, running, and transitions."""
         cost, place = 0.0, 0
         for interval in market:
