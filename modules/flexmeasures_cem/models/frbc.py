@@ -435,7 +435,8 @@ class _StorageModel:
         if self._may_oppose():
             self._go_one_way(filling, emptying)
         stuck = [each.stuck_after() for each in self.converters]
-        storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
+        if stuck:
+            storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
 
     @pyscript_compile
     def _may_oppose(self) -> bool:

@@ -201,6 +201,30 @@ def test_never_uses_what_is_for_an_abnormal_condition():
     assert told(device, plan) == [(2.0, "charge", 1.0), (1800.0, "idle", 1.0)]
 
 
+@pytest.mark.parametrize(("ways_out", "labels"), [(None, ["charge", "idle"]), ([], [])])
+def test_a_mode_for_an_abnormal_condition_is_left_where_there_is_a_way(ways_out, labels):
+    m = modules()
+    modes = [
+        mode("idle", element((0, 0))),
+        mode("charge", element((0, 3000))),
+        mode("backup", element((6000, 6000)), abnormal=True),
+    ]
+    described = description(actuator("inverter", modes, ways_out))
+    device, plan = planned(m, described, 50, [2000, 2000, 0], modes={"inverter": "backup"})
+    assert [each[1] for each in told(device, plan)] == labels
+
+
+def test_an_actuator_that_has_not_told_its_mode_is_told_one():
+    m = modules()
+    described = description(actuator("inverter", CONTINUOUS))
+    remembered = memory(m, described, 50)
+    device = m.frbc.device(remembered)
+    state = m.frbc.condition(device, remembered, {}, None, NOW)
+    wanted = intervals([2000, 0])
+    plan = m.frbc.follow(device, state, wanted, market(wanted), {})
+    assert told(device, plan) == [(2.0, "charge", 0.4), (900.0, "idle", 1.0)]
+
+
 def test_does_not_start_what_cannot_be_stopped_before_the_storage_is_full():
     m = modules()
     off, on = modes = [mode("off", element((0, 0))), mode("on", element((2000, 2000)))]
