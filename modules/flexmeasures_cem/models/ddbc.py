@@ -79,13 +79,11 @@ class _Part:
     @pyscript_compile
     def _most_for_a_kilowatt(self):
         """Return how much supply a kW can bring at most."""
-        settings = [
-            (abs(power) / operation_modes.WATTS, abs(supply))
-            for model in self.models
-            for mode in model.actuator.modes.values()
-            for power, supply in zip(mode.powers, mode.supply, strict=True)
-        ]
-        return max([supply / power for power, supply in settings if power and supply], default=1.0)
+        listed = [mode for model in self.models for mode in model.actuator.modes.values()]
+        settings = [pair for mode in listed for pair in zip(mode.powers, mode.supply, strict=True)]
+        settings += [(mode.powers[1] - mode.powers[0], mode.supply[1] - mode.supply[0]) for mode in listed]
+        found = [abs(supply / power) for power, supply in settings if power and supply]
+        return max(found, default=1.0) * operation_modes.WATTS
 
     @pyscript_compile
     def _unit_cost(self):

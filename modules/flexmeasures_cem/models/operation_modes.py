@@ -186,7 +186,7 @@ class _ActuatorModel:
         self.idle = {numbers[each] for each in idle}
         present = switching.Present(mode=mode, ready=active.ready, timers=active.timers)
         self.switching = switching.Switching(
-            site.program, site.grid, len(numbers), self.ways, present, self.idle
+            site.program, site.grid, len(numbers), self.ways, present, self.idle, is_momentary
         )
         self.share, self.running = self.switching.share, self.switching.running
         self.factor, self.momentary, self.products = [], [], {}

@@ -17,7 +17,7 @@ MARGIN_SECONDS = 1.0
 TOLERANCE_SECONDS = 1.5
 """By how much a way may begin late, if what blocks it ends so much after a step's start."""
 SHORT_SHARE = 0.1
-"""Which part of the shortest step a way takes at most for which one placement at an edge is enough."""
+"""Which part of a usual step a way takes at most for which one placement at an edge is enough."""
 WHOLE_STEP = 1.0 - 1e-9
 """From which part of a step on a way takes all of it."""
 CHANGE_COST = 1e-6
@@ -120,8 +120,12 @@ class _Switching:
     """
 
     @pyscript_compile
-    def __init__(self, program, grid, mode_count, ways, present, idle=()):
-        """Begin with a Present; in `idle` modes it does not matter how long they run."""
+    def __init__(self, program, grid, mode_count, ways, present, idle=(), is_prompt=False):
+        """Begin with a Present; in `idle` modes it does not matter how long they run.
+
+        With `is_prompt` no short way may be late by as much as it takes where something blocks it so long.
+        """
+        self.is_prompt = is_prompt
         self.program, self.grid, self.present = program, grid, present
         self.modes, self.ways, self.idle = range(mode_count), without_replaced(ways), set(idle)
         self.early_cost = EARLY_COST * np.arange(grid.count, 0, -1)
@@ -135,9 +139,21 @@ class _Switching:
                 self._go_freely()
             else:
                 self._go_by_ways()
+        self._hint_to_stay()
         self.running, self.gaps, self.share = [], [], []
         for mode in self.modes:
             self._run(mode)
+
+    @pyscript_compile
+    def _hint_to_stay(self):
+        """Begin the search with what is always possible: to stay in the present mode."""
+        if self.present.mode is not None:
+            for mode in self.modes:
+                self.program.hint(
+                    self.active[mode], np.full(self.grid.count, float(self.present.mode == mode))
+                )
+            for each in self.placements:
+                self.program.hint(each.taken, np.zeros(self.grid.count))
 
     @pyscript_compile
     def _is_free(self):
@@ -197,24 +213,26 @@ class _Switching:
             in_time &= False
         if way.target in self.idle or not way.seconds:
             in_time &= False
-        is_short = way.seconds <= SHORT_SHARE * self.grid.seconds.min()
+        is_short = way.seconds <= SHORT_SHARE * np.median(self.grid.seconds)
         if is_short:
-            in_time &= (edges - way.seconds >= free) & (way.origin in self.idle)
+            before = np.concatenate([[edges[0]], edges[:-1]])
+            in_time &= (edges - way.seconds >= np.maximum(free, before)) & (way.origin in self.idle)
             begins = np.where(in_time, edges - way.seconds, edges)
-            return self._placed(way, begins, in_time, begun, len(self._rivals(way)) > 1)
+            return self._placed(way, begins, in_time, begun, self._is_choice(way))
         ended = in_time & (edges - way.seconds >= free)
         if way.origin in self.idle and not way.blocked_by:
             begun &= ~ended
-        is_whole = len(self._rivals(way)) > 1 or bool((begun & ended).any())
+        is_whole = self._is_choice(way) or bool((begun & ended).any())
         return [
             *self._placed(way, edges, np.full(len(edges), False), begun, is_whole),
             *self._placed(way, edges - way.seconds, np.full(len(edges), True), ended, is_whole),
         ]
 
     @pyscript_compile
-    def _rivals(self, way):
-        """Return all ways from the same mode to the same one."""
-        return [each for each in self.ways if (each.origin, each.target) == (way.origin, way.target)]
+    def _is_choice(self, way):
+        """Return whether the modes alone do not tell if a way is taken."""
+        rivals = [each for each in self.ways if (each.origin, each.target) == (way.origin, way.target)]
+        return len(rivals) > 1 or any(each.cost < 0 for each in self.ways)
 
     @pyscript_compile
     def _placed(self, way, begins, is_punctual, allowed, is_whole):
@@ -260,9 +278,9 @@ class _Switching:
 
     @pyscript_compile
     def _due(self, placement):
-        """Return when nothing may block a way any more; a short one may be late by as much as it takes."""
+        """Return when nothing may block a way any more."""
         is_short = placement.is_punctual.any() and not placement.is_punctual.all()
-        return self.grid.starts if is_short else placement.begins
+        return self.grid.starts if is_short and not self.is_prompt else placement.begins
 
     @pyscript_compile
     def _held_by(self, timer):
@@ -380,12 +398,12 @@ class _Switching:
     def course(self, solution):
         """Return (moment, Way) of each way that is taken, in order."""
         if self.placements:
-            taken = [
-                (float(each.begins[place]), each.way)
+            taken = {
+                place: (float(each.begins[place]), each.way)
                 for each in self.placements
-                for place in np.nonzero(solution.of(each.taken) > 0.5)[0]
-            ]
-            return sorted(taken, key=lambda each: each[0])
+                for place in np.nonzero(solution.of(each.taken) > 0.5)[0].tolist()
+            }
+            return [taken[place] for place in sorted(taken)]
         if not any(len(each.columns) for each in self.active):
             return []
         modes = np.argmax([solution.of(each) for each in self.active], axis=0).tolist()
