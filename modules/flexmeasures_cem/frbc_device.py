@@ -402,25 +402,6 @@ def mildest(mode, level):
 
 
 @pyscript_compile
-def rate_for(device: Any, level: float, power: float) -> float:
-    """Return how a power (W) moves the fill level (per second), by the actuators that lose least with it."""
-    sign, left, rate = (1 if power > 0 else -1), abs(power), 0.0
-    for actuator in device.actuators:
-        ends = [
-            (sign * watts, sign * speed)
-            for mode in actuator.modes.values()
-            for element in (element_at(mode, level),)
-            for speed, watts in zip(element.rates, element.powers, strict=True)
-            if sign * speed > 0 and sign * watts > 0
-        ]
-        if ends and left > 0:
-            most, speed = max(ends)
-            taken = min(left, most)
-            rate, left = rate + sign * speed * taken / most, left - taken
-    return rate
-
-
-@pyscript_compile
 def per_level(device, actuator, sign):
     """Return (energy (J) of one unit of fill level, greatest power (W)) of filling (1) or emptying (-1).
 

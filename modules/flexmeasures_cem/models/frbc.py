@@ -22,7 +22,7 @@ WATTS = 1000.0
 """W in a kW."""
 JOULES = 3.6e6
 """J in a kWh."""
-EFFORT = linear.Effort(seconds=5.0, gap=1e-3, relative_gap=1e-3)
+EFFORT = linear.Effort(seconds=10.0, gap=1e-3, relative_gap=1e-3)
 """How well a device is planned that is alone: to a tenth of a cent, or of a percent."""
 MAX_CUTS = 8
 MAX_SEGMENTS = 4
@@ -38,7 +38,10 @@ SHORTEST_SWING = 0.25
 LEVEL_PER_HOUR = 4.0
 """What an hour's departure from a schedule's level counts, of as much departure from its energy."""
 PER_KWH, PER_IDLE_HOUR = 1e-4, 2e-5
-"""What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could."""
+"""What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could.
+
+At the start it is twice as much: of two moments that are as good, the later is left open.
+"""
 EARLY_STOP = 0.25
 """What a kWh counts that a step is left out of at its end, of the greatest price."""
 LONGEST_EARLY_STOP = 7200.0
@@ -48,7 +51,7 @@ LONGEST_STUCK = 86_400.0
 SAME_FACTOR = 1e-4
 MAX_RANGES = 500
 """How many ranges of power of several actuators are looked at, at most."""
-SAME_LEVEL = 1e-3
+SAME_LEVEL = 5e-3
 """Levels that differ by less of the storage's range are the same."""
 SHORTEST_SECONDS = 1.0
 """What takes less is left out."""
@@ -151,7 +154,7 @@ class _Converter:
     """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
 
     @pyscript_compile
-    def __init__(self, site, actuator, active, effects, storage):
+    def __init__(self, site: Any, actuator: Any, active: Any, effects: Any, storage: Any) -> None:
         self.site, self.actuator, self.effects, self.storage = site, actuator, effects, storage
         self.numbers = {each: number for number, each in enumerate(actuator.modes)}
         idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
@@ -171,7 +174,7 @@ class _Converter:
         self._pay()
 
     @pyscript_compile
-    def _stop_early(self, number, active):
+    def _stop_early(self, number: Any, active: Any) -> None:
         """Let a mode that cannot be mild end within a step, for one that rests, where that saves enough.
 
         So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
@@ -189,6 +192,8 @@ class _Converter:
             return
         ends = [active.timers.get(each, 0.0) for each in step.blocking_timers]
         free = grid.starts > max(ends, default=0.0) + transitions.MARGIN
+        if active.mode != list(self.numbers)[number]:
+            free &= grid.starts - blocked - transitions.MARGIN > grid.starts[0]
         early = program.variables(grid.count, 0.0, free.astype(float))
         follows = linear.joined([self.active[target][1:], linear.constant([1.0])])
         program.require(self.active[number] - early, 0.0)
@@ -205,7 +210,7 @@ class _Converter:
         self.share[target] = self.share[target] + early
 
     @pyscript_compile
-    def _rest_after(self, number):
+    def _rest_after(self, number: Any) -> Any:
         """Return (Transition, number) of the mode to rest in that a mode leads to at once, or None."""
         ids = list(self.numbers)
         found = []
@@ -217,7 +222,7 @@ class _Converter:
         return min(found, key=lambda each: each[:2])[::-1][:2] if found else None
 
     @pyscript_compile
-    def _by_segment(self, number):
+    def _by_segment(self, number: Any) -> Any:
         """Return which part of each step a mode runs in each segment, and its factors there times that."""
         program, count = self.site.program, self.site.grid.count
         share, factor, effects = self.share[number], self.model.factor[number], self.effects[number]
@@ -238,7 +243,7 @@ class _Converter:
         return run, factors
 
     @pyscript_compile
-    def _output(self, number, name):
+    def _output(self, number: Any, name: Any) -> Any:
         """Return what a mode comes to in each segment (kW), by its rates or powers."""
         found = []
         for run, factor, each in zip(
@@ -252,7 +257,7 @@ class _Converter:
         return found
 
     @pyscript_compile
-    def _flows(self):
+    def _flows(self) -> None:
         """Sum what fills and what empties each segment (kW)."""
         program, count = self.site.program, self.site.grid.count
         filling, emptying, self.inflows = [], [], []
@@ -282,7 +287,7 @@ class _Converter:
                 program.require(share - linear.total(runs, count), 0.0)
 
     @pyscript_compile
-    def _pay(self):
+    def _pay(self) -> None:
         """Pay for running, and a little to be in a mode that could take something."""
         program, hours = self.site.program, self.site.grid.hours
         for number, effects in enumerate(self.effects):
@@ -293,7 +298,7 @@ class _Converter:
                 program.pay(self.active[number] * hours * PER_IDLE_HOUR)
 
     @pyscript_compile
-    def stuck_after(self):
+    def stuck_after(self) -> Any:
         """Return what modes that cannot be left by the end fill the storage with then, and empty (kWh)."""
         filling = emptying = linear.constant([0.0])
         end = self.site.grid.edges[-1]
@@ -312,7 +317,7 @@ class _Converter:
         return filling, emptying
 
     @pyscript_compile
-    def _stuck_seconds(self, way):
+    def _stuck_seconds(self, way: Any) -> float:
         """Return how long after a Way's begin its target can be left at the earliest (s), 0 if never."""
         steps = self.actuator.transitions.get(list(self.numbers)[way.target], ())
         started = dict(way.starts)
@@ -347,8 +352,8 @@ class _StorageModel:
     """A device in the program, whose solution makes its Plan."""
 
     @pyscript_compile
-    def __init__(self, site, device, state, cycle_cost):
-        self.site, self.device, self.state = site, device, state
+    def __init__(self, site: Any, device: Any, state: Any, cycle_cost: Any) -> None:
+        self.site, self.device, self.state, self.cycle_cost = site, device, state, cycle_cost
         self.worth = devices.worth(device) or devices.Worth(JOULES, 1.0, 1.0)
         self.unit = self.worth.energy / JOULES
         self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])
@@ -362,15 +367,15 @@ class _StorageModel:
         )
         self._aim()
         self._convert()
-        self._flow(cycle_cost)
+        self._flow()
 
     @pyscript_compile
-    def of_level(self, level):
+    def of_level(self, level: Any) -> float:
         """Return a fill level in kWh above the start of the storage's range."""
         return (level - self.device.bottom) * self.unit
 
     @pyscript_compile
-    def _aim(self):
+    def _aim(self) -> None:
         """Aim at the targets, at the edges in their time, or else at the next."""
         edges, storage = self.site.grid.edges[1:], self.storage
         self.lowest, self.highest = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
@@ -386,7 +391,7 @@ class _StorageModel:
         storage.aim(self.lowest, self.highest)
 
     @pyscript_compile
-    def _convert(self):
+    def _convert(self) -> None:
         """Add the actuators' modes."""
         device, storage = self.device, self.storage
         pairs = list(zip(self.levels[:-1], self.levels[1:], strict=True))
@@ -404,7 +409,7 @@ class _StorageModel:
                 self.converters.append(Converter(self.site, actuator, active, effects, storage))
 
     @pyscript_compile
-    def _flow(self, cycle_cost):
+    def _flow(self) -> None:
         """Have the level follow from what fills and empties it, and pay for what is moved."""
         site, storage = self.site, self.storage
         program, count, hours = site.program, site.grid.count, site.grid.hours
@@ -426,15 +431,16 @@ class _StorageModel:
         site.add(self.power)
         filling = linear.total([each.filling for each in self.converters], count)
         emptying = linear.total([each.emptying for each in self.converters], count)
-        later = 1.0 + (site.grid.starts - self.start) / (self.end - self.start)
-        program.pay((filling + emptying) * (hours * (cycle_cost / 2 + PER_KWH * later)))
+        sooner = 1.0 + (self.end - site.grid.starts) / (self.end - self.start)
+        program.pay((filling + emptying) * (hours * (self.cycle_cost / 2 + PER_KWH * sooner)))
         if self._may_oppose():
             self._go_one_way(filling, emptying)
         stuck = [each.stuck_after() for each in self.converters]
-        storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
+        if stuck:
+            storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
 
     @pyscript_compile
-    def _may_oppose(self):
+    def _may_oppose(self) -> bool:
         """Return whether one actuator can empty the storage while another fills it."""
         return any(
             one.can_fill and other.can_empty
@@ -444,7 +450,7 @@ class _StorageModel:
         )
 
     @pyscript_compile
-    def _go_one_way(self, filling, emptying):
+    def _go_one_way(self, filling: Any, emptying: Any) -> None:
         """Pay for what one actuator empties while another fills."""
         program, grid = self.site.program, self.site.grid
         most = [
@@ -461,7 +467,7 @@ class _StorageModel:
         program.pay(both * grid.hours * self.site.priorities.target)
 
     @pyscript_compile
-    def keep_value(self):
+    def keep_value(self) -> None:
         """Have what is stored at the end be worth the cheapest price at which it could be filled again.
 
         It is no more than what discharging it could save.
@@ -469,13 +475,13 @@ class _StorageModel:
         site, value = self.site, self.worth
         load = np.broadcast_to(np.asarray(site.tariffs.load, float), (site.grid.count,))
         prices = np.where(load < 0, site.production_price, site.consumption_price)
-        worth = max(float(prices.min()), 0.0) / value.charging
+        worth = max(float(prices.min()), 0.0) / value.charging + self.cycle_cost / 2
         if self.device.least:
-            worth = min(worth, max(float(prices.max()), 0.0) * value.discharging)
+            worth = min(worth, max(float(prices.max()) * value.discharging - self.cycle_cost / 2, 0.0))
         site.program.pay(self.storage.level[-1:] * -worth)
 
     @pyscript_compile
-    def follow(self, wanted):
+    def follow(self, wanted: Any) -> None:
         """Pay for what departs from the powers of a schedule (start, end, W), and from its level."""
         site, grid = self.site, self.site.grid
         price = site.priorities.schedule
@@ -501,16 +507,16 @@ class _StorageModel:
         counts = np.where(self._can_have(powers), 1.0, MEAN_POWER)
         site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
         levels, weights = self.levels_of(powers)
-        free = (
-            self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING) / 2 * self.worth.charging
-        )
+        swing = self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING)
+        span = self.storage.top - self.storage.bottom
+        free = swing / 2 * self.worth.charging + SAME_LEVEL * span
         away = site.program.variables(grid.count)
         site.program.require(self.storage.reached - levels - away, upper=free)
         site.program.require(self.storage.reached - levels + away, -free)
         site.program.pay(away * (grid.hours * weights * (LEVEL_PER_HOUR * price)))
 
     @pyscript_compile
-    def _can_have(self, powers):
+    def _can_have(self, powers: Any) -> Any:
         """Return which powers (kW) the actuators can have together."""
         ranges = {(0.0, 0.0)}
         for converter in self.converters:
@@ -521,7 +527,7 @@ class _StorageModel:
         return np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
 
     @pyscript_compile
-    def _distance(self, expression):
+    def _distance(self, expression: Any) -> Any:
         """Return how far each function of an Expression is from 0."""
         if not len(expression.columns):
             return linear.constant(np.abs(expression.constant))
@@ -530,33 +536,63 @@ class _StorageModel:
         return more + less
 
     @pyscript_compile
-    def levels_of(self, powers):
+    def levels_of(self, powers: Any) -> Any:
         """Return the level (kWh) that a schedule's powers (kW) lead to at each edge, and what that counts.
 
         It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
         """
-        found, level, missed = [], self.first, 0
-        keeps, hours = self.storage, self.site.grid.hours.tolist()
-        leaks = [devices.leak_at(self.device, each) for each in self.levels]
-        is_leaking, hair = any(leaks), SAME_LEVEL * (keeps.top - keeps.bottom)
-        for place, (power, length) in enumerate(zip(powers.tolist(), hours, strict=True)):
-            rate = devices.rate_for(self.device, level, power * WATTS)
-            if is_leaking:
-                rate -= devices.leak_at(self.device, level)
-            level += rate * length * 3600
-            stored = self.of_level(level) - float(self.usage[place]) * length
+        keeps, found, missed = self.storage, [], 0
+        hair, stored = SAME_LEVEL * (keeps.top - keeps.bottom), self.of_level(self.first)
+        for place, (power, length) in enumerate(
+            zip(powers.tolist(), self.site.grid.hours.tolist(), strict=True)
+        ):
+            stored = self._stored_after(stored, power, float(self.usage[place]), length)
             low, high = np.fmax(self.lowest[place], keeps.bottom), np.fmin(self.highest[place], keeps.top)
             if stored < self.lowest[place] - hair or stored > self.highest[place] + hair:
                 missed = place + 1
             stored = min(max(stored, float(low)), float(high))
             found.append(stored)
-            level = self.device.bottom + stored / self.unit
         weights = np.ones(len(found))
         weights[:missed] = 0.0
         return np.array(found), weights
 
     @pyscript_compile
-    def plan(self, solution, market):
+    def _stored_after(self, stored: Any, power: Any, usage: Any, hours: Any) -> float:
+        """Return the level (kWh) after some hours of a power, and of a usage (kW)."""
+        borders = self.storage.borders.tolist()
+        last = len(borders) - 2
+        segment = min(max(int(np.searchsorted(borders, stored, "right")) - 1, 0), last)
+        for _passed in borders:
+            lost, more = self.leakage[segment]
+            middle = stored if not last else (borders[segment] + borders[segment + 1]) / 2
+            rate = self._rate_for(power, segment) - usage - lost - more * middle
+            end = borders[segment + (rate > 0)]
+            is_inside = segment == (last if rate > 0 else 0) or not rate
+            if is_inside or (end - stored) / rate >= hours:
+                return stored + rate * hours
+            hours -= (end - stored) / rate
+            stored, segment = end, segment + (1 if rate > 0 else -1)
+        return stored
+
+    @pyscript_compile
+    def _rate_for(self, power: Any, segment: Any) -> float:
+        """Return how fast a power fills the storage in a segment (kW), by what loses least with it."""
+        sign, left, found = (1 if power > 0 else -1), abs(power), 0.0
+        for converter in self.converters:
+            ends = [
+                (sign * watts, sign * rate)
+                for effects in converter.effects
+                for rate, watts in zip(effects[segment].rates, effects[segment].powers, strict=True)
+                if sign * rate > 0 and sign * watts > 0
+            ]
+            if ends and left > 0:
+                most, rate = max(ends)
+                taken = min(left, most)
+                found, left = found + sign * rate * taken / most, left - taken
+        return found
+
+    @pyscript_compile
+    def plan(self, solution: Any, market: Any) -> Any:
         """Return the frbc_plan.Plan of a solution."""
         told = [told_events(each, solution, self.site.grid, self.storage) for each in self.converters]
         lines, by_actuator = [], {}
@@ -578,7 +614,7 @@ class _StorageModel:
         return plan
 
     @pyscript_compile
-    def _cost(self, plan, solution, market):
+    def _cost(self, plan: Any, solution: Any, market: Any) -> float:
         """Return what a plan costs the site in a market (currency): energy, running, and transitions."""
         cost, place = 0.0, 0
         for interval in market:
@@ -682,14 +718,12 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
             begin, end = grid.edges[step], grid.edges[step + 1]
             sooner = float(min(solution.of(early)[step] * grid.seconds[step], end - begin))
             rest = converter.rests[number]
-            place = next(
-                (
-                    place
-                    for place, each in enumerate(moves)
-                    if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
-                ),
-                None,
-            )
+            leaving = [
+                place
+                for place, each in enumerate(moves)
+                if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
+            ]
+            place = leaving[-1] if leaving else None
             if place is None and step == len(modes) - 1:
                 durations = converter.actuator.durations
                 timers = dict(moves[-1].timers if moves else converter.model.active.timers)
@@ -700,7 +734,7 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
                 )
             elif place is not None:
                 move = moves[place]
-                start = max(move.start - sooner, begin)
+                start = float(max(move.start - sooner, begin))
                 moves[place] = replace(move, start=start, end=start + move.end - move.start)
     return sorted(moves, key=lambda each: each.start)
 
@@ -709,25 +743,62 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
 def factors_of(converter: Any, solution: Any, grid: Any, storage: Any, modes: list) -> list:
     """Return (moment, factor) of what is active in each step: several where the level changes segment."""
     found = [[] for _step in modes]
-    shares = [solution.of(each) for each in storage.share]
-    level = solution.of(storage.level)
-    rises = np.diff(level) >= 0
-    for number, (runs, factors) in enumerate(zip(converter.run, converter.factor, strict=True)):
+    rises = np.diff(solution.of(storage.level)) >= 0
+    for number, (effects, runs, factors) in enumerate(
+        zip(converter.effects, converter.run, converter.factor, strict=True)
+    ):
         if all(each is None for each in factors):
             continue
         parts = [(solution.of(run), solution.of(factor)) for run, factor in zip(runs, factors, strict=True)]
         for step in [place for place, mode in enumerate(modes) if mode == number]:
-            listed, moment = [], float(grid.edges[step])
-            order = range(len(parts)) if rises[step] else reversed(range(len(parts)))
-            for segment in order:
-                run, factor = parts[segment][0][step], parts[segment][1][step]
-                if run * grid.seconds[step] > SHORTEST_SECONDS:
-                    value = float(min(max(round(factor / run, 6), 0.0), 1.0))
-                    if not listed or abs(listed[-1][1] - value) > SAME_FACTOR:
-                        listed.append((moment, value))
-                moment += float(shares[segment][step] * grid.seconds[step])
-            found[step] = listed
+            passed = [
+                (effects[segment], float(run[step]) * grid.seconds[step], float(factor[step] / run[step]))
+                for segment, (run, factor) in enumerate(parts)
+                if run[step] * grid.seconds[step] > SHORTEST_SECONDS
+            ]
+            found[step] = evened(passed if rises[step] else passed[::-1], float(grid.edges[step]))
     return found
+
+
+@pyscript_compile
+def evened(passed: list, begin: float) -> list:
+    """Return (moment, factor) in each segment that is passed in a step, so that the power stays the same.
+
+    Where it cannot in one of them, it comes as near as it can there. Each is an Effect, the time that a
+    solution has for it (s), and the factor there.
+    """
+    if len(passed) == 1:
+        return [(begin, clipped(passed[0][2]))]
+    energy = sum(at(each.powers, factor) * seconds for each, seconds, factor in passed)
+    power = energy / sum(seconds for _each, seconds, _factor in passed) if passed else 0.0
+    for _try in passed:
+        reached = [
+            (min(max(power, min(each.powers)), max(each.powers)), seconds) for each, seconds, _f in passed
+        ]
+        lacks = energy - sum(value * seconds for value, seconds in reached)
+        free = sum(seconds for value, seconds in reached if value == power)
+        power += lacks / free if free else 0.0
+    found, moment = [], begin
+    for each, seconds, factor in passed:
+        low, high = each.powers
+        value = clipped((power - low) / (high - low)) if high != low else clipped(factor)
+        if not found or abs(found[-1][1] - value) > SAME_FACTOR:
+            found.append((moment, value))
+        before, after = at(each.rates, factor), at(each.rates, value)
+        moment += seconds * min(max(before / after, 0.1), 10.0) if before * after > 0 else seconds
+    return [one for one in found if one[0] < begin + sum(seconds for _e, seconds, _f in passed)]
+
+
+@pyscript_compile
+def at(ends: Any, factor: float) -> float:
+    """Return what something is at a factor, of what it is at 0 and at 1."""
+    return ends[0] + factor * (ends[1] - ends[0])
+
+
+@pyscript_compile
+def clipped(factor: float) -> float:
+    """Return a factor between 0 and 1, without what a solver leaves behind."""
+    return float(min(max(round(factor, 6), 0.0), 1.0))
 
 
 @pyscript_compile

@@ -192,6 +192,7 @@ class _Switching:
             arrived = linear.total([each.taken for each in self.placements if each.way.target == mode], count)
             left = linear.total([each.taken for each in self.placements if each.way.origin == mode], count)
             program.equate(self.active[mode], self._before(mode) + arrived - left)
+            program.require(self._before(mode) - left, 0.0)
         program.require(linear.total([each.taken for each in self.placements], count), upper=1.0)
         for each in self.placements:
             cost = each.way.cost + CHANGE_COST * each.way.changes
