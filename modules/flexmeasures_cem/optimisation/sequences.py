@@ -20,6 +20,8 @@ MAX_STARTS = 1_000
 """How many starts all stages may have on the clock."""
 MAX_MOMENTS = 500
 """How many moments a stage may start at."""
+MAX_LATEST = 30
+"""How many of these are so that all stages after it just end in time."""
 MAX_CHUNKS = 1_500
 """How many chunks, times the slots each may be in, all stages may have."""
 MIN_PAUSE_SECONDS = 300.0
@@ -448,15 +450,17 @@ class _Chain:
         if task.previous is not None:
             waits = [each.longest_wait for each in task.stages[0] if each.longest_wait < math.inf]
             moments = np.array([task.earliest, *[task.previous + wait for wait in waits]])
+        latest = self._latest()
         for place, stage in enumerate(task.stages):
             first = task.earliest + self.ahead[place]
             last = self.last_end - self.behind[place]
             if not (place == 0 and task.held == RUNNING):
                 fine = clock(first, self.fine_until - self.behind[place], self.step)
                 coarse = clock(first, last, max(self.step, COARSE_SECONDS))
-                in_time = task.deadline - self.behind[place] - [each.length for each in stage]
-                moments = distinct(moments, fine, coarse, in_time)
-            moments = thinned(moments[(moments > first - TOLERANCE) & (moments < last + TOLERANCE)], first)
+                moments = distinct(moments, fine, coarse, latest[place])
+            moments = thinned(
+                moments[(moments > first - TOLERANCE) & (moments < last + TOLERANCE)], MAX_MOMENTS
+            )
             runs = []
             for number, sequence in enumerate(stage):
                 until = last - sequence.length
@@ -473,6 +477,16 @@ class _Chain:
                 ends = distinct(*[run.ends for run in runs])
                 waits = {each.longest_wait for each in task.stages[place + 1]} - {math.inf, 0.0}
                 moments = distinct(ends, *[ends + wait for wait in waits if len(ends) <= MAX_MOMENTS // 5])
+
+    @pyscript_compile
+    def _latest(self):
+        """Return when each stage may start so that all that follow end at the deadline, without waits."""
+        found, ends = [], np.array([self.task.deadline])
+        for stage in reversed(self.task.stages):
+            lengths = np.array([each.length for each in stage])
+            ends = thinned(distinct((ends[:, None] - lengths[None, :]).ravel()), MAX_LATEST)
+            found.insert(0, ends)
+        return found
 
     @pyscript_compile
     def _pausing(self, place, number, sequence, until, most):
@@ -636,9 +650,8 @@ Chain = _Chain
 
 
 @pyscript_compile
-def thinned(moments, first):
-    """Return moments, the first of which is kept, without some where there are too many."""
-    if len(moments) <= MAX_MOMENTS:
+def thinned(moments, count):
+    """Return moments, the first of which is kept, without some where there are more than a count."""
+    if len(moments) <= count:
         return moments
-    kept = moments[np.linspace(0, len(moments) - 1, MAX_MOMENTS).astype(int)]
-    return distinct(np.array([first]), kept)
+    return moments[np.linspace(0, len(moments) - 1, count).astype(int)]
