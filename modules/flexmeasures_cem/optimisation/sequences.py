@@ -22,7 +22,7 @@ MAX_MOMENTS = 500
 """How many moments a stage may start at."""
 MAX_LATEST = 30
 """How many of these are so that all stages after it just end in time."""
-MAX_CHUNKS = 1_500
+MAX_CHUNKS = 2_000
 """How many chunks, times the slots each may be in, all stages may have."""
 MIN_PAUSE_SECONDS = 300.0
 """How long a pause is at least."""
@@ -139,7 +139,8 @@ class _Task:
     It may start from `earliest` on, which moves with the clock where it is later than `released`. It is under
     way where `held` is RUNNING (from `earliest` on) or PAUSED. Else the first stage has to start within its
     longest wait after `previous` (None: there was nothing before). `fee` is what a pause has to save
-    (currency; None: some part of the cost).
+    (currency; None: some part of the cost). `kept` has moments that stages (by number) may start at too, as
+    the plan in force has them.
     """
 
     stages: tuple
@@ -149,6 +150,7 @@ class _Task:
     previous: float | None = None
     held: str | None = None
     fee: float | None = None
+    kept: Any = None
 
 
 Task = _Task
@@ -420,13 +422,23 @@ class _Chain:
             self.last_end = task.earliest + sum(max(each.length for each in stage) for stage in task.stages)
         self.fine_until = self.last_end
         if self.given.is_limited:
-            self.last_end = max(float(site.grid.edges[-1]), self.last_end, end)
-            self.fine_until = min(max(task.deadline, end) + LATE_FINE_SECONDS, self.last_end)
+            horizon = max(float(site.grid.edges[-1]), self.last_end, end)
+            self.fine_until = min(max(task.deadline, end) + LATE_FINE_SECONDS, horizon)
+            self.last_end = horizon if self._may_exceed() else max(self.fine_until, self.last_end)
         self.step = self._step()
         self.moments, self.runs = [], []
         self._place()
         self.fee = self._fee()
         self._enter(1.0 + 0.5 / (1.0 + rank))
+
+    @pyscript_compile
+    def _may_exceed(self):
+        """Tell whether the task and the given load alone can be beyond the site's limits until it ends."""
+        powers = np.concatenate([each.powers for stage in self.task.stages for each in stage] + [np.zeros(1)])
+        given, steps = self.given, slice(0, self.site.grid.step_at(self.last_end) + 1)
+        is_above = given.load[steps] + powers.max() > given.most[steps]
+        is_below = given.load[steps] + powers.min() < given.least[steps]
+        return bool(is_above.any() or is_below.any())
 
     @pyscript_compile
     def _step(self):
@@ -457,7 +469,8 @@ class _Chain:
             if not (place == 0 and task.held == RUNNING):
                 fine = clock(first, self.fine_until - self.behind[place], self.step)
                 coarse = clock(first, last, max(self.step, COARSE_SECONDS))
-                moments = distinct(moments, fine, coarse, latest[place])
+                kept = [(task.kept or {}).get(place, task.earliest)]
+                moments = distinct(moments, fine, coarse, latest[place], kept)
             moments = thinned(
                 moments[(moments > first - TOLERANCE) & (moments < last + TOLERANCE)], MAX_MOMENTS
             )
