@@ -42,10 +42,8 @@ TOLERANCE = 1e-3
 """Moments that are as near as this are the same (s)."""
 SHORTEST_SECONDS = 0.5
 """What overlaps a step by less leaves its greatest power as it is."""
-COARSE_SECONDS = 1800.0
-"""How far apart starts are at least that end later than some time after the deadline."""
-LATE_FINE_SECONDS = 3600.0
-"""How long that time is."""
+LATE_ROOM_SECONDS = 3600.0
+"""How late a task may end that is within the site's limits by itself, to make room for others."""
 RUNNING, PAUSED = "RUNNING", "PAUSED"
 
 
@@ -420,11 +418,9 @@ class _Chain:
         self.last_end = task.deadline
         if end > task.deadline + TOLERANCE:
             self.last_end = task.earliest + sum(max(each.length for each in stage) for stage in task.stages)
-        self.fine_until = self.last_end
         if self.given.is_limited:
-            horizon = max(float(site.grid.edges[-1]), self.last_end, end)
-            self.fine_until = min(max(task.deadline, end) + LATE_FINE_SECONDS, horizon)
-            self.last_end = horizon if self._may_exceed() else max(self.fine_until, self.last_end)
+            room = max(task.deadline, end) + LATE_ROOM_SECONDS
+            self.last_end = max(float(site.grid.edges[-1]) if self._may_exceed() else room, self.last_end)
         self.step = self._step()
         self.moments, self.runs = [], []
         self._place()
@@ -443,7 +439,7 @@ class _Chain:
     @pyscript_compile
     def _step(self):
         """Return how far apart starts are on the clock (s)."""
-        waits = self.fine_until - self.task.earliest - self.ahead - self.behind
+        waits = self.last_end - self.task.earliest - self.ahead - self.behind
         for seconds in STARTS_SECONDS:
             counts = [
                 len(stage) * max(wait, 0.0) / seconds
@@ -467,10 +463,9 @@ class _Chain:
             first = task.earliest + self.ahead[place]
             last = self.last_end - self.behind[place]
             if not (place == 0 and task.held == RUNNING):
-                fine = clock(first, self.fine_until - self.behind[place], self.step)
-                coarse = clock(first, last, max(self.step, COARSE_SECONDS))
+                by_clock = clock(first, last, self.step)
                 kept = [(task.kept or {}).get(place, task.earliest)]
-                moments = distinct(moments, fine, coarse, latest[place], kept)
+                moments = distinct(moments, by_clock, latest[place], kept)
             moments = thinned(
                 moments[(moments > first - TOLERANCE) & (moments < last + TOLERANCE)], MAX_MOMENTS
             )
@@ -505,7 +500,7 @@ class _Chain:
     def _pausing(self, place, number, sequence, until, most):
         """Return the Pausings of a sequence that starts until a moment, by how long the first chunk is."""
         task, grid = self.task, self.site.grid
-        first, last_end = task.earliest + self.ahead[place], self.fine_until - self.behind[place]
+        first, last_end = task.earliest + self.ahead[place], self.last_end - self.behind[place]
         is_running = place == 0 and task.held == RUNNING
         steps = grid.seconds[grid.step_at(first) : grid.step_at(last_end) + 1]
         finest = min(float(np.median(steps)), STARTS_SECONDS[-1]) - TOLERANCE
