@@ -234,13 +234,13 @@ class _GivenLoad:
         energies = np.diff(np.interp(progress, sequence.knots, sequence.energies))
         means = np.divide(energies, hours, out=np.zeros_like(hours), where=hours > 0)
         steps = np.minimum(places[:, :-1], count - 1)
-        by_mean = (self.hourly(means, steps, with_limits=False) * self.grid.hours[steps]).sum(axis=1)
+        by_mean = (self.hourly(means, steps) * self.grid.hours[steps]).sum(axis=1)
         return Spread(
             steps=steps,
             means=means,
             greatest=sequence.greatest(progress[:, :-1], progress[:, 1:], 1.0) if self.is_limited else means,
             least=sequence.greatest(progress[:, :-1], progress[:, 1:], -1.0) if self.is_limited else means,
-            extra=self.costs(sequence, begins, with_limits=False) - by_mean,
+            extra=self.costs(sequence, begins) - by_mean,
         )
 
 
