@@ -97,8 +97,9 @@ def condition(found, memory, heard, plan, now):
                 phase = plan.phases[key]
             phase = phase if phase.sequence in (None, *each.sequences) else Phase(WAITING, phase.at)
             phases[key] = advanced(each, phase, changes_of(plan, key), now)
-    coming = {each.profile for each in plan.changes if each.moment > now} if plan else set()
-    return State(now, phases, coming)
+    coming = [each for each in plan.changes if each.moment > now] if plan else []
+    starts = {each.actuator: each.moment for each in reversed(coming) if each.kind in (START, RESUME)}
+    return State(now, phases, {each.profile for each in coming}, starts)
 
 
 @pyscript_compile

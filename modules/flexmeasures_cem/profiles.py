@@ -84,11 +84,15 @@ def records():
 
     @dataclass(frozen=True)
     class State:
-        """The Phase of each (profile, container) at a moment; `pledged` are profiles told to begin."""
+        """The Phase of each (profile, container) at a moment; `pledged` are profiles told to begin.
+
+        `starts` are when a container is planned to start, or to go on.
+        """
 
         moment: float
         phases: dict
         pledged: set
+        starts: dict = field(default_factory=dict)
 
     @dataclass(frozen=True)
     class Change:

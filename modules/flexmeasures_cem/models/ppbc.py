@@ -175,6 +175,7 @@ def remaining(profile: Any, state: Any, begin: float, end: float, tariffs: dict)
     elif last:
         previous = released = last.at
     earliest = max(begin, released)
+    starts, keys = state.starts, [(profile.id, container.id) for container in containers]
     deadline = last_end(profile, stages, earliest, end, held) if stages else None
     if deadline is None:
         return Remaining(running=running)
@@ -186,6 +187,7 @@ def remaining(profile: Any, state: Any, begin: float, end: float, tariffs: dict)
         previous=previous,
         held=held,
         fee=last and last.fee,
+        kept={place: starts[key] for place, key in enumerate(keys) if key in starts},
     )
     return Remaining(running=running, containers=containers, stages=tuple(stages), task=task)
 

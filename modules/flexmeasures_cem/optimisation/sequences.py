@@ -20,7 +20,9 @@ MAX_STARTS = 1_000
 """How many starts all stages may have on the clock."""
 MAX_MOMENTS = 500
 """How many moments a stage may start at."""
-MAX_CHUNKS = 1_500
+MAX_LATEST = 30
+"""How many of these are so that all stages after it just end in time."""
+MAX_CHUNKS = 2_000
 """How many chunks, times the slots each may be in, all stages may have."""
 MIN_PAUSE_SECONDS = 300.0
 """How long a pause is at least."""
@@ -40,10 +42,8 @@ TOLERANCE = 1e-3
 """Moments that are as near as this are the same (s)."""
 SHORTEST_SECONDS = 0.5
 """What overlaps a step by less leaves its greatest power as it is."""
-COARSE_SECONDS = 1800.0
-"""How far apart starts are at least that end later than some time after the deadline."""
-LATE_FINE_SECONDS = 3600.0
-"""How long that time is."""
+LATE_ROOM_SECONDS = 3600.0
+"""How late a task may end that is within the site's limits by itself, to make room for others."""
 RUNNING, PAUSED = "RUNNING", "PAUSED"
 
 
@@ -137,7 +137,8 @@ class _Task:
     It may start from `earliest` on, which moves with the clock where it is later than `released`. It is under
     way where `held` is RUNNING (from `earliest` on) or PAUSED. Else the first stage has to start within its
     longest wait after `previous` (None: there was nothing before). `fee` is what a pause has to save
-    (currency; None: some part of the cost).
+    (currency; None: some part of the cost). `kept` has moments that stages (by number) may start at too, as
+    the plan in force has them.
     """
 
     stages: tuple
@@ -147,6 +148,7 @@ class _Task:
     previous: float | None = None
     held: str | None = None
     fee: float | None = None
+    kept: Any = None
 
 
 Task = _Task
@@ -232,13 +234,13 @@ class _GivenLoad:
         energies = np.diff(np.interp(progress, sequence.knots, sequence.energies))
         means = np.divide(energies, hours, out=np.zeros_like(hours), where=hours > 0)
         steps = np.minimum(places[:, :-1], count - 1)
-        by_mean = (self.hourly(means, steps, with_limits=False) * self.grid.hours[steps]).sum(axis=1)
+        by_mean = (self.hourly(means, steps) * self.grid.hours[steps]).sum(axis=1)
         return Spread(
             steps=steps,
             means=means,
             greatest=sequence.greatest(progress[:, :-1], progress[:, 1:], 1.0) if self.is_limited else means,
             least=sequence.greatest(progress[:, :-1], progress[:, 1:], -1.0) if self.is_limited else means,
-            extra=self.costs(sequence, begins, with_limits=False) - by_mean,
+            extra=self.costs(sequence, begins) - by_mean,
         )
 
 
@@ -416,10 +418,9 @@ class _Chain:
         self.last_end = task.deadline
         if end > task.deadline + TOLERANCE:
             self.last_end = task.earliest + sum(max(each.length for each in stage) for stage in task.stages)
-        self.fine_until = self.last_end
         if self.given.is_limited:
-            self.last_end = max(float(site.grid.edges[-1]), self.last_end, end)
-            self.fine_until = min(max(task.deadline, end) + LATE_FINE_SECONDS, self.last_end)
+            room = max(task.deadline, end) + LATE_ROOM_SECONDS
+            self.last_end = max(float(site.grid.edges[-1]) if self._may_exceed() else room, self.last_end)
         self.step = self._step()
         self.moments, self.runs = [], []
         self._place()
@@ -427,9 +428,18 @@ class _Chain:
         self._enter(1.0 + 0.5 / (1.0 + rank))
 
     @pyscript_compile
+    def _may_exceed(self):
+        """Tell whether the task and the given load alone can be beyond the site's limits until it ends."""
+        powers = np.concatenate([each.powers for stage in self.task.stages for each in stage] + [np.zeros(1)])
+        given, steps = self.given, slice(0, self.site.grid.step_at(self.last_end) + 1)
+        is_above = given.load[steps] + powers.max() > given.most[steps]
+        is_below = given.load[steps] + powers.min() < given.least[steps]
+        return bool(is_above.any() or is_below.any())
+
+    @pyscript_compile
     def _step(self):
         """Return how far apart starts are on the clock (s)."""
-        waits = self.fine_until - self.task.earliest - self.ahead - self.behind
+        waits = self.last_end - self.task.earliest - self.ahead - self.behind
         for seconds in STARTS_SECONDS:
             counts = [
                 len(stage) * max(wait, 0.0) / seconds
@@ -448,15 +458,17 @@ class _Chain:
         if task.previous is not None:
             waits = [each.longest_wait for each in task.stages[0] if each.longest_wait < math.inf]
             moments = np.array([task.earliest, *[task.previous + wait for wait in waits]])
+        latest = self._latest()
         for place, stage in enumerate(task.stages):
             first = task.earliest + self.ahead[place]
             last = self.last_end - self.behind[place]
             if not (place == 0 and task.held == RUNNING):
-                fine = clock(first, self.fine_until - self.behind[place], self.step)
-                coarse = clock(first, last, max(self.step, COARSE_SECONDS))
-                in_time = task.deadline - self.behind[place] - [each.length for each in stage]
-                moments = distinct(moments, fine, coarse, in_time)
-            moments = thinned(moments[(moments > first - TOLERANCE) & (moments < last + TOLERANCE)], first)
+                by_clock = clock(first, last, self.step)
+                kept = [(task.kept or {}).get(place, task.earliest)]
+                moments = distinct(moments, by_clock, latest[place], kept)
+            moments = thinned(
+                moments[(moments > first - TOLERANCE) & (moments < last + TOLERANCE)], MAX_MOMENTS
+            )
             runs = []
             for number, sequence in enumerate(stage):
                 until = last - sequence.length
@@ -475,10 +487,20 @@ class _Chain:
                 moments = distinct(ends, *[ends + wait for wait in waits if len(ends) <= MAX_MOMENTS // 5])
 
     @pyscript_compile
+    def _latest(self):
+        """Return when each stage may start so that all that follow end at the deadline, without waits."""
+        found, ends = [], np.array([self.task.deadline])
+        for stage in reversed(self.task.stages):
+            lengths = np.array([each.length for each in stage])
+            ends = thinned(distinct((ends[:, None] - lengths[None, :]).ravel()), MAX_LATEST)
+            found.insert(0, ends)
+        return found
+
+    @pyscript_compile
     def _pausing(self, place, number, sequence, until, most):
         """Return the Pausings of a sequence that starts until a moment, by how long the first chunk is."""
         task, grid = self.task, self.site.grid
-        first, last_end = task.earliest + self.ahead[place], self.fine_until - self.behind[place]
+        first, last_end = task.earliest + self.ahead[place], self.last_end - self.behind[place]
         is_running = place == 0 and task.held == RUNNING
         steps = grid.seconds[grid.step_at(first) : grid.step_at(last_end) + 1]
         finest = min(float(np.median(steps)), STARTS_SECONDS[-1]) - TOLERANCE
@@ -636,9 +658,8 @@ Chain = _Chain
 
 
 @pyscript_compile
-def thinned(moments, first):
-    """Return moments, the first of which is kept, without some where there are too many."""
-    if len(moments) <= MAX_MOMENTS:
+def thinned(moments, count):
+    """Return moments, the first of which is kept, without some where there are more than a count."""
+    if len(moments) <= count:
         return moments
-    kept = moments[np.linspace(0, len(moments) - 1, MAX_MOMENTS).astype(int)]
-    return distinct(np.array([first]), kept)
+    return moments[np.linspace(0, len(moments) - 1, count).astype(int)]

@@ -9,6 +9,9 @@ import numpy as np
 import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.priorities as priorities
 
+AT_TIMES = 0.1
+"""What a kW beyond a limit counts, for the whole step, that is beyond it for a part of the step only."""
+
 
 @dataclass(kw_only=True)
 class _Tariffs:
@@ -136,6 +139,11 @@ class _Site:
             limit = np.maximum(capacity - self.tariffs.headroom, alone)
             excess = self.program.variables(len(where))
             self.program.require(power[where] - excess, upper=limit[where])
+            if beyond:
+                at_times = self.program.variables(len(where))
+                power = power - other + linear.total(beyond, self.grid.count)
+                self.program.require(power[where] - excess - at_times, upper=limit[where])
+                excess = excess + at_times * AT_TIMES
             self.program.pay(excess * self.priorities.site_limit * self.grid.hours[where])
             if self.spares[sign]:
                 self._keep_spare(sign, where, limit[where], excess)
