@@ -312,10 +312,11 @@ class _EnvelopeModel:
             for side, (starts, values) in courses.items()
         }
         found = []
+        changing = self._changing()
         for place, (start, until) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
             step, interval = steps[place], market[max(int(intervals[place]), 0)]
             constraints = self.constraints[step]
-            if not constraints or not constraints.start <= start < until <= constraints.end:
+            if step in changing:
                 constraints = devices.valid(self.device, float(middles[place]))
             slot = pebc_plan.Slot(start, until, constraints, interval, float(forecast[place]))
             if constraints:
@@ -327,6 +328,14 @@ class _EnvelopeModel:
             slot.power = pebc_plan.expected(slot)
             found.append(slot)
         return found
+
+    @pyscript_compile
+    def _changing(self):
+        """Return the steps in which other constraints begin to hold, which the grid has no edge for."""
+        moments = np.array([[each.start, each.end] for each in self.device.constraints]).ravel()
+        edges = self.site.grid.edges
+        inside = moments[(moments > edges[0]) & (moments < edges[-1]) & ~np.isin(moments, edges)]
+        return set((np.searchsorted(edges, inside, "right") - 1).tolist())
 
     @pyscript_compile
     def _missed(self, slots):
