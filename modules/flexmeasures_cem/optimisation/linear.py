@@ -5,16 +5,19 @@ An Expression is a vector of affine functions of a program's columns (variables)
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 
+@dataclass(eq=False)
 class _Expression:
     """A vector of affine functions: for each entry `factors` times the column is added to its row."""
 
-    @pyscript_compile
-    def __init__(self, rows, columns, factors, constant):
-        self.rows, self.columns, self.factors, self.constant = rows, columns, factors, constant
+    rows: Any
+    columns: Any
+    factors: Any
+    constant: Any
 
     @pyscript_compile
     def __len__(self):
@@ -135,12 +138,14 @@ class _Effort:
 Effort = _Effort
 
 
+@dataclass(eq=False)
 class _Solution:
     """The columns' values of a solved program; `gap` is what the optimum may be better by at most."""
 
-    @pyscript_compile
-    def __init__(self, values, objective, gap, is_optimal):
-        self.values, self.objective, self.gap, self.is_optimal = values, objective, gap, is_optimal
+    values: Any
+    objective: float
+    gap: float
+    is_optimal: bool
 
     @pyscript_compile
     def of(self, expression):
@@ -152,11 +157,12 @@ class _Solution:
 Solution = _Solution
 
 
+@dataclass(eq=False)
 class _Program:
     """A program in the making: columns, constraints, and the cost that is to be least."""
 
     @pyscript_compile
-    def __init__(self):
+    def __post_init__(self):
         self.count = 0
         self.lower, self.upper, self.whole = [], [], []
         self.constraints, self.costs, self.hints = [], [], []
