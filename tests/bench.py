@@ -160,11 +160,28 @@ class Sender:
             self.receive()
             message = json.loads(self.texts.popleft())
             if "message_id" in message:
-                self.say(example("ReceptionStatus", subject_message_id=message["message_id"]))
+                self.confirm(message)
             elif message["status"] != "OK":
                 raise ValueError(f"A message was refused: {message}")
             if message["message_type"] == message_type:
                 return message
+
+    def confirm(self, message: dict) -> None:
+        """Confirm a message."""
+        self.say(example("ReceptionStatus", subject_message_id=message["message_id"]))
+
+    def receive_confirmations(self) -> None:
+        """Wait until there are confirmations; confirm the instructions that come between them."""
+        while True:
+            self.receive()
+            received, self.texts = self.texts, deque()
+            for text in received:
+                if b'"subject_message_id"' in text:
+                    self.texts.append(text)
+                else:
+                    self.confirm(json.loads(text))
+            if self.texts:
+                return
 
     def send(self, messages: Iterable[Message]) -> None:
         """Send messages at once."""
@@ -173,7 +190,7 @@ class Sender:
     def confirmed(self, message: Message) -> None:
         """Wait for the confirmation of a message."""
         if not self.texts:
-            self.receive()
+            self.receive_confirmations()
         answer = self.texts.popleft()
         if message[0] not in answer or b'"OK"' not in answer:
             raise ValueError(f"This does not confirm {message}: {answer}")
@@ -184,7 +201,7 @@ class Sender:
         number, began, worked = 0, time.perf_counter(), time.process_time()
         self.send(in_flight)
         while time.perf_counter() < began + seconds:
-            self.receive()
+            self.receive_confirmations()
             arrived = len(self.texts)
             while self.texts:
                 self.confirmed(in_flight.popleft())

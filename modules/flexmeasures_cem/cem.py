@@ -230,11 +230,14 @@ async def select(cem, resource, session, wanted):
 
 @pyscript_compile
 def connected(cem, resource_id=None):
-    """Return the connected resource of an id or name, or the only one; raise NoSuchResource."""
+    """Return the connected resource of an id or name, or the only one; raise NoSuchResource.
+
+    Of several with one name it is the one that has shown a token of its own, if one has.
+    """
     found = [each for each in cem.resources.values() if each.session]
-    there = ", ".join(f"{each.resource_id} ({each.name})" for each in found)
+    there = texts.few(f"{each.resource_id} ({each.name})" for each in found)
     if not found:
-        known = ", ".join(each.name for each in cem.resources.values())
+        known = texts.few(each.name for each in cem.resources.values())
         raise errors.NoSuchResource(
             f"No S2 Resource Manager is connected{known and f' ({known} was)'}: see that it can reach the "
             f"address at which Home Assistant listens for it"
@@ -245,12 +248,15 @@ def connected(cem, resource_id=None):
         return found[0]
     exact = [each for each in found if each.resource_id == resource_id]
     named = [each for each in found if each.name == resource_id]
+    named = [each for each in named if each.session.holder is not None] or named
     if len(exact or named) != 1:
         is_known = any(resource_id in (each.resource_id, each.name) for each in cem.resources.values())
         wrong = (
             "more than one has that name" if named else "it is not connected" if is_known else "there is none"
         )
-        raise errors.NoSuchResource(f"resource_id: {wrong}: {resource_id!r}; connected are {there}")
+        raise errors.NoSuchResource(
+            f"resource_id: {wrong}: {texts.quoted(resource_id)!r}; connected are {there}"
+        )
     return (exact or named)[0]
 
 
@@ -262,7 +268,7 @@ async def change_control_type(cem, resource, wanted):
         can = offered(session)
         if wanted not in (*can, control_types.NO_SELECTION):
             raise errors.NotOffered(
-                f"control_type: {resource.name} does not offer {wanted}, but {', '.join(can)} "
+                f"control_type: {resource.name} does not offer {wanted}, but {texts.few(can)} "
                 f"(and NO_SELECTION stops it)"
             )
         if wanted != session.control_type:

@@ -54,7 +54,7 @@ def remembered(resource: Any, session: Any) -> dict:
 @pyscript_compile
 def is_doubted(resource: Any, message: Any) -> bool:
     """Return whether a message is an FRBC.StorageStatus that is not believed yet."""
-    return (message.message_type,) == STATUS and resource.fill_level.is_suspect
+    return message.message_type == STATUS[0] and resource.fill_level.is_suspect
 
 
 @pyscript_compile
@@ -69,17 +69,16 @@ def begin(resource: Any) -> None:
 @pyscript_compile
 def take(cem: Any, resource: Any, message: Any) -> None:
     """Take a message that may tell of the fill level, or of how fast it can change."""
-    key, session, level = (message.message_type,), resource.session, resource.fill_level
-    now, memory = cem.now(), session.memory
-    if key in (DESCRIPTION, LEAKAGE, USAGE) and DESCRIPTION in memory:
-        bind(resource, memory, now)
-    if key == STATUS:
-        before, was_suspect = level.value, level.is_suspect
+    kind, session, level = message.message_type, resource.session, resource.fill_level
+    if kind == STATUS[0]:
+        now, before, was_suspect = cem.now(), level.value, level.is_suspect
         level.tell(message.present_fill_level, now)
         if level.is_suspect and not was_suspect:
             warn(resource, before, message.present_fill_level, now)
             if resource.doubt is None or resource.doubt.done():
                 resource.doubt = sessions.spawn(session, believe_when_due(cem, resource, level))
+    elif (kind,) in (DESCRIPTION, LEAKAGE, USAGE) and DESCRIPTION in session.memory:
+        bind(resource, session.memory, cem.now())
 
 
 @pyscript_compile

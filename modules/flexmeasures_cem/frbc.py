@@ -6,15 +6,17 @@ rate. The state of charge is the energy above the start of the storage's fill_le
 
 import math
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.frbc_plan as frbc_plan
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.frbc as model
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_optimiser.storage as storages
+import flexmeasures_s2.texts as texts
 
 CONTROL_TYPE = "FILL_RATE_BASED_CONTROL"
 INSTRUCTION = "FRBC.Instruction"
@@ -36,25 +38,7 @@ NEXT_SECONDS = 1.0
 ALMOST = 0.98
 """Which part of what could be had at full power a usage may take, so that there is a plan."""
 PLAN = frbc_plan.Plan
-alike, upcoming = transitions.alike, plans.upcoming
-
-
-@pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
-
-    @dataclass
-    class Worth:
-        """The energy (J) of one unit of fill level, and what is left of it on the way in and out."""
-
-        energy: float
-        charging: float
-        discharging: float
-
-    return Worth
-
-
-Worth = record()
+alike, upcoming, worth = transitions.alike, plans.upcoming, devices.worth
 
 
 @pyscript_compile
@@ -96,36 +80,6 @@ def condition(found, memory, heard, plan, now):
         told = plans.last_told(plan, now, each.id)
         actives[each.id] = transitions.active(each, status, finished, told, heard, now)
     return frbc_plan.Condition(now, memory[STATUS].present_fill_level, actives)
-
-
-@pyscript_compile
-def worth(found, energy_per_fill_level=None):
-    """Return what a unit of fill level is worth, or None where no electric power moves it.
-
-    `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
-    it can only be filled (or emptied), all losses are left out: one unit is what it costs (or yields).
-    """
-    needs, yields = of_all(found, 1), of_all(found, -1)
-    if not (needs or yields):
-        return None
-    if energy_per_fill_level is not None:
-        return Worth(
-            energy_per_fill_level,
-            energy_per_fill_level / needs if needs else 1.0,
-            min(yields, needs or yields, energy_per_fill_level) / energy_per_fill_level if yields else 1.0,
-        )
-    if needs and yields:
-        share = min(math.sqrt(yields / needs), 1.0)
-        return Worth(needs * share, share, share)
-    return Worth(needs or yields, 1.0, 1.0)
-
-
-@pyscript_compile
-def of_all(found, sign):
-    """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
-    parts = [part for each in found.actuators if (part := devices.per_level(found, each, sign))]
-    rate = sum(power / energy for energy, power in parts)
-    return sum(power for _energy, power in parts) / rate if rate else None
 
 
 @pyscript_compile
@@ -262,12 +216,9 @@ def operation_modes(found):
 
 
 @pyscript_compile
-def follow(found, state, wanted, market, _tariffs):
+def follow(found, state, wanted, market, tariffs):
     """Return the Plan of a schedule: (start, end, power (W)) of each interval of the market, or None."""
-    if wanted is None:
-        wanted = [(each.start, each.end, 0.0) for each in market]
-    rooms = [(-max(each.limit + each.load, 0.0), max(each.limit - each.load, 0.0)) for each in market]
-    return frbc_plan.follow(found, state, wanted, [each.consumption_price for each in market], rooms)
+    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile
@@ -418,18 +369,18 @@ def checked(memory, state, call, now):
             f"resource_id: it has not sent {DESCRIPTION[0]} yet: call again later"
         )
     actuators = memory[DESCRIPTION].actuators
-    names = ", ".join(f"{each.id} ({each.diagnostic_label})" for each in actuators)
+    names = ids_and_labels(actuators)
     wanted = call.get("actuator_id")
     if wanted is None and len(actuators) > 1:
         raise errors.InvalidInstruction(f"actuator_id: there are several, give one of {names}")
     actuator = next((each for each in actuators if wanted in (None, each.id, each.diagnostic_label)), None)
     if actuator is None:
-        raise errors.InvalidInstruction(f"actuator_id: there is no {wanted!r}, but {names}")
+        raise errors.InvalidInstruction(f"actuator_id: there is no {texts.quoted(wanted)!r}, but {names}")
     is_abnormal = call.get("abnormal_condition", False)
     mode = mode_of(actuator, call["operation_mode"])
     if mode.abnormal_condition_only and not is_abnormal:
         raise errors.InvalidInstruction(
-            f"operation_mode: {mode.diagnostic_label or mode.id} is for an abnormal condition only: in that "
+            f"operation_mode: {transitions.short_label(mode)} is for an abnormal condition only: in that "
             f"case give abnormal_condition: true"
         )
     executed = call["execution_time"].timestamp() if "execution_time" in call else now + NEXT_SECONDS
@@ -451,6 +402,12 @@ def checked(memory, state, call, now):
 
 
 @pyscript_compile
+def ids_and_labels(described: list) -> str:
+    """Return the ids of modes or actuators, with their labels, of the first of them."""
+    return texts.few(f"{texts.quoted(each.id)} ({transitions.short_label(each)})" for each in described)
+
+
+@pyscript_compile
 def mode_of(actuator, wanted):
     """Return an actuator's mode by its id or label."""
     modes = actuator.operation_modes
@@ -458,9 +415,9 @@ def mode_of(actuator, wanted):
         each for each in modes if each.diagnostic_label == wanted
     ]
     if len(found) != 1:
-        names = ", ".join(f"{each.id} ({each.diagnostic_label})" for each in modes)
+        wrong = "several are called" if found else "there is no"
         raise errors.InvalidInstruction(
-            f"operation_mode: {'several are called' if found else 'there is no'} {wanted!r}, but {names}"
+            f"operation_mode: {wrong} {texts.quoted(wanted)!r}, but {ids_and_labels(modes)}"
         )
     return found[0]
 
@@ -478,11 +435,11 @@ def check_transition(actuator, mode, is_abnormal, state, executed):
         and (is_abnormal or not each.abnormal_condition_only)
     ]
     if not ways:
-        names = {each.id: each.diagnostic_label or each.id for each in actuator.operation_modes}
+        names = {each.id: transitions.short_label(each) for each in actuator.operation_modes}
         reachable = {names[each.to] for each in actuator.transitions if each.from_ == state.mode}
         raise errors.InvalidInstruction(
             f"operation_mode: from {names[state.mode]}, which is active, there is no transition to "
-            f"{names[mode.id]}; there is one to {', '.join(sorted(reachable)) or 'none'}"
+            f"{names[mode.id]}; there is one to {texts.few(sorted(reachable)) or 'none'}"
         )
     free = min(max([state.timers.get(each, 0) for each in way.blocking_timers], default=0) for way in ways)
     if free > executed:

@@ -41,18 +41,24 @@ DONE = ("STARTED", "SUCCEEDED")
 @pyscript_compile
 async def keep_instructing(site: Any, each: Any) -> None:
     """Send a device the instructions of its plans, each when it is due, for as long as it is controlled."""
-    while not sites.is_gone(site, each):
-        each.replanned.clear()
-        try:
-            if each.plan:
-                await instruct(site, each, each.plan)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(each.replanned.wait(), until_next(site, each))
-        except s2_errors.NoConfirmation:
-            raise
-        except Exception:
-            LOGGER.exception("Instructing %s failed: please report this", each.resource.name)
-            await asyncio.sleep(SECONDS_AFTER_A_FAULT)
+    what = f"instructing of {each.resource.name} ({each.resource.resource_id})"
+    try:
+        while not sites.is_gone(site, each):
+            each.replanned.clear()
+            try:
+                if each.plan:
+                    await instruct(site, each, each.plan)
+                wait = until_next(site, each)
+                site.fault(what, None)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(each.replanned.wait(), wait)
+            except s2_errors.NoConfirmation:
+                raise
+            except Exception as error:
+                site.fault(what, error)
+                await asyncio.sleep(SECONDS_AFTER_A_FAULT)
+    finally:
+        site.fault(what, None)
 
 
 @pyscript_compile
@@ -134,9 +140,12 @@ def detect_early_execution(site: Any, each: Any, status: Any, now: float) -> Non
 
     It was in the mode that it had been told before, and has gone on to the next one.
     """
-    actuator, mode = getattr(status, "actuator_id", None), status.active_operation_mode_id
-    before, was_in = plans.last_told(each.plan, now, actuator), each.modes.get(actuator)
+    actuator, mode = vars(status).get("actuator_id"), status.active_operation_mode_id
+    was_in = each.modes.get(actuator)
     each.modes[actuator] = mode
+    if was_in == mode:
+        return
+    before = plans.last_told(each.plan, now, actuator)
     if before is None or was_in != before.mode:
         return
     is_early = before.mode != mode and any(

@@ -8,7 +8,9 @@ import asyncio
 import hashlib
 import logging
 import math
+import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +30,8 @@ STATUS_SECONDS = 0.3
 """How long is waited for the statuses that follow a description."""
 LATER_SECONDS = 1.0
 """How much longer than for other changes is waited for all that a device tells on its return."""
+QUARTER = 900.0
+"""s."""
 TOGETHER_SECONDS = 5.0
 """Within what time plans start that were made together."""
 OF_A_CONNECTION = {"message_id", "valid_from"}
@@ -75,11 +79,29 @@ def records() -> tuple[type, type]:
 
 
 KeptPlan, Return = records()
-ADAPTERS = {name: TypeAdapter(kind.PLAN) for name, kind in control_types.MODULES.items()}
-"""What writes and reads the Plan of each control type."""
+ADAPTERS = {}
+"""What writes and reads the Plan of each control type, made when it is first asked for: see `adapter`."""
+MAKING = threading.Lock()
 BESIDE = ("is_fallback", "is_asked", "obeys_at_once", "described", "sent_until", "is_chosen")
 """What is written of a KeptPlan beside the plan."""
-WRITTEN_BESIDE = TypeAdapter(tuple[bool, bool | None, bool, dict[str, str], float | None, bool])
+IS_WRITTEN_BESIDE = tuple[bool, bool | None, bool, dict[str, str], float | None, bool]
+
+
+@pyscript_compile
+def adapter(kind: Any) -> TypeAdapter:
+    """Return what writes and reads a kind of data. To make one takes long: see `prepare`."""
+    with MAKING:
+        if kind not in ADAPTERS:
+            ADAPTERS[kind] = TypeAdapter(kind)
+        return ADAPTERS[kind]
+
+
+@pyscript_compile
+def prepare() -> None:
+    """Make what writes and reads plans; it takes tenths of a second, and may be done in a thread."""
+    for kind in control_types.MODULES.values():
+        adapter(kind.PLAN)
+    adapter(IS_WRITTEN_BESIDE)
 
 
 @pyscript_compile
@@ -131,16 +153,17 @@ def new(site: Any, each: Any, described: dict[str, str]) -> Any:
 
 @pyscript_compile
 async def write(site: Any, resource: Any, kept: Any) -> None:
-    """Write a plan as JSON, and have it saved."""
+    """Write a plan as JSON, and have it saved, which tells where it cannot be written."""
     plan = replace(kept.plan, changes=list(kept.plan.changes))
-    kept.text = await asyncio.to_thread(written, kept.control_type, plan)
+    with suppress(Exception):
+        kept.text = await asyncio.to_thread(written, kept.control_type, plan)
     site.keep(resource)
 
 
 @pyscript_compile
 def written(control_type: str, plan: Any) -> str:
     """Return a plan as JSON."""
-    return ADAPTERS[control_type].dump_json(plan).decode()
+    return adapter(control_types.MODULES[control_type].PLAN).dump_json(plan).decode()
 
 
 @pyscript_compile
@@ -156,11 +179,11 @@ def as_json(kept: Any) -> dict[str, Any]:
 def recall(site: Any, resource: Any, found: dict[str, Any]) -> None:
     """Keep the plan that `as_json` wrote for a device; raise what is wrong where it is no plan."""
     name, text = found["control_type"], found["plan"]
-    plan = ADAPTERS[name].validate_json(text)
+    plan = adapter(control_types.MODULES[name].PLAN).validate_json(text)
     moments = [plan.start, *[change.moment for change in plan.changes], plan.end]
     if not all(math.isfinite(each) and 0 <= each <= site.now() + LONGEST_SECONDS for each in moments):
         raise ValueError("expected a plan of these days")
-    beside = WRITTEN_BESIDE.validate_python([found[field] for field in BESIDE])
+    beside = adapter(IS_WRITTEN_BESIDE).validate_python([found[field] for field in BESIDE])
     keep(site, resource, KeptPlan(name, plan, *beside, text=text))
 
 
@@ -213,6 +236,16 @@ def come_back(site: Any, found: Any) -> None:
     if kept and kept.control_type == found.type.CONTROL_TYPE:
         found.kept, found.is_returning = site.kept.pop(found.resource.resource_id), True
         found.is_fallback, found.obeys_at_once = kept.is_fallback, kept.obeys_at_once
+        if kept.is_asked and not kept.is_fallback:
+            found.schedule = powers_of(found.type, kept.plan)
+
+
+@pyscript_compile
+def powers_of(kind: Any, plan: Any) -> list[tuple[float, float, float]]:
+    """Return what a plan has for each quarter of an hour (start, end, W), as if it were a schedule."""
+    first = plan.start // QUARTER * QUARTER
+    starts = [first + place * QUARTER for place in range(math.ceil((plan.end - first) / QUARTER))]
+    return [(start, start + QUARTER, kind.planned_power(plan, start, QUARTER)) for start in starts]
 
 
 @pyscript_compile
@@ -271,6 +304,8 @@ async def put_in_force(site: Any, found: Any) -> None:
         done = [change for change in plan.changes if change.moment <= now]
         found.sent |= {str(uuid.uuid4()): change for change in done}
     sites.hasten(site, sites.next_boundary(now, site.rolling))
+    sites.ask_no_later_than(site, sites.next_boundary(now, site.rolling))
+    site.urged.set()
     found.replanned.set()
     site.shown(found.resource)
 

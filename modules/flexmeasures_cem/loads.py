@@ -4,11 +4,12 @@ Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
 
 import asyncio
+from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.outlook as outlooks
-import flexmeasures_optimiser.storage as storages
 
 OWN = "own"
 """The app's own device."""
@@ -19,26 +20,20 @@ LONGEST_STEP, FINEST_STEP = 900.0, 300.0
 
 
 @pyscript_compile
-async def expected(site, asked, window):
-    """Return the Outlook of the site from now on, without those in `asked`, by their Questions.
-
-    Of one of those that FlexMeasures may curtail, what is forecast counts.
-    """
+async def expected(site: Any, chosen: Collection, window: Any) -> Any:
+    """Return the Outlook of the site from now on, without the Controlled that are chosen."""
     sample = min(max(window.step, FINEST_STEP), LONGEST_STEP)
     found = outlooks.new(site.known_prices or [], window.start, window.end, sample, site.now())
-    planned = [(each, each.plan) for each in site.controlled.values() if each.plan and each not in asked]
-    curtailable = {each for each, it in asked.items() if isinstance(it.problem, storages.Flow)}
+    planned = [(each, each.plan) for each in site.controlled.values() if each.plan and each not in chosen]
     told = [(each.resource_id, forecast_of(each)) for each in site.others.values()]
-    told += [(each, forecast_of(each.resource)) for each in curtailable]
 
-    def reckon():
+    def reckon() -> None:
         outlooks.put(found, OWN, outlooks.sampled(found, lambda begin, _length: site.own(begin)))
         for each, made in planned:
             take_in(found, each, made)
         for key, message in told:
             if message:
                 outlooks.put(found, key, outlooks.sampled(found, partial(forecast_power, message)))
-        found.curtailable = {each for each in curtailable if each in found.powers}
 
     await asyncio.to_thread(reckon)
     return found
@@ -69,11 +64,11 @@ def take_out(outlook, each):
 
 
 @pyscript_compile
-async def given(site, asked, made, window):
+async def given(site: Any, asked: dict, window: Any) -> tuple[dict, set]:
     """Return what FlexMeasures is told of those who are not asked about, by power sensor; and whom it knows.
 
     The first are powers (start, end, W), from now on; None for a device whose forecast the server has. The
-    second are keys of an Outlook. `made` has the plans of some that are not in force yet.
+    second are keys of an Outlook.
     """
     found, planned, known = {}, {}, {OWN}
     now = site.now()
@@ -84,10 +79,9 @@ async def given(site, asked, made, window):
             found[sensor] = None
             known.add(resource.resource_id)
     for each in site.controlled.values():
-        plan = made.get(each, each.plan)
         sensor, step = usable(site, each.resource, now)
-        if sensor and sensor not in sensors and plan and each not in asked:
-            planned[sensor] = plan, step
+        if sensor and sensor not in sensors and each.plan and each not in asked:
+            planned[sensor] = each.plan, step
             known.add(each)
 
     def reckon():

@@ -26,8 +26,7 @@ def record():
         """Samples from `start` on, `step` (s) apart: (consumption price, production price), and powers.
 
         The first is of what is left of it after `begin`. `powers` has (mean, greatest) of each device by a
-        key of its own, `total` and `most` are their sums. `curtailable` are the keys of those who produce
-        no more than pays.
+        key of its own, `total` and `most` are their sums.
         """
 
         start: float
@@ -37,7 +36,6 @@ def record():
         most: list
         begin: float
         powers: dict = field(default_factory=dict)
-        curtailable: set = field(default_factory=set)
 
     return Outlook
 
@@ -142,7 +140,6 @@ def market(outlook, who, spans, limit):
     """
     none = [0.0] * len(outlook.total)
     own, own_most = outlook.powers.get(who, (none, none))
-    others = [] if who in outlook.curtailable else [outlook.powers[each][0] for each in outlook.curtailable]
     found = []
     for start, end in spans:
         inside = samples(outlook, start, end)
@@ -159,7 +156,6 @@ def market(outlook, who, spans, limit):
                 fmean([each[1] for each in tariffs]),
                 load,
                 math.inf if limit is None else max(limit - peak, 0.0),
-                sum(fmean([max(-powers[each], 0.0) for each in inside]) for powers in others),
             )
         )
     return found

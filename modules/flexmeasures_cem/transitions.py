@@ -199,7 +199,7 @@ def alike(one, other):
 @pyscript_compile
 def short_label(described):
     """Return the label of an operation mode or actuator on one line, or its id."""
-    return texts.label(described.diagnostic_label, LONGEST_LABEL) or described.id
+    return texts.label(described.diagnostic_label, LONGEST_LABEL) or texts.quoted(described.id)
 
 
 @pyscript_compile

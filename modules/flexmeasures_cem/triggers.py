@@ -30,6 +30,8 @@ PRICES_SECONDS = 300.0
 AFTER_SELECTION_SECONDS = 30.0
 PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS = 60.0, 900.0
 """How long a device that goes on telling the same is left at it: first, and at most; it doubles each time."""
+FORECAST_SECONDS = 30.0
+"""How often all are planned anew at most, because of what others forecast."""
 FIRST_STATUS_SECONDS = 2.0
 """How long the first status of a power profile is waited for."""
 
@@ -46,7 +48,7 @@ def changed(site, resource):
         kept_plans.expire(site, resource)
         site.others[resource.resource_id] = resource
     elif other and session is None and site.controlled:
-        sites.hasten(site, site.now() + site.settling)
+        forecast_changed(site)
     old = site.controlled.pop(resource.resource_id, None)
     if old:
         why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
@@ -55,6 +57,7 @@ def changed(site, resource):
             kept_plans.leave(site, old)
     if kind:
         found = sites.Controlled(resource, session, kind, since=site.now())
+        found.is_asked = False if kind in control_types.PLANNED_HERE else None
         site.controlled[resource.resource_id] = found
         kept_plans.come_back(site, found)
         sessions.spawn(session, instructions.keep_instructing(site, found))
@@ -84,7 +87,7 @@ def received(site, resource, message):
     found = sites.of(site, resource)
     if found is None:
         if message.message_type == "PowerForecast" and site.controlled:
-            sites.hasten(site, max(site.now() + site.settling, questions.for_given_from(site)))
+            forecast_changed(site)
         return
     kind, memory, now = message.message_type, found.session.memory, site.now()
     if found.is_returning:
@@ -93,7 +96,7 @@ def received(site, resource, message):
         found.broken_at = None
         found.departures.clear()
         if not found.is_returning:
-            sites.want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
+            sites.want(site, found, f"a new {kind}", pause_before(site, found, kind))
     elif kind == "RevokeObject":
         revoked(site, found, message)
     elif kind == "InstructionStatusUpdate":
@@ -103,11 +106,12 @@ def received(site, resource, message):
     elif kind == "PowerMeasurement":
         power_measured(site, found, now)
     else:
-        if hasattr(message, "active_operation_mode_id") or hasattr(message, "sequence_container_status"):
-            found.heard[getattr(message, "actuator_id", None)] = now
-        if hasattr(message, "finished_at"):
-            found.heard[getattr(message, "actuator_id", None), message.timer_id] = now
-        if hasattr(message, "active_operation_mode_id"):
+        fields = vars(message)
+        if "active_operation_mode_id" in fields or "sequence_container_status" in fields:
+            found.heard[fields.get("actuator_id")] = now
+        if "finished_at" in fields:
+            found.heard[fields.get("actuator_id"), message.timer_id] = now
+        if "active_operation_mode_id" in fields:
             instructions.detect_early_execution(site, found, message, now)
         if found.asked:
             if found.type.moved(*found.asked, message):
@@ -121,10 +125,16 @@ def received(site, resource, message):
 
 
 @pyscript_compile
-def pause_before(site, found, kind, now):
+def forecast_changed(site: Any) -> None:
+    """Plan all anew, since what others are to consume is another, but not at each message of theirs."""
+    now = site.now()
+    sites.renew(site, max(site.settling, site.renewed_at + FORECAST_SECONDS - now))
+    sites.ask_no_later_than(site, max(now + site.settling, sites.may_ask_of_others_at(site)))
+
+
+@pyscript_compile
+def pause_before(site: Any, found: Any, kind: str) -> float:
     """Return how long a message that changes the problem waits for more of them (s)."""
-    if kind == "PowerForecast" and found.plan:
-        return max(site.settling, questions.for_given_from(site) - now)
     if kind == ppbc.DESCRIPTION and ppbc.STATUS not in found.session.memory:
         return max(site.settling, FIRST_STATUS_SECONDS)
     return site.settling
@@ -136,9 +146,13 @@ def departed(site, found, message, now):
 
     What a device tells shortly after an instruction does not show yet whether it follows it.
     """
-    key = message.message_type, getattr(message, "actuator_id", None), getattr(message, "timer_id", None)
+    fields = vars(message)
+    key = message.message_type, fields.get("actuator_id"), fields.get("timer_id")
     departs = partial(found.type.departs, found.device, found.plan, message)
-    deviation, content = departs(now), what_is_said(message)
+    deviation = departs(now)
+    if deviation is None and key not in found.departures and now >= found.settles_at:
+        return
+    content = what_is_said(fields)
     before, count, patient_until = found.departures.get(key, (None, 0, 0.0))
     if now < found.settles_at:
         if kept_plans.cannot_go_on(found, now):
@@ -160,17 +174,17 @@ def departed(site, found, message, now):
 
 
 @pyscript_compile
-def what_is_said(message):
+def what_is_said(fields: dict[str, Any]) -> tuple:
     """Return what a status says of the device, but for how far it has come, and the factor of its mode.
 
     A device that goes its own way often does so at another power each time.
     """
-    containers = getattr(message, "sequence_container_status", None) or []
+    containers = fields.get("sequence_container_status") or []
     return (
-        getattr(message, "present_fill_level", None),
-        getattr(message, "active_operation_mode_id", None),
-        getattr(message, "finished_at", None),
-        getattr(message, "present_demand_rate", None),
+        fields.get("present_fill_level"),
+        fields.get("active_operation_mode_id"),
+        fields.get("finished_at"),
+        fields.get("present_demand_rate"),
         [(each.sequence_container_id, each.status.value, each.selected_sequence_id) for each in containers],
     )
 
@@ -213,19 +227,12 @@ def power_measured(site, found, now):
 
 
 @pyscript_compile
-def are_awaited(site: Any) -> bool:
-    """Return whether a device waits for a plan of a schedule; one that comes back may go on with its own."""
-    return any(
-        each.is_fallback or (each.plan is None and not each.is_returning) for each in site.controlled.values()
-    )
-
-
-@pyscript_compile
 def plan_soon(site):
     """Plan all anew in a moment, since what they are planned with is another."""
     if site.controlled:
-        site.pause, site.not_before, site.is_eager = sites.FIRST_PAUSE_SECONDS, 0.0, True
-        sites.hasten(site, site.now() + site.settling)
+        site.pause, site.not_before = sites.FIRST_PAUSE_SECONDS, 0.0
+        sites.renew(site)
+        sites.ask_no_later_than(site, site.now() + site.settling)
 
 
 @pyscript_compile
@@ -244,6 +251,7 @@ async def plan_now(site, resource):
     waiting = asyncio.get_running_loop().create_future()
     found.waiting.append(waiting)
     site.is_urgent = site.is_urgent or is_asked
+    found.awaits_schedule = found.awaits_schedule or is_asked
     sites.want(site, found, "a call", CALLING_SECONDS)
     return await waiting
 
@@ -262,9 +270,10 @@ async def look_at_prices(site, now):
     if all(each.is_asked is False for each in site.controlled.values()):
         site.succeeded()
     known, site.known_prices = site.known_prices, found
-    if are_awaited(site) if known is None else differ(known, found, now):
+    if known is None or differ(known, found, now):
         LOGGER.info("There are new prices")
-        sites.hasten(site, now + site.settling)
+        sites.renew(site)
+        sites.ask_no_later_than(site, now + site.settling)
 
 
 @pyscript_compile

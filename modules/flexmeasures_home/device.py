@@ -23,6 +23,7 @@ from homeassistant.helpers.start import async_at_started
 import flexmeasures_home.checks as checks
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
+import flexmeasures_home.fields as fields
 import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.new_prices as new_prices
@@ -126,6 +127,8 @@ async def start(device):
         other_loggers=(LOGGER.name, f"{LOGGER.name}.s2"),
     )
     status.redact = device.link.redact
+    if not given.cron:
+        status.untried.add(PLAN)
     statuses.dismiss(hass)
     device.schedule, device.previous = await schedule_store.load(device.store, given.power_sensor)
     until = device.schedule and device.schedule.prices_known_until
@@ -196,8 +199,12 @@ def follow_state_of_charge(device: Any) -> Any:
 
     def when_known() -> None:
         plan_problem = device.status.problems.get(PLAN)
-        if device.cron and plan_problem and plan_problem.cause == NO_SOC:
+        if plan_problem is None or plan_problem.cause != NO_SOC:
+            return
+        if device.cron:
             crons.hurry(device.cron)
+        else:
+            statuses.settle(device.status, PLAN)
 
     state_of_charge = states_of_charge.StateOfCharge(
         hass=device.hass,
@@ -381,11 +388,8 @@ def wake(device: Any, is_back: bool = False, was_away: bool = False) -> bool:
     if device.resources and (is_away or is_back):
         resources.urge(device.resources, was_away)
     plan_problem = device.status.problems.get(PLAN)
-    if plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
-        if device.cron:
-            crons.hurry(device.cron)
-        else:
-            statuses.settle(device.status, PLAN)
+    if device.cron and plan_problem and plan_problem.cause in statuses.OF_THE_SERVER:
+        crons.hurry(device.cron)
     return True
 
 
@@ -532,7 +536,8 @@ def told(device, call: dict[str, Any] | None):
             statuses.fail(status, PLAN, str(error), cause=NO_SOC, temporary=True)
             raise
         LOGGER.exception("Planning failed unexpectedly")
-        text = f"Planning failed unexpectedly ({type(error).__name__}: {error}): please report the log"
+        what = fields.short(f"{type(error).__name__}: {error}")
+        text = f"Planning failed unexpectedly ({what}): please report the log"
         statuses.fail(status, PLAN, text, cause="failed")
         raise HomeAssistantError(text) from error
 

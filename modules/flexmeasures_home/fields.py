@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 import reprlib
+import uuid
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -34,7 +35,6 @@ end each fit), and how long a text in them may be."""
 MAX_ID = 2**31 - 1
 """The greatest id that FlexMeasures' database has."""
 SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
-ID = re.compile(r"[a-zA-Z0-9\-_:]{2,64}")
 IS_ENTITY = re.compile(r"[a-z_]+\.[a-z0-9_]+(\.\w+)?")
 MINUTES_OF_A_DAY = 1440
 SECRETS = ("password", "token")
@@ -329,11 +329,13 @@ def factor(value):
 
 
 @pyscript_compile
-def s2_id(value):
-    """Return an id as S2 has them."""
-    if not ID.fullmatch(text(value)):
-        raise ValueError
-    return value
+def s2_id(value: Any) -> str:
+    """Return a UUID in the one way in which all write it.
+
+    The official schema takes any letters as an id; devices on s2-python take UUIDs alone, and refer to them
+    as they write them themselves.
+    """
+    return str(uuid.UUID(text(value)))
 
 
 @pyscript_compile
@@ -514,7 +516,7 @@ PORT = expects(within(1, 65535), "a port from 1 to 65535")
 SIGN = vol.Any("consumption", "production", msg="expected consumption or production")
 COUNT = expects(within(1, 100_000), "a whole number from 1 to 100000")
 FACTOR = expects(factor, "a factor from 0 to 1")
-S2_ID = expects(s2_id, "an id of 2 to 64 letters, digits, -, _ and :")
+S2_ID = expects(s2_id, "a UUID such as 2fbe2bc1-c7b8-4c24-8d0b-9b969f01700d, or nothing for a new one")
 CONTROL_TYPE = expects(control_types.named, f"one of {', '.join(control_types.ALL_NAMES)}")
 TIME = expects(time_of_day, "a time of the day, such as '07:00'")
 WEEKDAY_NUMBERS = expects(weekdays, "days of the week, such as [mon, tue]")

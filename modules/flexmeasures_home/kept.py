@@ -200,6 +200,7 @@ class _KeptFile:
                 return True
             if self.is_blocked:
                 self.status.unsaved[self.name] = self.write_waiting
+                self.tell_blocked()
                 return False
             try:
                 await self.hass.async_add_executor_job(write, self.path, self.name, data, self.aside)
@@ -258,6 +259,17 @@ class _KeptFile:
             f"what is new"
         )
         statuses.fail(self.status, f"saving {self.name}", text, cause=statuses.NOT_SAVED)
+
+    @pyscript_compile
+    def tell_blocked(self) -> None:
+        """Tell, unless that is told, that it is not written, since what is in its place stays there."""
+        if not self.why_unsaved:
+            text = (
+                f"{self.path} with {self.what} is not written, since what is in its place can be neither "
+                f"read nor renamed ({self.is_blocked}): move it away, and reload the scripts. A restart "
+                f"would lose what is new"
+            )
+            statuses.fail(self.status, f"saving {self.name}", text, cause=statuses.NOT_SAVED)
 
     @property
     @pyscript_compile

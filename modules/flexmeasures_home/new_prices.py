@@ -10,6 +10,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import HomeAssistantError
 
+import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.prices as prices
@@ -52,6 +53,7 @@ async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
     except errors.OptimiserError as error:
         LOGGER.debug("Prices cannot be read: %s", error)
         return
+    statuses.succeed(device.status, None)
     known = [interval for interval in tariff.intervals if interval.is_known] if tariff else []
     if not any(
         interval.start < end and interval.end > start

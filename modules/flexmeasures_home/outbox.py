@@ -33,6 +33,8 @@ PAUSE_BEFORE_A_CORRECTION = 2
 FIRST_PAUSE_SECONDS = 5
 LONGEST_PAUSE_SECONDS = 300
 PATIENCE_SECONDS = 20
+SECONDS_BETWEEN_CHECKS = 3600
+"""How often the file is looked after while it is in use."""
 
 
 @pyscript_compile
@@ -62,7 +64,7 @@ def records():
         `dropped` counts the values that were ever given up because there were too many. `held_up` has
         the sensors whose values failed: the next try, by the loop's clock, and the pause before it (s).
         `left_alone` tells that the server asked to be, by its Retry-After. `gone` has the keys of parcels
-        that are to be deleted from the file.
+        that are to be deleted from the file. At least `room` values more may wait, as of the last count.
         """
 
         hass: Any
@@ -72,6 +74,7 @@ def records():
         user: str
         parcels: list = field(default_factory=list)
         dropped: int = 0
+        room: int = 0
         gone: set = field(default_factory=set)
         saving: Any = field(default_factory=asyncio.Lock)
         changed: Any = field(default_factory=asyncio.Event)
@@ -105,6 +108,7 @@ async def start(hass, link, status, user):
     outbox.tasks = [
         tasks.supervise(status, "writing of what waits", partial(keep_saving, outbox)),
         tasks.supervise(status, "delivery of what waits", partial(keep_delivering, outbox)),
+        tasks.supervise(status, "check of the outbox's file", partial(keep_checking, outbox)),
     ]
     return outbox
 
@@ -181,11 +185,14 @@ def add(outbox, run):
         last.run.values += [None] * gap + run.values
         last.is_saved = False
         parcel = last
+        outbox.room -= gap
     else:
         key = outbox.store.new_key() if outbox.store else 0
         parcel = Parcel(replace(run, values=run.values[:]), key)
         outbox.parcels.append(parcel)
-    drop_oldest(outbox)
+    outbox.room -= len(run.values)
+    if outbox.room < 0:
+        drop_oldest(outbox)
     outbox.changed.set()
     if not outbox.server_away:
         urge(outbox)
@@ -197,6 +204,7 @@ def withdraw(outbox, parcel):
     """Take a parcel back that nobody waits for, unless it is being delivered, or was."""
     if parcel in outbox.parcels and not (parcel.sending or parcel.job or parcel.waiting):
         remove(outbox, parcel)
+        settle_without_values(outbox, parcel.run)
         outbox.changed.set()
 
 
@@ -205,6 +213,16 @@ def remove(outbox: Outbox, parcel: Parcel) -> None:
     """Have a parcel wait no longer."""
     outbox.parcels.remove(parcel)
     outbox.gone.add(parcel.key)
+
+
+@pyscript_compile
+def settle_without_values(outbox: Outbox, run: sensor_data.Run) -> None:
+    """End what kept a sensor's values from being stored, where none of them wait any more."""
+    problem = outbox.status.problems.get(refusals_of(run))
+    is_over = problem and problem.cause != statuses.DROPPED
+    if is_over and all(parcel.run.sensor != run.sensor for parcel in outbox.parcels):
+        outbox.held_up.pop(run.sensor, None)
+        statuses.settle(outbox.status, refusals_of(run))
 
 
 @pyscript_compile
@@ -224,6 +242,7 @@ def gap_between(before, run):
 def drop_oldest(outbox):
     """Give up values while there are too many, forecasts and then the oldest; count them, and tell."""
     excess = sum(len(parcel.run.values) for parcel in outbox.parcels) - MOST_WAITING
+    outbox.room = max(-excess, 0)
     if excess <= 0:
         return
     while excess > 0 and (idle := [each for each in outbox.parcels if not each.sending]):
@@ -238,6 +257,7 @@ def drop_oldest(outbox):
         else:
             remove(outbox, oldest)
             answer(oldest, errors.InvalidData("The values were dropped, since too many others wait"))
+            settle_without_values(outbox, oldest.run)
         excess -= part
     text = (
         f"The outbox is full with {MOST_WAITING} values that wait for FlexMeasures at {outbox.link.host}: "
@@ -283,6 +303,25 @@ async def keep_saving(outbox):
         outbox.changed.clear()
         await save(outbox)
         show(outbox)
+
+
+@pyscript_compile
+async def keep_checking(outbox: Outbox) -> None:
+    """Look after the file each hour."""
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
+        await asyncio.shield(check_file(outbox))
+
+
+@pyscript_compile
+async def check_file(outbox: Outbox) -> None:
+    """Look after the file; where it was lost or damaged, write all that waits to a new one."""
+    async with outbox.saving:
+        if not outbox.store.is_there:
+            return
+        await outbox.store.look_after()
+        if not outbox.store.is_there:
+            await write_once(outbox)
 
 
 @pyscript_compile
@@ -428,6 +467,7 @@ def drop(outbox, parcel, error):
     outbox.held_up.pop(parcel.run.sensor, None)
     if parcel.waiting:
         answer(parcel, error)
+        settle_without_values(outbox, parcel.run)
         return
     first = dt_util.as_local(parcel.run.start).isoformat()
     text = (
@@ -469,6 +509,7 @@ async def read_late(outbox: Outbox) -> None:
     rows, dropped = await outbox.store.load()
     outbox.parcels[:0] = [Parcel(run, key, is_saved=True) for key, run in rows]
     outbox.dropped += dropped
+    outbox.room = 0
 
 
 @pyscript_compile

@@ -25,6 +25,8 @@ NAME_AS_JSON = "outbox"
 VERSION = 1
 OWNER_ONLY = 0o600
 """Who may read it: as with Home Assistant's own files that are private."""
+WORTH_SHRINKING_BYTES = 2**20
+"""How much of the file must be free, beside half of it, before it is made shorter."""
 LOCKED_SECONDS = 5
 """How long is waited for another program, such as a backup, that holds the database, before the next try."""
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
@@ -130,6 +132,25 @@ def write_rows(path: Path, aside: Path | None, changes: Any) -> None:
             "INSERT OR REPLACE INTO taken_over VALUES (?)", [(each,) for each in changes.digests]
         )
         database.execute("COMMIT")
+
+
+@pyscript_compile
+def look_after_file(path: Path) -> None:
+    """Make a database shorter that is mostly free. Blocks.
+
+    Raise ValueError or sqlite3.Error where it is damaged, FileNotFoundError where it is gone.
+    """
+    path.stat()
+    with opened(path) as database:
+        [check] = database.execute("PRAGMA quick_check(1)").fetchone()
+        if check != "ok":
+            raise ValueError(f"it is damaged: {check}")
+        free, pages, size = [
+            database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("freelist_count", "page_count", "page_size")
+        ]
+        if 2 * free > pages and free * size > WORTH_SHRINKING_BYTES:
+            database.execute("VACUUM")
 
 
 @pyscript_compile
@@ -297,6 +318,7 @@ class _OutboxStore:
         )
         run_blocking = self.file.hass.async_add_executor_job
         if self.file.is_blocked and not await self.set_aside(self.file.is_blocked):
+            self.file.tell_blocked()
             return False
         try:
             await run_blocking(write_rows, self.file.path, self.file.aside, changes)
@@ -312,6 +334,24 @@ class _OutboxStore:
         self.others, self.others_dropped, self.taken_over, self.unread = [], [], [], set()
         self.new_digests = []
         return True
+
+    @pyscript_compile
+    async def look_after(self) -> None:
+        """Check the database, and make it shorter where it is mostly free.
+
+        One that is damaged is set aside and told, and is then not there: all that waits is to be written.
+        What else keeps it from being looked at, as another program that holds it, is no matter.
+        """
+        try:
+            await self.file.hass.async_add_executor_job(look_after_file, self.file.path)
+        except Exception as error:
+            if isinstance(error, FileNotFoundError):
+                self.is_there = False
+            elif is_unusable(error) and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+                self.is_there = False
+                await self.set_aside(kept.reason(error))
+            else:
+                LOGGER.debug("%s cannot be looked after: %s", self.file.path, kept.reason(error))
 
     @pyscript_compile
     async def set_aside(self, why: str) -> bool:

@@ -5,6 +5,7 @@ Power in S2 is W, and consumption is positive.
 
 import logging
 import math
+import zlib
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -46,6 +47,8 @@ BURST, SECONDS_BETWEEN_READINGS = 10, 60
 """How many readings are shown as they come, before there is one a minute: the recorder has a row for each."""
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 60
 SECONDS_BETWEEN_FORECASTS = 2
+SPREAD_MS = 500
+"""Within what time the devices post that have a value at the same moment, one after the other."""
 MINUTE = timedelta(minutes=1)
 MINUTES_BETWEEN_SAME_LEVELS = 5
 """What get_measurements reads of an instantaneous sensor by default."""
@@ -66,7 +69,8 @@ def record():
         `looked` has both clocks as they were when it was summed up last. `level_is_new` tells that the fill
         level was not posted yet. `forecast` waits to be posted, `forecast_parcel` was posted last. `shown` is
         the session, control type and fill level that were last made known, `state` the state and attributes
-        that Home Assistant was last given. `energy_per_fill_level` is in Wh. `instruction_lead` is how long
+        that Home Assistant was last given. `armed_for` is the end of the interval that `forget_timer` waits
+        for. `energy_per_fill_level` is in Wh. `instruction_lead` is how long
         before its time an instruction is sent (s), where that is configured for it. `planned()` returns the
         attributes that tell of its plan.
         """
@@ -97,6 +101,7 @@ def record():
         state: tuple | None = None
         clock_was_wrong: bool = False
         forget_timer: Any = None
+        armed_for: datetime | None = None
         paces: dict = field(default_factory=dict)
         planned: Any = dict
 
@@ -256,6 +261,8 @@ def still_measured(relay: Any, newest: dict) -> set[str]:
     By what its details say that it measures: if the newest has all of that, nothing else counts. A value of
     all phases together counts on beside that of one only where both are announced, and stands for both.
     """
+    if relay.powers.keys() <= newest.keys():
+        return set()
     details = relay.resource.session.details
     provided = {each.value for each in details.provides_power_measurement_types}
     announced = {each for each in provided if each.startswith(commodities.ELECTRIC)}
@@ -349,8 +356,12 @@ def take_means(relay, ended):
 @pyscript_compile
 def arm(relay, now):
     """Come back when the interval under way has ended, and the last of its measurements may have arrived."""
+    end = means.end(relay.interval)
     if relay.forget_timer:
+        if relay.armed_for == end:
+            return
         relay.forget_timer()
+    relay.armed_for = end
 
     @callback
     def at_end(_now):
@@ -360,7 +371,7 @@ def arm(relay, now):
         if relay.power is not None or relay.interval.known:
             arm(relay, later)
 
-    seconds = max((means.end(relay.interval) - now).total_seconds(), 0) + GRACE.total_seconds()
+    seconds = max((end - now).total_seconds(), 0) + (GRACE + spread(relay)).total_seconds()
     job = HassJob(at_end, cancel_on_shutdown=True)
     relay.forget_timer = async_call_later(relay.hass, seconds, job)
 
@@ -467,7 +478,14 @@ def post_fill_level(relay):
 
     job = HassJob(again, cancel_on_shutdown=True)
     next_minute = now.replace(second=0, microsecond=0) + MINUTE
-    relay.forget_level_timer = async_track_point_in_utc_time(relay.hass, job, next_minute)
+    due = next_minute + spread(relay)
+    relay.forget_level_timer = async_track_point_in_utc_time(relay.hass, job, due)
+
+
+@pyscript_compile
+def spread(relay: Any) -> timedelta:
+    """Return how much later than others it posts, always the same, so that not all are due at once."""
+    return timedelta(milliseconds=zlib.crc32(relay.entity_id.encode()) % SPREAD_MS)
 
 
 @pyscript_compile

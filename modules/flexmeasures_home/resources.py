@@ -22,6 +22,7 @@ import flexmeasures_home.relay as relays
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
+import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.provisioning as provisioning
 import flexmeasures_optimiser.sensor_data as sensor_data
@@ -99,6 +100,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     side.asker = site_plan.Asker(given, link, status, planning, own_schedule)
     side.site = site_plan.new(side.asker, partial(relay_of, side), partial(give_way, side))
     side.site.keep = lambda resource: save_soon(side)
+    side.site.fault, side.site.run = partial(tasks.fault, status), partial(tasks.supervise, status)
     side.cem = cems.Cem(
         partial(changed, side),
         partial(received, side),
@@ -106,7 +108,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
         leaving=partial(triggers.leave, side.site),
         with_token=frozenset(name for name, each in given.s2.resources.items() if "token" in each),
     )
-    found = await store.async_load()
+    found, _none = await asyncio.gather(store.async_load(), asyncio.to_thread(kept_plans.prepare))
     side.file = {"users": store.part(found, "users", dict)}
     for resource_id, each in store.part(found, "resources", dict).items():
         store.read(partial(recall, side, resource_id), each)
@@ -126,8 +128,8 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     )
     await asyncio.to_thread(messages.prepare)
     planners.start(side.site)
-    if not await listen(side):
-        side.listening = hass.async_create_background_task(keep_trying(side), "flexmeasures s2 listener")
+    if not await listens_at_once(side):
+        side.listening = tasks.supervise(status, "start of the S2 listener", partial(keep_trying, side))
     return side
 
 
@@ -176,6 +178,15 @@ def recall_relay(relay: Any, found: dict[str, Any]) -> None:
 
 
 @pyscript_compile
+async def listens_at_once(side: Resources) -> bool:
+    """Listen, and tell whether that was possible; what fails unexpectedly will do so again, and be told."""
+    try:
+        return await listen(side)
+    except Exception:
+        return False
+
+
+@pyscript_compile
 async def listen(side):
     """Listen, and tell whether that was possible."""
     s2 = side.given.s2
@@ -183,10 +194,6 @@ async def listen(side):
         await listeners.start(side.listener)
     except s2_errors.CannotListen as error:
         side.why_not_listening = str(error)
-        return False
-    except Exception as error:
-        LOGGER.exception("Listening failed: please report this")
-        side.why_not_listening = f"it failed unexpectedly ({error!r})"
         return False
     secure = "wss" if s2.certificate else "ws"
     LOGGER.info("Listening for S2 Resource Managers on %s://%s:%s%s", secure, s2.host, s2.port, s2.path)
@@ -215,11 +222,10 @@ async def keep_trying(side):
 async def stop(side):
     """Close all sessions, free the port, and keep what is known."""
     side.stopped = True
-    tasks = [side.listening, *side.learning.values()]
-    for task in tasks:
-        if task:
-            task.cancel()
-    await asyncio.gather(*[task for task in tasks if task], return_exceptions=True)
+    running = [task for task in (side.listening, *side.learning.values()) if task]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
     await planners.stop(side.site)
     await listeners.stop(side.listener)
     for relay in side.relays.values():
@@ -249,9 +255,9 @@ def own_schedule_changed(side):
 
 
 @pyscript_compile
-async def save(side):
-    """Write the file now."""
-    await asyncio.shield(side.store.async_save(content(side)))
+async def save(side: Resources) -> bool:
+    """Write the file now, and return whether that was done; it is tried again each minute."""
+    return await asyncio.shield(side.store.async_save(content(side)))
 
 
 @pyscript_compile
@@ -283,9 +289,18 @@ def content(side):
 
 @pyscript_compile
 def plan_as_json(side: Resources, resource_id: str) -> dict:
-    """Return the plan that is kept for a Resource Manager, where there is one, as JSON's types."""
-    kept = kept_plans.of(side.site, resource_id)
-    return {"plan": kept_plans.as_json(kept)} if kept else {}
+    """Return the plan that is kept for a Resource Manager, where there is one, as JSON's types.
+
+    One that cannot be written is told, and keeps nothing else from being saved.
+    """
+    found, what = kept_plans.of(side.site, resource_id), f"writing of the plan of {resource_id}"
+    try:
+        written = {"plan": kept_plans.as_json(found)} if found else {}
+    except Exception as error:
+        tasks.fault(side.status, what, error)
+        return {}
+    tasks.fault(side.status, what, None)
+    return written
 
 
 @pyscript_compile
@@ -315,8 +330,8 @@ def use_sensors(side, relay):
 
     One that is not listed in `s2.resources` has the app's own sensors without `auto_provision`.
     """
-    given, resource, made = side.given, relay.resource, relay.made
-    listed = given.s2.resources.get(resource.resource_id) or given.s2.resources.get(resource.name) or {}
+    given, made = side.given, relay.made
+    listed = listed_for(side, relay)
     if not given.s2.auto_provision:
         made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
     relay.energy_per_fill_level = listed.get("energy_per_fill_level")
@@ -331,12 +346,60 @@ def use_sensors(side, relay):
 
 
 @pyscript_compile
+def listed_for(side: Resources, relay: Any) -> dict[str, Any]:
+    """Return what `s2.resources` has of a Resource Manager, by its resource_id, or by its name.
+
+    What is listed by a name is for one at a time: of those that are connected under it, the one that has been
+    known the longest. Anybody can say a name.
+    """
+    resources, resource = side.given.s2.resources, relay.resource
+    if resource.resource_id in resources:
+        return resources[resource.resource_id]
+    namesakes = [each for each in namesakes_of(side, relay) if each.resource.session]
+    return {} if namesakes and namesakes[0] is not relay else resources.get(resource.name, {})
+
+
+@pyscript_compile
+def namesakes_of(side: Resources, relay: Any) -> list[Any]:
+    """Return all relays of one name but those listed by their resource_id, the longest known first."""
+    return [
+        each
+        for each in side.relays.values()
+        if each.resource.name == relay.resource.name
+        and each.resource.resource_id not in side.given.s2.resources
+    ]
+
+
+@pyscript_compile
+def share_out(side: Resources, relay: Any) -> None:
+    """Have one alone of those that are connected under a name use what is listed by it."""
+    if relay.resource.name not in side.given.s2.resources:
+        return
+    found = [each for each in namesakes_of(side, relay) if each.resource.session]
+    for each in found:
+        before = each.provision
+        use_sensors(side, each)
+        if each.provision != before:
+            each.are_sensors_checked = False
+            learn_sensors(side, each)
+    for each in found[1:]:
+        relays.complain(
+            each,
+            f"{found[0].resource.resource_id} has the same name, and what s2.resources lists by that: list "
+            f"each by its resource_id",
+        )
+
+
+@pyscript_compile
 def forget_longest_gone(side):
-    """Where too many are known, forget one that is not connected, if possible one without a choice."""
+    """Where too many are known, forget one that is not connected.
+
+    It is one without a choice if possible, and one with a token of its own last.
+    """
     if len(side.relays) < MOST_KNOWN:
         return
     gone = [each for each, relay in side.relays.items() if relay.resource.session is None]
-    gone.sort(key=lambda each: side.relays[each].resource.choice is not None)
+    gone.sort(key=partial(sort_key_of_worth, side))
     for resource_id in gone[:1]:
         relay = side.relays.pop(resource_id)
         relays.stop(relay)
@@ -348,6 +411,14 @@ def forget_longest_gone(side):
 
 
 @pyscript_compile
+def sort_key_of_worth(side: Resources, resource_id: str) -> tuple[bool, bool]:
+    """Sort key: what nobody would miss comes first."""
+    resource = side.relays[resource_id].resource
+    has_token = bool({resource_id, resource.name} & side.cem.with_token)
+    return has_token, resource.choice is not None
+
+
+@pyscript_compile
 def changed(side, resource):
     """Take note that a Resource Manager connected, disconnected, or is under another control type."""
     relay = relay_of(side, resource)
@@ -356,6 +427,7 @@ def changed(side, resource):
     if side.stopped:
         return
     if resource.session is not None:
+        share_out(side, relay)
         learn_sensors(side, relay)
     save_soon(side)
 
@@ -377,13 +449,14 @@ def learn_sensors(side, relay):
     resource_id = relay.resource.resource_id
     known = relay.are_sensors_checked and (relay.soc_sensor or not wants_soc(relay))
     if not known and resource_id not in side.learning:
-        work = find_sensors(side, relay)
-        task = side.hass.async_create_background_task(work, "flexmeasures s2 sensors")
+        what = f"search for the sensors of {relay.resource.name} ({resource_id})"
+        task = tasks.supervise(side.status, what, partial(find_sensors, side, relay))
         side.learning[resource_id] = task
 
         def forget(_task):
             if side.learning.get(resource_id) is task:
                 del side.learning[resource_id]
+            tasks.over(side.status, what)
 
         task.add_done_callback(forget)
 
@@ -406,13 +479,10 @@ async def find_sensors(side, relay):
             await look_up(side, relay)
         except errors.OptimiserError as error:
             text = f"{relay.resource.name} ({relay.resource.resource_id}): {error}"
-            statuses.fail(side.status, matter, text, error.status, error.cause, error.temporary)
+            statuses.fail_with(side.status, matter, error, text)
             if isinstance(error, errors.UnknownSensor):
                 relay.made = provisioning.Provision()
             wait = max(pause, error.retry_after or 0)
-        except Exception:
-            LOGGER.exception("Finding the sensors of %s failed: please report this", relay.resource.name)
-            wait = LONGEST_PAUSE_SECONDS
         else:
             statuses.succeed(side.status, matter)
             complain_of_sharing(side, relay)
@@ -475,12 +545,17 @@ async def make_what_is_missing(side, relay):
 async def change_control_type(side, call):
     """Do what `flexmeasures.change_control_type` asks, and keep the choice.
 
-    Raise ServiceValidationError for what the caller did wrong, HomeAssistantError for what failed.
+    Raise ServiceValidationError for what the caller did wrong, HomeAssistantError for what failed; also where
+    the choice holds, but could not be written.
     """
     with raised():
         resource = cems.connected(side.cem, call.get("resource_id"))
         await cems.change_control_type(side.cem, resource, call["control_type"])
-    await save(side)
+    if not await save(side):
+        raise HomeAssistantError(
+            f"control_type: {resource.name} is under {call['control_type']} now, over reconnects too, but "
+            f"only until a restart or reload: {side.store.why_unsaved}"
+        )
     return {"resource_id": resource.resource_id, "control_type": cems.control_type(resource)}
 
 

@@ -138,7 +138,7 @@ async def beside(asker, start, end, step, raw):
     window = sites.Window(begin, seconds, end.timestamp(), 1.0, math.inf, False)
     outlook = await loads.expected(site, {}, window)
     loads.take_out(outlook, loads.OWN)
-    powers, known = await loads.given(site, {}, {}, replace(window, end=last))
+    powers, known = await loads.given(site, {}, replace(window, end=last))
     limits = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
     return limit_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
 
@@ -232,6 +232,7 @@ async def prices(asker, start, end):
     tariff, _fields = await site_prices(asker, *times, asker.given.flex_context or {})
     if tariff is None:
         tariff, _fields = await site_prices(asker, *times, {})
+    statuses.succeed(asker.status, None)
     return tariffs.feasible(tariff).intervals
 
 

@@ -12,6 +12,7 @@ import homeassistant.util.dt as dt_util
 
 import flexmeasures_home.pace as paces
 import flexmeasures_optimiser.errors as errors
+import flexmeasures_s2.texts as texts
 
 ENTITY_ID = "sensor.flexmeasures_status"
 BURST, SECONDS_BETWEEN_COUNTS = 10, 60
@@ -36,6 +37,8 @@ OF_THE_SERVER = [errors.Unreachable.cause, errors.Unauthorized.cause]
 """Causes that several matters have at once, and that are logged but once."""
 MAKE_WAIT = [*OF_THE_SERVER, errors.RateLimited.cause]
 """Causes for which something waits, until the server does something else for us at the latest."""
+PASSING = [*MAKE_WAIT, errors.ServerFault.cause]
+"""Causes that lie in the server as it is just now, not in what it was asked."""
 OURS = [
     "misconfigured",
     "wrong_call",
@@ -61,13 +64,17 @@ def records():
 
     @dataclass
     class Problem:
-        """What is wrong with one matter, and since when; `temporary` needs the user only if it lasts."""
+        """What is wrong with one matter, and since when; `temporary` needs the user only if it lasts.
+
+        Until `holds_until` the server asked to be left alone over it.
+        """
 
         text: str
         state: str
         cause: str
         temporary: bool
         since: datetime
+        holds_until: datetime | None = None
 
     @dataclass(repr=False)
     class Status:
@@ -78,7 +85,7 @@ def records():
         `when_answered` when it did something for us while it is away for others.
         `shown` is what Home Assistant was last given, but for what waits in the outbox: that has a `pace`.
         `unsaved` has functions that write again what could not be written, by the names of the files.
-        `redact` takes secrets out of a text.
+        `redact` takes secrets out of a text. `untried` are matters that nothing tries again by itself.
         """
 
         hass: Any
@@ -93,6 +100,7 @@ def records():
         pace: Any = None
         unsaved: dict = field(default_factory=dict)
         redact: Any = str
+        untried: set = field(default_factory=lambda: {CALL})
 
     return Problem, Status
 
@@ -160,19 +168,31 @@ def stop(status: Status) -> None:
 
 
 @pyscript_compile
-def fail(status, matter, text, state="error", cause="wrong_call", temporary=False):
+def fail(
+    status: Status,
+    matter: str,
+    text: str,
+    state: str = "error",
+    cause: str = "wrong_call",
+    temporary: bool = False,
+    retry_after: float | None = None,
+) -> None:
     """Show what is wrong with a matter, and notify the user; of what is `temporary` only once it lasts.
 
-    It is logged when it starts, however often it is met again. A text that is endless is cut.
+    It is logged when it starts, however often it is met again. A text that is endless is cut, and stands on
+    one line. `retry_after` is for how long the server asked to be left alone (s).
     """
     text = status.redact(text)
+    text = text if text.isprintable() else texts.label(text, MAX_TEXT + 1)
     text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     before = status.problems.pop(matter, None)
     same = of_cause(status, cause) + ([before] if before and before.cause == cause else [])
     if not (same if cause in OF_THE_SERVER else before in same):
         LOGGER.warning("%s", text)
-    since = min([problem.since for problem in same], default=dt_util.utcnow())
-    status.problems[matter] = Problem(text, state, cause, temporary, since)
+    now = dt_util.utcnow()
+    since = min([problem.since for problem in same], default=now)
+    holds_until = None if retry_after is None else now + timedelta(seconds=retry_after)
+    status.problems[matter] = Problem(text, state, cause, temporary, since, holds_until)
     if before:
         notify(status, before.cause)
     notify(status, cause)
@@ -191,13 +211,13 @@ def of_cause(status, cause):
 def notify(status, cause):
     """Keep one notification of all problems of a cause; without any, or none that lasts, there is none."""
     now = dt_util.utcnow()
-    texts = [
+    lasting_texts = [
         problem.text
         for problem in of_cause(status, cause)
         if not problem.temporary or now - problem.since >= LONG
     ]
-    if texts:
-        text = plain("\n\n".join(dict.fromkeys(texts)))
+    if lasting_texts:
+        text = plain("\n\n".join(dict.fromkeys(lasting_texts)))
         notification.async_create(status.hass, text, "FlexMeasures", notification_id(cause))
     else:
         dismiss(status.hass, [cause])
@@ -212,16 +232,17 @@ def plain(text: str) -> str:
 @pyscript_compile
 def fail_with(status, matter, error, text: str | None = None):
     """Show an error of the optimiser, with another text than its own if one is given."""
-    fail(status, matter, text or str(error), error.status, error.cause, error.temporary)
+    fail(status, matter, text or str(error), error.status, error.cause, error.temporary, error.retry_after)
 
 
 @pyscript_compile
 def succeed(status, matter, **attributes):
     """Show that the server did what a matter needed: that is well again, and so is the server.
 
-    All else that waits for the server is told so.
+    All else that waits for the server is told so, and what nothing tries again is over, if it lay in the
+    server.
     """
-    for each in (matter, CALL):
+    for each in (matter, *[other for other in status.untried if is_passing(status, other)]):
         end(status, each)
     was_away = SERVER in status.problems and status.problems[SERVER].cause in OF_THE_SERVER
     if was_away:
@@ -231,6 +252,15 @@ def succeed(status, matter, **attributes):
         status.when_recovered()
     elif status.when_answered and any(of_cause(status, cause) for cause in MAKE_WAIT):
         status.when_answered()
+
+
+@pyscript_compile
+def is_passing(status: Status, matter: str) -> bool:
+    """Tell whether a matter has a problem that is over once the server does anything for us."""
+    problem = status.problems.get(matter)
+    if problem is None or (matter != CALL and problem.cause not in PASSING):
+        return False
+    return problem.holds_until is None or problem.holds_until <= dt_util.utcnow()
 
 
 @pyscript_compile

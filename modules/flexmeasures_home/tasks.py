@@ -63,6 +63,15 @@ def over(status: statuses.Status, what: str) -> None:
 
 
 @pyscript_compile
+def fault(status: statuses.Status, what: str, error: BaseException | None) -> None:
+    """Tell that work has failed unexpectedly, and goes on; or, without an error, take that back."""
+    if error is None:
+        over(status, what)
+    else:
+        tell(status, what, error)
+
+
+@pyscript_compile
 def matter(what: str) -> str:
     """Return the matter of some work in the status."""
     return f"task {what}"

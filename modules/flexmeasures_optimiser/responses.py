@@ -10,7 +10,9 @@ from homeassistant.util.json import json_loads
 
 import flexmeasures_optimiser.errors as errors
 
-MAX_BYTES = 2**24
+MAX_BYTES = 2**22
+"""A month of values of a minute comes to 1 MB, the assets of a site to 150 bytes each. To parse a text holds
+up all threads (GIL): one of 16 MiB for half a second, and more on a small machine."""
 MAX_DEPTH = 64
 LONG_BYTES = 100_000
 """From which size on an answer shows in short: the client formats each for the log, logged or not."""

@@ -35,6 +35,8 @@ RESERVED = {}
 """Sockets by (host, port) at which connections wait for a listener that is yet to start."""
 AT_ONCE = 4096
 """A shorter text never waits for the other side to read, where nothing else does."""
+TEXT_FRAME, LONGER_FRAME = 0x81, 126
+"""What the frame of a whole text begins with, and of one whose length has two bytes of its own."""
 TURN_SECONDS = 0.002
 """How long one Resource Manager may keep the event loop to itself."""
 BYTES_OF_A_MESSAGE = 4096
@@ -96,10 +98,21 @@ def records():
         tokens: float
         at: float
 
-    return Limits, Listener, Bucket
+    @dataclass(eq=False, repr=False)
+    class Outgoing:
+        """Frames to one Resource Manager, which are written together once the event loop has its next turn.
+
+        To write takes longer than all else that is done about a message.
+        """
+
+        request: Any
+        websocket: Any
+        frames: list[bytes] = field(default_factory=list)
+
+    return Limits, Listener, Bucket, Outgoing
 
 
-Limits, Listener, Bucket = records()
+Limits, Listener, Bucket, Outgoing = records()
 
 
 @pyscript_compile
@@ -337,9 +350,14 @@ async def accept(listener, request):
         return refused
     limits = listener.limits
     websocket = web.WebSocketResponse(
-        timeout=CLOSING_SECONDS, heartbeat=limits.heartbeat, max_msg_size=limits.message, compress=False
+        timeout=CLOSING_SECONDS,
+        heartbeat=limits.heartbeat,
+        max_msg_size=limits.message,
+        compress=False,
+        autoclose=False,
     )
-    session = new_session(listener, request, websocket)
+    outgoing = Outgoing(request, websocket)
+    session = new_session(listener, outgoing)
     listener.sessions.add(session)
     why = "the connection was lost"
     try:
@@ -347,6 +365,7 @@ async def accept(listener, request):
         await handshake.enter(session)
         why = await serve(session, websocket, limits)
     finally:
+        flush(outgoing)
         listener.sessions.discard(session)
         sessions.end(session, why)
         LOGGER.info("%s: disconnected: %s", sessions.name_of(session), session.why_ended)
@@ -356,14 +375,19 @@ async def accept(listener, request):
 
 
 @pyscript_compile
-def new_session(listener, request, websocket):
+def new_session(listener, outgoing):
     """Return a session over a websocket; who does not establish it in time is sent away."""
-    limits = listener.limits
+    limits, request, websocket = listener.limits, outgoing.request, outgoing.websocket
+    loop = asyncio.get_running_loop()
 
     async def send_text(text):
-        if len(text) < AT_ONCE and request.transport and not request.transport.get_write_buffer_size():
-            await websocket.send_str(text)
+        transport = request.transport
+        if len(text) < AT_ONCE and may_write(websocket, transport) and not transport.get_write_buffer_size():
+            if not outgoing.frames:
+                loop.call_soon(flush, outgoing)
+            outgoing.frames.append(framed(text.encode()))
             return
+        flush(outgoing)
         try:
             async with asyncio.timeout(limits.reading):
                 await websocket.send_str(text)
@@ -373,6 +397,7 @@ def new_session(listener, request, websocket):
             raise ConnectionResetError(f"it read nothing for {limits.reading:g} s") from None
 
     async def close_transport(code, why):
+        flush(outgoing)
         reason = why.encode()[:LONGEST_REASON].decode(errors="ignore").encode()
         await websocket.close(code=code, message=reason)
 
@@ -397,6 +422,30 @@ def new_session(listener, request, websocket):
 
 
 @pyscript_compile
+def may_write(websocket: Any, transport: Any) -> bool:
+    """Return whether a websocket is open, as far as is known."""
+    return transport is not None and not (transport.is_closing() or websocket.closed)
+
+
+@pyscript_compile
+def flush(outgoing: Any) -> None:
+    """Write the frames that wait, unless the connection is over."""
+    frames, transport = outgoing.frames, outgoing.request.transport
+    if frames and may_write(outgoing.websocket, transport):
+        transport.write(b"".join(frames))
+    frames.clear()
+
+
+@pyscript_compile
+def framed(payload: bytes) -> bytes:
+    """Return the frame of a server's text of less than 65,536 bytes, which has no mask (RFC 6455, 5.2)."""
+    length = len(payload)
+    if length < LONGER_FRAME:
+        return bytes((TEXT_FRAME, length)) + payload
+    return bytes((TEXT_FRAME, LONGER_FRAME)) + length.to_bytes(2) + payload
+
+
+@pyscript_compile
 def peer_of(request):
     """Return the address and port of who connects."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
@@ -408,10 +457,11 @@ async def serve(session, websocket, limits):
     """Deal with each message in turn, until the connection ends; return why it did.
 
     A burst is read no faster than it can be dealt with, and leaves room for everybody else; so does a
-    large message, after which as much time is left to others as it took.
+    large message, after which as much time is left to others as it took. One that comes after a pause begins
+    another turn.
     """
-    bucket = Bucket(limits.rate, 60 * limits.rate, time.monotonic())
-    turn_ends = time.monotonic() + TURN_SECONDS
+    now = time.monotonic()
+    bucket, turn_ends = Bucket(limits.rate, 60 * limits.rate, now), now + TURN_SECONDS
     async for frame in websocket:
         if frame.type is WSMsgType.ERROR:
             break
@@ -419,6 +469,8 @@ async def serve(session, websocket, limits):
             await sessions.close(session, UNSUPPORTED_DATA, "a binary frame: S2 is text")
             break
         began = time.monotonic()
+        if began > now + TURN_SECONDS:
+            turn_ends = began + TURN_SECONDS
         await sessions.receive(session, frame.data)
         now = time.monotonic()
         pause = pause_after(bucket, len(frame.data), now)
@@ -426,7 +478,8 @@ async def serve(session, websocket, limits):
             pause = max(pause, now - began)
         if pause or now > turn_ends:
             await asyncio.sleep(pause)
-            turn_ends = time.monotonic() + TURN_SECONDS
+            now = time.monotonic()
+            turn_ends = now + TURN_SECONDS
     if session.why_ended:
         return session.why_ended
     code = websocket.close_code

@@ -88,6 +88,7 @@ def records():
         the latest such message that is in force; `coming` has those that replace one of them at their
         valid_from, as (key, message) in that order. `instructions` maps an instruction's id to it and to its
         last status.
+        `measures` has the commodity quantities that the details announce.
         `holder` is the resource whose own token was given, if it has one. `entry` deals with the Handshake.
         `leniencies` are those that the log has been warned of. `replaced` tells that another connection of
         the resource came; `characters` has how long the messages are that were remembered by an id of their
@@ -106,6 +107,7 @@ def records():
         stage: str = HANDSHAKE
         version: str | None = None
         details: Any = None
+        measures: frozenset = frozenset()
         control_type: str | None = None
         memory: dict = field(default_factory=dict)
         coming: list = field(default_factory=list)
@@ -260,7 +262,7 @@ def take(session, message):
         )
     if check := control_types.CHECKS[kind]:
         warn_once(session, check(session.memory, message) or {})
-    if hasattr(message, "valid_from"):
+    if "valid_from" in vars(message):
         return remember_by_validity(session, message)
     remember(session, message)
     return None
@@ -329,7 +331,8 @@ def replace_what_is_due(session: Session) -> None:
 def key_of(message: object) -> tuple:
     """Return the key that a message is remembered by."""
     kind = message.message_type
-    return (kind, *[getattr(message, name) for name in control_types.KEYS.get(kind, ())])
+    ids = control_types.KEYS.get(kind)
+    return (kind, *[getattr(message, name) for name in ids]) if ids else (kind,)
 
 
 @pyscript_compile
@@ -340,7 +343,7 @@ def remember(session, message):
     key = key_of(message)
     replaces = session.memory.pop(key, None) is not None
     session.memory[key] = message
-    if ids:
+    if ids and not replaces:
         same = [each for each in session.memory if each[0] == kind]
         if len(same) > (MOST_REMEMBERED if ids == ("id",) else MOST_STATUSES):
             del session.memory[same[0]]
@@ -355,7 +358,7 @@ def weigh(session, message, characters):
 
     Of what is coming, what comes last is forgotten.
     """
-    if any(message is each for _key, each in session.coming):
+    if session.coming and any(message is each for _key, each in session.coming):
         weigh_coming(session, message, characters)
         return
     if control_types.KEYS.get(message.message_type) != ("id",):
@@ -411,6 +414,7 @@ def on_details(session, message):
         raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
     told = session.events.details(session, message)
     session.details = message
+    session.measures = frozenset({each.value for each in message.provides_power_measurement_types})
     if not message.provides_power_measurement_types:
         warn_once(session, {MEASURES_NOTHING: messages.MEASURED_QUANTITIES})
     session.stage = ESTABLISHED
@@ -424,7 +428,7 @@ def on_details(session, message):
 @pyscript_compile
 def on_power_measurement(session: Session, message: object) -> None:
     """Remember a measurement; refuse quantities that were not announced, where any was."""
-    announced = {each.value for each in session.details.provides_power_measurement_types}
+    announced = session.measures
     for number, measured in enumerate(message.values):
         quantity = measured.commodity_quantity.value
         if announced and quantity not in announced:

@@ -1,9 +1,12 @@
 """What a peer says, as it may be shown: on one line, printable, and cut."""
 
 import logging
+from collections.abc import Iterable
 
 MAX_QUOTED = 80
 """How many characters are quoted of what a peer says."""
+MAX_LISTED = 5
+"""How many of a list are told."""
 MAX_LINE = 4_200
 """How long a line of the log is at most: a whole message is logged at level debug."""
 
@@ -32,6 +35,14 @@ def label(text: str | None, longest: int) -> str:
     """Return a name or label on one line, without what cannot be printed; empty where nothing is left."""
     kept = "".join(character for character in text or "" if character.isprintable() or character.isspace())
     return " ".join(kept.split())[:longest].rstrip()
+
+
+@pyscript_compile
+def few(items: Iterable[str]) -> str:
+    """Return the first of some texts that are told in a list, and how many more there are."""
+    told = [quoted(item) for item in items]
+    more = [f"and {len(told) - MAX_LISTED} more"] if len(told) > MAX_LISTED else []
+    return ", ".join([*told[:MAX_LISTED], *more])
 
 
 @pyscript_compile

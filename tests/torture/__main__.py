@@ -40,7 +40,11 @@ def scenarios(short: bool) -> dict[str, Scenario]:
         "kills": (kills.TITLE, kills.WHAT, lambda house: kills.run(house, 2 if short else 50)),
         "proxy": (proxy.TITLE, proxy.WHAT, lambda house: proxy.run(house, short)),
         "files": (files.TITLE, files.WHAT, lambda house: files.run(house, short)),
-        "attacks": (attacks.TITLE, attacks.WHAT, lambda house: attacks.run(house, short)),
+        "attacks": (
+            attacks.TITLE,
+            attacks.WHAT,
+            lambda house: attacks.run(house, attacks.SHORT if short else tuple(attacks.ATTACKS)),
+        ),
         "calls": (calls.TITLE, calls.WHAT, lambda house: calls.run(house, 25 if short else 500)),
         "load": (load.LOAD, load.WHAT_LOAD, lambda house: load.load(house, number, seconds)),
         "reload": (load.RELOAD, load.WHAT_RELOAD, lambda house: load.reload(house, number)),

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import resource
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -223,6 +223,27 @@ async def impostors(target: Target) -> str:
     return f"{number} devices claim the resource_id of one with a token of its own, without it: refused"
 
 
+async def namesakes(target: Target) -> str:
+    """Take the name of the device that has a token of its own, with a resource_id of another."""
+    home_assistant, number = target.house.home_assistant, target.several(50)
+    before = await target.house.device_entity()
+    for _ in range(number):
+        async with ResourceManager(target.url, S2_TOKEN, name=DEVICE, confirm=True) as namesake:
+            await namesake.establish()
+            call = {"resource_id": DEVICE, "control_type": "FRBC"}
+            answer = await home_assistant.call(
+                "flexmeasures", "change_control_type", call, return_response=True
+            )
+            if answer["resource_id"] != DEVICE_ID:
+                raise AssertionError(f"a call by the name went to {answer['resource_id']}")
+    after = await target.house.device_entity()
+    if after != before:
+        raise AssertionError(f"the device's entity was {before}, and is {after}")
+    return (
+        f"{number} devices take the name of one with a token of its own: its entity, sensors and calls stay"
+    )
+
+
 async def successor(target: Target) -> str:
     """Claim to be it with its token, as it does itself when it has lost its connection."""
     async with ResourceManager(
@@ -245,13 +266,15 @@ ATTACKS: dict[str, Attack] = {
     "flood": flooded,
     "names and labels": names,
     "impostors": impostors,
+    "namesakes": namesakes,
     "successor": successor,
 }
-SHORT = ("half-open connections", "deep JSON", "names and labels", "impostors")
+SHORT = ("half-open connections", "deep JSON", "names and labels", "impostors", "namesakes")
 
 
-async def run(house: House, short: bool) -> list[Outcome]:
-    """Try each attack; return what came of it."""
+async def run(house: House, names: Sequence[str] = tuple(ATTACKS)) -> list[Outcome]:
+    """Try attacks, all of them at length, or some in short; return what came of it."""
+    short = len(names) < len(ATTACKS)
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
     loop = asyncio.get_running_loop()
@@ -264,7 +287,6 @@ async def run(house: House, short: bool) -> list[Outcome]:
             share=0.02 if short else 1,
             run=functools.partial(loop.run_in_executor, pool),
         )
-        names = SHORT if short else tuple(ATTACKS)
         return [await guarded(name, one(target, name)) for name in names]
 
 

@@ -7,7 +7,7 @@ import random
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,9 @@ PREFIX = "flexmeasures_for_pyscript."
 NAMES = ("schedule", "measurements", "resources", "outbox.db")
 REFUSED = next(fault for fault in FAULTS if fault.answer is None)
 NOTIFICATION = "flexmeasures_file_set_aside"
+FILLER = "filler"
+TRIES_TO_MOUNT = 40
+"""A disk stays writable for as long as a file of it is open to be written."""
 
 
 def empty(path: Path) -> None:
@@ -128,7 +131,7 @@ async def run(house: House, short: bool) -> list[Outcome]:
     """Try each case; return what came of it."""
     outcomes = [await guarded(str(case), one(house, case)) for case in cases(short)]
     if not short:
-        outcomes.append(await guarded("a full disk", full_disk(house)))
+        outcomes += [await guarded(way.name, small_disk(house, way)) for way in WAYS]
     return outcomes
 
 
@@ -172,9 +175,9 @@ async def one(house: House, case: Case) -> Outcome:
     return Outcome(str(case), happened, f"{took:.1f} s", failures)
 
 
-async def told_soon(house: House, case: Case) -> list[str]:
+async def told_soon(house: House, case: Case, within: float = TOLD_WITHIN_SECONDS) -> list[str]:
     """Return what is not told, or not well, once the app has had the time to read all its files."""
-    until = time.monotonic() + TOLD_WITHIN_SECONDS
+    until = time.monotonic() + within
     while (failures := await told(house, case)) and time.monotonic() < until:
         await asyncio.sleep(0.5)
     return failures
@@ -207,9 +210,18 @@ async def goes_on(house: House) -> list[str]:
     return await house.ledger_faults()
 
 
-async def full_disk(house: House) -> Outcome:
-    """Let the disk of the storage folder be full for a while, where a small one can be mounted."""
-    what = "the disk of `.storage` is full"
+@dataclass(frozen=True)
+class Way:
+    """How a disk cannot be written to for a while: what begins that, and what ends it."""
+
+    name: str
+    begin: Callable[[Path], Awaitable[object]]
+    end: Callable[[Path], Awaitable[object]]
+
+
+async def small_disk(house: House, way: Way) -> Outcome:
+    """Let the disk of the storage folder not be written to for a while, where a small one can be mounted."""
+    what = way.name
     if os.geteuid():
         return Outcome(what, "left out: it needs root, to mount a small disk", "")
     await house.home_assistant.stop()
@@ -220,7 +232,7 @@ async def full_disk(house: House) -> Outcome:
         if await mount(house.storage):
             return Outcome(what, "left out: a small disk could not be mounted here", "")
         await asyncio.to_thread(shutil.copytree, kept, house.storage, dirs_exist_ok=True)
-        return await on_a_full_disk(house, what)
+        return await on_a_bad_disk(house, way)
     finally:
         await house.home_assistant.stop()
         await asyncio.to_thread(shutil.copytree, house.storage, kept, dirs_exist_ok=True)
@@ -230,13 +242,12 @@ async def full_disk(house: House) -> Outcome:
         await house.home_assistant.start()
 
 
-async def on_a_full_disk(house: House, what: str) -> Outcome:
-    """Fill the disk, post, and make room again."""
+async def on_a_bad_disk(house: House, way: Way) -> Outcome:
+    """Have the disk take nothing, post, and have it take more again."""
     await house.home_assistant.start()
     failures = []
     await house.proxy.begin(REFUSED)
-    filler = house.storage / "filler"
-    await asyncio.to_thread(fill, filler)
+    await way.begin(house.storage)
     text, in_memory = None, FIRST + len(house.ledger.tried) * QUARTER
     try:
         await house.ledger.post(house.home_assistant)
@@ -249,7 +260,7 @@ async def on_a_full_disk(house: House, what: str) -> Outcome:
     ids = [each["notification_id"] for each in await house.home_assistant.notifications()]
     if "flexmeasures_file_not_saved" not in ids:
         failures.append("no notification tells of it")
-    await asyncio.to_thread(filler.unlink)
+    await way.end(house.storage)
     began = asyncio.get_running_loop().time()
     outbox = house.storage / f"{PREFIX}outbox.db"
     before = outbox.stat().st_mtime_ns if outbox.exists() else None
@@ -264,8 +275,8 @@ async def on_a_full_disk(house: House, what: str) -> Outcome:
     stored = await asyncio.to_thread(house.server.beliefs, house.ledger.sensor)
     if [start for start, _value in stored].count(in_memory) != 1:
         failures.append("the value that was in memory alone is not on the server once")
-    happened = f"the call failed: “{text}”; once there was room, it was written, and outlived a kill"
-    return Outcome(what, happened, f"written {took:.0f} s after there was room", failures)
+    happened = f"the call failed: “{text}”; once that was over, it was written, and outlived a kill"
+    return Outcome(way.name, happened, f"written {took:.0f} s after that was over", failures)
 
 
 async def mount(path: Path) -> int:
@@ -280,12 +291,36 @@ async def unmount(path: Path) -> None:
     await process.wait()
 
 
-def fill(path: Path) -> None:
+async def mount_again(path: Path, mode: str) -> None:
+    """Have it be read-only (ro), as after a fault of the disk, or be written to again (rw)."""
+    for _ in range(TRIES_TO_MOUNT):
+        process = await asyncio.create_subprocess_exec("mount", "-o", f"remount,{mode}", path)
+        if not await process.wait():
+            return
+        await asyncio.sleep(0.25)
+    raise OSError(f"the small disk could not be mounted {mode}")
+
+
+def fill(folder: Path) -> None:
     """Write until there is no room."""
-    with path.open("wb", buffering=0) as file:
+    with (folder / FILLER).open("wb", buffering=0) as file:
         for size in (65_536, 1):
             try:
                 while True:
                     file.write(bytes(size))
             except OSError:
                 continue
+
+
+WAYS = (
+    Way(
+        "the disk of `.storage` is full",
+        lambda folder: asyncio.to_thread(fill, folder),
+        lambda folder: asyncio.to_thread((folder / FILLER).unlink),
+    ),
+    Way(
+        "the disk of `.storage` is read-only",
+        lambda folder: mount_again(folder, "ro"),
+        lambda folder: mount_again(folder, "rw"),
+    ),
+)

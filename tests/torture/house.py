@@ -171,6 +171,15 @@ class House:
             await asyncio.sleep(1)
         return faults
 
+    async def device_entity(self) -> dict:
+        """Return whose the battery's entity is, with its sensors, once it is controlled and has them."""
+        state = await self.home_assistant.wait_for_state(
+            DEVICE_ENTITY,
+            lambda state: state["state"] == "FILL_RATE_BASED_CONTROL" and state["attributes"]["power_sensor"],
+            60,
+        )
+        return {name: state["attributes"][name] for name in ("resource_id", "power_sensor", "soc_sensor")}
+
     async def device_told(self, within: float = 30) -> float:
         """Connect the battery, and return after how many seconds it is told what to do by its plan."""
         await self.home_assistant.wait_for_s2()

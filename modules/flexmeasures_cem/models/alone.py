@@ -23,14 +23,14 @@ def site_of(market: list, cuts: Any = ()) -> Any:
     def column(name: str, scale: float = 1.0) -> Any:
         return np.array([getattr(each, name) for each in market])[places] / scale
 
-    limit = column("limit", WATTS)
+    limit, production_price = column("limit", WATTS), column("production_price")
     return sites.Site(
         grid,
         sites.Tariffs(
             consumption_price=column("consumption_price"),
-            production_price=column("production_price"),
+            production_price=production_price,
             load=column("load", WATTS),
-            curtailable=column("curtailable", WATTS),
+            curtailable=np.where(production_price < 0, column("curtailable", WATTS), 0.0),
             consumption_capacity=limit,
             production_capacity=limit,
         ),
@@ -41,7 +41,7 @@ def site_of(market: list, cuts: Any = ()) -> Any:
 def solved(site: Any, effort: Any = None) -> Any:
     """Return the linear.Solution of a Site of one device, to within what cannot be told apart."""
     site.connect()
-    return site.solve(effort or linear.Effort(seconds=20.0, gap=1e-6))
+    return site.solve(effort or linear.Effort(seconds=20.0, gap=1e-6, relative_gap=0.0))
 
 
 @pyscript_compile
@@ -53,4 +53,4 @@ def planned(model: Any, device: Any, state: Any, wanted: Any, market: list, tari
     """
     site = site_of(market, model.cuts(device, state))
     part = model.add(site, device, state, wanted, tariffs)
-    return part.plan(solved(site), market)
+    return part.plan(solved(site, getattr(model, "EFFORT", None)), market)

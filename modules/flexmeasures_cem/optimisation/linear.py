@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+WITHOUT_PROBING = 1 << 15
+"""HiGHS' option presolve_rule_off: to probe each whole variable takes longer than to solve what has many."""
+
 
 @dataclass(eq=False)
 class _Expression:
@@ -86,6 +89,18 @@ class _Expression:
         rows, entries = np.nonzero(factors)
         return Expression(rows, self.columns[entries], factors[rows, entries], matrix @ self.constant)
 
+    @pyscript_compile
+    def gathered(self, rows, places, weights, count):
+        """Return `count` functions: to each of some rows the function at a place is added, times a weight."""
+        order = np.argsort(self.rows, kind="stable")
+        starts = np.searchsorted(self.rows[order], np.arange(len(self) + 1))
+        lengths = (starts[1:] - starts[:-1])[places]
+        of = np.repeat(np.arange(len(places)), lengths)
+        entries = order[starts[:-1][places][of] + np.arange(len(of)) - (np.cumsum(lengths) - lengths)[of]]
+        weights = np.broadcast_to(np.asarray(weights, float), (len(places),))
+        constant = np.bincount(rows, self.constant[places] * weights, count)
+        return Expression(rows[of], self.columns[entries], self.factors[entries] * weights[of], constant)
+
     __radd__ = __add__
     __rmul__ = __mul__
     __array_ufunc__ = None
@@ -119,6 +134,13 @@ def joined(expressions):
     )
 
 
+COST_SCALE = 1e3
+"""What costs are multiplied by for HiGHS, which tells none apart below 1e-6."""
+
+ROUND_DIGITS = 12
+"""To how many digits bounds are rounded: a 1e-16 that is left of a difference is no bound."""
+
+
 class _NoSolution(Exception):
     """HiGHS found no solution in the time that it had, or there is none."""
 
@@ -128,7 +150,7 @@ NoSolution = _NoSolution
 
 @dataclass(frozen=True, kw_only=True)
 class _Effort:
-    """How long HiGHS may search (s), and how far from the optimum it may stop (currency, and a part of it)."""
+    """How long HiGHS may search (s), and how far from the optimum it may stop (currency, part of it)."""
 
     seconds: float = 5.0
     gap: float = 1e-4
@@ -163,9 +185,9 @@ class _Program:
 
     @pyscript_compile
     def __post_init__(self):
-        self.count = 0
-        self.lower, self.upper, self.whole = [], [], []
-        self.constraints, self.costs, self.hints = [], [], []
+        self.count, none = 0, np.zeros(0)
+        self.lower, self.upper, self.whole = [none], [none], [none.astype(bool)]
+        self.constraints, self.costs, self.hints = [(constant(none), 0.0, 0.0)], [], []
 
     @pyscript_compile
     def variables(self, count, lower=0.0, upper=math.inf, whole=False):
@@ -207,8 +229,10 @@ class _Program:
             "output_flag": False,
             "threads": 1,
             "time_limit": effort.seconds,
-            "mip_abs_gap": effort.gap,
+            "mip_abs_gap": effort.gap * COST_SCALE,
             "mip_rel_gap": effort.relative_gap,
+            "mip_heuristic_run_root_reduced_cost": False,  # it takes longer than all else, and finds nothing
+            "presolve_rule_off": WITHOUT_PROBING,
         }
         for name, value in options.items():
             solver.setOptionValue(name, value)
@@ -221,8 +245,8 @@ class _Program:
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
             raise NoSolution(solver.modelStatusToString(status))
         values = np.array(solver.getSolution().col_value)
-        objective = info.objective_function_value
-        gap = abs(objective - info.mip_dual_bound) if np.concatenate(self.whole).any() else 0.0
+        objective = info.objective_function_value / COST_SCALE
+        gap = abs(objective - info.mip_dual_bound / COST_SCALE) if np.concatenate(self.whole).any() else 0.0
         return Solution(values, objective, gap, status == highspy.HighsModelStatus.kOptimal)
 
     @pyscript_compile
@@ -232,9 +256,9 @@ class _Program:
         cost = np.zeros(self.count)
         for each in self.costs:
             np.add.at(cost, each.columns, each.factors)
-        lp.offset_ = float(sum(each.constant[0] for each in self.costs))
+        lp.offset_ = float(sum(each.constant[0] for each in self.costs)) * COST_SCALE
         lp.num_col_ = self.count
-        lp.col_cost_ = cost
+        lp.col_cost_ = cost * COST_SCALE
         lp.col_lower_, lp.col_upper_ = np.concatenate(self.lower), np.concatenate(self.upper)
         whole = np.concatenate(self.whole)
         if whole.any():
@@ -246,7 +270,9 @@ class _Program:
             for each, *both in self.constraints
         ]
         lp.num_row_ = len(stacked)
-        lp.row_lower_, lp.row_upper_ = (np.concatenate(each) for each in zip(*bounds, strict=True))
+        lp.row_lower_, lp.row_upper_ = (
+            np.round(np.concatenate(each), ROUND_DIGITS) for each in zip(*bounds, strict=True)
+        )
         rows, columns, factors = merged(stacked, self.count)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.start_ = np.searchsorted(rows, np.arange(len(stacked) + 1)).astype(np.int32)

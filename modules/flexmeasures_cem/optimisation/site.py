@@ -50,13 +50,20 @@ class _Site:
             for each in (tariffs.consumption_price, tariffs.production_price)
         )
         greatest = max(np.abs(self.consumption_price).max(), np.abs(self.production_price).max())
+        self.greatest_price = max(greatest, priorities.LEAST_PRICE)
         self.priorities = priorities.scaled(max(greatest, tariffs.peak_price))
         self.powers, self.spares, self.net = [], {1: [], -1: []}, None
 
     @pyscript_compile
-    def add(self, power):
-        """Count a device's power (an Expression, kW, consumption positive) at the connection."""
+    def add(self, power, above=None, below=None):
+        """Count a device's power (an Expression, kW, consumption positive) at the connection.
+
+        `above` and `below` are how far it may go beyond its mean in a step, for the connection's limits.
+        """
         self.powers.append(power)
+        for direction, beyond in ((1, above), (-1, below)):
+            if beyond is not None:
+                self.spare(direction, beyond)
 
     @pyscript_compile
     def spare(self, direction, power):

@@ -66,8 +66,7 @@ async def test_powers_and_the_soc_reach_the_server_also_after_it_was_away(
         for number in range(2, 6):
             states(str(4 + number), "unavailable" if number == 3 else str(1000 * number))
             await home.tick_to(clock, first + number * QUARTER + SECOND)
-        await home.until(lambda: home.status().state == "unreachable")
-        assert waiting(home) == 7
+        await home.until(lambda: home.status().state == "unreachable" and waiting(home) == 7)
         states("3", "0")
         await in_process.reload(home.hass, global_ctx="*")
         assert waiting(home) == 7
@@ -164,10 +163,11 @@ async def test_a_failed_plan_is_tried_again_with_back_off(
         await home.until(lambda: home.status().state == "error")
         assert "soc_entity: sensor.battery is 'unavailable'" in home.status().attributes["last_error"]
         assert home.notifications() == {}
-        pauses.append(next_plan(home) - datetime.now(UTC))
-        await home.tick_to(clock, next_plan(home) - SECOND)
-        await home.tick_to(clock, next_plan(home) + SECOND)
-        await asyncio.sleep(0.2)
+        due = next_plan(home)
+        pauses.append(due - datetime.now(UTC))
+        await home.tick_to(clock, due - SECOND)
+        await home.tick_to(clock, due + SECOND)
+        await home.until(lambda due=due: home.status().state == "error" and next_plan(home) != due)
     assert [round(pause / timedelta(seconds=30)) for pause in pauses] == [1, 2, 4]
     states("4")
     await home.tick_to(clock, next_plan(home) + SECOND)

@@ -62,3 +62,18 @@ async def test_what_a_proxy_answers_stores_nothing_and_makes_no_plan(
     await home.until(lambda: home.status().attributes["outbox"] == 0)
     stored = await asyncio.to_thread(flexmeasures_server.beliefs, sensor)
     assert [value for _start, value in stored] == [1, 2, 3, 4, 5]
+
+
+async def test_a_plan_that_the_server_failed_over_is_no_fault_any_more_once_the_server_does_something(
+    start, app_config, flexmeasures_server, portal
+):
+    home = await start(app_config | {"host": portal.url})
+    await home.until(lambda: home.device.check.done())
+    portal.answer = {"text": '{"message": "oops"}', "status": 500, "content_type": "application/json"}
+    with pytest.raises(Exception, match="FlexMeasures answered 500"):
+        await home.plan(soc_at_start=4, duration="PT2H")
+    assert home.status().state == "error"
+    portal.answer = None
+    sensor = app_config["power_sensor"]
+    await home.call("get_measurements", sensor_id=sensor, start=START.isoformat(), duration="PT1H")
+    assert (home.status().state, home.status().attributes["last_error"]) == ("ok", None)

@@ -123,7 +123,7 @@ async def test_an_instruction_of_the_user_is_checked_and_sent(side):
                 {"operation_mode": "charge", "execution_time": "2020-01-01 00:00"},
                 "execution_time: .* is past",
             ),
-            ({"operation_mode": "charge", "id": "?"}, "id: expected an id"),
+            ({"operation_mode": "charge", "id": "?"}, "id: expected a UUID"),
             ({"operation_mode": "charge", "resource_id": "none"}, "resource_id: there is none"),
         ]:
             with pytest.raises(ServiceValidationError, match=why):

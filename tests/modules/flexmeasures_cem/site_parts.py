@@ -23,7 +23,7 @@ FRBC = "FILL_RATE_BASED_CONTROL"
 DDBC = "DEMAND_DRIVEN_BASED_CONTROL"
 NOT_CONTROLABLE = "NOT_CONTROLABLE"
 QUARTER = 900.0
-LULL = 30.0
+LULL = 20.0
 """How long nothing is to happen (s), where a plan would be made after a fraction of a second."""
 NAMES = {"idle": 0, "charge": 1, "discharge": 2}
 
@@ -166,8 +166,24 @@ async def battery(site, **options):
     """Give a resource manager that has got its first plan's instructions."""
     async with connected(site.cem, **options) as rm:
         await introduce(rm)
-        rm.first = [await rm.next("FRBC.Instruction") for _ in range(3)]
+        await until(lambda: is_scheduled(site, rm))
+        rm.first = of_type(rm, "FRBC.Instruction")[-3:]
         yield rm
+
+
+def is_scheduled(site, rm) -> bool:
+    """Return whether a resource manager has a plan of FlexMeasures' schedule, and was told all of it."""
+    found = site.site.controlled.get(rm.details["resource_id"])
+    if found is None or found.plan is None or found.is_fallback or found.is_outdated:
+        return False
+    told = {id(change) for change in found.sent.values()}
+    return {id(change) for change in found.plan.changes} <= told and not found.sending.locked()
+
+
+def wake(site) -> None:
+    """Have the planner read the clock again."""
+    site.site.urged.set()
+    site.site.asking_urged.set()
 
 
 def controlled(site):

@@ -212,3 +212,25 @@ async def test_what_the_user_chose_does_not_give_way(serve):
         await settled(resource, PEBC)
         await cems.give_way(cem.cem, resource, resource.session, PEBC)
         assert resource.session.control_type == PEBC
+
+
+async def test_a_call_by_a_name_is_for_the_one_that_has_shown_a_token_of_its_own(serve):
+    cem = await serve(token="secret", tokens={"battery": "its own"})
+    cem.cem.with_token = frozenset({"battery"})
+    async with connected(cem, token="secret", name="Battery") as namesake:
+        assert cems.connected(cem.cem, "Battery").resource_id == namesake.details["resource_id"]
+        async with connected(cem, token="its own", name="Battery", resource_id="battery"):
+            assert cems.connected(cem.cem, "Battery").resource_id == "battery"
+            async with connected(cem, token="secret", name="Battery"):
+                assert cems.connected(cem.cem, "Battery").resource_id == "battery"
+        with pytest.raises(errors.NoSuchResource, match="it is not connected"):
+            cems.connected(cem.cem, "battery")
+
+
+def test_of_many_that_are_connected_an_error_names_few():
+    found = {str(n): cems.Resource(str(n), "y" * 80, session="its session") for n in range(250)}
+    for wanted in (None, "x" * 255):
+        with pytest.raises(errors.NoSuchResource) as caught:
+            cems.connected(cems.Cem(None, None, resources=found), wanted)
+        assert "and 245 more" in str(caught.value)
+        assert len(str(caught.value)) < 700

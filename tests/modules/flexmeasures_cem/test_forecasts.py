@@ -10,6 +10,7 @@ import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_s2.messages as messages
 from tests.modules.flexmeasures_cem.pebc_cases import ALL, HOUR, L1, L2, NOW, forecast
 from tests.parts.s2_messages import example
+from tests.parts.trials import trials
 
 
 def parse(message):
@@ -60,6 +61,7 @@ def test_takes_no_absurd_power_and_no_endless_element():
     assert end - start == forecasts.AGES
 
 
+@trials(100, quick=100)
 @given(
     st.lists(st.tuples(st.integers(0, 5000), st.integers(-9000, 9000)), min_size=1, max_size=8),
     st.integers(-3000, 20_000),

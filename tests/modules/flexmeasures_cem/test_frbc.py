@@ -3,11 +3,14 @@
 import json
 import math
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.frbc as frbc
 import flexmeasures_optimiser.storage as storages
 from flexmeasures_cem.site import Means, Window
 from tests.modules.flexmeasures_cem.frbc_cases import (
@@ -17,6 +20,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     actuator,
     description,
     element,
+    market,
     memory,
     mode,
     modules,
@@ -236,7 +240,8 @@ def test_what_was_told_later_than_a_status_counts():
     activate(m, remembered, described)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
-    plan = m.plans.follow(device, state, [(NOW + 2, NOW + QUARTER, 2500.0)])
+    wanted = [(NOW + 2, NOW + QUARTER, 2500.0)]
+    plan = m.frbc.follow(device, state, wanted, market(wanted), {})
     actuator_id = described["actuators"][0]["id"]
     [active] = m.frbc.condition(device, remembered, {actuator_id: NOW}, plan, NOW + 60).actuators.values()
     assert active.factor == pytest.approx(0.5)
@@ -247,3 +252,15 @@ def test_what_was_told_later_than_a_status_counts():
 
 def test_moments_are_in_utc():
     assert modules().all_plans.moment(NOW) == datetime(2026, 3, 2, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("wrong", [{"operation_mode": "x" * 255}, {"actuator_id": "x" * 255}])
+def test_an_error_tells_little_of_what_a_device_says(wrong):
+    label = "\x1b[31m\n" + "y" * 100_000
+    modes = [SimpleNamespace(id="z" * 100_000, diagnostic_label=label) for _number in range(50)]
+    actuators = [SimpleNamespace(id=f"{n}", diagnostic_label=label, operation_modes=modes) for n in range(50)]
+    memory = {frbc.DESCRIPTION: SimpleNamespace(actuators=actuators)}
+    with pytest.raises(errors.InvalidInstruction) as caught:
+        frbc.checked(memory, None, {"actuator_id": "0", "operation_mode": "charge"} | wrong, 0.0)
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()

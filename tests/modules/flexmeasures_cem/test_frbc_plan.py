@@ -16,6 +16,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     element,
     intervals,
     live,
+    market,
     memory,
     mode,
     modules,
@@ -41,7 +42,8 @@ def planned(m, described, level, powers, modes=None, begin=2.0, prices=None, roo
     activate(m, remembered, described, modes)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
-    return device, m.plans.follow(device, state, intervals(powers, begin), prices, rooms)
+    wanted = intervals(powers, begin)
+    return device, m.frbc.follow(device, state, wanted, market(wanted, prices, rooms), {})
 
 
 def after(quarters):

@@ -235,3 +235,28 @@ async def test_a_device_that_goes_its_own_way_is_told_to_go_on_with_that_where_i
         soon.powers = [5000] + 95 * [0]
         await rm.ask(status("charge", 1.0))
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+
+
+async def test_instructing_that_fails_unexpectedly_is_told_until_it_works_again_or_the_device_is_gone(
+    soon, monkeypatch
+):
+    faults, instruct, failing = [], instructions.instruct, [True]
+    soon.site.fault = lambda what, error: faults.append((what, repr(error)))
+
+    async def fail(*given):
+        if failing:
+            raise RuntimeError("a fault of ours")
+        await instruct(*given)
+
+    monkeypatch.setattr(instructions, "instruct", fail)
+    async with connected(soon.cem, name="Battery") as rm:
+        what = f"instructing of Battery ({rm.details['resource_id']})"
+        await introduce(rm)
+        await until(lambda: (what, "RuntimeError('a fault of ours')") in faults)
+        failing.clear()
+        assert await rm.next("FRBC.Instruction")
+        await until(lambda: faults[-1] == (what, "None"))
+        failing.append(True)
+        controlled(soon).replanned.set()
+        await until(lambda: faults[-1] == (what, "RuntimeError('a fault of ours')"))
+    await until(lambda: faults[-1] == (what, "None"))

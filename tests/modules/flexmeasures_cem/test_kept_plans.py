@@ -63,7 +63,7 @@ async def first_planned(site):
     """Let the battery get its first plan, and leave."""
     async with battery(site) as rm:
         await introduce(rm)
-        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+        await until(lambda: not controlled(site).is_fallback and ids("charge")[1] in modes(rm))
         await until(lambda: controlled(site).kept.text)
         return controlled(site).plan
 
@@ -467,3 +467,21 @@ async def test_plans_that_are_over_are_forgotten(site):
     assert kept_plans.of(site.site, "battery-0") is None
     await first_planned(site)
     assert list(site.site.kept) == [BATTERY]
+
+
+def test_what_writes_plans_is_made_when_it_is_asked_for_and_once(monkeypatch):
+    made = []
+
+    def make(kind):
+        made.append(kind)
+        return f"of {kind}"
+
+    monkeypatch.setattr(kept_plans, "ADAPTERS", {})
+    monkeypatch.setattr(kept_plans, "TypeAdapter", make)
+    assert made == []
+    kept_plans.prepare()
+    kept_plans.prepare()
+    assert made
+    assert len(made) == len(set(made))
+    kept_plans.adapter(made[0])
+    assert made.count(made[0]) == 1

@@ -158,9 +158,9 @@ def test_a_transition_beyond_all_time_is_reckoned_with(m):
 def test_during_a_transition_there_is_no_power(m):
     off, on, described = switch(seconds=60)
     _device, plan = planned(m, described, market(m, [0.2, -0.1, -0.1, 0.2]), off)
-    assert told(plan) == [(900, on["id"], 1), (2700, off["id"], 1)]
-    assert plan.pieces[1][:2] == (NOW + 960, NOW + 2700)
-    assert plan.cost == pytest.approx(-0.2 * (1800 - 60) / 3600)
+    assert told(plan) == [(840, on["id"], 1), (2700, off["id"], 1)]
+    assert plan.pieces[1][:2] == (NOW + 900, NOW + 2700)
+    assert plan.cost == pytest.approx(-0.2 * 1800 / 3600)
 
 
 def test_a_transition_may_take_longer_than_an_interval(m):
@@ -175,8 +175,8 @@ def test_modes_are_reached_through_others(m):
     ways = [*both_ways(off, standby, seconds=10), *both_ways(standby, on, seconds=10)]
     _device, plan = planned(m, description([off, standby, on], ways), market(m, [0.2, -0.1, 0.2]), off)
     assert told(plan) == [
-        (900, standby["id"], 1),
-        (911, on["id"], 1),
+        (879, standby["id"], 1),
+        (890, on["id"], 1),
         (1800, standby["id"], 1),
         (1811, off["id"], 1),
     ]

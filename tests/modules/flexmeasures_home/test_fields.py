@@ -3,15 +3,18 @@
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from uuid import uuid4
 
 import homeassistant.util.dt as dt_util
 import pytest
 import voluptuous as vol
 from homeassistant.exceptions import ServiceValidationError
+from s2python.frbc import FRBCInstruction
 
 import flexmeasures_home.fields as fields
 import flexmeasures_home.services as services
 import flexmeasures_home.status as statuses
+import flexmeasures_s2.messages as messages
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +24,10 @@ def in_amsterdam():
     dt_util.set_default_time_zone(dt_util.get_time_zone("Europe/Amsterdam"))
     yield
     dt_util.set_default_time_zone(before)
+
+
+MAX_SECONDS = 10.0
+"""Of the processor's time: what is refused at once takes a small part, what is not takes minutes."""
 
 
 @pytest.mark.parametrize(
@@ -185,11 +192,11 @@ def nested(depth):
     ids=lambda value: type(value).__name__,
 )
 def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, given):
-    schema, begun = services.post_measurements(None), time.monotonic()
+    schema, begun = services.post_measurements(None), time.thread_time()
     with pytest.raises(ServiceValidationError) as caught:
         services.checked(schema, POST | {name: given})
     assert len(str(caught.value)) < 1_200
-    assert time.monotonic() - begun < 2
+    assert time.thread_time() - begun < MAX_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -213,11 +220,11 @@ def test_a_call_with_anything_endless_is_refused_in_short_and_at_once(name, give
 )
 def test_a_plan_with_anything_endless_is_refused_in_short_and_at_once(name, given):
     configuration = SimpleNamespace(soc_unit="kWh", soc_max=10_000.0, soc_entity=None)
-    schema, begun = services.trigger_and_get_schedule(configuration), time.monotonic()
+    schema, begun = services.trigger_and_get_schedule(configuration), time.thread_time()
     with pytest.raises(ServiceValidationError) as caught:
         services.checked(schema, PLAN | {name: given})
     assert len(str(caught.value)) < 1_200
-    assert time.monotonic() - begun < 2
+    assert time.thread_time() - begun < MAX_SECONDS
 
 
 def test_what_fits_is_taken():
@@ -257,3 +264,22 @@ async def test_no_state_has_an_endless_text(hass):
     status = statuses.Status(hass)
     statuses.fail(status, "x", LONG)
     assert len(hass.states.get(statuses.ENTITY_ID).attributes["last_error"]) < 2_100
+
+
+@pytest.mark.parametrize("name", ["id", "message_id"])
+@pytest.mark.parametrize("given", ["None", "null", "instruction-1", "..ab..", "x", "", None, 12, "é" * 36])
+def test_an_id_that_s2_python_cannot_read_is_refused_by_its_field(name, given):
+    with pytest.raises(ServiceValidationError, match=rf"^{name}: expected a UUID such as "):
+        services.checked(services.send_frbc_instruction(None), {"operation_mode": "charge", name: given})
+
+
+@pytest.mark.parametrize("form", ["{}", "{{{}}}", "urn:uuid:{}"])
+def test_an_id_is_sent_as_devices_refer_to_it(form):
+    own = uuid4()
+    given = form.format(str(own).upper())
+    call = services.checked(services.send_frbc_instruction(None), {"operation_mode": "charge", "id": given})
+    assert call["id"] == str(own)
+    fields_of_it = {"actuator_id": str(own), "operation_mode": str(own), "abnormal_condition": False}
+    fields_of_it |= {"operation_mode_factor": 1.0, "execution_time": datetime.now(UTC)}
+    message = messages.new("FRBC.Instruction", id=call["id"], **fields_of_it)
+    assert str(FRBCInstruction.model_validate(message).id) == call["id"]

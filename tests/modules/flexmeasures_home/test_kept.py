@@ -109,6 +109,26 @@ async def test_a_file_that_cannot_be_renamed_stops_nothing(hass, folder, file, m
     )
 
 
+async def test_what_is_not_written_over_is_told_for_as_long_as_it_keeps_anything_from_being_saved(
+    hass, folder, status, file, monkeypatch, freezer
+):
+    file.path.write_bytes(b"null")
+
+    def refuse(_path, _target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(file.path), "rename", refuse)
+    await file.async_load()
+    assert not await file.async_save({"a": 1})
+    assert file.path.read_bytes() == b"null"
+    freezer.tick(90_000)
+    statuses.forget_notices(status)
+    assert notification(hass, "file_set_aside") is None
+    told = notification(hass, "file_not_saved")
+    assert "is not written, since what is in its place can be neither read nor renamed" in told
+    assert file.why_unsaved == told
+
+
 async def test_a_file_that_is_not_there_is_no_matter(hass, file):
     assert await file.async_load() == {}
     assert hass.states.get(statuses.ENTITY_ID) is None

@@ -88,6 +88,23 @@ def test_the_oldest_is_dropped_first_and_counted(box, monkeypatch):
     assert attributes["last_error"].startswith("The outbox is full")
 
 
+def test_a_gap_takes_room_too(box, monkeypatch):
+    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 5)
+    outbox.add(box, run(1, 0, [1.0]))
+    outbox.add(box, run(1, 5, [2.0]))
+    assert held(box) == [(1, 1, [None, None, None, None, 2.0])]
+
+
+def test_what_waits_is_counted_only_where_it_may_be_too_much(box, monkeypatch):
+    real, counted = outbox.drop_oldest, []
+    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 50)
+    monkeypatch.setattr(outbox, "drop_oldest", lambda full: (counted.append(len(full.parcels)), real(full)))
+    for number in range(52):
+        outbox.add(box, run(number, 0, [1.0]))
+    assert counted == [1, 51, 51]
+    assert len(box.parcels) == 50
+
+
 def test_forecasts_are_dropped_before_measurements(box, monkeypatch):
     monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 4)
     outbox.add(box, run(1, 0, [1.0, 2.0]))
@@ -223,3 +240,33 @@ async def test_a_limit_of_requests_is_waited_out(box, delivering, asked):
     await asyncio.sleep(2)
     assert len(tries) == 2
     assert box.parcels == []
+
+
+async def test_a_fault_over_values_is_over_once_they_do_not_wait_any_more(box, monkeypatch):
+    outcomes = [errors.ServerFault("500"), errors.InvalidData("refused")]
+
+    async def deliver(_outbox, _parcel):
+        raise outcomes.pop(0)
+
+    monkeypatch.setitem(outbox.deliver_all.__globals__, "deliver", deliver)
+    parcel = outbox.add(box, run(1, 0, [1.0], prior=NOON))
+    await outbox.deliver_all(box)
+    assert "measurements of sensor 1" in box.status.problems
+    box.held_up.clear()
+    waiting = asyncio.create_task(outbox.delivered(box, parcel))
+    await asyncio.sleep(0)
+    await outbox.deliver_all(box)
+    with pytest.raises(errors.InvalidData):
+        await waiting
+    assert box.status.problems == {}
+
+
+async def test_a_fault_over_a_forecast_is_over_once_that_is_withdrawn(box, monkeypatch):
+    async def deliver(_outbox, _parcel):
+        raise errors.ServerFault("500")
+
+    monkeypatch.setitem(outbox.deliver_all.__globals__, "deliver", deliver)
+    parcel = outbox.add(box, run(1, 0, [1.0], prior=NOON))
+    await outbox.deliver_all(box)
+    outbox.withdraw(box, parcel)
+    assert box.status.problems == {}

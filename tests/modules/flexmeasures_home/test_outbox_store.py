@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import os
 import shutil
 import sqlite3
 import stat
-from contextlib import closing
+import tempfile
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +26,8 @@ from flexmeasures_optimiser.sensor_data import Run
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
+NOBODY = 65_534
+"""The id of a user who owns nothing."""
 
 
 def run(sensor, quarter, values, **fields):
@@ -413,3 +419,101 @@ async def test_the_file_from_before_that_cannot_be_removed_is_not_taken_over_aga
     await outboxes.save(box)
     again = await opened()
     assert (held(again), again.dropped) == ([], 2)
+
+
+def many(box, count=300):
+    """Have many runs wait."""
+    for sensor in range(1, count + 1):
+        outboxes.add(box, run(sensor, 0, [sensor + 0.25] * 400))
+
+
+async def test_a_page_that_is_damaged_in_operation_is_found_by_the_hourly_check(hass, folder, opened):
+    box = await opened()
+    many(box)
+    await outboxes.save(box)
+    path = folder / "flexmeasures_for_pyscript.outbox.db"
+    whole = path.read_bytes()
+    page = len(whole) // 2 // 4096 * 4096
+    path.write_bytes(whole[:page] + b"\xff" * 4096 + whole[page + 4096 :])
+    await outboxes.check_file(box)
+    [aside] = folder.glob("*.corrupt.*")
+    assert f"It was renamed to {aside.name}" in notification(hass, "file_set_aside")
+    assert held(await opened()) == held(box)
+
+
+async def test_the_file_is_checked_each_hour(hass, folder, clock, monkeypatch):
+    checks = []
+
+    async def check(box):
+        checks.append(clock.time())
+
+    monkeypatch.setattr(outboxes, "check_file", check)
+    box = await outboxes.start(hass, SimpleNamespace(host="x", sensors={}), statuses.Status(hass), "me")
+    await asyncio.sleep(2.5 * 3600)
+    assert len(checks) == 2
+    await outboxes.stop(box)
+    await asyncio.sleep(3 * 3600)
+    assert len(checks) == 2
+
+
+async def test_a_file_that_is_mostly_free_is_made_shorter_and_keeps_what_waits(folder, opened):
+    box = await opened()
+    many(box)
+    await outboxes.save(box)
+    path = folder / "flexmeasures_for_pyscript.outbox.db"
+    before = path.stat().st_size
+    await outboxes.check_file(box)
+    assert path.stat().st_size == before
+    for parcel in box.parcels[:-10]:
+        outboxes.remove(box, parcel)
+    await outboxes.save(box)
+    assert path.stat().st_size == before
+    await outboxes.check_file(box)
+    assert path.stat().st_size < before / 10
+    assert stat.filemode(path.stat().st_mode) == "-rw-------"
+    assert held(await opened()) == held(box)
+    assert len(box.parcels) == 10
+
+
+@contextmanager
+def read_only(folder):
+    """Be a user who may not write to a folder meanwhile: root may, whatever its mode is."""
+    is_root = os.geteuid() == 0
+    folder.chmod(0o555)
+    if is_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+@pytest.fixture
+def storage(hass):
+    """Return the storage folder of a Home Assistant, below folders that anybody may pass through."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        hass.config.config_dir = place
+        folder = Path(place) / ".storage"
+        folder.mkdir()
+        yield folder
+
+
+@pytest.mark.parametrize("name", ["outbox.db", "resources"])
+async def test_a_folder_that_is_read_only_is_told_and_written_to_later(hass, storage, name):
+    status = statuses.Status(hass)
+    if name == "outbox.db":
+        store = outbox_store.new(hass, status, "me")
+        save = partial(store.write, [(1, outbox_store.as_text(run(1, 0, [1.0])))], set(), 0)
+    else:
+        save = partial(kept.KeptFile(hass, status, name, "the S2 devices").async_save, {"a": 1})
+    with read_only(storage):
+        assert not await save()
+    told = notification(hass, "file_not_saved")
+    assert f"flexmeasures_for_pyscript.{name} with" in told
+    assert "cannot be written (" in told
+    assert await save()
+    [written] = storage.iterdir()
+    assert (written.name, written.stat().st_size > 0) == (f"flexmeasures_for_pyscript.{name}", True)

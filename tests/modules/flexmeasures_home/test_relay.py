@@ -130,6 +130,48 @@ async def device(hass, freezer):
     relays.stop(device.relay)
 
 
+async def test_an_interval_has_one_timer_however_often_it_is_measured(device, monkeypatch):
+    real, set_timers = relays.async_call_later, []
+
+    def call_later(*given):
+        set_timers.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(relays, "async_call_later", call_later)
+    for minute in range(5):
+        await device.at(minute)
+        device.measure(300, minute)
+    assert len(set_timers) == 1
+    await device.at(15.2)
+    assert device.posted == [(0, pytest.approx(300))]
+    await device.at(16)
+    device.measure(600, 16)
+    await device.at(30.2)
+    assert [minute for minute, _power in device.posted] == [0, 15]
+
+
+async def test_devices_post_one_after_the_other(hass, device, monkeypatch):
+    moments = []
+
+    def track(_hass, _job, moment):
+        moments.append((moment - NOON - MINUTE).total_seconds())
+        return lambda: None
+
+    monkeypatch.setattr(relays, "async_track_point_in_utc_time", track)
+    session, sensor = device.resource.session, device.relay.soc_sensor
+    device.say("FRBC.SystemDescription")
+    device.say("FRBC.StorageStatus", present_fill_level=1)
+    for number in range(99):
+        resource = Resource(str(number), "Meter", session=session)
+        relay = relays.new(hass, device.box, resource, f"sensor.flexmeasures_s2_{number}")
+        relay.soc_sensor = sensor
+        relays.tell_fill_level(relay)
+    assert len(moments) == 100
+    assert len(set(moments)) > 70
+    assert min(moments) >= 0
+    assert max(moments) < 0.5
+
+
 async def test_a_value_lasts_from_its_timestamp_to_the_next(device):
     device.measure(300, 0)
     await device.at(5.05)

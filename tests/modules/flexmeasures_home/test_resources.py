@@ -1,10 +1,15 @@
-"""When S2 devices are planned anew since the server does something for us."""
+"""What is done for all S2 devices together, and what becomes of it."""
 
 import asyncio
+import functools
 from types import SimpleNamespace
 
 import pytest
+from homeassistant.exceptions import HomeAssistantError
 
+import flexmeasures_cem.cem as cems
+import flexmeasures_home.kept as kept
+import flexmeasures_home.relay as relays
 import flexmeasures_home.resources as resources
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
@@ -31,3 +36,196 @@ async def test_devices_that_have_a_plan_get_another_only_where_their_own_failed(
     site = SimpleNamespace(controlled={"battery": device})
     resources.urge(SimpleNamespace(status=status, site=site, urged=asyncio.Event()), was_away)
     assert planned == [site] * is_planned
+
+
+@pytest.fixture
+def side(hass, tmp_path, monkeypatch):
+    """Return the S2 side of an app, with a device that takes each control type."""
+    hass.config.config_dir = str(tmp_path)
+    status = statuses.Status(hass)
+    store = kept.KeptFile(hass, status, "resources", "the S2 devices")
+    session = SimpleNamespace(
+        control_type=None,
+        selecting=asyncio.Lock(),
+        details=SimpleNamespace(available_control_types=[SimpleNamespace(value="NOT_CONTROLABLE")]),
+    )
+    resource = cems.Resource("a", "Home battery", session=session, last_session=session)
+
+    async def select(_cem, _resource, its_session, wanted):
+        its_session.control_type = wanted
+        return SimpleNamespace(status=SimpleNamespace(value="OK"))
+
+    monkeypatch.setattr(cems, "select", select)
+    monkeypatch.setattr(resources, "content", lambda side: {"choice": resource.choice})
+    cem = cems.Cem(None, None, resources={"a": resource})
+    return SimpleNamespace(status=status, store=store, cem=cem)
+
+
+async def test_a_control_type_that_was_selected_but_not_written_is_told_to_the_caller(side, tmp_path):
+    call = {"control_type": "NOT_CONTROLABLE"}
+    (tmp_path / ".storage").write_text("a file where the folder should be")
+    with pytest.raises(HomeAssistantError) as caught:
+        await resources.change_control_type(side, call)
+    assert "control_type: Home battery is under NOT_CONTROLABLE now" in str(caught.value)
+    assert "only until a restart or reload: " in str(caught.value)
+    assert "cannot be written (FileExistsError" in str(caught.value)
+    assert side.cem.resources["a"].session.control_type == "NOT_CONTROLABLE"
+    (tmp_path / ".storage").unlink()
+    answer = await resources.change_control_type(side, call)
+    assert answer == {"resource_id": "a", "control_type": "NOT_CONTROLABLE"}
+    assert side.status.problems == {}
+
+
+@pytest.fixture
+def relay():
+    """Return what is known of a device that is connected."""
+    resource = SimpleNamespace(resource_id="a", name="Home battery", session="its session")
+    return SimpleNamespace(resource=resource, are_sensors_checked=False, soc_sensor=None)
+
+
+async def test_a_search_for_sensors_that_fails_unexpectedly_is_told_and_begun_again(
+    hass, monkeypatch, clock, relay
+):
+    status, begun = statuses.Status(hass), []
+
+    async def find(_side, _relay):
+        begun.append(clock.time())
+        if len(begun) < 3:
+            raise KeyError("generic_asset_id")
+
+    monkeypatch.setattr(resources, "find_sensors", find)
+    side = SimpleNamespace(hass=hass, status=status, learning={})
+    resources.learn_sensors(side, relay)
+    await asyncio.sleep(1)
+    told = hass.states.get(statuses.ENTITY_ID).attributes["last_error"]
+    assert told.startswith("The search for the sensors of Home battery (a) failed unexpectedly (KeyError: ")
+    await asyncio.sleep(20)
+    assert len(begun) == 3
+    assert (side.learning, status.problems) == ({}, {})
+
+
+async def test_a_search_that_is_ended_while_it_fails_leaves_nothing_behind(hass, monkeypatch, clock, relay):
+    status = statuses.Status(hass)
+
+    async def find(_side, _relay):
+        raise KeyError("generic_asset_id")
+
+    monkeypatch.setattr(resources, "find_sensors", find)
+    side = SimpleNamespace(hass=hass, status=status, learning={})
+    resources.learn_sensors(side, relay)
+    await asyncio.sleep(1)
+    assert status.problems
+    side.learning["a"].cancel()
+    await asyncio.sleep(1)
+    assert (side.learning, status.problems) == ({}, {})
+
+
+async def test_a_listener_whose_start_fails_unexpectedly_is_told_and_started_again(hass, monkeypatch, clock):
+    status, tries = statuses.Status(hass), []
+
+    async def start(_listener):
+        tries.append(clock.time())
+        if len(tries) < 4:
+            raise RuntimeError("x" * 1000)
+
+    monkeypatch.setattr(resources.listeners, "start", start)
+    s2 = SimpleNamespace(certificate=None, host="127.0.0.1", port=1, path="/s2", is_configured=True)
+    side = SimpleNamespace(status=status, listener=None, given=SimpleNamespace(s2=s2))
+    assert not await resources.listens_at_once(side)
+    work = resources.tasks.supervise(status, "start of the S2 listener", lambda: resources.keep_trying(side))
+    await asyncio.sleep(1)
+    told = hass.states.get(statuses.ENTITY_ID).attributes["last_error"]
+    assert told.startswith("The start of the S2 listener failed unexpectedly (RuntimeError: xxx")
+    assert len(told) < 250
+    await work
+    assert len(tries) == 4
+    assert status.problems == {}
+
+
+async def test_a_plan_that_cannot_be_written_keeps_nothing_else_from_being_saved(hass, monkeypatch):
+    status = statuses.Status(hass)
+    side = SimpleNamespace(status=status, site=None)
+    monkeypatch.setattr(resources.kept_plans, "of", lambda _site, _resource_id: "a plan")
+
+    def fail(_kept):
+        raise ValueError("no JSON")
+
+    monkeypatch.setattr(resources.kept_plans, "as_json", fail)
+    assert resources.plan_as_json(side, "a") == {}
+    assert "The writing of the plan of a failed unexpectedly (ValueError: no JSON)" in (
+        status.problems["task writing of the plan of a"].text
+    )
+    monkeypatch.setattr(resources.kept_plans, "as_json", lambda kept: kept)
+    assert resources.plan_as_json(side, "a") == {"plan": "a plan"}
+    assert status.problems == {}
+
+
+@pytest.fixture
+def house_of_names(hass, monkeypatch):
+    """Return a side whose s2.resources list sensors by a name, and a function that has a device connect."""
+    listed = {"Battery": {"power_sensor": 7, "soc_sensor": 8}, "by-id": {"power_sensor": 9}}
+    side = SimpleNamespace(
+        status=statuses.Status(hass),
+        given=SimpleNamespace(s2=SimpleNamespace(resources=listed, auto_provision=True)),
+        meters=SimpleNamespace(sensors={}),
+        relays={},
+        searches=[],
+    )
+    monkeypatch.setattr(
+        resources, "learn_sensors", lambda _side, relay: side.searches.append(relay.resource.resource_id)
+    )
+
+    def connect(resource_id, name="Battery"):
+        if resource_id not in side.relays:
+            resource = cems.Resource(resource_id, name)
+            relay = relays.new(hass, SimpleNamespace(status=side.status), resource, f"sensor.{resource_id}")
+            side.relays[resource_id] = relay
+            resources.use_sensors(side, relay)
+        relay = side.relays[resource_id]
+        relay.resource.session, relay.resource.name = "its session", name
+        resources.share_out(side, relay)
+        return relay
+
+    return side, connect
+
+
+async def test_what_is_listed_by_a_name_is_not_for_another_that_takes_it(house_of_names):
+    side, connect = house_of_names
+    battery, impostor = connect("battery"), connect("impostor")
+    assert battery.provision.power_sensor == 7
+    assert impostor.provision == resources.provisioning.Provision()
+    assert side.searches == []
+    told = side.status.problems["s2 measurements of impostor"].text
+    assert "battery has the same name, and what s2.resources lists by that" in told
+
+
+async def test_who_is_known_longer_gets_back_what_is_listed_by_its_name(house_of_names):
+    side, connect = house_of_names
+    battery = connect("battery")
+    battery.resource.session = None
+    impostor = connect("impostor")
+    assert impostor.provision.power_sensor == 7
+    connect("battery")
+    assert (battery.provision.power_sensor, impostor.provision.power_sensor) == (7, None)
+    assert side.searches == ["impostor"]
+    impostor.resource.session = None
+    connect("impostor")
+    assert (battery.provision.power_sensor, impostor.provision.power_sensor) == (7, None)
+
+
+async def test_a_name_does_not_take_what_is_listed_by_a_resource_id(house_of_names):
+    _side, connect = house_of_names
+    listed, impostor = connect("by-id", "Heat pump"), connect("impostor", "Heat pump")
+    assert (listed.provision.power_sensor, impostor.provision.power_sensor) == (9, None)
+    assert connect("battery").provision.power_sensor == 7
+
+
+async def test_who_has_a_token_is_forgotten_last(house_of_names, hass):
+    side, connect = house_of_names
+    side.cem = SimpleNamespace(with_token={"battery"}, resources={})
+    for resource_id in ("battery", "chosen", "any"):
+        relay = connect(resource_id, resource_id)
+        relay.resource.session = None
+    side.relays["chosen"].resource.choice = "NOT_CONTROLABLE"
+    key = functools.partial(resources.sort_key_of_worth, side)
+    assert sorted(side.relays, key=key) == ["any", "chosen", "battery"]

@@ -1,9 +1,13 @@
-"""What the user is notified of."""
+"""What the user is shown and notified of, and until when."""
+
+from datetime import timedelta
 
 import homeassistant.components.persistent_notification as notification
 import pytest
+from freezegun import freeze_time
 
 import flexmeasures_home.status as statuses
+import flexmeasures_optimiser.errors as errors
 
 
 @pytest.mark.parametrize(
@@ -22,3 +26,51 @@ async def test_a_notification_has_no_markup_of_a_device(hass, told, shown):
     [found] = notification._async_get_or_create_notifications(hass).values()
     assert found["message"] == shown
     assert hass.states.get(statuses.ENTITY_ID).attributes["last_error"] == told
+
+
+@pytest.fixture
+def status(hass):
+    """Return a status of an app that tries no plan again by itself."""
+    return statuses.Status(hass, untried={statuses.CALL, "plan"})
+
+
+@pytest.mark.parametrize("matter", ["plan", statuses.CALL])
+@pytest.mark.parametrize("kind", [errors.ServerFault, errors.Unreachable, errors.Unauthorized])
+async def test_a_fault_of_the_server_that_nothing_tries_again_is_over_with_any_success(
+    hass, status, matter, kind
+):
+    statuses.fail_with(status, matter, kind("FlexMeasures answered 500"))
+    assert hass.states.get(statuses.ENTITY_ID).state == kind.status
+    statuses.succeed(status, "measurements of sensor 1")
+    state = hass.states.get(statuses.ENTITY_ID)
+    assert (state.state, state.attributes["last_error"]) == ("ok", None)
+
+
+@pytest.mark.parametrize("kind", [errors.ServerFault, errors.Infeasible])
+async def test_what_is_tried_again_or_lies_in_the_question_is_not_over_with_another_success(
+    hass, status, kind
+):
+    status.untried = {statuses.CALL} if kind is errors.ServerFault else status.untried
+    statuses.fail_with(status, "plan", kind("x"))
+    statuses.succeed(status, "measurements of sensor 1")
+    assert hass.states.get(statuses.ENTITY_ID).state == "error"
+    statuses.succeed(status, "plan")
+    assert hass.states.get(statuses.ENTITY_ID).state == "ok"
+
+
+async def test_a_limit_of_requests_holds_as_long_as_the_server_said(hass, status):
+    with freeze_time() as clock:
+        statuses.fail_with(status, "plan", errors.RateLimited("wait", 60))
+        clock.tick(timedelta(seconds=59))
+        statuses.succeed(status, None)
+        assert hass.states.get(statuses.ENTITY_ID).state == "error"
+        clock.tick(timedelta(seconds=2))
+        statuses.succeed(status, None)
+        assert hass.states.get(statuses.ENTITY_ID).state == "ok"
+
+
+async def test_what_is_wrong_stands_on_one_line(hass, status, caplog):
+    statuses.fail(status, "x", "Heater\n2026-01-01 ERROR forged\x1b[31m")
+    shown = hass.states.get(statuses.ENTITY_ID).attributes["last_error"]
+    assert shown == "Heater 2026-01-01 ERROR forged[31m"
+    assert shown in caplog.messages

@@ -55,6 +55,19 @@ def test_no_secret_reaches_the_log(caplog, password):
     assert "'Server': 'x'" in caplog.text
 
 
+async def test_each_logger_of_a_connection_is_kept_free_of_its_secrets(caplog):
+    caplog.set_level(logging.DEBUG)
+    session = connection.session(None, connection.RateLimit())
+    link = connection.connect(
+        "http://localhost", "a@b.c", "geheim", session, "test.client", None, ("eigen",), ("test.ours",)
+    )
+    for name in ("test.client", "test.ours"):
+        logging.getLogger(name).warning("geheim and eigen")
+    assert caplog.messages == ["**redacted** and **redacted**"] * 2
+    connection.close(link)
+    assert not logging.getLogger("test.ours").filters
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "says"),
     [

@@ -7,6 +7,8 @@ import json
 import socket
 import ssl
 import struct
+from asyncio import selector_events
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -517,7 +519,53 @@ async def test_a_burst_leaves_room_for_others(cem):
         await until(lambda: busy.statuses(last["message_id"]))
 
 
+@asynccontextmanager
+async def raw_session(cem):
+    """Give the streams of a session that is established, whose frames are the test's own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
+    details = example("ResourceManagerDetails", available_control_types=["NOT_CONTROLABLE"])
+    writer.write(UPGRADE + b"".join(frame(json.dumps(each)) for each in (example("Handshake"), details)))
+    await reader.readuntil(details["message_id"].encode())
+    yield reader, writer
+    writer.close()
+
+
+def measurements(number):
+    """Return measurements: their ids, and their frames together."""
+    made = [example("PowerMeasurement") for _ in range(number)]
+    return [each["message_id"].encode() for each in made], b"".join(frame(json.dumps(each)) for each in made)
+
+
+async def test_a_burst_is_confirmed_by_few_writes(cem, monkeypatch):
+    monkeypatch.setattr(listeners, "TURN_SECONDS", 10)
+    real, written = selector_events._SelectorSocketTransport.write, []
+
+    def write(transport, data):
+        written.append(bytes(data))
+        real(transport, data)
+
+    ids, frames = measurements(100)
+    async with raw_session(cem) as (reader, writer):
+        monkeypatch.setattr(selector_events._SelectorSocketTransport, "write", write)
+        writer.write(frames)
+        await reader.readuntil(ids[-1])
+    assert len([each for each in written if b"ReceptionStatus" in each]) < 10
+    confirmed = b"".join(written[1:])
+    assert sorted(ids, key=confirmed.index) == ids
+
+
 # How it ends
+
+
+@pytest.mark.parametrize("code", [b"", b"\x03\xe8"])
+async def test_what_comes_right_before_the_close_is_confirmed_before_it(cem, code):
+    ids, frames = measurements(3)
+    async with raw_session(cem) as (reader, writer):
+        writer.write(frames + bytes((0x88, 0x80 | len(code))) + bytes(4) + code)
+        async with asyncio.timeout(5):
+            answers = await reader.read()
+    assert all(each in answers for each in ids)
+    assert answers[-4:] == b"\x88\x02\x03\xe8"
 
 
 async def test_stop_bids_farewell_and_frees_the_port_at_once(serve):

@@ -37,6 +37,14 @@ def test_a_label_has_nothing_that_cannot_be_printed(given, label):
     assert texts.label(given, 4 if given == "abc def" else 60) == label
 
 
+def test_of_a_list_the_first_are_told():
+    assert texts.few(["a", "b"]) == "a, b"
+    assert texts.few(f"x{number}\n" for number in range(200)) == (
+        "x0\\n, x1\\n, x2\\n, x3\\n, x4\\n, and 195 more"
+    )
+    assert len(texts.few(["x" * 10_000] * 1_000)) < 500
+
+
 def test_a_line_of_the_log_stays_one_line():
     logger, lines = logging.Logger("here"), []
     handler = logging.Handler()

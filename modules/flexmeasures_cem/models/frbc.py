@@ -1,0 +1,845 @@
+"""Fill rate based control in the site model: a storage, and the actuators that fill and empty it.
+
+The level counts from the start of the storage's range, in kWh of what is stored: electric energy, times what
+is left of it on the way in (frbc_device.Worth).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import flexmeasures_cem.frbc_device as devices
+import flexmeasures_cem.frbc_plan as plans
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.models.operation_modes as operation_modes
+import flexmeasures_cem.modes as modes_of
+import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.storage as storages
+import flexmeasures_cem.transitions as transitions
+
+WATTS = 1000.0
+"""W in a kW."""
+JOULES = 3.6e6
+"""J in a kWh."""
+EFFORT = linear.Effort(seconds=5.0, gap=1e-3, relative_gap=1e-3)
+"""How well a device is planned that is alone: to a tenth of a cent, or of a percent."""
+MAX_CUTS = 8
+MAX_SEGMENTS = 4
+"""Into how many segments a storage is cut at most, by what its operation modes do there."""
+SAME_RATE = 0.01
+"""Elements that differ by less than this part of the greatest rate and power are one."""
+MEAN_POWER = 0.005
+"""What a departure from a power counts that no mode has: it is a mean, to which the level leads."""
+SAME_POWER = 0.01
+"""Powers that differ by less than this part of the greatest are the same."""
+SHORTEST_SWING = 0.25
+"""For how many hours at least a device with steps of power may take the nearest one before the next."""
+LEVEL_PER_HOUR = 4.0
+"""What an hour's departure from a schedule's level counts, of as much departure from its energy."""
+PER_KWH, PER_IDLE_HOUR = 1e-4, 2e-5
+"""What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could."""
+EARLY_STOP = 0.25
+"""What a kWh counts that a step is left out of at its end, of the greatest price."""
+LONGEST_EARLY_STOP = 7200.0
+"""What timers block for longer (s) is stopped at the ends of steps alone."""
+LONGEST_STUCK = 86_400.0
+"""How far ahead is looked where a mode cannot be left (s)."""
+SAME_FACTOR = 1e-4
+MAX_RANGES = 500
+"""How many ranges of power of several actuators are looked at, at most."""
+SAME_LEVEL = 1e-3
+"""Levels that differ by less of the storage's range are the same."""
+SHORTEST_SECONDS = 1.0
+"""What takes less is left out."""
+NOTHING, MOMENT = 1e-9, 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Effect:
+    """What an operation mode does in a segment at a factor of 0, and of 1 (kW), and its cost (per hour)."""
+
+    rates: tuple
+    powers: tuple
+    cost: float
+
+    @property
+    @pyscript_compile
+    def is_fixed(self) -> bool:
+        """Whether the factor changes nothing."""
+        return self.rates[0] == self.rates[1] and self.powers[0] == self.powers[1]
+
+    @property
+    @pyscript_compile
+    def least_rate(self) -> float:
+        """The rate that moves the level least."""
+        low, high = sorted(self.rates)
+        return min(max(0.0, low), high)
+
+
+Effect = _Effect
+
+
+@pyscript_compile
+def cuts(device: Any, state: Any) -> list[float]:
+    """Return moments (s since 1970) at which an edge of the grid helps: targets, and what blocks it now."""
+    wanted = [each for start, end, *_levels in device.targets for each in (start, end)]
+    actives = [state.actuators[each.id] for each in device.actuators]
+    blocked = operation_modes.cuts(device.actuators, actives)
+    coming = sorted({each for each in (*wanted, *blocked) if each > state.moment})
+    return coming[:MAX_CUTS]
+
+
+@pyscript_compile
+def borders(device: Any, bottom: float, top: float) -> list[float]:
+    """Return the fill levels between which each mode does the same, more or less, from a bottom to a top."""
+    jumps = {}
+    for actuator in device.actuators:
+        for mode in actuator.modes.values():
+            scales = [
+                max(NOTHING, *[abs(each) for element in mode.elements for each in getattr(element, name)])
+                for name in ("rates", "powers")
+            ]
+            for before, after in zip(mode.elements[:-1], mode.elements[1:], strict=True):
+                jump = max(
+                    abs(one - other) / scale
+                    for name, scale in zip(("rates", "powers"), scales, strict=True)
+                    for one, other in zip(getattr(before, name), getattr(after, name), strict=True)
+                )
+                if jump > SAME_RATE and bottom < after.bottom < top:
+                    jumps[after.bottom] = max(jumps.get(after.bottom, 0.0), jump)
+    kept = sorted(jumps, key=lambda each: (-jumps[each], each))[: MAX_SEGMENTS - 1]
+    return [bottom, *sorted(kept), top]
+
+
+@pyscript_compile
+def effect(mode: Any, low: float, high: float, unit: float) -> Any:
+    """Return the Effect of a mode in the mean of its elements between two fill levels."""
+    starts = [low, *[min(max(each.bottom, low), high) for each in mode.elements[1:]], high]
+    weights = np.diff(starts) / (high - low)
+
+    def mean(of: Any) -> Any:
+        return sum(weight * np.array(of(each)) for weight, each in zip(weights, mode.elements, strict=True))
+
+    rates = mean(lambda each: each.rates) * (unit * 3600)
+    powers = mean(lambda each: each.powers) / WATTS
+    cost = float(mean(lambda each: each.cost))
+    return Effect(rates=tuple(rates.tolist()), powers=tuple(powers.tolist()), cost=cost)
+
+
+@pyscript_compile
+def leakage_of(device: Any, low: float, high: float, unit: float) -> tuple[float, float]:
+    """Return what leaks (kW) at the range's start, and more for each kWh that is stored: as near as can be.
+
+    That is between two fill levels, by least squares.
+    """
+    pieces = [
+        (max(bottom, low), min(top, high), rate) for bottom, top, rate in device.leakage if bottom < high
+    ]
+    pieces = [(first, last, rate) for first, last, rate in pieces if last > first]
+    if not pieces:
+        return 0.0, 0.0
+    width, centre = high - low, (low + high) / 2
+    mean = sum(rate * (last - first) for first, last, rate in pieces) / width
+    moment = sum(rate * ((last - centre) ** 2 - (first - centre) ** 2) / 2 for first, last, rate in pieces)
+    slope = max(moment / (width**3 / 12), 0.0)
+    at_bottom = mean - slope * (centre - device.bottom)
+    return at_bottom * unit * 3600, slope * 3600
+
+
+class _Converter:
+    """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
+
+    @pyscript_compile
+    def __init__(self, site, actuator, active, effects, storage):
+        self.site, self.actuator, self.effects, self.storage = site, actuator, effects, storage
+        self.numbers = {each: number for number, each in enumerate(actuator.modes)}
+        idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
+        self.model = operation_modes.ActuatorModel(site, actuator, active, idle)
+        self.active = self.model.switching.active
+        self.early, self.rests = {}, {}
+        self.share = list(self.model.share)
+        for number in range(len(effects)):
+            self._stop_early(number, active)
+        self.run, self.factor = zip(
+            *[self._by_segment(number) for number in range(len(effects))], strict=True
+        )
+        self.powers = [self._output(number, "powers") for number in range(len(effects))]
+        self.power = linear.total([sum(each) for each in self.powers], site.grid.count)
+        self.model.keep_room([[end for each in both for end in each.powers] for both in effects])
+        self._flows()
+        self._pay()
+
+    @pyscript_compile
+    def _stop_early(self, number, active):
+        """Let a mode that cannot be mild end within a step, for one that rests, where that saves enough.
+
+        So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
+        the step is left out.
+        """
+        rates = [each.least_rate for each in self.effects[number]]
+        is_filling, is_emptying = min(rates) > 0, max(rates) < 0
+        rest = self._rest_after(number) if is_filling or is_emptying else None
+        if rest is None:
+            return
+        step, target = rest
+        grid, program = self.site.grid, self.site.program
+        blocked = max([self.actuator.durations.get(each, 0.0) for each in step.blocking_timers], default=0.0)
+        if blocked > LONGEST_EARLY_STOP:
+            return
+        ends = [active.timers.get(each, 0.0) for each in step.blocking_timers]
+        free = grid.starts > max(ends, default=0.0) + transitions.MARGIN
+        early = program.variables(grid.count, 0.0, free.astype(float))
+        follows = linear.joined([self.active[target][1:], linear.constant([1.0])])
+        program.require(self.active[number] - early, 0.0)
+        program.require(follows - early, 0.0)
+        for lag in range(1, grid.count):
+            bound = grid.edges[1 : grid.count - lag + 1] > grid.starts[lag:] - blocked - transitions.MARGIN
+            if not bound.any() or not blocked:
+                break
+            program.require((self.active[number][: grid.count - lag] - early[lag:])[bound], 0.0)
+        price = EARLY_STOP * self.site.greatest_price
+        program.pay(early * (grid.hours * (price * min(abs(each) for each in rates))))
+        self.early[number], self.rests[number] = early, step
+        self.share[number] = self.share[number] - early
+        self.share[target] = self.share[target] + early
+
+    @pyscript_compile
+    def _rest_after(self, number):
+        """Return (Transition, number) of the mode to rest in that a mode leads to at once, or None."""
+        ids = list(self.numbers)
+        found = []
+        for step in self.actuator.transitions.get(ids[number], ()):
+            effects = self.effects[self.numbers[step.to]]
+            if not any(each.least_rate for each in effects):
+                greatest = max(abs(end) for each in effects for end in each.powers)
+                found.append((greatest, self.numbers[step.to], step))
+        return min(found, key=lambda each: each[:2])[::-1][:2] if found else None
+
+    @pyscript_compile
+    def _by_segment(self, number):
+        """Return which part of each step a mode runs in each segment, and its factors there times that."""
+        program, count = self.site.program, self.site.grid.count
+        share, factor, effects = self.share[number], self.model.factor[number], self.effects[number]
+        if factor is not None and number in self.early:
+            program.require(share - factor, 0.0)
+        if len(effects) == 1:
+            return [share], [factor]
+        if is_nothing(effects):
+            return [None] * len(effects), [None] * len(effects)
+        run = [program.variables(count, 0.0, 1.0) for _segment in effects]
+        program.equate(linear.total(run, count), share)
+        factors = [None] * len(effects)
+        if factor is not None:
+            factors = [program.variables(count, 0.0, 1.0) for _segment in effects]
+            program.equate(linear.total(factors, count), factor)
+            for part, each in zip(run, factors, strict=True):
+                program.require(part - each, 0.0)
+        return run, factors
+
+    @pyscript_compile
+    def _output(self, number, name):
+        """Return what a mode comes to in each segment (kW), by its rates or powers."""
+        found = []
+        for run, factor, each in zip(
+            self.run[number], self.factor[number], self.effects[number], strict=True
+        ):
+            low, high = getattr(each, name)
+            parts = [run * low] if low else []
+            if factor is not None and high != low:
+                parts.append(factor * (high - low))
+            found.append(linear.total(parts, self.site.grid.count))
+        return found
+
+    @pyscript_compile
+    def _flows(self):
+        """Sum what fills and what empties each segment (kW)."""
+        program, count = self.site.program, self.site.grid.count
+        filling, emptying, self.inflows = [], [], []
+        for segment in range(len(self.storage.share)):
+            of_segment = []
+            for number, effects in enumerate(self.effects):
+                low, high = sorted(effects[segment].rates)
+                if not low and not high:
+                    continue
+                flow = self._output(number, "rates")[segment]
+                of_segment.append(flow)
+                if low >= 0:
+                    filling.append(flow)
+                elif high <= 0:
+                    emptying.append(-flow)
+                else:
+                    more, less = program.variables(count, 0.0, high), program.variables(count, 0.0, -low)
+                    program.equate(more - less, flow)
+                    filling.append(more)
+                    emptying.append(less)
+            self.inflows.append(linear.total(of_segment, count))
+        self.filling, self.emptying = linear.total(filling, count), linear.total(emptying, count)
+        self.can_fill, self.can_empty = bool(filling), bool(emptying)
+        if len(self.storage.share) > 1:
+            for segment, share in enumerate(self.storage.share):
+                runs = [run[segment] for run in self.run if run[segment] is not None]
+                program.require(share - linear.total(runs, count), 0.0)
+
+    @pyscript_compile
+    def _pay(self):
+        """Pay for running, and a little to be in a mode that could take something."""
+        program, hours = self.site.program, self.site.grid.hours
+        for number, effects in enumerate(self.effects):
+            for run, each in zip(self.run[number], effects, strict=True):
+                if run is not None and each.cost:
+                    program.pay(run * hours * each.cost)
+            if not is_nothing(effects):
+                program.pay(self.active[number] * hours * PER_IDLE_HOUR)
+
+    @pyscript_compile
+    def stuck_after(self):
+        """Return what modes that cannot be left by the end fill the storage with then, and empty (kWh)."""
+        filling = emptying = linear.constant([0.0])
+        end = self.site.grid.edges[-1]
+        for placement in self.model.switching.placements:
+            effects = self.effects[placement.way.target]
+            rate = max([each.least_rate for each in effects], key=abs)
+            seconds = self._stuck_seconds(placement.way)
+            if not rate or not seconds:
+                continue
+            hours = np.clip(placement.begins + seconds - end, 0.0, LONGEST_STUCK) / 3600
+            if hours.any():
+                if rate > 0:
+                    filling = filling + (placement.taken * (hours * rate)).sum()
+                else:
+                    emptying = emptying - (placement.taken * (hours * rate)).sum()
+        return filling, emptying
+
+    @pyscript_compile
+    def _stuck_seconds(self, way):
+        """Return how long after a Way's begin its target can be left at the earliest (s), 0 if never."""
+        steps = self.actuator.transitions.get(list(self.numbers)[way.target], ())
+        started = dict(way.starts)
+        ends = [max([started.get(each, 0.0) for each in step.blocking_timers], default=0.0) for step in steps]
+        return min(ends, default=0.0)
+
+
+Converter = _Converter
+
+
+@pyscript_compile
+def is_nothing(effects: Any) -> bool:
+    """Return whether a mode neither takes nor moves anything, nor costs."""
+    return not any(any(each.rates) or any(each.powers) or each.cost for each in effects)
+
+
+@pyscript_compile
+def as_modelled(actuator: Any, active: Any) -> Any:
+    """Return an actuator with its permitted modes, and that which it is in, with ways between those alone."""
+    known = dict(actuator.modes)
+    if active.mode is not None and active.mode not in known:
+        nothing = devices.Element(0.0, 0.0, (0.0, 0.0), (0.0, 0.0), 0.0)
+        known[active.mode] = devices.Mode(active.mode, "", (nothing,), (0.0,), True, False)
+    ways = {
+        origin: [each for each in listed if each.to in actuator.modes]
+        for origin, listed in actuator.transitions.items()
+    }
+    return replace(actuator, modes=known, transitions=ways)
+
+
+class _StorageModel:
+    """A device in the program, whose solution makes its Plan."""
+
+    @pyscript_compile
+    def __init__(self, site, device, state, cycle_cost):
+        self.site, self.device, self.state = site, device, state
+        self.worth = devices.worth(device) or devices.Worth(JOULES, 1.0, 1.0)
+        self.unit = self.worth.energy / JOULES
+        self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])
+        self.lines = [as_it_is(each, state) for each in device.actuators]
+        self.first = devices.run(device, state.level, self.lines, state.moment, self.start).level
+        bottom = min(device.floor, max(self.first, device.bottom))
+        top = max(device.ceiling, min(self.first, device.top))
+        self.levels = borders(device, bottom, top)
+        self.storage = storages.Storage(
+            site, self.of_level(self.first), [self.of_level(each) for each in self.levels]
+        )
+        self._aim()
+        self._convert()
+        self._flow(cycle_cost)
+
+    @pyscript_compile
+    def of_level(self, level):
+        """Return a fill level in kWh above the start of the storage's range."""
+        return (level - self.device.bottom) * self.unit
+
+    @pyscript_compile
+    def _aim(self):
+        """Aim at the targets, at the edges in their time, or else at the next."""
+        edges, storage = self.site.grid.edges[1:], self.storage
+        self.lowest, self.highest = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
+        for start, end, low, high in self.device.targets:
+            inside = (edges > start - SHORTEST_SECONDS) & (edges < end + SHORTEST_SECONDS)
+            if not inside.any() and self.start < end <= self.end:
+                inside[np.searchsorted(edges, end)] = True
+            low, high = (min(max(self.of_level(each), storage.bottom), storage.top) for each in (low, high))
+            if low > storage.bottom:
+                self.lowest[inside] = np.fmax(self.lowest[inside], low)
+            if high < storage.top:
+                self.highest[inside] = np.fmin(self.highest[inside], high)
+        storage.aim(self.lowest, self.highest)
+
+    @pyscript_compile
+    def _convert(self):
+        """Add the actuators' modes."""
+        device, storage = self.device, self.storage
+        pairs = list(zip(self.levels[:-1], self.levels[1:], strict=True))
+        self.leakage = [leakage_of(device, low, high, self.unit) for low, high in pairs]
+        self.usage = self.site.grid.means(device.usage) * (self.unit * 3600)
+        self.converters = []
+        for each in device.actuators:
+            active = self.state.actuators[each.id]
+            actuator = as_modelled(each, active)
+            if actuator.modes:
+                effects = [
+                    [effect(mode, low, high, self.unit) for low, high in pairs]
+                    for mode in actuator.modes.values()
+                ]
+                self.converters.append(Converter(self.site, actuator, active, effects, storage))
+
+    @pyscript_compile
+    def _flow(self, cycle_cost):
+        """Have the level follow from what fills and empties it, and pay for what is moved."""
+        site, storage = self.site, self.storage
+        program, count, hours = site.program, site.grid.count, site.grid.hours
+        inflows = []
+        for segment, share in enumerate(storage.share):
+            inflow = linear.total([each.inflows[segment] for each in self.converters], count) * hours
+            lost = self.usage
+            if len(storage.share) > 1:
+                low, high = (self.of_level(each) for each in self.levels[segment : segment + 2])
+                at_bottom, slope = self.leakage[segment]
+                lost = lost + at_bottom + slope * (low + high) / 2
+            inflows.append(inflow - share * (lost * hours))
+        if (self.usage > 0).any():
+            unserved = program.variables(count, 0.0, np.maximum(self.usage, 0.0) * hours)
+            program.pay(unserved * site.priorities.range)
+            inflows[0] = inflows[0] + unserved
+        storage.flow(inflows, self.leakage[0] if len(storage.share) == 1 else (0.0, 0.0))
+        self.power = linear.total([each.power for each in self.converters], count)
+        site.add(self.power)
+        filling = linear.total([each.filling for each in self.converters], count)
+        emptying = linear.total([each.emptying for each in self.converters], count)
+        later = 1.0 + (site.grid.starts - self.start) / (self.end - self.start)
+        program.pay((filling + emptying) * (hours * (cycle_cost / 2 + PER_KWH * later)))
+        if self._may_oppose():
+            self._go_one_way(filling, emptying)
+        stuck = [each.stuck_after() for each in self.converters]
+        storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
+
+    @pyscript_compile
+    def _may_oppose(self):
+        """Return whether one actuator can empty the storage while another fills it."""
+        return any(
+            one.can_fill and other.can_empty
+            for one in self.converters
+            for other in self.converters
+            if one is not other
+        )
+
+    @pyscript_compile
+    def _go_one_way(self, filling, emptying):
+        """Pay for what one actuator empties while another fills."""
+        program, grid = self.site.program, self.site.grid
+        most = [
+            sum(
+                max(max(sign * end for part in effects for end in part.rates) for effects in each.effects)
+                for each in self.converters
+            )
+            for sign in (1.0, -1.0)
+        ]
+        fills = program.variables(grid.count, 0.0, 1.0, whole=True)
+        both = program.variables(grid.count)
+        program.require(filling - fills * most[0] - both, upper=0.0)
+        program.require(emptying + fills * most[1] - both, upper=most[1])
+        program.pay(both * grid.hours * self.site.priorities.target)
+
+    @pyscript_compile
+    def keep_value(self):
+        """Have what is stored at the end be worth the cheapest price at which it could be filled again.
+
+        It is no more than what discharging it could save.
+        """
+        site, value = self.site, self.worth
+        load = np.broadcast_to(np.asarray(site.tariffs.load, float), (site.grid.count,))
+        prices = np.where(load < 0, site.production_price, site.consumption_price)
+        worth = max(float(prices.min()), 0.0) / value.charging
+        if self.device.least:
+            worth = min(worth, max(float(prices.max()), 0.0) * value.discharging)
+        site.program.pay(self.storage.level[-1:] * -worth)
+
+    @pyscript_compile
+    def follow(self, wanted):
+        """Pay for what departs from the powers of a schedule (start, end, W), and from its level."""
+        site, grid = self.site, self.site.grid
+        price = site.priorities.schedule
+        powers = grid.means(wanted) / WATTS
+        load, most, least = (
+            np.broadcast_to(np.asarray(each, float), (grid.count,))
+            for each in (
+                site.tariffs.load,
+                site.tariffs.consumption_capacity,
+                site.tariffs.production_capacity,
+            )
+        )
+        powers = np.clip(powers, np.minimum(-(least + load), 0.0), np.maximum(most - load, 0.0))
+        if len(self.converters) == 1:
+            [converter] = self.converters
+            parts = [
+                (sum(converter.powers[number]), converter.active[number] * powers)
+                for number in range(len(converter.effects))
+            ]
+        else:
+            parts = [(self.power, linear.constant(powers))]
+        departures = [self._distance(power - part) for power, part in parts]
+        counts = np.where(self._can_have(powers), 1.0, MEAN_POWER)
+        site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
+        levels, weights = self.levels_of(powers)
+        free = (
+            self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING) / 2 * self.worth.charging
+        )
+        away = site.program.variables(grid.count)
+        site.program.require(self.storage.reached - levels - away, upper=free)
+        site.program.require(self.storage.reached - levels + away, -free)
+        site.program.pay(away * (grid.hours * weights * (LEVEL_PER_HOUR * price)))
+
+    @pyscript_compile
+    def _can_have(self, powers):
+        """Return which powers (kW) the actuators can have together."""
+        ranges = {(0.0, 0.0)}
+        for converter in self.converters:
+            own = {tuple(sorted(each.powers)) for effects in converter.effects for each in effects}
+            sums = {(low + first, high + last) for low, high in ranges for first, last in own}
+            ranges = set(sorted(sums)[:MAX_RANGES])
+        hair = SAME_POWER * max(abs(end) for both in ranges for end in both)
+        return np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
+
+    @pyscript_compile
+    def _distance(self, expression):
+        """Return how far each function of an Expression is from 0."""
+        if not len(expression.columns):
+            return linear.constant(np.abs(expression.constant))
+        more, less = (self.site.program.variables(len(expression)) for _side in range(2))
+        self.site.program.equate(more - less, expression)
+        return more + less
+
+    @pyscript_compile
+    def levels_of(self, powers):
+        """Return the level (kWh) that a schedule's powers (kW) lead to at each edge, and what that counts.
+
+        It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
+        """
+        found, level, missed = [], self.first, 0
+        keeps, hours = self.storage, self.site.grid.hours.tolist()
+        leaks = [devices.leak_at(self.device, each) for each in self.levels]
+        is_leaking, hair = any(leaks), SAME_LEVEL * (keeps.top - keeps.bottom)
+        for place, (power, length) in enumerate(zip(powers.tolist(), hours, strict=True)):
+            rate = devices.rate_for(self.device, level, power * WATTS)
+            if is_leaking:
+                rate -= devices.leak_at(self.device, level)
+            level += rate * length * 3600
+            stored = self.of_level(level) - float(self.usage[place]) * length
+            low, high = np.fmax(self.lowest[place], keeps.bottom), np.fmin(self.highest[place], keeps.top)
+            if stored < self.lowest[place] - hair or stored > self.highest[place] + hair:
+                missed = place + 1
+            stored = min(max(stored, float(low)), float(high))
+            found.append(stored)
+            level = self.device.bottom + stored / self.unit
+        weights = np.ones(len(found))
+        weights[:missed] = 0.0
+        return np.array(found), weights
+
+    @pyscript_compile
+    def plan(self, solution, market):
+        """Return the frbc_plan.Plan of a solution."""
+        told = [told_events(each, solution, self.site.grid, self.storage) for each in self.converters]
+        lines, by_actuator = [], {}
+        for converter, events in zip(self.converters, told, strict=True):
+            by_actuator[converter.actuator.id] = events
+        for actuator, line in zip(self.device.actuators, self.lines, strict=True):
+            lines.append([*line, *settings_of(actuator, by_actuator.get(actuator.id, ()))])
+        run = devices.run(self.device, self.state.level, lines, self.state.moment, self.end)
+        plan = plans.Plan(self.state.moment, self.end, [], run.pieces, [], [])
+        plan.starts = [piece[0] for piece in plan.pieces]
+        changes = []
+        for actuator in self.device.actuators:
+            events = list(by_actuator.get(actuator.id, ()))
+            events += resting(actuator, self.state.actuators[actuator.id], events, self.end, run.level)
+            changes += [change_of(actuator, each, plan) for each in events]
+        plan.changes = without_repeats(self.device, self.state, changes)
+        plan.missed = plans.missed_targets(self.device, plan)
+        plan.cost = self._cost(plan, solution, market)
+        return plan
+
+    @pyscript_compile
+    def _cost(self, plan, solution, market):
+        """Return what a plan costs the site in a market (currency): energy, running, and transitions."""
+        cost, place = 0.0, 0
+        for interval in market:
+            while place < len(plan.pieces) and plan.pieces[place][1] <= interval.start:
+                place += 1
+            at = place
+            while at < len(plan.pieces) and plan.pieces[at][0] < interval.end:
+                start, end, *_levels, power = plan.pieces[at]
+                seconds = min(end, interval.end) - max(start, interval.start)
+                if seconds > 0:
+                    cost += markets.cost(interval, power, seconds)
+                at += 1
+        for each in self.converters:
+            for runs, effects in zip(each.run, each.effects, strict=True):
+                for run, part in zip(runs, effects, strict=True):
+                    if run is not None and part.cost:
+                        cost += float((solution.of(run) * self.site.grid.hours).sum()) * part.cost
+            cost += sum(move.cost for move in each.model.moves(solution))
+        return cost
+
+
+StorageModel = _StorageModel
+
+
+@pyscript_compile
+def add(
+    site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, cycle_cost: float = 0.0
+) -> StorageModel:
+    """Add a device to a Site, and return it as part of the program.
+
+    `wanted` has the powers (start, end, W) of a schedule to follow, or is None; `cycle_cost` is paid for each
+    kWh that goes through the storage (currency).
+    """
+    part = StorageModel(site, device, state, cycle_cost)
+    part.keep_value()
+    if wanted is not None:
+        part.follow(wanted)
+    return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    """What an actuator is told: at `moment` to go to a mode with a factor, which it is in at `ready`."""
+
+    moment: float
+    ready: float
+    mode: str
+    factor: float
+    timers: dict
+
+
+Event = _Event
+
+
+@pyscript_compile
+def told_events(converter: Any, solution: Any, grid: Any, storage: Any) -> list:
+    """Return the Events of an actuator, in order, of a solution."""
+    actuator, active = converter.actuator, converter.model.active
+    modes = np.argmax([solution.of(each) for each in converter.active], axis=0).tolist()
+    ids, factors = list(actuator.modes), factors_of(converter, solution, grid, storage, modes)
+    due = [(move.start, 0, 0, move) for move in moves_of(converter, solution, grid, modes)]
+    due += [(begin, 1, step, value) for step, listed in enumerate(factors) for begin, value in listed]
+    found, timers, mode, factor, ready = [], dict(active.timers), active.mode, active.factor, active.ready
+    for moment, is_factor, step, value in sorted(due, key=lambda each: each[:3]):
+        if not is_factor:
+            mode, ready, timers = value.to, value.end, dict(value.timers)
+            factor = arrival_factor(actuator, factors, modes, grid, value)
+        elif mode != ids[modes[step]] or actuator.modes[mode].is_fixed or abs(value - factor) <= SAME_FACTOR:
+            continue
+        else:
+            factor, moment = value, max(moment, ready)
+            ready = moment
+            if moment >= grid.edges[step + 1]:
+                continue
+        found.append(Event(moment=moment, ready=ready, mode=mode, factor=factor, timers=timers))
+    return found
+
+
+@pyscript_compile
+def arrival_factor(actuator: Any, factors: Any, modes: list, grid: Any, move: Any) -> float:
+    """Return the factor that a mode is reached with: where it is only passed, the mildest."""
+    mode = actuator.modes[move.to]
+    if mode.is_fixed:
+        return devices.FIXED_FACTOR
+    number = list(actuator.modes).index(move.to)
+    first = grid.step_at(move.start)
+    for step in range(first, min(grid.step_at(move.end) + 2, len(modes))):
+        if modes[step] == number and factors[step]:
+            return factors[step][0][1]
+    return devices.mildest(mode, mode.elements[0].bottom)
+
+
+@pyscript_compile
+def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
+    """Return the modes.Moves of an actuator, with those that end a step early where they do."""
+    moves = converter.model.moves(solution)
+    for number, early in converter.early.items():
+        for step in np.nonzero(solution.of(early) * grid.seconds > SHORTEST_SECONDS)[0].tolist():
+            if modes[step] != number:
+                continue
+            begin, end = grid.edges[step], grid.edges[step + 1]
+            sooner = float(min(solution.of(early)[step] * grid.seconds[step], end - begin))
+            rest = converter.rests[number]
+            place = next(
+                (
+                    place
+                    for place, each in enumerate(moves)
+                    if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
+                ),
+                None,
+            )
+            if place is None and step == len(modes) - 1:
+                durations = converter.actuator.durations
+                timers = dict(moves[-1].timers if moves else converter.model.active.timers)
+                timers |= {each: end + durations[each] for each in rest.start_timers}
+                start = float(end - sooner)
+                moves.append(
+                    modes_of.Move(start, start + rest.duration, rest.to, tuple(timers.items()), rest.cost)
+                )
+            elif place is not None:
+                move = moves[place]
+                start = max(move.start - sooner, begin)
+                moves[place] = replace(move, start=start, end=start + move.end - move.start)
+    return sorted(moves, key=lambda each: each.start)
+
+
+@pyscript_compile
+def factors_of(converter: Any, solution: Any, grid: Any, storage: Any, modes: list) -> list:
+    """Return (moment, factor) of what is active in each step: several where the level changes segment."""
+    found = [[] for _step in modes]
+    shares = [solution.of(each) for each in storage.share]
+    level = solution.of(storage.level)
+    rises = np.diff(level) >= 0
+    for number, (runs, factors) in enumerate(zip(converter.run, converter.factor, strict=True)):
+        if all(each is None for each in factors):
+            continue
+        parts = [(solution.of(run), solution.of(factor)) for run, factor in zip(runs, factors, strict=True)]
+        for step in [place for place, mode in enumerate(modes) if mode == number]:
+            listed, moment = [], float(grid.edges[step])
+            order = range(len(parts)) if rises[step] else reversed(range(len(parts)))
+            for segment in order:
+                run, factor = parts[segment][0][step], parts[segment][1][step]
+                if run * grid.seconds[step] > SHORTEST_SECONDS:
+                    value = float(min(max(round(factor / run, 6), 0.0), 1.0))
+                    if not listed or abs(listed[-1][1] - value) > SAME_FACTOR:
+                        listed.append((moment, value))
+                moment += float(shares[segment][step] * grid.seconds[step])
+            found[step] = listed
+    return found
+
+
+@pyscript_compile
+def as_it_is(actuator: Any, state: Any) -> list:
+    """Return the Settings of an actuator that is told nothing; a transition under way is finished."""
+    active = state.actuators[actuator.id]
+    mode = actuator.modes.get(active.mode)
+    if active.ready <= state.moment:
+        return [devices.Setting(state.moment, mode, active.factor)]
+    ready = devices.Setting(active.ready, mode, active.factor)
+    return [devices.Setting(state.moment, None, 0.0), ready]
+
+
+@pyscript_compile
+def settings_of(actuator: Any, events: Any) -> list:
+    """Return the Settings that Events come to, in order."""
+    found = []
+    for event in events:
+        if event.ready > event.moment:
+            found.append(devices.Setting(event.moment, None, 0.0))
+        found.append(devices.Setting(event.ready, actuator.modes[event.mode], event.factor))
+    return found
+
+
+@pyscript_compile
+def resting(actuator: Any, active: Any, events: list, end: float, level: float) -> list:
+    """Return the Events that bring an actuator to rest after a plan: to its safest mode that can be reached.
+
+    It is the one that moves the fill level least, and could not do otherwise; of those, the one of least
+    power; of those, the one that it is in.
+    """
+    now = active
+    if events:
+        last = events[-1]
+        now = transitions.Active(last.mode, last.factor, last.ready, last.timers)
+    best = None
+    for mode_id, route in routes_from(actuator, now, end).items():
+        mode = actuator.modes.get(mode_id)
+        if mode is None:
+            continue
+        factor = devices.mildest(mode, level)
+        element = devices.element_at(mode, level)
+        rates, power = [abs(each) for each in element.rates], abs(devices.power_of(element, factor))
+        key = abs(devices.rate_of(element, factor)), max(rates), power, len(route.steps)
+        if best is None or key < best[0]:
+            best = key, mode, factor, route
+    if best is None:
+        return []
+    _key, mode, factor, route = best
+    if not route.steps:
+        moment = max(end, now.ready)
+        return [Event(moment=moment, ready=moment, mode=mode.id, factor=factor, timers=now.timers)]
+    found, timers, origin = [], now.timers, now.mode
+    for step in route.steps:
+        passed = actuator.modes[step.to]
+        timers = timers | started(actuator, origin, step)
+        value = factor if passed is mode else devices.mildest(passed, level)
+        found.append(
+            Event(moment=max(step.start, end), ready=step.end, mode=step.to, factor=value, timers=timers)
+        )
+        origin = step.to
+    return [each for each in found if each.moment < end + LONGEST_STUCK]
+
+
+@pyscript_compile
+def routes_from(actuator: Any, active: Any, moment: float) -> dict:
+    """Return the routes from what an actuator is in; where that is not known, each mode is at hand."""
+    if active.mode is None:
+        return {
+            each: transitions.Route((transitions.Step(moment, moment, each),), moment, 0.0, active.timers)
+            for each in actuator.modes
+        }
+    return transitions.routes(
+        actuator.transitions,
+        actuator.durations,
+        actuator.modes,
+        active.mode,
+        max(moment, active.ready),
+        active.timers,
+    )
+
+
+@pyscript_compile
+def started(actuator: Any, origin: Any, step: Any) -> dict:
+    """Return when each timer finishes that a transitions.Step starts."""
+    for each in actuator.transitions.get(origin, ()):
+        if each.to == step.to:
+            return {timer: step.start + actuator.durations[timer] for timer in each.start_timers}
+    return {}
+
+
+@pyscript_compile
+def change_of(actuator: Any, event: Any, plan: Any) -> Any:
+    """Return the Change that an Event is."""
+    element = devices.element_at(actuator.modes[event.mode], plans.level_at(plan, event.moment))
+    power = devices.power_of(element, event.factor)
+    active = transitions.Active(event.mode, event.factor, event.ready, event.timers)
+    return transitions.Change(event.moment, actuator.id, event.mode, event.factor, power, active)
+
+
+@pyscript_compile
+def without_repeats(device: Any, state: Any, changes: list) -> list:
+    """Return Changes in order of time, without those that change nothing."""
+    kept, last = [], {}
+    for actuator in device.actuators:
+        active = state.actuators[actuator.id]
+        mode = actuator.modes.get(active.mode)
+        if mode:
+            last[actuator.id] = mode.id, devices.FIXED_FACTOR if mode.is_fixed else active.factor
+    for change in sorted(changes, key=lambda each: each.moment):
+        mode, factor = last.get(change.actuator, (None, 0.0))
+        if mode != change.mode or abs(factor - change.factor) > SAME_FACTOR:
+            last[change.actuator] = change.mode, change.factor
+            kept.append(change)
+    return kept
