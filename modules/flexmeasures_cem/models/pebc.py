@@ -59,6 +59,7 @@ class _Span:
 Span = _Span
 
 
+@dataclass(eq=False)
 class _EnvelopeModel:
     """A device's envelope in a Site's program.
 
@@ -66,9 +67,14 @@ class _EnvelopeModel:
     of it, `room` what counts of it for energy that has to be allowed.
     """
 
+    site: Any
+    device: Any
+    state: Any
+    wanted: Any
+
     @pyscript_compile
-    def __init__(self, site, device, state, wanted):
-        self.site, self.device, self.state = site, device, state
+    def __post_init__(self):
+        site, device, state = self.site, self.device, self.state
         edges = site.grid.edges
         self.begin, self.end = float(edges[0]), float(edges[-1])
         self.told = devices.between(state.told, -math.inf, self.begin)
@@ -81,7 +87,8 @@ class _EnvelopeModel:
         self.counts = [counting(device, need) for need in self.needs]
         self.counting = [(base[which], factor[which]) for base, factor in self.counts]
         self.governed = {side: self._governed(side) for side in devices.SIDES}
-        self.wanted = None if wanted is None else means_where_known(site.grid, wanted) / WATTS
+        if self.wanted is not None:
+            self.wanted = means_where_known(site.grid, self.wanted) / WATTS
         self._expect()
         self.amount, self.may, self.power, self.room = {}, {}, {}, {}
         self._set_curtailed()
@@ -312,10 +319,11 @@ class _EnvelopeModel:
             for side, (starts, values) in courses.items()
         }
         found = []
+        changing = self._changing()
         for place, (start, until) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
             step, interval = steps[place], market[max(int(intervals[place]), 0)]
             constraints = self.constraints[step]
-            if not constraints or not constraints.start <= start < until <= constraints.end:
+            if step in changing:
                 constraints = devices.valid(self.device, float(middles[place]))
             slot = pebc_plan.Slot(start, until, constraints, interval, float(forecast[place]))
             if constraints:
@@ -327,6 +335,14 @@ class _EnvelopeModel:
             slot.power = pebc_plan.expected(slot)
             found.append(slot)
         return found
+
+    @pyscript_compile
+    def _changing(self):
+        """Return the steps in which other constraints begin to hold, which the grid has no edge for."""
+        moments = np.array([[each.start, each.end] for each in self.device.constraints]).ravel()
+        edges = self.site.grid.edges
+        inside = moments[(moments > edges[0]) & (moments < edges[-1]) & ~np.isin(moments, edges)]
+        return set((np.searchsorted(edges, inside, "right") - 1).tolist())
 
     @pyscript_compile
     def _missed(self, slots):

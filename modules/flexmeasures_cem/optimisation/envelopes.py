@@ -4,6 +4,7 @@ Amounts are kW of one direction (1: consumption, -1: production), positive there
 ranges in each step; binary variables are made only where that has several ranges.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,15 @@ NO_POWER, HAIR = 1e-9, 5e-4
 """What is no power, and by how much an amount may be below what is wanted (kW)."""
 
 
+@dataclass(frozen=True, eq=False)
 class _Union:
     """The values (kW) that an amount may take in each step: ranges in order, `low[k]` to `high[k]`.
 
     Where there is no such range both are nan; the first range is there in every step.
     """
 
-    @pyscript_compile
-    def __init__(self, low, high):
-        self.low, self.high = low, high
+    low: Any
+    high: Any
 
     @property
     @pyscript_compile
@@ -136,6 +137,7 @@ def chosen(program: Any, union: Any) -> tuple:
     return amount, raised
 
 
+@dataclass(eq=False)
 class _Allowance:
     """A device that does as it likes: nothing is limited but for the site's limits.
 
@@ -143,14 +145,20 @@ class _Allowance:
     is all that is allowed.
     """
 
+    site: Any
+    steps: Any
+    union: Any
+    expected: Any
+
     @pyscript_compile
-    def __init__(self, site, steps, union, expected):
+    def __post_init__(self):
+        site, steps, union = self.site, self.steps, self.union
         program, hours = site.program, site.grid.hours[steps]
         self.amount, _raised = chosen(program, union)
         self.may = self.amount
         self.power = linear.constant(np.zeros(len(steps)))
         program.pay((union.most - self.amount) * hours * PER_KWH_WITHHELD)
-        expected = np.minimum(expected, union.most)
+        expected = np.minimum(self.expected, union.most)
         [where] = np.nonzero(expected > NO_POWER)
         if len(where):
             power = program.variables(len(where), 0.0, expected[where])
@@ -162,6 +170,7 @@ class _Allowance:
 Allowance = _Allowance
 
 
+@dataclass(eq=False)
 class _Curtailable:
     """Production (kW) that is forecast, and is lost where it is limited.
 
@@ -170,8 +179,18 @@ class _Curtailable:
     `wanted` is what a schedule leaves of it (nan: what costs least).
     """
 
+    site: Any
+    steps: Any
+    union: Any
+    forecast: Any
+    peak: Any
+    wanted: Any
+    is_needed: bool = False
+
     @pyscript_compile
-    def __init__(self, site, steps, union, forecast, peak, wanted, *, is_needed=False):
+    def __post_init__(self):
+        site, steps, union = self.site, self.steps, self.union
+        forecast, peak, wanted = self.forecast, self.peak, self.wanted
         program, hours = site.program, site.grid.hours[steps]
         self.may, _raised = chosen(program, union.capped(peak))
         self.power = self.may * (forecast / peak)
@@ -180,7 +199,7 @@ class _Curtailable:
         if not np.isnan(wanted).all():
             target = union.capped(peak).up(np.nan_to_num(wanted) * peak / forecast, HAIR)
             follow(site, self.power, np.where(np.isnan(wanted), np.nan, target * forecast / peak), hours)
-        if is_needed:
+        if self.is_needed:
             self._free(program, union.most, peak)
 
     @pyscript_compile
@@ -194,6 +213,7 @@ class _Curtailable:
 Curtailable = _Curtailable
 
 
+@dataclass(eq=False)
 class _Deferred:
     """What a device makes up for later: it takes what it may until it has what it needs.
 
@@ -201,10 +221,15 @@ class _Deferred:
     part of the step only. `was_on` tells whether more than the least is allowed before.
     """
 
+    site: Any
+    steps: Any
+    union: Any
+    was_on: bool = False
+
     @pyscript_compile
-    def __init__(self, site, steps, union, was_on):
+    def __post_init__(self):
+        site, steps, union, was_on = self.site, self.steps, self.union, self.was_on
         program, hours = site.program, site.grid.hours[steps]
-        self.site, self.steps = site, steps
         self.amount, raised = chosen(program, union)
         self.may = self.power = self.amount
         self.parted = linear.constant(np.zeros(len(steps)))

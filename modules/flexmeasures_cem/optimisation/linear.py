@@ -5,6 +5,7 @@ An Expression is a vector of affine functions of a program's columns (variables)
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,14 @@ WITHOUT_PROBING = 1 << 15
 """HiGHS' option presolve_rule_off: to probe each whole variable takes longer than to solve what has many."""
 
 
+@dataclass(eq=False)
 class _Expression:
     """A vector of affine functions: for each entry `factors` times the column is added to its row."""
 
-    @pyscript_compile
-    def __init__(self, rows, columns, factors, constant):
-        self.rows, self.columns, self.factors, self.constant = rows, columns, factors, constant
+    rows: Any
+    columns: Any
+    factors: Any
+    constant: Any
 
     @pyscript_compile
     def __len__(self):
@@ -157,12 +160,14 @@ class _Effort:
 Effort = _Effort
 
 
+@dataclass(eq=False)
 class _Solution:
     """The columns' values of a solved program; `gap` is what the optimum may be better by at most."""
 
-    @pyscript_compile
-    def __init__(self, values, objective, gap, is_optimal):
-        self.values, self.objective, self.gap, self.is_optimal = values, objective, gap, is_optimal
+    values: Any
+    objective: float
+    gap: float
+    is_optimal: bool
 
     @pyscript_compile
     def of(self, expression):
@@ -174,11 +179,12 @@ class _Solution:
 Solution = _Solution
 
 
+@dataclass(eq=False)
 class _Program:
     """A program in the making: columns, constraints, and the cost that is to be least."""
 
     @pyscript_compile
-    def __init__(self):
+    def __post_init__(self):
         self.count, none = 0, np.zeros(0)
         self.lower, self.upper, self.whole = [none], [none], [none.astype(bool)]
         self.constraints, self.costs, self.hints = [(constant(none), 0.0, 0.0)], [], []

@@ -38,13 +38,16 @@ class _Tariffs:
 Tariffs = _Tariffs
 
 
+@dataclass(eq=False)
 class _Site:
     """A program in the making, to which devices add their power (kW)."""
 
+    grid: Any
+    tariffs: Any
+
     @pyscript_compile
-    def __init__(self, grid, tariffs):
-        self.grid, self.program = grid, linear.Program()
-        self.tariffs = tariffs
+    def __post_init__(self):
+        grid, tariffs, self.program = self.grid, self.tariffs, linear.Program()
         self.consumption_price, self.production_price = (
             np.broadcast_to(np.asarray(each, float), (grid.count,))
             for each in (tariffs.consumption_price, tariffs.production_price)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.pebc as model
 from tests.modules.flexmeasures_cem.markets import starting_at
 from tests.modules.flexmeasures_cem.pebc_cases import (
     ALL,
@@ -565,6 +567,45 @@ def test_only_a_power_outside_the_limits_departs_and_only_after_a_while(m):
     assert departs(device, plan, 5000, NOW - 600) is None
     assert m.pebc.planned_power(plan, NOW + HOUR, HOUR) == 11040
     assert m.pebc.planned_power(None, NOW, HOUR) == 0
+
+
+# Several devices in one program
+
+
+def planned_together(m, remembered, intervals):
+    """Return the Plans of devices that are planned as one."""
+    found = [m.pebc.device(each) for each in remembered]
+    states = [m.pebc.condition(each, its, {}, None, NOW) for each, its in zip(found, remembered, strict=True)]
+    cuts = [moment for each in zip(found, states, strict=True) for moment in model.cuts(*each)]
+    site = alone.site_of(intervals, cuts)
+    parts = [model.add(site, *each, None, {}) for each in zip(found, states, strict=True)]
+    solution = alone.solved(site)
+    return [each.plan(solution, intervals) for each in parts]
+
+
+def test_a_car_takes_what_would_be_curtailed(m):
+    panels = memory(m, constraints(INVERTER), forecast([-1000, -4000, -5000, -3000]))
+    car = memory(m, constraints({L1: ([(0, 0), (1400, 3000)], [(0, 0)])}, "DEFER"), energy(1500, 0, 4, L1))
+    intervals = market(m, [0.3] * 4, [0.05, -0.1, -0.2, 0.1], begin=0)
+    production, charging = planned_together(m, [panels, car], intervals)
+    assert told(charging) == [(0, 0, 0), (1, 3000, 0), (3, 0, 0)]
+    assert told(production) == [(0, 0, -5000), (1, 0, -3000), (3, 0, -5000)]
+    assert [power for *_, power in production.pieces] == [-1000, -3000]
+
+
+def test_two_chargers_are_never_allowed_more_than_the_site_can_take(m):
+    cars = [memory(m, constraints(CHARGER, "DEFER"), energy(5000, until=4)) for _car in range(2)]
+    intervals = market(m, [0.1, 0.2, 0.4, 0.3], load=[0, 2000, 4000, 0], limit=14_000, begin=0)
+    charging = planned_together(m, cars, intervals)
+    for each in intervals:
+        inside = [
+            element.limits[ALL][0]
+            for plan in charging
+            for element in plan.changes[0].elements
+            if element.start <= (each.start + each.end) / 2 < element.end
+        ]
+        assert sum(inside) + each.load <= 14_000
+    assert [m.pebc.missed(each) for each in charging] == [[], []]
 
 
 # What FlexMeasures is asked
