@@ -268,7 +268,7 @@ class _ActuatorModel:
                 if gaps and (greatest := max(direction * end for end in both)) > 0.0
             ]
             if beyond:
-                self.site.spare(direction, linear.total(beyond, self.site.grid.count))
+                self.site.exceed(direction, linear.total(beyond, self.site.grid.count))
 
     @pyscript_compile
     def momentary_output(self, ends):

@@ -55,7 +55,8 @@ class _Site:
         greatest = max(np.abs(self.consumption_price).max(), np.abs(self.production_price).max())
         self.greatest_price = max(greatest, priorities.LEAST_PRICE)
         self.priorities = priorities.scaled(max(greatest, tariffs.peak_price))
-        self.powers, self.spares, self.net = [], {1: [], -1: []}, None
+        self.powers, self.net = [], None
+        self.spares, self.beyond = {1: [], -1: []}, {1: [], -1: []}
 
     @pyscript_compile
     def add(self, power, above=None, below=None):
@@ -66,7 +67,15 @@ class _Site:
         self.powers.append(power)
         for direction, beyond in ((1, above), (-1, below)):
             if beyond is not None:
-                self.spare(direction, beyond)
+                self.exceed(direction, beyond)
+
+    @pyscript_compile
+    def exceed(self, direction, power):
+        """Count how far (an Expression, kW) a device goes beyond its mean power for some part of a step.
+
+        That is of consumption (direction 1) or production (-1).
+        """
+        self.beyond[direction].append(power)
 
     @pyscript_compile
     def spare(self, direction, power):
@@ -142,20 +151,22 @@ class _Site:
             limit = np.maximum(capacity - self.tariffs.headroom, alone)
             excess = self.program.variables(len(where))
             self.program.require(power[where] - excess, upper=limit[where])
-            if beyond:
-                at_times = self.program.variables(len(where))
-                power = power - other + linear.total(beyond, self.grid.count)
-                self.program.require(power[where] - excess - at_times, upper=limit[where])
-                excess = excess + at_times * AT_TIMES
             self.program.pay(excess * self.priorities.site_limit * self.grid.hours[where])
-            if self.spares[sign]:
-                self._keep_spare(sign, where, limit[where], excess)
+            self._keep_within_at_times(sign, where, limit[where], excess)
 
     @pyscript_compile
-    def _keep_spare(self, sign, where, limit, excess):
-        """Count what devices may do beyond their power too, in some steps of one direction."""
-        spare = linear.total(self.spares[sign], self.grid.count)
-        self.program.require((self.net * sign + spare)[where] - excess, upper=limit)
+    def _keep_within_at_times(self, sign, where, limit, excess):
+        """Keep some steps of a direction within a limit (kW) by what devices may do beyond their means, too."""
+        power = self.net * sign
+        if self.spares[sign]:
+            power = power + linear.total(self.spares[sign], self.grid.count)
+            self.program.require(power[where] - excess, upper=limit)
+        if self.beyond[sign]:
+            at_times = self.program.variables(len(where))
+            power = power + linear.total(self.beyond[sign], self.grid.count)
+            self.program.require(power[where] - excess - at_times, upper=limit)
+            price = AT_TIMES * self.priorities.site_limit
+            self.program.pay(at_times * price * self.grid.hours[where])
 
     @pyscript_compile
     def solve(self, effort):
