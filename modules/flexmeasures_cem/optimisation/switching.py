@@ -146,7 +146,7 @@ class _Switching:
 
     @pyscript_compile
     def _hint_to_stay(self):
-        """Begin the search with what is always possible: to stay in the present mode."""
+        """Tell what is always possible: to stay in the present mode."""
         if self.present.mode is not None:
             for mode in self.modes:
                 self.program.hint(
