@@ -4,7 +4,7 @@ An Expression is a vector of affine functions of a program's columns (variables)
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,8 @@ def joined(expressions):
 COST_SCALE = 1e3
 """What costs are multiplied by for HiGHS, which tells none apart below 1e-6."""
 
+HINT_SECONDS = 5.0
+"""How long HiGHS may take with all that is hinted at given (s)."""
 ROUND_DIGITS = 12
 """To how many digits bounds are rounded: a 1e-16 that is left of a difference is no bound."""
 
@@ -216,7 +218,7 @@ class _Program:
 
     @pyscript_compile
     def hint(self, expression, values):
-        """Tell values of variables that a good solution has, to begin the search with."""
+        """Tell values of variables that some solution has: it is taken where none is found in time."""
         self.hints.append((expression.columns, np.asarray(values, float)))
 
     @pyscript_compile
@@ -224,26 +226,19 @@ class _Program:
         """Return the Solution of the least cost; raise NoSolution, or ImportError without highspy."""
         import highspy  # it takes a tenth of a second, and may be missing
 
-        solver = highspy.Highs()
-        options = {
-            "output_flag": False,
-            "threads": 1,
-            "time_limit": effort.seconds,
-            "mip_abs_gap": effort.gap * COST_SCALE,
-            "mip_rel_gap": effort.relative_gap,
-            "mip_heuristic_run_root_reduced_cost": False,  # it takes longer than all else, and finds nothing
-            "presolve_rule_off": WITHOUT_PROBING,
-        }
-        for name, value in options.items():
-            solver.setOptionValue(name, value)
-        solver.passModel(self._highs_lp(highspy))
-        if self.hints:
+        lp = self._highs_lp(highspy)
+        solver = run(highspy, lp, effort)
+        if not has_solution(highspy, solver) and self.hints:
+            # HiGHS is not given them to begin with: 1.16 may return such a start in place of its solution
             columns, values = (np.concatenate(each) for each in zip(*self.hints, strict=True))
-            solver.setSolution(len(columns), columns.astype(np.int32), values)
-        solver.run()
-        info, status = solver.getInfo(), solver.getModelStatus()
-        if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
+            lower, upper = np.array(lp.col_lower_), np.array(lp.col_upper_)
+            lower[columns] = upper[columns] = values
+            lp.col_lower_, lp.col_upper_ = lower, upper
+            solver = run(highspy, lp, replace(effort, seconds=HINT_SECONDS))
+        status = solver.getModelStatus()
+        if not has_solution(highspy, solver):
             raise NoSolution(solver.modelStatusToString(status))
+        info = solver.getInfo()
         values = np.array(solver.getSolution().col_value)
         objective = info.objective_function_value / COST_SCALE
         gap = abs(objective - info.mip_dual_bound / COST_SCALE) if np.concatenate(self.whole).any() else 0.0
@@ -282,6 +277,32 @@ class _Program:
 
 
 Program = _Program
+
+
+@pyscript_compile
+def run(highspy, lp, effort):
+    """Return the solver that has searched for an LP's least cost."""
+    solver = highspy.Highs()
+    options = {
+        "output_flag": False,
+        "threads": 1,
+        "time_limit": effort.seconds,
+        "mip_abs_gap": effort.gap * COST_SCALE,
+        "mip_rel_gap": effort.relative_gap,
+        "mip_heuristic_run_root_reduced_cost": False,  # it takes longer than all else, and finds nothing
+        "presolve_rule_off": WITHOUT_PROBING,
+    }
+    for name, value in options.items():
+        solver.setOptionValue(name, value)
+    solver.passModel(lp)
+    solver.run()
+    return solver
+
+
+@pyscript_compile
+def has_solution(highspy, solver):
+    """Return whether a solver has found a solution."""
+    return solver.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
 
 
 @pyscript_compile

@@ -146,7 +146,7 @@ class _Switching:
 
     @pyscript_compile
     def _hint_to_stay(self):
-        """Begin the search with what is always possible: to stay in the present mode."""
+        """Tell what is always possible: to stay in the present mode."""
         if self.present.mode is not None:
             for mode in self.modes:
                 self.program.hint(
@@ -193,7 +193,6 @@ class _Switching:
             left = linear.total([each.taken for each in self.placements if each.way.origin == mode], count)
             program.equate(self.active[mode], self._before(mode) + arrived - left)
             program.require(self._before(mode) - left, 0.0)
-        program.require(linear.total([each.taken for each in self.placements], count), upper=1.0)
         for each in self.placements:
             cost = each.way.cost + CHANGE_COST * each.way.changes
             program.pay(each.taken * (cost + self.early_cost))
@@ -232,7 +231,7 @@ class _Switching:
     def _is_choice(self, way):
         """Return whether the modes alone do not tell if a way is taken."""
         rivals = [each for each in self.ways if (each.origin, each.target) == (way.origin, way.target)]
-        return len(rivals) > 1 or any(each.cost < 0 for each in self.ways)
+        return len(rivals) > 1
 
     @pyscript_compile
     def _placed(self, way, begins, is_punctual, allowed, is_whole):

@@ -494,4 +494,4 @@ def test_no_other_way_through_the_modes_costs_less(data):
     least_excess, least = least_cost(described, intervals, active)
     parts = sum(max(each.active.ready - each.moment, 0.0) % QUARTER + 2 for each in plan.changes)
     assert excess <= least_excess + 1 + 3000 * parts, "the limit holds for the mean of a step"
-    assert cost <= least + 2e-5
+    assert cost <= least + 1e-4, "but for a second between transitions"

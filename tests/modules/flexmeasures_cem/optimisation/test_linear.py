@@ -64,7 +64,6 @@ def test_whole_variables_are_whole(linear):
     count = program.variables(1, 0.0, math.inf, whole=True)
     program.require(count * 3.0, 7.0)
     program.pay(count)
-    program.hint(count, [4.0])
     solution = program.solve(linear.Effort())
     assert solution.of(count) == pytest.approx([3])
     assert solution.gap == pytest.approx(0.0)
@@ -93,3 +92,17 @@ def test_what_cannot_be_has_no_solution(linear):
     program.require(x, 2.0)
     with pytest.raises(linear.NoSolution):
         program.solve(linear.Effort())
+
+
+def test_what_is_hinted_at_is_taken_where_nothing_is_found_in_time(linear):
+    program, chance = linear.Program(), np.random.default_rng(1)
+    on, hinted = program.variables(60, 0.0, 1.0, whole=True), chance.integers(0, 2, 60)
+    for _constraint in range(20):
+        weights = chance.integers(1, 50, 60)
+        program.require((on * weights).sum(), *[(weights * hinted).sum()] * 2)
+    program.pay(on * chance.integers(1, 50, 60))
+    at_once = linear.Effort(seconds=0.0)
+    with pytest.raises(linear.NoSolution):
+        program.solve(at_once)
+    program.hint(on, hinted)
+    assert program.solve(at_once).of(on) == pytest.approx(hinted)
