@@ -25,6 +25,8 @@ JOULES = 3.6e6
 EFFORT = linear.Effort(seconds=10.0, gap=1e-3, relative_gap=1e-3)
 """How well a device is planned that is alone: to a tenth of a cent, or of a percent."""
 MAX_CUTS = 8
+LEAD_SECONDS = 8.0
+"""How long after its state is known the first instruction of a device is executed at the latest."""
 MAX_SEGMENTS = 4
 """Into how many segments a storage is cut at most, by what its operation modes do there."""
 SAME_RATE = 0.01
@@ -85,11 +87,20 @@ Effect = _Effect
 
 @pyscript_compile
 def cuts(device: Any, state: Any) -> list[float]:
-    """Return moments (s since 1970) at which an edge of the grid helps: targets, and what blocks it now."""
+    """Return moments (s since 1970) at which an edge of the grid helps.
+
+    These are targets, and the ends of what blocks it now, or will do so if it is started at once.
+    """
     wanted = [each for start, end, *_levels in device.targets for each in (start, end)]
     actives = [state.actuators[each.id] for each in device.actuators]
     blocked = operation_modes.cuts(device.actuators, actives)
-    coming = sorted({each for each in (*wanted, *blocked) if each > state.moment})
+    blocking = [
+        state.moment + each.durations[timer] + LEAD_SECONDS
+        for each in device.actuators
+        for timer in operation_modes.blocking_timers(each)
+        if each.durations.get(timer)
+    ]
+    coming = sorted({each for each in (*wanted, *blocked, *blocking) if each > state.moment})
     return coming[:MAX_CUTS]
 
 
@@ -192,7 +203,7 @@ class _Converter:
             return
         ends = [active.timers.get(each, 0.0) for each in step.blocking_timers]
         free = grid.starts > max(ends, default=0.0) + transitions.MARGIN
-        if active.mode != list(self.numbers)[number]:
+        if blocked and active.mode != list(self.numbers)[number]:
             free &= grid.starts - blocked - transitions.MARGIN > grid.starts[0]
         early = program.variables(grid.count, 0.0, free.astype(float))
         follows = linear.joined([self.active[target][1:], linear.constant([1.0])])
@@ -494,6 +505,10 @@ class _StorageModel:
                 site.tariffs.production_capacity,
             )
         )
+        ranges = self._ranges()
+        bounds = min(low for low, _high in ranges), max(high for _low, high in ranges)
+        hair = SAME_POWER * max(abs(end) for end in bounds)
+        powers = np.clip(powers, *bounds)
         powers = np.clip(powers, np.minimum(-(least + load), 0.0), np.maximum(most - load, 0.0))
         if len(self.converters) == 1:
             [converter] = self.converters
@@ -504,7 +519,8 @@ class _StorageModel:
         else:
             parts = [(self.power, linear.constant(powers))]
         departures = [self._distance(power - part) for power, part in parts]
-        counts = np.where(self._can_have(powers), 1.0, MEAN_POWER)
+        can_have = np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
+        counts = np.where(can_have, 1.0, MEAN_POWER)
         site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
         levels, weights = self.levels_of(powers)
         swing = self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING)
@@ -516,15 +532,14 @@ class _StorageModel:
         site.program.pay(away * (grid.hours * weights * (LEVEL_PER_HOUR * price)))
 
     @pyscript_compile
-    def _can_have(self, powers: Any) -> Any:
-        """Return which powers (kW) the actuators can have together."""
+    def _ranges(self) -> Any:
+        """Return the ranges of power (kW) that the actuators can have together."""
         ranges = {(0.0, 0.0)}
         for converter in self.converters:
             own = {tuple(sorted(each.powers)) for effects in converter.effects for each in effects}
             sums = {(low + first, high + last) for low, high in ranges for first, last in own}
             ranges = set(sorted(sums)[:MAX_RANGES])
-        hair = SAME_POWER * max(abs(end) for both in ranges for end in both)
-        return np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
+        return ranges
 
     @pyscript_compile
     def _distance(self, expression: Any) -> Any:

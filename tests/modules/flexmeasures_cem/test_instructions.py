@@ -220,7 +220,7 @@ async def test_what_was_never_sent_does_not_count_as_done(soon):
         await rm.ask(status("charge", 1.0))
         await asyncio.sleep(LULL)
         soon.ahead += 1200.0
-        soon.powers = 4 * [-5000] + 92 * [0]
+        soon.powers = 4 * [-5000] + 40 * [0] + 8 * [5000] + 44 * [0]
         await rm.ask(target_in(hours=20))
         await until(lambda: len(modes(rm)) == 2)
         assert modes(rm)[-1] == ids("discharge")[1]
