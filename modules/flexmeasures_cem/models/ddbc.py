@@ -1,6 +1,7 @@
 """A device under demand driven based control, as a part of the site model: its supply meets the demand."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,18 @@ NEARLY = 1e-6
 """Which part of the greatest supply or demand counts as nothing."""
 
 
+@dataclass(eq=False, repr=False)
 class _Part:
     """A device in a Site: its power (kW) there, and its Plan of a solution."""
 
+    site: Any
+    device: Any
+    state: Any
+    tariffs: Any
+
     @pyscript_compile
-    def __init__(self, site, device, state, tariffs):
-        self.site, self.device, self.state, self.tariffs = site, device, state, tariffs
+    def __post_init__(self):
+        site, device, state, tariffs = self.site, self.device, self.state, self.tariffs
         self.models = []
         for each in device.actuators:
             active = state.actuators[each.id]
@@ -42,7 +49,8 @@ class _Part:
             [operation_modes.priced(each, tariffs) for each in self.models], site.grid.count
         )
         site.add(self.power)
-        until = device.present_until if math.isfinite(device.present_until) else site.grid.edges[1]
+        device.present_until = min(device.present_until, float(site.grid.edges[1]))
+        until = device.present_until
         steps = zip(site.grid.starts.tolist(), site.grid.ends.tolist(), strict=True)
         self.demand = np.array([device.demand(start, end, start < until) for start, end in steps])
         self._meet_demand()

@@ -161,12 +161,19 @@ def leakage_of(device: Any, low: float, high: float, unit: float) -> tuple[float
     return at_bottom * unit * 3600, slope * 3600
 
 
+@dataclass(eq=False, repr=False)
 class _Converter:
     """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
 
+    site: Any
+    actuator: Any
+    active: Any
+    effects: Any
+    storage: Any
+
     @pyscript_compile
-    def __init__(self, site: Any, actuator: Any, active: Any, effects: Any, storage: Any) -> None:
-        self.site, self.actuator, self.effects, self.storage = site, actuator, effects, storage
+    def __post_init__(self):
+        site, actuator, active, effects = self.site, self.actuator, self.active, self.effects
         self.numbers = {each: number for number, each in enumerate(actuator.modes)}
         idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
         self.model = operation_modes.ActuatorModel(site, actuator, active, idle)
@@ -359,12 +366,18 @@ def as_modelled(actuator: Any, active: Any) -> Any:
     return replace(actuator, modes=known, transitions=ways)
 
 
+@dataclass(eq=False, repr=False)
 class _StorageModel:
     """A device in the program, whose solution makes its Plan."""
 
+    site: Any
+    device: Any
+    state: Any
+    cycle_cost: Any
+
     @pyscript_compile
-    def __init__(self, site: Any, device: Any, state: Any, cycle_cost: Any) -> None:
-        self.site, self.device, self.state, self.cycle_cost = site, device, state, cycle_cost
+    def __post_init__(self):
+        site, device, state = self.site, self.device, self.state
         self.worth = devices.worth(device) or devices.Worth(JOULES, 1.0, 1.0)
         self.unit = self.worth.energy / JOULES
         self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])

@@ -1,17 +1,24 @@
 """A device under operation mode based control, as a part of the site model."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import flexmeasures_cem.models.operation_modes as operation_modes
 import flexmeasures_cem.modes as modes
 
 
+@dataclass(eq=False, repr=False)
 class _Part:
     """A device in a Site: its power (kW) there, and its Plan of a solution."""
 
+    site: Any
+    device: Any
+    state: Any
+    tariffs: Any
+
     @pyscript_compile
-    def __init__(self, site, device, state, tariffs):
-        self.state, self.tariffs = state, tariffs
+    def __post_init__(self):
+        site, device, state, tariffs = self.site, self.device, self.state, self.tariffs
         active = state.actuators[None]
         actuator = modes.as_it_is(device, active)
         idle = operation_modes.idle(actuator)

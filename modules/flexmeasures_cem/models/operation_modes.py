@@ -162,6 +162,7 @@ def is_permitted(mode: Any) -> bool:
     return getattr(mode, "is_permitted", True)
 
 
+@dataclass(eq=False, repr=False)
 class _ActuatorModel:
     """An actuator's modes in a Site's program, in the order that its description has them.
 
@@ -172,10 +173,16 @@ class _ActuatorModel:
     With `is_momentary`, `momentary[n]` is the factor in each step as it is while the mode runs.
     """
 
+    site: Any
+    actuator: Any
+    active: Any
+    idle: Any = ()
+    is_momentary: Any = False
+
     @pyscript_compile
-    def __init__(self, site, actuator, active, idle=(), is_momentary=False):
+    def __post_init__(self):
         """Begin with an Active; `idle` are the ids of modes that take and supply nothing at any factor."""
-        self.site, self.actuator, self.active = site, actuator, active
+        site, actuator, active, idle = self.site, self.actuator, self.active, self.idle
         numbers = {mode: number for number, mode in enumerate(actuator.modes)}
         mode = numbers.get(active.mode)
         ways = ways_of(actuator, numbers)
@@ -191,7 +198,7 @@ class _ActuatorModel:
         self.share, self.running = self.switching.share, self.switching.running
         self.factor, self.momentary, self.products = [], [], {}
         for number, each in enumerate(actuator.modes.values()):
-            self._vary(number, each, is_momentary)
+            self._vary(number, each, self.is_momentary)
             if not is_permitted(each):
                 site.program.pay(self.share[number] * site.grid.hours * site.priorities.abnormal)
 

@@ -92,11 +92,19 @@ def add(site: Any, device: Any, state: Any, wanted: Any, tariffs: dict) -> Any:
     return DeviceModel(site, device, state, wanted, tariffs)
 
 
+@dataclass(eq=False, repr=False)
 class _DeviceModel:
     """A device's profiles in a Site's program: a sequences.Chain for each of which something is left."""
 
+    site: Any
+    device: Any
+    state: Any
+    wanted: Any
+    tariffs: Any
+
     @pyscript_compile
-    def __init__(self, site, device, state, wanted, tariffs):
+    def __post_init__(self):
+        site, device, state, wanted, tariffs = self.site, self.device, self.state, self.wanted, self.tariffs
         self.state, self.parts = state, []
         edges = site.grid.edges
         found = [each for each in device.profiles if profiles.misfit(each) is None]

@@ -154,11 +154,15 @@ class _Task:
 Task = _Task
 
 
+@dataclass(eq=False, repr=False)
 class _GivenLoad:
     """What power costs beside the given load alone: exactly, where the site's balance takes a step's mean."""
 
+    site: Any
+
     @pyscript_compile
-    def __init__(self, site):
+    def __post_init__(self):
+        site = self.site
         tariffs, shape = site.tariffs, (site.grid.count,)
         self.grid, self.penalty = site.grid, site.priorities.site_limit
         self.consumption_price, self.production_price = site.consumption_price, site.production_price
@@ -247,12 +251,17 @@ class _GivenLoad:
 GivenLoad = _GivenLoad
 
 
+@dataclass(eq=False, repr=False)
 class _Steady:
     """A sequence without pauses: `began`, and `ended`, are variables for each of some moments."""
 
+    number: Any
+    sequence: Any
+    begins: Any
+
     @pyscript_compile
-    def __init__(self, number, sequence, begins):
-        self.number, self.sequence = number, sequence
+    def __post_init__(self):
+        sequence, begins = self.sequence, self.begins
         self.begins, self.ends = begins, begins + sequence.length
 
     @pyscript_compile
@@ -271,6 +280,7 @@ class _Steady:
 Steady = _Steady
 
 
+@dataclass(eq=False, repr=False)
 class _Pausing:
     """A sequence in chunks, each of which fills a slot of the clock but for the first and the last one.
 
@@ -279,9 +289,17 @@ class _Pausing:
     last, so that they are whole by themselves mostly. It begins for a `surcharge` of so many fees.
     """
 
+    number: Any
+    sequence: Any
+    slot: Any
+    first_seconds: Any
+    first_end: Any
+    last_end: Any
+
     @pyscript_compile
-    def __init__(self, number, sequence, slot, first_seconds, first_end, last_end):
-        self.number, self.sequence, self.slot = number, sequence, slot
+    def __post_init__(self):
+        sequence, slot, first_seconds = self.sequence, self.slot, self.first_seconds
+        first_end, last_end = self.first_end, self.last_end
         ends = np.arange(first_seconds, sequence.length - TOLERANCE, slot)
         self.progress = np.concatenate([[0.0], ends, [sequence.length]])
         self.chunks = len(self.progress) - 1
@@ -401,6 +419,7 @@ def last_until(moments, until):
     return np.searchsorted(moments, until + TOLERANCE, "right") - 1
 
 
+@dataclass(eq=False, repr=False)
 class _Chain:
     """A Task in a Site's program, which it adds its `power` (kW) to. Of equal ones, `rank` 0 is first.
 
@@ -408,8 +427,13 @@ class _Chain:
     program's relaxation nearly whole.
     """
 
+    site: Any
+    task: Any
+    rank: Any = 0
+
     @pyscript_compile
-    def __init__(self, site, task, rank=0):
+    def __post_init__(self):
+        site, task, rank = self.site, self.task, self.rank
         self.site, self.task, self.given = site, task, GivenLoad(site)
         shortest = [min(each.length for each in stage) for stage in task.stages]
         self.ahead = np.cumsum([0.0, *shortest])[:-1]

@@ -156,7 +156,7 @@ class _Site:
 
     @pyscript_compile
     def _keep_within_at_times(self, sign, where, limit, excess):
-        """Keep some steps of a direction within a limit (kW) by what devices may do beyond their means, too."""
+        """Keep some steps of a direction within a limit (kW) by what devices may do beyond their means."""
         power = self.net * sign
         if self.spares[sign]:
             power = power + linear.total(self.spares[sign], self.grid.count)

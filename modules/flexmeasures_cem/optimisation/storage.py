@@ -4,6 +4,7 @@ The range may be cut into segments, in which what fills and empties the storage 
 after the other, and each step is shared among those that the level passes in it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 import flexmeasures_cem.optimisation.linear as linear
 
 
+@dataclass(eq=False, repr=False)
 class _Storage:
     """A level (kWh) at each edge of the grid. What is outside of its range or targets is paid for.
 
@@ -18,8 +20,13 @@ class _Storage:
     the part of each step in which the level is in a segment.
     """
 
+    site: Any
+    level: float
+    borders: Any
+
     @pyscript_compile
-    def __init__(self, site: Any, level: float, borders: Any) -> None:
+    def __post_init__(self):
+        site, level, borders = self.site, self.level, self.borders
         self.site, self.borders = site, np.array(borders, float)
         self.bottom, self.top = float(self.borders[0]), float(self.borders[-1])
         program, count = site.program, site.grid.count

@@ -111,6 +111,7 @@ class _Placement:
 Placement = _Placement
 
 
+@dataclass(eq=False, repr=False)
 class _Switching:
     """The modes of an actuator over time.
 
@@ -119,15 +120,23 @@ class _Switching:
     `gaps[mode]` has (0 or 1, part of the step) for each way that takes some part of it.
     """
 
+    program: Any
+    grid: Any
+    mode_count: Any
+    ways: Any
+    present: Any
+    idle: Any = ()
+    is_prompt: Any = False
+
     @pyscript_compile
-    def __init__(self, program, grid, mode_count, ways, present, idle=(), is_prompt=False):
+    def __post_init__(self):
         """Begin with a Present; in `idle` modes it does not matter how long they run.
 
         With `is_prompt` no short way may be late by as much as it takes where something blocks it so long.
         """
-        self.is_prompt = is_prompt
-        self.program, self.grid, self.present = program, grid, present
-        self.modes, self.ways, self.idle = range(mode_count), without_replaced(ways), set(idle)
+        program, grid, present = self.program, self.grid, self.present
+        self.modes, self.ways = range(self.mode_count), without_replaced(self.ways)
+        self.idle = set(self.idle)
         self.early_cost = EARLY_COST * np.arange(grid.count, 0, -1)
         self.placements = []
         if present.mode is None and not any(way.origin is None for way in self.ways):
