@@ -22,8 +22,8 @@ WATTS = 1000.0
 """W in a kW."""
 JOULES = 3.6e6
 """J in a kWh."""
-EFFORT = linear.Effort(seconds=10.0, gap=1e-3, relative_gap=1e-3)
-"""How well a device is planned that is alone: to a tenth of a cent, or of a percent."""
+EFFORT = linear.Effort(seconds=10.0, gap=1e-4, relative_gap=1e-4)
+"""How well a device is planned that is alone: to a hundredth of a cent, or of a percent."""
 MAX_CUTS = 8
 LEAD_SECONDS = 8.0
 """How long after its state is known the first instruction of a device is executed at the latest."""
@@ -39,7 +39,7 @@ SHORTEST_SWING = 0.25
 """For how many hours at least a device with steps of power may take the nearest one before the next."""
 LEVEL_PER_HOUR = 4.0
 """What an hour's departure from a schedule's level counts, of as much departure from its energy."""
-PER_KWH, PER_IDLE_HOUR = 1e-4, 2e-5
+PER_KWH, PER_IDLE_HOUR = 5e-4, 2e-5
 """What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could.
 
 At the start it is twice as much: of two moments that are as good, the later is left open.
