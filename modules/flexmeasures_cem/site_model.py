@@ -17,10 +17,8 @@ MAX_CUTS, CUT_SECONDS = 12, 30.0
 """How many edges the grid gets for what happens within its steps, and how far apart they are (s)."""
 SHORTEST_SECONDS = 1.0
 """What is left of a step counts if it is longer."""
-JOINT = linear.Effort(seconds=10.0, gap=0.005, relative_gap=0.005)
-"""How near to the optimum devices are planned together: half a cent, or half a percent."""
-LONE = linear.Effort(seconds=5.0, gap=1e-4, relative_gap=1e-4)
-"""How near to the optimum a lone device is planned."""
+EFFORT = linear.Effort(seconds=5.0, gap=0.005, relative_gap=0.002)
+"""How near to the optimum devices are planned: half a cent, or a fifth of a percent."""
 
 
 @dataclass(eq=False, kw_only=True, repr=False)
@@ -67,7 +65,7 @@ def planned(tasks: list, outlook: Any, spans: list, limit: float | None, tariffs
         parts.append(model.add(site, task.device, task.state, task.wanted, tariffs))
         powers.append(linear.total(site.powers[counted:], site.grid.count))
     site.connect()
-    solution = site.solve(LONE if len(tasks) == 1 else JOINT)
+    solution = site.solve(EFFORT)
     powers = [alone.WATTS * solution.of(power) for power in powers]
     together = sum(powers)
     grid = site.grid

@@ -193,17 +193,17 @@ class _ActuatorModel:
         self.idle = {numbers[each] for each in idle}
         present = switching.Present(mode=mode, ready=active.ready, timers=active.timers)
         self.switching = switching.Switching(
-            site.program, site.grid, len(numbers), self.ways, present, self.idle, is_momentary
+            site.program, site.grid, len(numbers), self.ways, present, self.idle, self.is_momentary
         )
         self.share, self.running = self.switching.share, self.switching.running
         self.factor, self.momentary, self.products = [], [], {}
         for number, each in enumerate(actuator.modes.values()):
-            self._vary(number, each, self.is_momentary)
+            self._vary(number, each)
             if not is_permitted(each):
                 site.program.pay(self.share[number] * site.grid.hours * site.priorities.abnormal)
 
     @pyscript_compile
-    def _vary(self, number, mode, is_momentary):
+    def _vary(self, number, mode):
         """Let the factor of a mode vary between steps, where that saves something."""
         if mode.is_fixed:
             self.factor.append(None)
@@ -211,7 +211,7 @@ class _ActuatorModel:
             return
         program, grid = self.site.program, self.site.grid
         factor = momentary = program.variables(grid.count, 0.0, 1.0)
-        if is_momentary:
+        if self.is_momentary:
             program.require(self.running[number] - momentary, 0.0)
             for taken, parts in self.switching.gaps[number]:
                 product = self._product(momentary, taken, parts)
