@@ -139,7 +139,7 @@ async def test_the_charger_does_as_planned_and_the_car_is_charged_until_it_leave
     assert departure <= datetime.fromisoformat(missed["datetime"]) < departure + 15 * MINUTE
 
     await asyncio.sleep((departure - datetime.now(UTC) + SECOND).total_seconds())
-    await home_assistant.wait_for_state(setpoint, lambda state: float(state["state"]) == 3000, within=10)
+    await home_assistant.wait_for_state(setpoint, lambda state: float(state["state"]) == 3000, within=60)
     async with home_assistant.events("flexmeasures_schedule_updated") as events:
         await home_assistant.call("automation", "trigger", {"entity_id": "automation.car"})
         await asyncio.wait_for(anext(events), 60)
