@@ -102,21 +102,6 @@ def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit():
     assert (second.load, second.limit) == (0, 3000)
 
 
-def test_what_may_be_curtailed_is_the_production_of_others():
-    found = outlooks.new([], 0.0, HOUR, QUARTER)
-    outlooks.put(found, "panels", [-3000.0, -1000.0, 500.0, 0.0])
-    outlooks.put(found, "other panels", [-500.0] * 4)
-    quarters = [(place * QUARTER, (place + 1) * QUARTER) for place in range(4)]
-    found.curtailable = {"panels"}
-    assert [each.curtailable for each in outlooks.market(found, "washer", quarters, None)] == [
-        3000,
-        1000,
-        0,
-        0,
-    ]
-    assert {each.curtailable for each in outlooks.market(found, "panels", quarters, None)} == {0}
-
-
 @given(
     st.sampled_from([(0.2, -0.1), (0.2, 0.05), (-0.1, -0.2), (0.0, -0.1), (0.2, 0.0)]),
     st.integers(-50, 50),

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
+import flexmeasures_cem.asking as asking
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.instructions as instructions
@@ -1178,6 +1179,7 @@ async def test_who_was_planned_before_another_joined_chooses_again(site):
     async with stepped(site) as one:
         await one.ask(charger())
         await one.next("OMBC.Instruction")
+        await asyncio.sleep(1)
         first = planned_for(site, "Charger").plan
         async with stepped(site, "Other") as other:
             await other.ask(charger())
@@ -1364,38 +1366,59 @@ async def test_a_first_plan_is_made_here_where_flexmeasures_takes_long(site):
         await planned(site, 1)
 
 
-async def test_planning_that_fails_unexpectedly_is_told_until_it_works_again(site):
+async def test_asking_that_fails_unexpectedly_is_told_until_it_works_again(site):
     faults = []
     site.site.fault = lambda what, error: faults.append((what, repr(error)))
     site.error = RuntimeError("a fault of ours")
     async with connected(site.cem) as rm:
         await introduce(rm)
-        await until(lambda: ("planning of S2 devices", "RuntimeError('a fault of ours')") in faults)
+        await until(lambda: (asking.ASKING, "RuntimeError('a fault of ours')") in faults)
+        assert await rm.next("FRBC.Instruction")
+        assert controlled(site).is_fallback
         site.error = None
         faults.clear()
         await rm.ask(example("FRBC.SystemDescription"))
-        await until(lambda: ("planning of S2 devices", "None") in faults)
-        assert await rm.next("FRBC.Instruction")
+        await until(lambda: (asking.ASKING, "None") in faults)
+        await until(lambda: is_scheduled(site, rm))
+
+
+async def test_planning_that_fails_unexpectedly_is_told_until_it_works_again(site, monkeypatch):
+    faults, solve = [], planners.solve
+    site.site.fault = lambda what, error: faults.append((what, repr(error)))
+
+    async def fail(*given):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(planners, "solve", fail)
+    async with connected(site.cem) as rm:
+        await introduce(rm)
+        await until(lambda: (planners.PLANNING, "RuntimeError('a fault of ours')") in faults)
+        assert of_type(rm, "FRBC.Instruction") == []
+        monkeypatch.setattr(planners, "solve", solve)
+        faults.clear()
+        await rm.ask(example("FRBC.SystemDescription"))
+        await until(lambda: (planners.PLANNING, "None") in faults)
+        await until(lambda: is_scheduled(site, rm))
 
 
 async def test_a_planner_that_ends_is_begun_again_by_who_runs_it(site, monkeypatch):
-    begun, until_due = [], planners.until_due
+    begun = {}
 
     async def end(site):
         raise asyncio.CancelledError
 
     def run(what, work):
-        begun.append((what, work))
+        begun[what] = work
         return asyncio.create_task(work())
 
     await planners.stop(site.site)
     site.site.run = run
-    monkeypatch.setattr(planners, "until_due", end)
-    with suppress(asyncio.CancelledError):
-        await planners.start(site.site)
-    monkeypatch.setattr(planners, "until_due", until_due)
-    [(what, work)] = begun
-    assert what == "planner of S2 devices"
-    site.site.task = asyncio.create_task(work())
+    with monkeypatch.context() as patched:
+        for module in (planners, asking):
+            patched.setattr(module, "until_due", end)
+        planners.start(site.site)
+        await asyncio.wait([site.site.task, site.site.asking])
+    assert list(begun) == ["planner of S2 devices", "schedules of S2 devices"]
+    site.site.task, site.site.asking = [asyncio.create_task(work()) for work in begun.values()]
     async with battery(site) as rm:
         assert rm.first
