@@ -16,6 +16,7 @@ async def day(monkeypatch, start, app_config, flexmeasures_server):
         "consumption_price_sensor": await posted(bare, begin, consumed),
         "production_price_sensor": await posted(bare, begin, fed_in),
         "s2": app_config["s2"] | {"prices": {"gas": GAS_PRICE, "heat": HEAT_PRICE}},
+        "schedule_duration": "PT24H",
     }
     home = await start(config)
     await home.checked()

@@ -11,11 +11,13 @@ from tests.parts.s2_devices import HomeBattery
 
 
 @pytest.fixture
-async def day(monkeypatch, start, app_config, flexmeasures_server):
-    """Give the S2 side of a home on the next evening."""
+async def day(monkeypatch, start, app_config, flexmeasures_server, request):
+    """Give the S2 side of a home on the next evening; who lives through all of the day plans so far ahead."""
     begin = next_evening()
     sensor = await posted(Side(None, app_config, flexmeasures_server), begin, consumed)
     config = app_config | {"consumption_price_sensor": sensor}
+    if request.node.get_closest_marker("long"):
+        config["schedule_duration"] = "PT24H"
     home = await start(config)
     await home.checked()
     with a_day(monkeypatch, Side(home, config, flexmeasures_server), begin) as side:
