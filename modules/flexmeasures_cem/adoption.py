@@ -128,8 +128,8 @@ async def made_for(site, each, version, powers, outlook, limit, last=math.inf):
         sites.refuse(site, each, version, str(error))
     except Exception as error:
         LOGGER.exception("The schedule of %s cannot be followed: please report this", each.resource.name)
-        told = texts.quoted(repr(error))
-        sites.refuse(site, each, version, f"its schedule cannot be followed ({told})")
+        reason = texts.quoted(repr(error))
+        sites.refuse(site, each, version, f"its schedule cannot be followed ({reason})")
     return None
 
 

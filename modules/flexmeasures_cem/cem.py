@@ -234,30 +234,34 @@ def connected(cem, resource_id=None):
 
     Of several with one name it is the one that has shown a token of its own, if one has.
     """
-    found = [each for each in cem.resources.values() if each.session]
-    there = texts.few(f"{each.resource_id} ({each.name})" for each in found)
-    if not found:
-        known = texts.few(each.name for each in cem.resources.values())
+    candidates = [resource for resource in cem.resources.values() if resource.session]
+    ids_and_names = texts.few(f"{resource.resource_id} ({resource.name})" for resource in candidates)
+    if not candidates:
+        names = texts.few(resource.name for resource in cem.resources.values())
         raise errors.NoSuchResource(
-            f"No S2 Resource Manager is connected{known and f' ({known} was)'}: see that it can reach the "
+            f"No S2 Resource Manager is connected{names and f' ({names} was)'}: see that it can reach the "
             f"address at which Home Assistant listens for it"
         )
     if resource_id is None:
-        if len(found) > 1:
-            raise errors.NoSuchResource(f"resource_id: several are connected, give one of {there}")
-        return found[0]
-    exact = [each for each in found if each.resource_id == resource_id]
-    named = [each for each in found if each.name == resource_id]
-    named = [each for each in named if each.session.holder is not None] or named
-    if len(exact or named) != 1:
-        is_known = any(resource_id in (each.resource_id, each.name) for each in cem.resources.values())
+        if len(candidates) > 1:
+            raise errors.NoSuchResource(f"resource_id: several are connected, give one of {ids_and_names}")
+        return candidates[0]
+    by_id = [resource for resource in candidates if resource.resource_id == resource_id]
+    by_name = [resource for resource in candidates if resource.name == resource_id]
+    by_name = [resource for resource in by_name if resource.session.holder is not None] or by_name
+    if len(by_id or by_name) != 1:
+        is_known = any(resource_id in (one.resource_id, one.name) for one in cem.resources.values())
         wrong = (
-            "more than one has that name" if named else "it is not connected" if is_known else "there is none"
+            "more than one has that name"
+            if by_name
+            else "it is not connected"
+            if is_known
+            else "there is none"
         )
         raise errors.NoSuchResource(
-            f"resource_id: {wrong}: {texts.quoted(resource_id)!r}; connected are {there}"
+            f"resource_id: {wrong}: {texts.quoted(resource_id)!r}; connected are {ids_and_names}"
         )
-    return (exact or named)[0]
+    return (by_id or by_name)[0]
 
 
 @pyscript_compile

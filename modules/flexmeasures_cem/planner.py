@@ -66,8 +66,8 @@ async def work(site):
             site.fault(PLANNING, None)
         except Exception as error:
             site.fault(PLANNING, error)
-            told = texts.quoted(repr(error))
-            failure = errors.NotPlanned(f"Planning failed unexpectedly ({told}): please report this")
+            reason = texts.quoted(repr(error))
+            failure = errors.NotPlanned(f"Planning failed unexpectedly ({reason}): please report this")
             for found in site.controlled.values():
                 found.asked = None
                 sites.give_up(found, failure)

@@ -93,8 +93,8 @@ async def pose(site, each, means, now, start, step, sharers):
         return None
     except Exception as error:
         LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
-        told = texts.quoted(repr(error))
-        sites.refuse(site, each, version, f"what it told cannot be planned ({told})")
+        reason = texts.quoted(repr(error))
+        sites.refuse(site, each, version, f"what it told cannot be planned ({reason})")
         return None
     each.asked, each.is_asked = (device, state), problem is not None
     if kind in (ombc, ddbc):

@@ -293,9 +293,9 @@ def plan_as_json(side: Resources, resource_id: str) -> dict:
 
     One that cannot be written is told, and keeps nothing else from being saved.
     """
-    found, what = kept_plans.of(side.site, resource_id), f"writing of the plan of {resource_id}"
+    kept_plan, what = kept_plans.of(side.site, resource_id), f"writing of the plan of {resource_id}"
     try:
-        written = {"plan": kept_plans.as_json(found)} if found else {}
+        written = {"plan": kept_plans.as_json(kept_plan)} if kept_plan else {}
     except Exception as error:
         tasks.fault(side.status, what, error)
         return {}
@@ -355,18 +355,23 @@ def listed_for(side: Resources, relay: Any) -> dict[str, Any]:
     resources, resource = side.given.s2.resources, relay.resource
     if resource.resource_id in resources:
         return resources[resource.resource_id]
-    namesakes = [each for each in namesakes_of(side, relay) if each.resource.session]
+    namesakes = connected_namesakes_of(side, relay)
     return {} if namesakes and namesakes[0] is not relay else resources.get(resource.name, {})
 
 
 @pyscript_compile
-def namesakes_of(side: Resources, relay: Any) -> list[Any]:
-    """Return all relays of one name but those listed by their resource_id, the longest known first."""
+def connected_namesakes_of(side: Resources, relay: Any) -> list[Any]:
+    """Return the relays of one name that are connected, the longest known first.
+
+    Those that `s2.resources` lists by their resource_id are left out.
+    """
+    resources = [(other, other.resource) for other in side.relays.values()]
     return [
-        each
-        for each in side.relays.values()
-        if each.resource.name == relay.resource.name
-        and each.resource.resource_id not in side.given.s2.resources
+        other
+        for other, resource in resources
+        if resource.session
+        and resource.name == relay.resource.name
+        and resource.resource_id not in side.given.s2.resources
     ]
 
 
@@ -375,18 +380,18 @@ def share_out(side: Resources, relay: Any) -> None:
     """Have one alone of those that are connected under a name use what is listed by it."""
     if relay.resource.name not in side.given.s2.resources:
         return
-    found = [each for each in namesakes_of(side, relay) if each.resource.session]
-    for each in found:
-        before = each.provision
-        use_sensors(side, each)
-        if each.provision != before:
-            each.are_sensors_checked = False
-            learn_sensors(side, each)
-    for each in found[1:]:
+    namesakes = connected_namesakes_of(side, relay)
+    for namesake in namesakes:
+        before = namesake.provision
+        use_sensors(side, namesake)
+        if namesake.provision != before:
+            namesake.are_sensors_checked = False
+            learn_sensors(side, namesake)
+    for namesake in namesakes[1:]:
         relays.complain(
-            each,
-            f"{found[0].resource.resource_id} has the same name, and what s2.resources lists by that: list "
-            f"each by its resource_id",
+            namesake,
+            f"{namesakes[0].resource.resource_id} has the same name, and what s2.resources lists by that: "
+            f"list each by its resource_id",
         )
 
 

@@ -375,7 +375,7 @@ async def accept(listener, request):
 
 
 @pyscript_compile
-def new_session(listener, outgoing):
+def new_session(listener: Any, outgoing: Any) -> Any:
     """Return a session over a websocket; who does not establish it in time is sent away."""
     limits, request, websocket = listener.limits, outgoing.request, outgoing.websocket
     loop = asyncio.get_running_loop()

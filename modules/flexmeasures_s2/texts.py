@@ -39,10 +39,10 @@ def label(text: str | None, longest: int) -> str:
 
 @pyscript_compile
 def few(items: Iterable[str]) -> str:
-    """Return the first of some texts that are told in a list, and how many more there are."""
-    told = [quoted(item) for item in items]
-    more = [f"and {len(told) - MAX_LISTED} more"] if len(told) > MAX_LISTED else []
-    return ", ".join([*told[:MAX_LISTED], *more])
+    """Return the first of some texts as a list, and how many more there are."""
+    listed = [quoted(item) for item in items]
+    more = [f"and {len(listed) - MAX_LISTED} more"] if len(listed) > MAX_LISTED else []
+    return ", ".join([*listed[:MAX_LISTED], *more])
 
 
 @pyscript_compile
