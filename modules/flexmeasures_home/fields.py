@@ -135,6 +135,27 @@ def price(value):
 
 
 @pyscript_compile
+def power_price(value: Any) -> quantities.PowerPrice:
+    """Return the PowerPrice of a text such as "3.5 EUR/kW", above zero."""
+    found = quantities.power_price(value)
+    if found.per_kilowatt <= 0:
+        raise ValueError
+    return found
+
+
+@pyscript_compile
+def energy_price(value: Any) -> float:
+    """Return a price per kWh, of a text such as "0.04 EUR/kWh" or a number, not below zero."""
+    try:
+        found = number(value)
+    except ValueError:
+        found, _currency = quantities.energy_price(value)
+    if found < 0:
+        raise ValueError
+    return found
+
+
+@pyscript_compile
 def raw_fields(value):
     """Return raw FlexMeasures fields as JSON's types: a dict with text keys."""
     if not isinstance(value, dict):
@@ -495,6 +516,8 @@ SCHEDULE_DURATION = expects(
 )
 MOMENT = expects(moment, "a date and time, such as 2026-01-15T07:00:00+01:00")
 PRICE = expects(price, "a price such as 1.35, without a unit")
+ENERGY_PRICE = expects(energy_price, "a price per kWh such as '0.04 EUR/kWh', not below zero")
+POWER_PRICE = expects(power_price, "a price per kW above zero, such as '3.5 EUR/kW'")
 POWER = expects(positive(quantities.power), "a power above zero, such as '10 kW'")
 CAPACITY = expects(not_negative(quantities.power), "a power such as '10 kW', or '0 kW'")
 RAW_FIELDS = expects(

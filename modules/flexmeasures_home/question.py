@@ -9,6 +9,7 @@ import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import ServiceValidationError
 
 import flexmeasures_home.fields as fields
+import flexmeasures_home.grid_connection as grid_connection
 import flexmeasures_home.state_of_charge as states_of_charge
 import flexmeasures_optimiser.planning as planning
 import flexmeasures_optimiser.prices as prices
@@ -93,12 +94,13 @@ async def ask(
     tariff, price_fields = await prices.for_plan(
         link, given.consumption_price_sensor, given.production_price_sensor, raw, start, start + duration
     )
+    grid_connection.refuse_other_currency(given, tariff)
     schedule = await planning.plan(
         link,
         storage,
         storages.flex_context(
             price_fields,
-            given.site_power_capacity,
+            grid_connection.fields(given),
             await beside(start, start + duration, sensor.resolution, raw),
             raw,
         ),

@@ -71,8 +71,9 @@ def record():
         the session, control type and fill level that were last made known, `state` the state and attributes
         that Home Assistant was last given. `armed_for` is the end of the interval that `forget_timer` waits
         for. `energy_per_fill_level` is in Wh. `instruction_lead` is how long
-        before its time an instruction is sent (s), where that is configured for it. `planned()` returns the
-        attributes that tell of its plan.
+        before its time an instruction is sent (s), where that is configured for it, `cycle_cost` what a kWh
+        through its storage costs in wear (currency). `planned()` returns the attributes that tell of its
+        plan.
         """
 
         hass: Any
@@ -81,6 +82,7 @@ def record():
         entity_id: str
         energy_per_fill_level: float | None = None
         instruction_lead: float | None = None
+        cycle_cost: float = 0.0
         made: Any = None
         provision: Any = None
         power_sensor: Any = None

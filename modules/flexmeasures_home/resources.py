@@ -249,8 +249,8 @@ def urge(side: Any, was_away: bool) -> None:
 
 @pyscript_compile
 def own_schedule_changed(side):
-    """Plan the S2 devices anew where the schedule of the app's own device takes of the site's limit."""
-    if side.given.site_power_capacity is not None:
+    """Plan the S2 devices anew where the schedule of the app's own device takes of the site's connection."""
+    if side.site.connection.couples_devices:
         triggers.plan_soon(side.site)
 
 
@@ -336,6 +336,7 @@ def use_sensors(side, relay):
         made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
     relay.energy_per_fill_level = listed.get("energy_per_fill_level")
     relay.instruction_lead = listed.get("instruction_lead")
+    relay.cycle_cost = listed.get("cycle_cost", 0.0)
     relay.provision = provisioning.Provision(
         made.asset,
         listed.get("power_sensor") or made.power_sensor,

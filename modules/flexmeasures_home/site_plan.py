@@ -16,6 +16,7 @@ import flexmeasures_cem.plans as plans
 import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
+import flexmeasures_home.grid_connection as grid_connection
 import flexmeasures_home.relay as relays
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
@@ -33,7 +34,6 @@ POSTED_AT_ONCE = 4
 MOST_OF_A_PLAN, MOST_MISSED = 24, 10
 """So that all attributes of a state stay under what the recorder takes (16,384 bytes)."""
 JOULES_PER_WATT_HOUR = 3600.0
-SITE_POWER_CAPACITY = "site-power-capacity"
 SCHEDULER = "scheduler"
 """The type of the data source that FlexMeasures' schedules are from."""
 
@@ -86,9 +86,10 @@ def new(asker, relay_of, unfit):
         lambda error: statuses.fail_with(asker.status, MATTER, error),
         lambda: statuses.succeed(asker.status, MATTER),
         given.schedule_duration.total_seconds(),
-        given.site_power_capacity,
+        grid_connection.of(given),
         lead=given.s2.instruction_lead,
         own_lead=lambda resource: relay_of(resource).instruction_lead,
+        cycle_cost=lambda resource: relay_of(resource).cycle_cost,
         now=lambda: dt_util.utcnow().timestamp(),
         tariffs=given.s2.prices,
         rate_limit=asker.link.rate_limit,
@@ -101,7 +102,7 @@ async def solve(asker, problems, window, powers, limits):
     """Return the Schedule (W) of each power sensor; raise an OptimiserError.
 
     `powers` maps the power sensors of other devices to what they are to have, which is posted first, and
-    `limits` is the site's limit where that varies: see site.Site.
+    `limits` are the site's capacities that vary: see site.Site.
     """
     begin, length = datetime.fromtimestamp(window.start, UTC), timedelta(seconds=window.end - window.start)
     given, link = asker.given, asker.link
@@ -111,8 +112,8 @@ async def solve(asker, problems, window, powers, limits):
         tell_prices(asker, tariff)
         context = storages.flex_context(
             price_fields,
-            given.site_power_capacity,
-            limit_over_time(given.flex_context or {}, limits),
+            grid_connection.fields(given),
+            limits_over_time(given.flex_context or {}, limits),
             await inflexible(asker, [each.power_sensor for each in problems], powers),
             given.flex_context,
         )
@@ -138,9 +139,9 @@ async def beside(asker, start, end, step, raw):
     window = sites.Window(begin, seconds, end.timestamp(), 1.0, math.inf, False)
     outlook = await loads.expected(site, {}, window)
     loads.take_out(outlook, loads.OWN)
-    powers, known = await loads.given(site, {}, {}, replace(window, end=last))
-    limits = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
-    return limit_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
+    powers, known = await loads.given(site, {}, replace(window, end=last))
+    limits = await asyncio.to_thread(loads.limits, site.connection, outlook, known, window)
+    return limits_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
 
 
 @pyscript_compile
@@ -211,15 +212,22 @@ def own_power(asker, moment):
 
 
 @pyscript_compile
-def limit_over_time(raw, limits):
-    """Return the site's limit where it varies; the user's own loads (`raw` fields) void what we know."""
-    if not limits or any(name.startswith("inflexible") for name in raw):
+def limits_over_time(raw: dict[str, Any], limits: dict[str, list]) -> dict[str, Any]:
+    """Return the fields of the site's capacities that vary, whose spans (start, end, W) are by their names.
+
+    The user's own loads (`raw` fields) void what we know.
+    """
+    if any(name.startswith("inflexible") for name in raw):
         return {}
-    spans = [
-        storages.Span(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC), power)
-        for start, end, power in limits
-    ]
-    return {SITE_POWER_CAPACITY: storages.as_powers(spans)}
+    return {
+        grid_connection.FIELDS[name]: storages.as_powers(
+            [
+                storages.Span(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC), power)
+                for start, end, power in spans
+            ]
+        )
+        for name, spans in limits.items()
+    }
 
 
 @pyscript_compile
@@ -255,9 +263,14 @@ def tell_prices(asker: Any, tariff: Any) -> None:
 async def site_prices(
     asker: Any, start: datetime, end: datetime, raw: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the Tariff (None: only FlexMeasures reads it) and the flex-context's prices of the site."""
+    """Return the Tariff (None: only FlexMeasures reads it) and the flex-context's prices of the site.
+
+    Raise an OptimiserError.
+    """
     sensors = asker.given.consumption_price_sensor, asker.given.production_price_sensor
-    return await tariffs.for_plan(asker.link, *sensors, raw, start, end)
+    tariff, fields = await tariffs.for_plan(asker.link, *sensors, raw, start, end)
+    grid_connection.refuse_other_currency(asker.given, tariff)
+    return tariff, fields
 
 
 @pyscript_compile

@@ -5,7 +5,6 @@ these prices: the known one, else the price of the same hour of the day before, 
 ones.
 """
 
-import re
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,6 @@ import flexmeasures_optimiser.sensor_data as sensor_data
 
 CONSUMPTION, PRODUCTION = "consumption-price", "production-price"
 """The flex-context's fields."""
-PRICE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S+)\s*")
 DAY = timedelta(days=1)
 LOOK_AHEAD = timedelta(days=2)
 """How far is looked for known prices at least."""
@@ -123,13 +121,10 @@ def source(name: str, sensor_id: int, flex_context: dict[str, Any]) -> Any:
 @pyscript_compile
 def parse(text: str) -> tuple[float, str] | None:
     """Return (price per kWh, currency) of a text such as "0.3 EUR/kWh", or None."""
-    if len(text) > quantities.MAX_LENGTH or (match := PRICE.fullmatch(text)) is None:
-        return None
     try:
-        factor = quantities.per_kilowatt_hour(match[2])
+        return quantities.energy_price(text)
     except ValueError:
         return None
-    return float(match[1]) * factor, match[2].rpartition("/")[0]
 
 
 @pyscript_compile

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import dataclass
 
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
@@ -10,6 +11,19 @@ ENERGY_UNITS = ("Wh", "kWh", "MWh")
 MAX_NUMBER, MAX_LENGTH = 1e15, 64
 """Beyond these a number, or the text of a quantity, is a mistake."""
 QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|[A-Za-z]+)?\s*")
+
+PRICE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\s/]+)/([A-Za-z]+)\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PowerPrice:
+    """What a kW costs, in a currency such as EUR."""
+
+    per_kilowatt: float
+    currency: str
+
+
+PowerPrice = _PowerPrice
 
 
 @pyscript_compile
@@ -56,6 +70,37 @@ def ratio(quantity):
     if given not in (None, "%"):
         raise ValueError("expected a ratio such as 0.95, or a percentage such as 95 %")
     return number / 100 if given == "%" else number
+
+
+@pyscript_compile
+def power_price(text: str) -> PowerPrice:
+    """Return the PowerPrice of "3.5 EUR/kW" or "3500 EUR/MW"; raise ValueError for anything else."""
+    number, currency, unit = parse_price(text)
+    if unit not in POWER_UNITS:
+        raise ValueError(f"expected a price per {', '.join(POWER_UNITS)}")
+    return PowerPrice(per_kilowatt=number / PowerConverter.convert(1, unit, "kW"), currency=currency)
+
+
+@pyscript_compile
+def energy_price(text: str) -> tuple[float, str]:
+    """Return (price per kWh, currency) of "0.3 EUR/kWh"; raise ValueError for anything else."""
+    number, currency, unit = parse_price(text)
+    return number * per_kilowatt_hour(f"{currency}/{unit}"), currency
+
+
+@pyscript_compile
+def parse_price(text: str) -> tuple[float, str, str]:
+    """Return (number, currency, unit) of "3.5 EUR/kW"; raise ValueError for anything else."""
+    match = PRICE.fullmatch(text) if isinstance(text, str) and len(text) <= MAX_LENGTH else None
+    if not match or abs(float(match[1])) > MAX_NUMBER:
+        raise ValueError("expected a number, a currency and a unit")
+    return float(match[1]), match[2], match[3]
+
+
+@pyscript_compile
+def as_power_price(price: PowerPrice) -> str:
+    """Write a PowerPrice as FlexMeasures reads it."""
+    return f"{tidy(price.per_kilowatt)} {price.currency}/kW"
 
 
 @pyscript_compile

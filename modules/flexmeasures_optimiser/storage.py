@@ -216,12 +216,10 @@ def as_event(wish):
 
 
 @pyscript_compile
-def flex_context(price_fields, site_power_capacity, *raw):
-    """Return the trigger's `flex-context`: the site's capacity (W), raw fields, and its fields of prices."""
+def flex_context(price_fields, *additions):
+    """Return the trigger's `flex-context`: some fields, of which the later prevail, and those of prices."""
     context = {}
-    if site_power_capacity is not None:
-        context["site-power-capacity"] = quantities.as_power(site_power_capacity)
-    for addition in raw:
+    for addition in additions:
         context |= addition or {}
     return context | price_fields
 

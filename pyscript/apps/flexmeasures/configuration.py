@@ -1,6 +1,7 @@
 """The configuration under `pyscript: apps: flexmeasures:`, checked once."""
 
 import ipaddress
+import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -56,6 +57,10 @@ def records():
         measurements: list
         site: int | None
         site_power_capacity: float | None
+        site_consumption_capacity: float | None
+        site_production_capacity: float | None
+        site_peak_consumption: float | None
+        site_peak_consumption_price: quantities.PowerPrice | None
         flex_model: Any
         flex_context: Any
         s2: Any
@@ -219,6 +224,7 @@ RESOURCE = {
         energy_per_fill_level, "the energy of one unit of fill level, such as '0.1 kWh'"
     ),
     vol.Optional("instruction_lead"): fields.INSTRUCTION_LEAD,
+    vol.Optional("cycle_cost"): fields.ENERGY_PRICE,
     vol.Optional("token"): TOKEN,
 }
 PRICES_SCHEMA = vol.Schema(
@@ -282,6 +288,10 @@ SCHEMA = vol.Schema(
         vol.Optional("measurements", default=list): vol.All([MEASUREMENT], each_once),
         vol.Optional("site"): fields.ASSET,
         vol.Optional("site_power_capacity"): fields.POWER,
+        vol.Optional("site_consumption_capacity"): fields.POWER,
+        vol.Optional("site_production_capacity"): fields.CAPACITY,
+        vol.Optional("site_peak_consumption"): fields.CAPACITY,
+        vol.Optional("site_peak_consumption_price"): fields.POWER_PRICE,
         vol.Optional("flex_model"): fields.RAW_FIELDS,
         vol.Optional("flex_context"): fields.RAW_FIELDS,
         vol.Optional("s2", default=dict): or_nothing(S2_SCHEMA),
@@ -408,7 +418,28 @@ def contradictions(given):
     sensors = [item["sensor"] for item in given["measurements"]]
     if "soc_entity" in given and given.get("soc_sensor") in sensors:
         found.append("measurements: expected no item for soc_sensor, which gets its values from soc_entity")
-    return found + s2_contradictions(given["s2"])
+    return found + site_contradictions(given) + s2_contradictions(given["s2"])
+
+
+@pyscript_compile
+def site_contradictions(given: dict[str, Any]) -> list[str]:
+    """Return the mistakes that keys of the site's connection to the grid make together."""
+    found, whole = [], given.get("site_power_capacity", math.inf)
+    consumption = min(whole, given.get("site_consumption_capacity", math.inf))
+    for key, most, name in (
+        ("site_consumption_capacity", whole, "site_power_capacity"),
+        ("site_production_capacity", whole, "site_power_capacity"),
+        ("site_peak_consumption", consumption, "what the site can consume"),
+    ):
+        if given.get(key, 0.0) > most:
+            found.append(
+                f"{key}: expected at most {name}, {most / 1000:g} kW, but got {given[key] / 1000:g} kW"
+            )
+    peak = "site_peak_consumption", "site_peak_consumption_price"
+    for key, other in (peak, peak[::-1]):
+        if key in given and other not in given:
+            found.append(f"{key}: expected {other} too")
+    return found
 
 
 @pyscript_compile

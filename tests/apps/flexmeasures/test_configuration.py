@@ -15,6 +15,8 @@ GIVEN = {
     "soc_max": "10",
 }
 
+PEAK = {"site_peak_consumption": "2.5 kW", "site_peak_consumption_price": "3.5 EUR/kW"}
+
 
 def test_fills_in_the_defaults(configuration):
     found, mistakes = configuration.read(GIVEN)
@@ -25,6 +27,8 @@ def test_fills_in_the_defaults(configuration):
     assert found.schedule_unit == "kW"
     for name in ("soc_sensor", "rm_discharge_sensor", "power_capacity", "roundtrip_efficiency", "site"):
         assert getattr(found, name) is None
+    for name in ("consumption_capacity", "production_capacity", "peak_consumption", "peak_consumption_price"):
+        assert getattr(found, f"site_{name}") is None
 
 
 def test_reads_what_is_given(configuration):
@@ -42,6 +46,10 @@ def test_reads_what_is_given(configuration):
             "roundtrip_efficiency": "90 %",
             "site": 1,
             "site_power_capacity": "17 kW",
+            "site_consumption_capacity": 12,
+            "site_production_capacity": "0 kW",
+            "site_peak_consumption": "2500 W",
+            "site_peak_consumption_price": "3500 EUR/MW",
             "soc_entity": "sensor.car.battery_level",
             "soc_entity_unit": "%",
             "soc_max_age": "PT30M",
@@ -58,6 +66,10 @@ def test_reads_what_is_given(configuration):
     assert (found.soc_min, found.soc_max) == (1000, 10_000)
     assert found.schedule_duration == timedelta(hours=12)
     assert (found.power_capacity, found.site_power_capacity) == (10_000, 17_000)
+    assert (found.site_consumption_capacity, found.site_production_capacity) == (12_000, 0)
+    assert found.site_peak_consumption == 2500
+    price = found.site_peak_consumption_price
+    assert (price.per_kilowatt, price.currency) == (3.5, "EUR")
     assert found.roundtrip_efficiency == 0.9
     assert found.flex_model == {"prefer-charging-sooner": False}
     assert (found.consumption_capacity, found.production_capacity) == (11_000, 0)
@@ -98,7 +110,7 @@ def test_reads_what_is_given_for_s2(configuration):
                 "instruction_lead": "PT2M",
                 "resources": {
                     "EV": {"power_sensor": "7", "energy_per_fill_level": "500 Wh", "instruction_lead": "all"},
-                    "Pump": {"token": "eigen"},
+                    "Pump": {"token": "eigen", "cycle_cost": "40 EUR/MWh"},
                 },
                 "prices": {"gas": 1.35, "heat": "0.11", "oil": 1, "hydrogen": -2},
                 "limits": {"message": "64 KiB", "heartbeat": "20 s", "handshake": 5, "rate": 100},
@@ -111,7 +123,7 @@ def test_reads_what_is_given_for_s2(configuration):
     assert s2.instruction_lead == 120
     assert s2.resources == {
         "EV": {"power_sensor": 7, "energy_per_fill_level": 500, "instruction_lead": math.inf},
-        "Pump": {"token": "eigen"},
+        "Pump": {"token": "eigen", "cycle_cost": 0.04},
     }
     assert s2.prices == {"GAS": 1.35, "HEAT": 0.11, "OIL": 1, "HYDROGEN": -2}
     assert (s2.limits.message, s2.limits.heartbeat, s2.limits.handshake) == (65_536, 20, 5)
@@ -132,6 +144,19 @@ def test_anyone_may_be_let_in(configuration):
 def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
     found, _mistakes = configuration.read(GIVEN | {"roundtrip_efficiency": given})
     assert found.roundtrip_efficiency == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("given", "cost"), [(0.04, 0.04), ("0.04", 0.04), ("0 EUR/kWh", 0), ("0.4 SEK/kWh", 0.4)]
+)
+def test_wear_is_a_price_per_kwh(configuration, given, cost):
+    found, _mistakes = configuration.read(GIVEN | {"s2": {"resources": {"EV": {"cycle_cost": given}}}})
+    assert found.s2.resources["EV"]["cycle_cost"] == cost
+
+
+def test_the_price_of_a_peak_may_count_from_the_first_watt_on(configuration):
+    found, _mistakes = configuration.read(GIVEN | PEAK | {"site_peak_consumption": "0 kW"})
+    assert found.site_peak_consumption == 0
 
 
 @pytest.mark.parametrize(
@@ -186,6 +211,43 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
             {"measurements": [{"entity": "sensor.roof", "sensor": 5, "positive": "up"}]},
             "measurements[0].positive: expected consumption or production, but got 'up'",
         ),
+        (
+            {"site_consumption_capacity": "0 kW"},
+            "site_consumption_capacity: expected a power above zero, such as '10 kW', but got '0 kW'",
+        ),
+        ({"site_production_capacity": "-1 kW"}, "site_production_capacity: expected a power such as '10 kW'"),
+        (
+            {"site_power_capacity": "17 kW", "site_consumption_capacity": "20 kW"},
+            "site_consumption_capacity: expected at most site_power_capacity, 17 kW, but got 20 kW",
+        ),
+        (
+            {"site_power_capacity": "17 kW", "site_production_capacity": "20 kW"},
+            "site_production_capacity: expected at most site_power_capacity, 17 kW, but got 20 kW",
+        ),
+        (
+            {"site_peak_consumption": "2.5 kW"},
+            "site_peak_consumption: expected site_peak_consumption_price too",
+        ),
+        (
+            {"site_peak_consumption_price": "3.5 EUR/kW"},
+            "site_peak_consumption_price: expected site_peak_consumption too",
+        ),
+        (
+            PEAK | {"site_consumption_capacity": "2 kW"},
+            "site_peak_consumption: expected at most what the site can consume, 2 kW, but got 2.5 kW",
+        ),
+        (
+            PEAK | {"site_peak_consumption_price": 3.5},
+            "site_peak_consumption_price: expected a price per kW above zero, such as '3.5 EUR/kW', but got",
+        ),
+        (
+            PEAK | {"site_peak_consumption_price": "3.5 EUR/kWh"},
+            "site_peak_consumption_price: expected a price per kW above zero",
+        ),
+        (
+            PEAK | {"site_peak_consumption_price": "0 EUR/kW"},
+            "site_peak_consumption_price: expected a price per kW above zero",
+        ),
         ({"flex_model": ["soc-max"]}, "flex_model: expected FlexMeasures' own fields"),
         ({"s2": "geheim"}, "s2: expected keys and values"),
         ({"s2": {"host": "0.0.0.0"}}, "s2.token: expected a token, which Resource Managers send as a Bearer"),
@@ -206,6 +268,14 @@ def test_an_efficiency_is_a_ratio_or_a_percentage(configuration, given, ratio):
         (
             {"s2": {"resources": {"EV": {"energy_per_fill_level": 0}}}},
             "s2.resources.EV.energy_per_fill_level: expected the energy of one unit of fill level",
+        ),
+        (
+            {"s2": {"resources": {"EV": {"cycle_cost": "0.04 EUR/kW"}}}},
+            "s2.resources.EV.cycle_cost: expected a price per kWh such as '0.04 EUR/kWh', not below zero",
+        ),
+        (
+            {"s2": {"resources": {"EV": {"cycle_cost": -0.04}}}},
+            "s2.resources.EV.cycle_cost: expected a price per kWh such as '0.04 EUR/kWh', not below zero",
         ),
         (
             {"s2": {"prices": {"gas": "1.35 EUR"}}},

@@ -211,8 +211,17 @@ def most(answer) -> float:
 
 
 @pytest.mark.usefixtures("whole_day")
-async def test_the_apps_own_device_is_planned_beside_the_others(start, app_config, flexmeasures_server):
-    side = await restarted(start, app_config, flexmeasures_server, site_power_capacity="4 kW")
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"site_power_capacity": "4 kW"},
+        {"site_consumption_capacity": "4 kW", "site_production_capacity": "9 kW"},
+    ],
+)
+async def test_the_apps_own_device_is_planned_beside_the_others(
+    start, app_config, flexmeasures_server, limits
+):
+    side = await restarted(start, app_config, flexmeasures_server, **limits)
     async with (
         HeatPump(side.url, every=0.2, comfort=5.0) as pump,
         Meter(side.url, every=0.2, name="Kitchen meter", power=lambda _moment: 500.0),

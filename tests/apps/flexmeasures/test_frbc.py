@@ -168,6 +168,7 @@ async def test_what_keeps_devices_from_their_plan_is_over_with_the_last_of_them(
     try:
         async with HomeBattery(side.url, every=0.2) as battery:
             await side.home.until(lambda: battery.instructions)
+            await side.home.until(lambda: side.state().attributes["has_schedule"])
             flexmeasures_server.stop_web()
             with pytest.raises(HomeAssistantError, match="FlexMeasures"):
                 await side.home.call("call_cem_trigger_schedule")

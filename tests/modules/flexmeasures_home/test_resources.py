@@ -14,6 +14,7 @@ import flexmeasures_home.resources as resources
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
 import flexmeasures_optimiser.errors as errors
+from flexmeasures_cem.market import Connection
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,10 @@ async def test_a_plan_that_cannot_be_written_keeps_nothing_else_from_being_saved
 @pytest.fixture
 def house_of_names(hass, monkeypatch):
     """Return a side whose s2.resources list sensors by a name, and a function that has a device connect."""
-    listed = {"Battery": {"power_sensor": 7, "soc_sensor": 8}, "by-id": {"power_sensor": 9}}
+    listed = {
+        "Battery": {"power_sensor": 7, "soc_sensor": 8, "cycle_cost": 0.04},
+        "by-id": {"power_sensor": 9},
+    }
     side = SimpleNamespace(
         status=statuses.Status(hass),
         given=SimpleNamespace(s2=SimpleNamespace(resources=listed, auto_provision=True)),
@@ -229,3 +233,26 @@ async def test_who_has_a_token_is_forgotten_last(house_of_names, hass):
     side.relays["chosen"].resource.choice = "NOT_CONTROLABLE"
     key = functools.partial(resources.sort_key_of_worth, side)
     assert sorted(side.relays, key=key) == ["any", "chosen", "battery"]
+
+
+async def test_wear_costs_what_is_listed_and_else_nothing(house_of_names):
+    _side, connect = house_of_names
+    assert (connect("battery").cycle_cost, connect("by-id", "Heat pump").cycle_cost) == (0.04, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("connection", "is_planned"),
+    [
+        (Connection(), False),
+        (Connection(power_capacity=17_000.0), True),
+        (Connection(production_capacity=0.0), True),
+        (Connection(peak_consumption=2500.0, peak_price=4.0), True),
+    ],
+)
+def test_the_own_schedule_counts_for_others_where_the_connection_couples_them(
+    monkeypatch, connection, is_planned
+):
+    planned, site = [], SimpleNamespace(connection=connection)
+    monkeypatch.setattr(resources.triggers, "plan_soon", planned.append)
+    resources.own_schedule_changed(SimpleNamespace(site=site))
+    assert planned == [site] * is_planned

@@ -11,23 +11,30 @@ import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
 from flexmeasures_cem.site import Window
 from flexmeasures_optimiser.connection import Sensor
+from flexmeasures_optimiser.errors import InvalidProblem
+from flexmeasures_optimiser.quantities import PowerPrice
 
 HOUR = 3600.0
 
 
-def test_the_sites_limit_is_told_where_it_varies():
-    assert site_plan.limit_over_time({}, None) == {}
-    assert site_plan.limit_over_time({}, [(0.0, HOUR, 9000.0), (HOUR, 2 * HOUR, 10_000.0)]) == {
+def test_the_sites_limits_are_told_where_they_vary():
+    assert site_plan.limits_over_time({}, {}) == {}
+    spans = [(0.0, HOUR, 9000.0), (HOUR, 2 * HOUR, 10_000.0)]
+    limits = {"power_capacity": spans, "production_capacity": [(0.0, HOUR, 0.0)]}
+    assert site_plan.limits_over_time({}, limits) == {
         "site-power-capacity": [
             {"start": "1970-01-01T00:00:00+00:00", "end": "1970-01-01T01:00:00+00:00", "value": "9.0 kW"},
             {"start": "1970-01-01T01:00:00+00:00", "end": "1970-01-01T02:00:00+00:00", "value": "10.0 kW"},
-        ]
+        ],
+        "site-production-capacity": [
+            {"start": "1970-01-01T00:00:00+00:00", "end": "1970-01-01T01:00:00+00:00", "value": "0.0 kW"}
+        ],
     }
 
 
 def test_loads_of_the_users_own_void_what_is_known_of_the_limit():
     raw = {"inflexible-consumption": [{"sensor": 9}]}
-    assert site_plan.limit_over_time(raw, [(0.0, HOUR, 9000.0)]) == {}
+    assert site_plan.limits_over_time(raw, {"power_capacity": [(0.0, HOUR, 9000.0)]}) == {}
 
 
 async def test_a_sensor_that_cannot_be_used_keeps_no_other_device_from_its_plan():
@@ -77,17 +84,31 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
         power_sensor=2,
         consumption_price_sensor=4,
         production_price_sensor=4,
-        site_power_capacity=None,
+        site_power_capacity=17_000.0,
+        site_consumption_capacity=12_000.0,
+        site_production_capacity=0.0,
+        site_peak_consumption=2500.0,
+        site_peak_consumption_price=PowerPrice(per_kilowatt=3.5, currency="EUR"),
         flex_context=None,
     )
     link, status = SimpleNamespace(sensors=sensors), statuses.Status(hass)
     asker = site_plan.Asker(given, link, status, asyncio.Lock(), lambda: None)
     asker.planner = SimpleNamespace(unusable={})
     window = Window(start.timestamp(), 900.0, start.timestamp() + 4 * HOUR, 1.0, math.inf, False)
-    for _plan in range(2):
-        await site_plan.solve(asker, [], window, {}, None)
+    varying = {"consumption_capacity": [(window.start, window.end, 11_000.0)]}
+    for limits in ({}, varying):
+        await site_plan.solve(asker, [], window, {}, limits)
     whole = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T04:00:00+00:00", "value": "0.3 EUR/kWh"}
     assert asked[0]["consumption-price"] == asked[0]["production-price"] == [whole]
+    configured = {
+        "site-power-capacity": "17.0 kW",
+        "site-consumption-capacity": "12.0 kW",
+        "site-production-capacity": "0.0 kW",
+        "site-peak-consumption": "2.5 kW",
+        "site-peak-consumption-price": "3.5 EUR/kW",
+    }
+    assert {name: value for name, value in asked[0].items() if name.startswith("site")} == configured
+    assert asked[1]["site-consumption-capacity"] == [whole | {"value": "11.0 kW"}]
     shown = hass.states.get(statuses.ENTITY_ID).attributes["prices_known_until"]
     assert datetime.fromisoformat(shown) == start + timedelta(hours=1)
     assert caplog.text.count("s2: Prices are known for 25% of the schedule") == 1
@@ -96,3 +117,8 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
         (0.3, True),
         (0.3, False),
     ]
+    given.site_peak_consumption_price = PowerPrice(per_kilowatt=3.5, currency="SEK")
+    with pytest.raises(
+        InvalidProblem, match="site_peak_consumption_price is in SEK, and the price of energy in EUR"
+    ):
+        await site_plan.prices(asker, window.start, window.end)

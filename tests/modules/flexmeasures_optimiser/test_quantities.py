@@ -74,3 +74,21 @@ def test_a_price_is_turned_into_one_per_kilowatt_hour(unit, factor):
 def test_what_is_no_price_of_energy_is_refused(unit):
     with pytest.raises(ValueError):
         quantities.per_kilowatt_hour(unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "price", "written"),
+    [("3.5 EUR/kW", 3.5, "3.5 EUR/kW"), ("260EUR/MW", 0.26, "0.26 EUR/kW"), ("1e-3 EUR/W", 1, "1.0 EUR/kW")],
+)
+def test_a_price_of_power_is_one_per_kilowatt(text, price, written):
+    found = quantities.power_price(text)
+    assert (found.per_kilowatt, found.currency) == (pytest.approx(price), "EUR")
+    assert quantities.as_power_price(found) == written
+
+
+@pytest.mark.parametrize(
+    "text", ["3.5", 3.5, "EUR/kW", "3.5 /kW", "3.5 EUR/kWh", "3.5 EUR", "1e400 EUR/kW", "3.5 EUR/kW/h", None]
+)
+def test_what_is_no_price_of_power_is_refused(text):
+    with pytest.raises(ValueError):
+        quantities.power_price(text)

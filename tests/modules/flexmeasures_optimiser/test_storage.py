@@ -108,15 +108,17 @@ def test_a_minimum_power_makes_operation_modes():
     ]
 
 
-def test_prices_are_sensors_in_the_flex_context():
+def test_prices_are_sensors_in_the_flex_context_and_later_fields_prevail():
     sensors = {"consumption-price": {"sensor": 1}, "production-price": {"sensor": 2}}
-    assert storages.flex_context(sensors, 17_000, {"relax-constraints": False}, None) == {
+    configured = {"site-power-capacity": "17.0 kW", "site-production-capacity": "0.0 kW"}
+    raw = {"relax-constraints": False, "site-production-capacity": "5 kW"}
+    assert storages.flex_context(sensors, configured, raw, None) == {
         "consumption-price": {"sensor": 1},
         "production-price": {"sensor": 2},
         "site-power-capacity": "17.0 kW",
+        "site-production-capacity": "5 kW",
         "relax-constraints": False,
     }
-    assert "site-power-capacity" not in storages.flex_context(sensors, None)
 
 
 def test_a_device_that_stores_nothing_has_capacities_alone():
