@@ -90,6 +90,13 @@ def interpreted(node: ast.AST) -> Iterator[str]:
             yield from interpreted(inner)
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_no_class_has_an_init_that_pyscript_would_move_aside(name):
+    classes = [each for each in ast.parse(COMPILED[name].read_text()).body if isinstance(each, ast.ClassDef)]
+    methods = [(each.name, getattr(part, "name", None)) for each in classes for part in each.body]
+    assert [name for name, method in methods if method == "__init__"] == []
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_global_that_compiled_code_names_exists(loaded, name):
     symbols = loaded[name]

@@ -7,10 +7,10 @@ choice is made here, by FlexMeasures' prices and the tariffs of other commoditie
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
-import flexmeasures_cem.market as markets
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.ddbc as model
 import flexmeasures_cem.modes as modes
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
@@ -25,39 +25,53 @@ CALL_FOR_A_PLAN = (DESCRIPTION, FORECAST)
 PLAN = plans.Plan
 DEMAND_TOLERANCE = 0.02
 """By which part of the greatest supply or demand the present demand may differ from what was planned with."""
-FINEST_SECONDS = 60.0
-"""How much time there is at least between changes that follow the demand."""
 MOST_WAYS = 60
 """How many transitions its actuators may have together, counting each one's mode of the most."""
-NEARLY = 1e-9
-"""Which part of the greatest supply counts as nothing."""
 
 
-@pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
+@dataclass(kw_only=True)
+class _Device:
+    """Actuators, and the demand: (least, most) at present, and (start, end, rate) as it is forecast.
 
-    @dataclass
-    class Device:
-        """Actuators, and the demand: (least, most) at present, and (start, end, rate) as it is forecast.
+    `told` is of when the present demand is, and `present_until` the end of the interval for which it was
+    planned with. `starts` is when each of the forecast's elements starts; `scale` is the greatest supply or
+    demand.
+    """
 
-        `told` is of when the present demand is, and `present_until` the end of the interval for which it
-        was planned with. `starts` is when each of the forecast's elements starts; `scale` is the greatest
-        supply or demand.
+    actuators: list
+    present: tuple
+    told: float
+    forecast: list = field(default_factory=list)
+    starts: list = field(default_factory=list)
+    scale: float = 0.0
+    present_until: float = math.inf
+
+    @property
+    @pyscript_compile
+    def usual(self) -> float:
+        """The demand rate where none is forecast: the middle of the present one."""
+        return (self.present[0] + self.present[1]) / 2
+
+    @pyscript_compile
+    def demand(self, start: float, end: float, is_present: bool) -> float:
+        """Return the mean demand rate of some time: as forecast, or else as it is at present.
+
+        For the present, the forecast is kept within what is told of it, but where another of its elements has
+        begun since.
         """
+        total, covered = 0.0, 0.0
+        first = max(bisect_right(self.starts, start) - 1, 0)
+        for begin, until_, rate in self.forecast[first : bisect_left(self.starts, end)]:
+            length = min(end, until_) - max(start, begin)
+            if length > 0:
+                if is_present and begin <= self.told:
+                    rate = min(max(rate, self.present[0]), self.present[1])
+                total, covered = total + rate * length, covered + length
+        rest = end - start - covered
+        return (total + self.usual * max(rest, 0.0)) / (end - start)
 
-        actuators: list
-        present: tuple
-        told: float
-        forecast: list = field(default_factory=list)
-        starts: list = field(default_factory=list)
-        scale: float = 0.0
-        present_until: float = math.inf
 
-    return Device
-
-
-Device = record()
+Device = _Device
 alike, upcoming, missed = transitions.alike, plans.upcoming, plans.missed
 
 
@@ -82,10 +96,10 @@ def device(memory):
     present = latest.present_demand_rate
     told = description.valid_from if latest is description else latest.received_at
     found = Device(
-        [modes.read(each, each.id) for each in description.actuators],
-        (present.start_of_range, present.end_of_range),
-        told.timestamp(),
-        read_forecast(memory.get((FORECAST,))),
+        actuators=[modes.read(each, each.id) for each in description.actuators],
+        present=(present.start_of_range, present.end_of_range),
+        told=told.timestamp(),
+        forecast=read_forecast(memory.get((FORECAST,))),
     )
     found.starts = [each[0] for each in found.forecast]
     supplies = [
@@ -156,250 +170,10 @@ def problem(_found, _state, _means, _window):
 
 
 @pyscript_compile
-def follow(found, state, _wanted, market, tariffs):
-    """Return the Plan that meets the demand at the least cost, with the tariffs of other commodities.
-
-    A transition that is under way ends a step, so that others can make room for what it supplies then.
-    """
-    actuators = [modes.as_it_is(each, state.actuators[each.id]) for each in found.actuators]
-    costs = [{mode.id: modes.other_cost(mode, tariffs) for mode in each.modes.values()} for each in actuators]
-    ready = [each.ready for each in state.actuators.values()]
+def follow(found, state, wanted, market, tariffs):
+    """Return the Plan that meets the demand at the least cost, with the tariffs of other commodities."""
     found.present_until = market[0].end
-    steps = modes.spans(market, sorted({*cuts(found, market), *ready}), is_punctual=True)
-    for step in steps:
-        step.demand = demand(found, step.start, step.end, step.interval is market[0])
-
-    def outputs(chosen):
-        return [
-            (actuator.modes[mode], listed[mode])
-            for actuator, listed, mode in zip(actuators, costs, chosen, strict=True)
-            if mode is not None
-        ]
-
-    def rate(span, chosen, factors):
-        running = [factor for factor, mode in zip(factors, chosen, strict=True) if mode is not None]
-        return rated(span, outputs(chosen), running, tuple(factors), found.scale)
-
-    def settle(span, chosen):
-        shares = iter(dispatch(span, outputs(chosen), found.scale))
-        return rate(span, chosen, tuple(0.0 if mode is None else next(shares) for mode in chosen))
-
-    plan, pieces = modes.plan(actuators, state, steps, settle, rate, found.scale)
-    plan.missed = unmet(pieces, found.scale)
-    return plan
-
-
-@pyscript_compile
-def cuts(found, market):
-    """Return when the demand changes within the market's intervals, no finer than FINEST_SECONDS."""
-    edges = sorted({each.start for each in market} | {market[-1].end})
-    made = []
-    for place, (start, end, rate) in enumerate(found.forecast):
-        following = found.forecast[place + 1][2] if place + 1 < len(found.forecast) else middle(found)
-        before = [start] if place == 0 and rate != middle(found) else []
-        for each in [*before, *([end] if following != rate else [])]:
-            after = bisect_right(edges, each)
-            near = [edges[after - 1], *edges[after : after + 1], *made[-1:]]
-            if 0 < after < len(edges) and min(abs(each - edge) for edge in near) >= FINEST_SECONDS:
-                made.append(each)
-    return made
-
-
-@pyscript_compile
-def middle(found):
-    """Return the middle of the present demand rate."""
-    return (found.present[0] + found.present[1]) / 2
-
-
-@pyscript_compile
-def demand(found, start, end, is_present):
-    """Return the mean demand rate of some time: as forecast, or else as it is at present.
-
-    For the present, the forecast is kept within what is told of it, but where another of its elements has
-    begun since.
-    """
-    total, covered = 0.0, 0.0
-    first = max(bisect_right(found.starts, start) - 1, 0)
-    for begin, until_, rate in found.forecast[first : bisect_left(found.starts, end)]:
-        length = min(end, until_) - max(start, begin)
-        if length > 0:
-            if is_present and begin <= found.told:
-                rate = min(max(rate, found.present[0]), found.present[1])
-            total, covered = total + rate * length, covered + length
-    rest = end - start - covered
-    return (total + middle(found) * max(rest, 0.0)) / (end - start)
-
-
-@pyscript_compile
-def rated(span, outputs, running, factors, scale):
-    """Return the Rates of outputs, each a mode and its other costs (at 0, at 1), with their factors."""
-    power = sum(modes.at(mode.powers, factor) for (mode, _cost), factor in zip(outputs, running, strict=True))
-    supply = sum(
-        modes.at(mode.supply, factor) for (mode, _cost), factor in zip(outputs, running, strict=True)
-    )
-    others = sum(modes.at(cost, factor) for (_mode, cost), factor in zip(outputs, running, strict=True))
-    lack = span.demand - supply
-    if abs(lack) < NEARLY * scale:
-        lack = 0.0
-    hourly = markets.cost(span.interval, power, 3600) + others
-    excess = markets.excess(span.interval, power)
-    return modes.Rates(excess, max(lack, 0.0), max(-lack, 0.0), hourly, power, supply, factors)
-
-
-@pyscript_compile
-def dispatch(span, outputs, scale):
-    """Return the best factor of each output: the site's limit first, then the demand, then cost."""
-    supplies = [mode.supply[1] - mode.supply[0] for mode, _cost in outputs]
-    powers = [mode.powers[1] - mode.powers[0] for mode, _cost in outputs]
-    costs = [cost[1] - cost[0] for _mode, cost in outputs]
-    if not any((*supplies, *powers, *costs)):
-        return [0.0] * len(outputs)
-    base = sum(mode.powers[0] for mode, _cost in outputs)
-    wanted = span.demand - sum(mode.supply[0] for mode, _cost in outputs)
-    interval = span.interval
-    limit = max(interval.limit, abs(interval.load))
-    zero = -interval.load - base
-    low, high = zero - limit, zero + limit
-    edges, prices = markets.slopes(interval)
-    edges = [edge - interval.load - base for edge in edges]
-    least, most = reach(supplies)
-    target = min(max(wanted, least), most)
-    for price in sorted({*prices}) if prices == sorted(prices) else ():
-        factors = filled(supplies, hourly(costs, powers, price), target)
-        power = total(powers, factors)
-        is_its_price = prices[bisect_left(edges, power)] <= price <= prices[bisect_right(edges, power)]
-        if is_its_price and low <= power <= high:
-            return factors
-    low, high = within(low, high, *reach(powers))
-    least, most = (farthest(supplies, powers, low, high, sign) for sign in (-1, 1))
-    target = min(max(wanted, least), most)
-    ends = [total(powers, filled(supplies, [sign * each for each in powers], target)) for sign in (1, -1)]
-    low, high = within(low, high, *ends)
-    tried = []
-    for start, end, price in zip([-math.inf, *edges], [*edges, math.inf], prices, strict=True):
-        bottom, top = max(start, low), min(end, high)
-        if bottom <= top:
-            priced = hourly(costs, powers, price)
-            factors = filled(supplies, priced, target)
-            power = total(powers, factors)
-            if not bottom <= power <= top:
-                factors = pinned(supplies, powers, priced, target, min(max(power, bottom), top))
-            rates = rated(span, outputs, factors, (), scale)
-            tried.append((round(rates.excess, 3), round(rates.cost, 9), len(tried), factors))
-    return min(tried)[3]
-
-
-@pyscript_compile
-def hourly(costs, powers, price):
-    """Return costs (currency per hour) with the price (per kWh) of the power added."""
-    return [cost + price * power / 1000 for cost, power in zip(costs, powers, strict=True)]
-
-
-@pyscript_compile
-def within(low, high, least, most):
-    """Return the part of a range (least, most) that is between two bounds, or comes nearest."""
-    return min(max(low, least), most), max(min(high, most), least)
-
-
-@pyscript_compile
-def reach(gains):
-    """Return the least and the most of what factors can add up to."""
-    return sum(min(each, 0.0) for each in gains), sum(max(each, 0.0) for each in gains)
-
-
-@pyscript_compile
-def total(gains, factors):
-    """Return what factors add up to."""
-    return sum(gain * factor for gain, factor in zip(gains, factors, strict=True))
-
-
-@pyscript_compile
-def farthest(supplies, powers, low, high, sign):
-    """Return the most (1) or least (-1) supply with the power in a range."""
-    best = [1.0 if sign * each > 0 else 0.0 for each in supplies]
-    free = [power for supply, power in zip(supplies, powers, strict=True) if not supply]
-    least, most = reach(free)
-    fixed = sum(power * each for supply, power, each in zip(supplies, powers, best, strict=True) if supply)
-    if fixed + least <= high and fixed + most >= low:
-        return total(supplies, best)
-    bound = high if fixed + least > high else low
-    return total(supplies, filled(powers, [-sign * each for each in supplies], bound))
-
-
-@pyscript_compile
-def filled(gains, costs, target):
-    """Return the factors that add up to a target at the least cost: the cheapest per gain come first."""
-    factors = [
-        1.0 if gain < 0 or (gain == 0 and cost < 0) else 0.0 for gain, cost in zip(gains, costs, strict=True)
-    ]
-    left = target - total(gains, factors)
-    order = sorted(
-        (cost / gain, place) for place, (gain, cost) in enumerate(zip(gains, costs, strict=True)) if gain
-    )
-    for _unit, place in order:
-        if left <= 0:
-            break
-        gain = abs(gains[place])
-        part = min(left / gain, 1.0)
-        factors[place] = part if gains[place] > 0 else 1.0 - part
-        left -= part * gain
-    return factors
-
-
-@pyscript_compile
-def pinned(supplies, powers, costs, target, bound):
-    """Return the factors of the least cost for a supply and a power, both given.
-
-    A price on top of the power's makes it less, step by step; of the two steps about the power that is
-    wanted, a mixture has it.
-    """
-    marks = set()
-    count = range(len(supplies))
-    for one in count:
-        if supplies[one] == 0 and powers[one]:
-            marks.add(-costs[one] / powers[one])
-        for other in range(one) if supplies[one] else ():
-            slope = powers[one] * supplies[other] - powers[other] * supplies[one]
-            if supplies[other] and slope:
-                marks.add((costs[other] * supplies[one] - costs[one] * supplies[other]) / slope)
-    ordered = sorted(marks)
-    if not ordered:
-        return filled(supplies, costs, target)
-    levels = [
-        ordered[0] - 1.0 - abs(ordered[0]),
-        *[(low + high) / 2 for low, high in pairwise(ordered)],
-        ordered[-1] + 1.0 + abs(ordered[-1]),
-    ]
-    before = None
-    for level in levels:
-        priced = [cost + level * power for cost, power in zip(costs, powers, strict=True)]
-        factors = filled(supplies, priced, target)
-        power = total(powers, factors)
-        if power <= bound:
-            break
-        before = factors, power
-    if before is None or before[1] == power or power > bound:
-        return factors
-    share = (bound - power) / (before[1] - power)
-    return [share * more + (1 - share) * less for more, less in zip(before[0], factors, strict=True)]
-
-
-@pyscript_compile
-def unmet(pieces, scale):
-    """Return what is Missed of the demand: the worst of each time in which the supply stays below."""
-    found, worst, end = [], None, None
-    for piece in pieces:
-        lack = piece.rates.shortfall
-        if lack <= 1e-6 * scale:
-            continue
-        if worst is None or piece.start > end:
-            found.append(None)
-            worst, begin = 0.0, piece.start
-        if lack > worst:
-            worst = lack
-            found[-1] = plans.Missed(begin, piece.span.demand, piece.rates.supply)
-        end = piece.end
-    return found
+    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile
@@ -439,7 +213,7 @@ def departs(found, plan, message, now):
 def demand_departs(found: Device, message: object, now: float) -> str | None:
     """Return how the present demand departs from the one that was planned with, or None."""
     present = message.present_demand_rate
-    planned = demand(found, now, now + 1.0, now < found.present_until)
+    planned = found.demand(now, now + 1.0, now < found.present_until)
     allowed = DEMAND_TOLERANCE * found.scale
     if present.start_of_range - allowed <= planned <= present.end_of_range + allowed:
         return None

@@ -6,12 +6,13 @@ rate. The state of charge is the energy above the start of the storage's fill_le
 
 import math
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.frbc_plan as frbc_plan
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.frbc as model
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_optimiser.storage as storages
@@ -37,25 +38,7 @@ NEXT_SECONDS = 1.0
 ALMOST = 0.98
 """Which part of what could be had at full power a usage may take, so that there is a plan."""
 PLAN = frbc_plan.Plan
-alike, upcoming = transitions.alike, plans.upcoming
-
-
-@pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
-
-    @dataclass
-    class Worth:
-        """The energy (J) of one unit of fill level, and what is left of it on the way in and out."""
-
-        energy: float
-        charging: float
-        discharging: float
-
-    return Worth
-
-
-Worth = record()
+alike, upcoming, worth = transitions.alike, plans.upcoming, devices.worth
 
 
 @pyscript_compile
@@ -97,36 +80,6 @@ def condition(found, memory, heard, plan, now):
         told = plans.last_told(plan, now, each.id)
         actives[each.id] = transitions.active(each, status, finished, told, heard, now)
     return frbc_plan.Condition(now, memory[STATUS].present_fill_level, actives)
-
-
-@pyscript_compile
-def worth(found, energy_per_fill_level=None):
-    """Return what a unit of fill level is worth, or None where no electric power moves it.
-
-    `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
-    it can only be filled (or emptied), all losses are left out: one unit is what it costs (or yields).
-    """
-    needs, yields = of_all(found, 1), of_all(found, -1)
-    if not (needs or yields):
-        return None
-    if energy_per_fill_level is not None:
-        return Worth(
-            energy_per_fill_level,
-            energy_per_fill_level / needs if needs else 1.0,
-            min(yields, needs or yields, energy_per_fill_level) / energy_per_fill_level if yields else 1.0,
-        )
-    if needs and yields:
-        share = min(math.sqrt(yields / needs), 1.0)
-        return Worth(needs * share, share, share)
-    return Worth(needs or yields, 1.0, 1.0)
-
-
-@pyscript_compile
-def of_all(found, sign):
-    """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
-    parts = [part for each in found.actuators if (part := devices.per_level(found, each, sign))]
-    rate = sum(power / energy for energy, power in parts)
-    return sum(power for _energy, power in parts) / rate if rate else None
 
 
 @pyscript_compile
@@ -263,12 +216,9 @@ def operation_modes(found):
 
 
 @pyscript_compile
-def follow(found, state, wanted, market, _tariffs):
+def follow(found, state, wanted, market, tariffs):
     """Return the Plan of a schedule: (start, end, power (W)) of each interval of the market, or None."""
-    if wanted is None:
-        wanted = [(each.start, each.end, 0.0) for each in market]
-    rooms = [(-max(each.limit + each.load, 0.0), max(each.limit - each.load, 0.0)) for each in market]
-    return frbc_plan.follow(found, state, wanted, [each.consumption_price for each in market], rooms)
+    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

@@ -8,7 +8,6 @@ import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_s2.commodities as commodities
@@ -54,16 +53,21 @@ def records():
         elements: tuple
         bottoms: tuple
         is_fixed: bool
+        is_permitted: bool = True
 
     @dataclass
     class Actuator:
-        """An actuator with its permitted modes by id; `transitions` by the mode that they start from."""
+        """An actuator with its permitted modes by id; `transitions` by the mode that they start from.
+
+        `blocking` are the timers that matter.
+        """
 
         id: str
         label: str
         modes: dict
         transitions: dict
         durations: dict
+        blocking: frozenset = frozenset()
 
     @dataclass
     class Device:
@@ -113,10 +117,18 @@ def records():
         above: float
         hit: float | None
 
-    return Element, Mode, Actuator, Device, Setting, Run
+    @dataclass
+    class Worth:
+        """The energy (J) of one unit of fill level, and what is left of it on the way in and out."""
+
+        energy: float
+        charging: float
+        discharging: float
+
+    return Element, Mode, Actuator, Device, Setting, Run, Worth
 
 
-Element, Mode, Actuator, Device, Setting, Run = records()
+Element, Mode, Actuator, Device, Setting, Run, Worth = records()
 
 
 @pyscript_compile
@@ -241,7 +253,10 @@ def read_actuator(described):
     moves, durations = transitions.read(described)
     modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
     label = transitions.short_label(described)
-    return Actuator(described.id, label, {mode.id: mode for mode in modes}, moves, durations)
+    blocking = frozenset(
+        timer for listed in moves.values() for each in listed for timer in each.blocking_timers
+    )
+    return Actuator(described.id, label, {mode.id: mode for mode in modes}, moves, durations, blocking)
 
 
 @pyscript_compile
@@ -283,15 +298,6 @@ def rate_of(element, factor):
 def power_of(element, factor):
     """Return the power at a factor."""
     return element.powers[0] + factor * (element.powers[1] - element.powers[0])
-
-
-@pyscript_compile
-def factor_of(mode: Any, level: float, power: float) -> float:
-    """Return the factor at which a mode's power comes nearest, at a fill level."""
-    if mode.is_fixed:
-        return FIXED_FACTOR
-    start, end = element_at(mode, level).powers
-    return 0.0 if start == end else min(max((power - start) / (end - start), 0.0), 1.0)
 
 
 @pyscript_compile
@@ -419,3 +425,33 @@ def preference(device, actuator):
         for element in mode.elements
     )
     return float(f"{needs:.2g}"), -float(f"{yields:.2g}"), not fixed
+
+
+@pyscript_compile
+def worth(found, energy_per_fill_level=None):
+    """Return what a unit of fill level is worth, or None where no electric power moves it.
+
+    `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
+    it can only be filled (or emptied), all losses are left out: one unit is what it costs (or yields).
+    """
+    needs, yields = of_all(found, 1), of_all(found, -1)
+    if not (needs or yields):
+        return None
+    if energy_per_fill_level is not None:
+        return Worth(
+            energy_per_fill_level,
+            energy_per_fill_level / needs if needs else 1.0,
+            min(yields, needs or yields, energy_per_fill_level) / energy_per_fill_level if yields else 1.0,
+        )
+    if needs and yields:
+        share = min(math.sqrt(yields / needs), 1.0)
+        return Worth(needs * share, share, share)
+    return Worth(needs or yields, 1.0, 1.0)
+
+
+@pyscript_compile
+def of_all(found, sign):
+    """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
+    parts = [part for each in found.actuators if (part := per_level(found, each, sign))]
+    rate = sum(power / energy for energy, power in parts)
+    return sum(power for _energy, power in parts) / rate if rate else None

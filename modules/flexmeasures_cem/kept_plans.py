@@ -30,6 +30,8 @@ STATUS_SECONDS = 0.3
 """How long is waited for the statuses that follow a description."""
 LATER_SECONDS = 1.0
 """How much longer than for other changes is waited for all that a device tells on its return."""
+QUARTER = 900.0
+"""s."""
 TOGETHER_SECONDS = 5.0
 """Within what time plans start that were made together."""
 OF_A_CONNECTION = {"message_id", "valid_from"}
@@ -115,8 +117,8 @@ def digests(site: Any, kind: Any, memory: dict) -> dict[str, str]:
 
 @pyscript_compile
 def of_site(site: Any) -> str:
-    """Return a digest of what holds for the site: with another limit, no plan goes on as it is."""
-    return hashlib.sha256(repr((site.limit, sorted(site.tariffs.items()))).encode()).hexdigest()[:16]
+    """Return a digest of what holds for the site: with another connection, no plan goes on as it is."""
+    return hashlib.sha256(repr((site.connection, sorted(site.tariffs.items()))).encode()).hexdigest()[:16]
 
 
 @pyscript_compile
@@ -234,6 +236,16 @@ def come_back(site: Any, found: Any) -> None:
     if kept and kept.control_type == found.type.CONTROL_TYPE:
         found.kept, found.is_returning = site.kept.pop(found.resource.resource_id), True
         found.is_fallback, found.obeys_at_once = kept.is_fallback, kept.obeys_at_once
+        if kept.is_asked and not kept.is_fallback:
+            found.schedule = powers_of(found.type, kept.plan)
+
+
+@pyscript_compile
+def powers_of(kind: Any, plan: Any) -> list[tuple[float, float, float]]:
+    """Return what a plan has for each quarter of an hour (start, end, W), as if it were a schedule."""
+    first = plan.start // QUARTER * QUARTER
+    starts = [first + place * QUARTER for place in range(math.ceil((plan.end - first) / QUARTER))]
+    return [(start, start + QUARTER, kind.planned_power(plan, start, QUARTER)) for start in starts]
 
 
 @pyscript_compile
@@ -292,6 +304,7 @@ async def put_in_force(site: Any, found: Any) -> None:
         done = [change for change in plan.changes if change.moment <= now]
         found.sent |= {str(uuid.uuid4()): change for change in done}
     sites.hasten(site, sites.next_boundary(now, site.rolling))
+    sites.ask_no_later_than(site, sites.next_boundary(now, site.rolling))
     site.urged.set()
     found.replanned.set()
     site.shown(found.resource)
@@ -299,10 +312,11 @@ async def put_in_force(site: Any, found: Any) -> None:
 
 @pyscript_compile
 def is_beside_others(site: Any, found: Any) -> bool:
-    """Return whether a plan was made together with those of the others, where the site has a limit."""
+    """Return whether a plan was made together with those of the others, where the connection couples them."""
     others = [each.plan or each.kept.plan for each in site.controlled.values() if each.plan or each.kept]
     start = found.kept.plan.start
-    return site.limit is None or all(abs(other.start - start) < TOGETHER_SECONDS for other in others)
+    is_together = all(abs(other.start - start) < TOGETHER_SECONDS for other in others)
+    return is_together or not site.connection.couples_devices
 
 
 @pyscript_compile

@@ -1,4 +1,4 @@
-"""What power costs a site, interval by interval: prices, what else is consumed there, and its limit.
+"""What power costs a site, interval by interval: prices, what else is consumed there, and its limits.
 
 Moments are seconds since 1970, power is W of electricity, consumption positive, prices are currency per kWh.
 """
@@ -9,32 +9,70 @@ from dataclasses import dataclass
 import flexmeasures_s2.commodities as commodities
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Connection:
+    """A site's connection to the grid (W), and what a peak costs there.
+
+    `power_capacity` limits both directions, the other capacities one each; None where there is no such limit.
+    `peak_price` (currency per kW) is paid once, for the greatest consumption beyond `peak_consumption`.
+    """
+
+    power_capacity: float | None = None
+    consumption_capacity: float | None = None
+    production_capacity: float | None = None
+    peak_consumption: float = 0.0
+    peak_price: float = 0.0
+
+    @property
+    @pyscript_compile
+    def max_consumption(self) -> float:
+        """The greatest power (W) that the site may consume, math.inf without a limit."""
+        return least(self.power_capacity, self.consumption_capacity)
+
+    @property
+    @pyscript_compile
+    def max_production(self) -> float:
+        """The greatest power (W) that the site may produce, math.inf without a limit."""
+        return least(self.power_capacity, self.production_capacity)
+
+    @property
+    @pyscript_compile
+    def couples_devices(self) -> bool:
+        """Whether what one device may do, or costs, depends on the others: by a limit, or a peak's price."""
+        is_limited = math.isfinite(min(self.max_consumption, self.max_production))
+        return is_limited or self.peak_price > 0
+
+
+Connection = _Connection
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """Some time in which prices and loads stay the same.
+
+    `consumption_price` is what a kWh costs that the site takes from the grid, `production_price` what one
+    yields that it feeds in. `load` is the power (W) of all else at the site, `consumption_capacity` and
+    `production_capacity` are the greatest powers (W) of the site in each direction. As much production as
+    `curtailable` (W) is not made where that costs.
+    """
+
+    start: float
+    end: float
+    consumption_price: float
+    production_price: float
+    load: float = 0.0
+    consumption_capacity: float = math.inf
+    production_capacity: float = math.inf
+    curtailable: float = 0.0
+
+
+Interval = _Interval
+
+
 @pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
-
-    @dataclass(frozen=True)
-    class Interval:
-        """Some time in which prices and loads stay the same.
-
-        `consumption_price` is what a kWh costs that the site takes from the grid, `production_price` what one
-        yields that it feeds in. `load` is the power (W) of all else at the site, `limit` the greatest power
-        (W) of the site, in either direction. As much production as `curtailable` (W) is not made where that
-        costs.
-        """
-
-        start: float
-        end: float
-        consumption_price: float
-        production_price: float
-        load: float = 0.0
-        limit: float = math.inf
-        curtailable: float = 0.0
-
-    return Interval
-
-
-Interval = record()
+def least(*capacities: float | None) -> float:
+    """Return the least of some capacities (W), math.inf where there is none."""
+    return min([each for each in capacities if each is not None], default=math.inf)
 
 
 @pyscript_compile
@@ -56,25 +94,10 @@ def grid_cost(interval, power):
 
 
 @pyscript_compile
-def slopes(interval):
-    """Return (the site's powers at which its price per kWh changes, the prices below, between and above)."""
-    low, high = interval.production_price, interval.consumption_price
-    if low < 0 and interval.curtailable:
-        return [-interval.curtailable, 0.0], [low, min(high, 0.0), high]
-    return [0.0], [low, high]
-
-
-@pyscript_compile
 def other_cost(quantity, value, tariffs):
     """Return what another commodity costs in an hour (currency), 0 where its price is not known."""
     commodity, units = commodities.TARIFFS[quantity]
     return tariffs.get(commodity, 0.0) * units * value
-
-
-@pyscript_compile
-def excess(interval, power):
-    """Return how far (W) a device's power makes the site exceed its limit, beyond what the load does."""
-    return max(abs(interval.load + power) - max(interval.limit, abs(interval.load)), 0.0)
 
 
 @pyscript_compile

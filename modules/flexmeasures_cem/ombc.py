@@ -4,10 +4,10 @@ Nothing is asked of FlexMeasures but its prices: what a mode costs in each inter
 is made here, exactly.
 """
 
-import math
 from typing import Any
 
-import flexmeasures_cem.market as markets
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.ombc as model
 import flexmeasures_cem.modes as modes
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
@@ -75,55 +75,9 @@ def problem(_found, _state, _means, _window):
 
 
 @pyscript_compile
-def follow(found, state, _wanted, market, tariffs):
+def follow(found, state, wanted, market, tariffs):
     """Return the Plan of the least cost in a market (Intervals), with the tariffs of other commodities."""
-    actuator = modes.as_it_is(found, state.actuators[None])
-    costs = {each.id: modes.other_cost(each, tariffs) for each in actuator.modes.values()}
-
-    def rate(span, chosen, factors):
-        if chosen[0] is None:
-            return modes.Rates(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (0.0,))
-        return rated(span.interval, actuator.modes[chosen[0]], costs[chosen[0]], factors[0])
-
-    def settle(span, chosen):
-        if chosen[0] is None:
-            return rate(span, chosen, (0.0,))
-        mode = actuator.modes[chosen[0]]
-        tried = [rate(span, chosen, (factor,)) for factor in kinks(span.interval, mode)]
-        return min(tried, key=rank)
-
-    plan, _pieces = modes.plan([actuator], state, modes.spans(market), settle, rate)
-    return plan
-
-
-@pyscript_compile
-def rated(interval, mode, cost, factor):
-    """Return the Rates of a mode at a factor; `cost` is that of all but electricity at 0 and at 1."""
-    power = modes.at(mode.powers, factor)
-    hourly = markets.cost(interval, power, 3600) + modes.at(cost, factor)
-    return modes.Rates(markets.excess(interval, power), 0.0, 0.0, hourly, power, 0.0, (factor,))
-
-
-@pyscript_compile
-def rank(rates):
-    """Return by what factors are chosen: the site's limit first, then cost, then the least power."""
-    return round(rates.excess, 3), round(rates.cost, 9), abs(rates.power), rates.factors
-
-
-@pyscript_compile
-def kinks(interval, mode):
-    """Return the factors one of which is best: the ends, and where the site is at 0 W or at its limit.
-
-    It is at 0 W, too, where all that is curtailable would be curtailed.
-    """
-    start, end = mode.powers
-    if start == end and not any(low != high for _quantity, low, high in mode.flows):
-        return [0.0]
-    limit = max(interval.limit, abs(interval.load))
-    nets = (-limit, -interval.curtailable, 0.0, limit)
-    powers = [net - interval.load for net in nets if math.isfinite(net)]
-    factors = [(power - start) / (end - start) for power in powers] if start != end else []
-    return [0.0, 1.0, *[each for each in factors if 0.0 < each < 1.0]]
+    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

@@ -26,8 +26,7 @@ def record():
         """Samples from `start` on, `step` (s) apart: (consumption price, production price), and powers.
 
         The first is of what is left of it after `begin`. `powers` has (mean, greatest) of each device by a
-        key of its own, `total` and `most` are their sums. `curtailable` are the keys of those who produce
-        no more than pays.
+        key of its own, `total` and `most` are their sums.
         """
 
         start: float
@@ -37,7 +36,6 @@ def record():
         most: list
         begin: float
         powers: dict = field(default_factory=dict)
-        curtailable: set = field(default_factory=set)
 
     return Outlook
 
@@ -112,21 +110,6 @@ def of_pieces(outlook, pieces):
 
 
 @pyscript_compile
-def of_spans(outlook, spans):
-    """Return powers (start, end, power), in order, at each sample: the greatest in it, or 0."""
-    found, place = [], 0
-    for sample in range(len(outlook.total)):
-        moment = outlook.start + sample * outlook.step
-        while place < len(spans) and spans[place][1] <= moment:
-            place += 1
-        greatest, at = 0.0, place
-        while at < len(spans) and spans[at][0] < moment + outlook.step:
-            greatest, at = max(greatest, spans[at][2], key=abs), at + 1
-        found.append(greatest)
-    return found
-
-
-@pyscript_compile
 def samples(outlook, start, end):
     """Return the numbers of the samples that a time has part in, or of the nearest."""
     last = len(outlook.total) - 1
@@ -135,14 +118,13 @@ def samples(outlook, start, end):
 
 
 @pyscript_compile
-def market(outlook, who, spans, limit):
+def market(outlook, who, spans, connection):
     """Return a market.Interval for each (start, end) of a device, with the load of all others.
 
-    The limit is lower by how far the load may exceed its mean.
+    The limits of the Connection are lower by how far the load may exceed its mean.
     """
     none = [0.0] * len(outlook.total)
     own, own_most = outlook.powers.get(who, (none, none))
-    others = [] if who in outlook.curtailable else [outlook.powers[each][0] for each in outlook.curtailable]
     found = []
     for start, end in spans:
         inside = samples(outlook, start, end)
@@ -158,8 +140,8 @@ def market(outlook, who, spans, limit):
                 fmean([each[0] for each in tariffs]),
                 fmean([each[1] for each in tariffs]),
                 load,
-                math.inf if limit is None else max(limit - peak, 0.0),
-                sum(fmean([max(-powers[each], 0.0) for each in inside]) for powers in others),
+                max(connection.max_consumption - peak, 0.0),
+                max(connection.max_production - peak, 0.0),
             )
         )
     return found

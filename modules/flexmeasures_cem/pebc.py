@@ -12,6 +12,8 @@ from typing import Any
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.pebc as model
 import flexmeasures_cem.pebc_device as devices
 import flexmeasures_cem.pebc_plan as envelopes
 import flexmeasures_cem.plans as plans
@@ -155,7 +157,7 @@ def deferred(found, needs, means, window, side):
     powers = capacities(found, needs, window, side, 1.0 if modes else window.left)
     wishes = deadlines(found, [each for each in needs if each.side == side], powers, window)
     full = max([energy for _at, energy in wishes], default=0.0)
-    if full <= envelopes.LEAST_MISSED:
+    if full <= model.MIN_MISSED_WH:
         return None
     spans = storages.as_spans(powers, window.start, window.step)
     consumes = side > 0
@@ -238,7 +240,7 @@ def follow(found, state, wanted, market, tariffs):
 
     `tariffs` are not needed: only electric power is limited.
     """
-    return envelopes.follow(found, state, wanted, market)
+    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

@@ -1,32 +1,18 @@
-"""From a wanted power per interval to what a device under power envelope based control is told, and when.
-
-Nothing is limited without a reason, which is the site's limit, a price at which production costs, or cheaper
-hours for what is deferred. First comes the site's limit, then the room for the energy that is needed, and
-cost comes last.
+"""What a device under power envelope based control is told: envelopes, and whether one says what another did.
 
 Moments are seconds since 1970, power is W, consumption positive; amounts are of one side of an envelope, as
 pebc_device has them.
 """
 
-import math
-from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-import flexmeasures_cem.forecasts as forecasts
-import flexmeasures_cem.market as markets
 import flexmeasures_cem.pebc_device as devices
 import flexmeasures_cem.plans as plans
 
-HAIR = 0.01
-"""By which part of a forecast a schedule has to produce less, so that it means to curtail."""
-FEW = 0.02
-"""Which part of the energy is allowed next to other such times, rather than for some seconds elsewhere."""
 SAME = 0.001
 """By which part two limits may differ and still say the same."""
-LEAST_ENERGY, LEAST_MISSED = 1e-3, 1.0
-"""Wh: what is as good as none, and what is not worth telling."""
 MOST_ELEMENTS = 288
 TAIL_SECONDS = 3600.0
 """How much longer a limited envelope has to be than the one in force, to be told for that."""
@@ -76,68 +62,25 @@ def records():
 
     @dataclass
     class Slot:
-        """Some time of the plan: `wanted` is the schedule's power (W) or None, `forecast` what is expected.
+        """Some time of a plan in an interval of the market: `forecast` and `power` are W.
 
-        `amounts` are what is allowed by side, `ceilings` what the site's limit leaves of it.
+        `amounts` are what is allowed by side; what the device takes of the sides that are `deferred` is all
+        of it.
         """
 
         start: float
         end: float
         constraints: Any
         interval: Any
-        wanted: float | None
         forecast: float
-        is_curtailed: bool
         amounts: dict = field(default_factory=dict)
-        ceilings: dict = field(default_factory=dict)
+        deferred: tuple = ()
+        power: float = 0.0
 
-    @dataclass(frozen=True, order=True)
-    class Offer:
-        """Room that a Slot can give: from one amount to another; the least are taken first.
-
-        What the schedule wants comes first (`rank`), then what costs least (`slope`, currency per kWh).
-        """
-
-        rank: int
-        slope: float
-        start: float
-        low: float
-        high: float = field(compare=False)
-        slot: Any = field(compare=False)
-
-    return Condition, Change, Plan, Slot, Offer
+    return Condition, Change, Plan, Slot
 
 
-Condition, Change, Plan, Slot, Offer = records()
-
-
-@pyscript_compile
-def follow(found, state, wanted, market):
-    """Return the Plan of a schedule, or of the market alone where `wanted` is None.
-
-    Where what the device was told still says the same, the plan has that Change itself; the moment of the one
-    in force is past.
-    """
-    begin, end = market[0].start, market[-1].end
-    told = devices.between(state.told, -math.inf, begin)
-    needs = devices.needs_of(found, told, begin, end)
-    slots = slots_of(found, wanted, market)
-    for each in slots:
-        if each.constraints:
-            hold_back(found, each, needs)
-    missed, last = [], devices.limits_at(told, begin - devices.SHORTEST)
-    for need in needs:
-        short = leave_room(slots, need, last)
-        if short > max(LEAST_MISSED, SAME * need.asked):
-            missed.append(plans.Missed(need.end, need.asked, need.asked - short))
-    powers = [expected(each, needs) for each in slots]
-    pieces = [(each.start, each.end, power) for each, power in zip(slots, powers, strict=True)]
-    paid = [
-        markets.cost(each.interval, power, each.end - each.start)
-        for each, power in zip(slots, powers, strict=True)
-    ]
-    changes = [kept(state.changes, each, begin) for each in changes_of(slots, joined(pieces))]
-    return Plan(begin, end, changes, joined(pieces), missed, sum(paid), remembered(found, told, begin))
+Condition, Change, Plan, Slot = records()
 
 
 @pyscript_compile
@@ -194,199 +137,12 @@ def same(some, others):
 
 
 @pyscript_compile
-def slots_of(found, wanted, market):
-    """Return the Slots of a plan."""
-    begin, end = market[0].start, market[-1].end
-    schedule = [(*each, is_less(found, *each)) for each in wanted or ()]
-    others = [each.start for each in market] + [at for each in schedule for at in each[:2]]
-    starts, firsts = [each.start for each in market], [each[0] for each in schedule]
-    slots = []
-    for start, last in pairwise(devices.boundaries(found, begin, end, others)):
-        middle = (start + last) / 2
-        interval = market[max(bisect_right(starts, middle) - 1, 0)]
-        place = bisect_right(firsts, middle) - 1
-        its = schedule[place] if place >= 0 and middle < schedule[place][1] else (0, 0, None, False)
-        forecast = forecasts.mean(found.forecast or (), start, last)
-        slots.append(Slot(start, last, devices.valid(found, middle), interval, its[2], forecast, its[3]))
-    return slots
-
-
-@pyscript_compile
-def is_less(found, start, end, power):
-    """Tell whether a schedule's power (W) is less production than is forecast, by more than a hair."""
-    forecast = forecasts.mean(found.forecast or (), start, end)
-    return forecast < 0 and power > forecast + max(plans.LEAST_WATTS, HAIR * -forecast)
-
-
-@pyscript_compile
-def hold_back(found, slot, needs):
-    """Set what a Slot allows before any room is left for energy: the site's limit and prices are reasons."""
-    load, limit = slot.interval.load, slot.interval.limit
-    for side in devices.SIDES:
-        ranges = slot.constraints.sides[side].ranges
-        most, room = ranges[-1][1], max(limit - side * load, 0.0)
-        may = most
-        if side < 0 and not slot.constraints.is_deferred and found.forecast is not None:
-            may = min(most, -slot.forecast)
-        slot.ceilings[side] = devices.down(ranges, room) if may > room else most
-        slot.amounts[side] = slot.ceilings[side]
-        if devices.governed(slot.start, slot.end, slot.constraints, needs, side):
-            slot.amounts[side] = ranges[0][0]
-        elif side < 0 and curtails(slot, may > room):
-            slot.amounts[side] = min(
-                devices.up(ranges, -slot.wanted, plans.LEAST_WATTS / 2), slot.ceilings[side]
-            )
-
-
-@pyscript_compile
-def curtails(slot, is_too_much):
-    """Tell whether a schedule means to curtail, and has a reason for it."""
-    has_reason = is_too_much or slot.interval.production_price < 0
-    return slot.is_curtailed and has_reason and not slot.constraints.is_deferred
-
-
-@pyscript_compile
-def leave_room(slots, need, last):
-    """Allow a need's energy where the schedule wants it, then where it costs least; return the rest (Wh).
-
-    The last amount that is needed lies inside the ranges, or is allowed for a part of its Slot. `last` are
-    the limits that were told for the moment before, or None.
-    """
-    inside = [
-        each
-        for each in slots
-        if each.constraints and each.start < need.end and each.end > need.start
-        if devices.counted(each.constraints, need, each.amounts[need.side]) is not None
-    ]
-    if not inside:
-        return 0.0
-    left = need.left - sum(energy(each, need, each.amounts[need.side]) for each in inside)
-    if left <= LEAST_ENERGY:
-        return 0.0
-    offered, are_few = sorted([offer for each in inside for offer in offers(each, need)]), False
-    while offered and left > LEAST_ENERGY:
-        if left <= FEW * need.asked and not are_few:
-            near, are_few = places(slots, need, last), True
-            offered.sort(key=lambda offer: (offer.rank, near[id(offer.slot)], offer))
-        offer = offered.pop(0)
-        gain = energy(offer.slot, need, offer.high) - energy(offer.slot, need, offer.low)
-        if 0 < gain <= left:
-            offer.slot.amounts[need.side] = offer.high
-        elif gain > left:
-            take_part(slots, need, offer, left / gain)
-        left -= min(max(gain, 0.0), left)
-    return max(left, 0.0)
-
-
-@pyscript_compile
-def places(slots, need, last):
-    """Return how far each Slot is, by its id(), from those that allow more than they have to: 0, 1 or 2."""
-    gives = [is_given(each, need.side) for each in slots]
-    first = slots[0].constraints
-    if first and last:
-        now, least = devices.allowed(last, need.quantity, need.side), first.sides[need.side].ranges[0][0]
-        low = devices.counted(first, need, least)
-        before = now is not None and low is not None and now > low + plans.LEAST_WATTS
-    else:
-        before = False
-    around = [before, *gives, False]
-    return {
-        id(slot): 0 if around[place + 1] else 1 if around[place] or around[place + 2] else 2
-        for place, slot in enumerate(slots)
-    }
-
-
-@pyscript_compile
-def is_given(slot, side):
-    """Tell whether a Slot allows more on a side than it has to."""
-    if slot.constraints is None:
-        return False
-    return slot.amounts[side] > slot.constraints.sides[side].ranges[0][0] + plans.LEAST_WATTS
-
-
-@pyscript_compile
-def energy(slot, need, amount):
-    """Return the energy (Wh) of a need's quantity that an amount allows in a Slot."""
-    return devices.counted(slot.constraints, need, amount) * (slot.end - slot.start) / 3600
-
-
-@pyscript_compile
-def take_part(slots, need, offer, share):
-    """Allow a part of an Offer: by a lower amount, else for a part of the time, next to what follows."""
-    slot, side = offer.slot, need.side
-    ranges = slot.constraints.sides[side].ranges
-    amount = offer.low + share * (offer.high - offer.low)
-    higher = devices.up(ranges, amount)
-    if higher - amount <= plans.LEAST_WATTS:
-        slot.amounts[side] = higher
-        return
-    seconds = (amount - offer.low) / (higher - offer.low) * (slot.end - slot.start)
-    if slot.end - slot.start - seconds <= devices.SHORTEST or seconds <= devices.SHORTEST:
-        slot.amounts[side] = higher
-        return
-    place = next(number for number, each in enumerate(slots) if each is slot)
-    following = slots[place + 1] if place + 1 < len(slots) else None
-    is_late = following and following.constraints and following.amounts[side] > offer.low + plans.LEAST_WATTS
-    at = slot.end - seconds if is_late else slot.start + seconds
-    rest = replace(slot, start=at, amounts=dict(slot.amounts))
-    slot.end = at
-    slots.insert(place + 1, rest)
-    (rest if is_late else slot).amounts[side] = higher
-
-
-@pyscript_compile
-def offers(slot, need):
-    """Return the Offers of a Slot: what it can allow beyond its amount, the cheapest first.
-
-    A kWh costs the same on either side of the amount at which the site neither takes nor feeds in.
-    """
-    side = need.side
-    ranges, now, ceiling = slot.constraints.sides[side].ranges, slot.amounts[side], slot.ceilings[side]
-    wanted, balance, found = side * (slot.wanted or 0.0), -side * slot.interval.load, []
-    target = (
-        min(devices.up(ranges, wanted, plans.LEAST_WATTS / 2), ceiling) if wanted > plans.LEAST_WATTS else now
-    )
-    for rank, low, high in ((0, now, target), (1, max(now, target), ceiling)):
-        if high > low:
-            edges = {devices.down(ranges, balance), devices.up(ranges, balance)}
-            amounts = [low, *sorted([each for each in edges if low < each < high]), high]
-            for before, after in hull([(each, price(slot, side * each)) for each in amounts]):
-                slope = (after[1] - before[1]) / (after[0] - before[0]) * 1000
-                found.append(Offer(rank, round(slope, 9), slot.start, before[0], after[0], slot))
-    return found
-
-
-@pyscript_compile
-def price(slot, power):
-    """Return what a power (W) costs in an hour of a Slot (currency)."""
-    return markets.cost(slot.interval, power, 3600.0)
-
-
-@pyscript_compile
-def hull(points):
-    """Return the edges (point, point) below points (amount, cost): the cheapest way from each to the next."""
-    found = []
-    for x, y in points:
-        while len(found) > 1 and (found[-1][1] - found[-2][1]) * (x - found[-2][0]) > (y - found[-2][1]) * (
-            found[-1][0] - found[-2][0]
-        ):
-            found.pop()
-        found.append((x, y))
-    return list(pairwise(found))
-
-
-@pyscript_compile
-def expected(slot, needs):
+def expected(slot):
     """Return the power (W) that is expected: what is deferred, else the forecast inside the limits."""
     if slot.constraints is None:
         return slot.forecast
-    sides = [
-        each
-        for each in devices.SIDES
-        if devices.governed(slot.start, slot.end, slot.constraints, needs, each)
-    ]
-    if sides:
-        return sum(side * slot.amounts[side] for side in sides)
+    if slot.deferred:
+        return sum(side * slot.amounts[side] for side in slot.deferred)
     return min(max(slot.forecast, -slot.amounts[-1]), slot.amounts[1])
 
 
@@ -437,7 +193,7 @@ def coarse(slots):
     found = []
     for each in slots:
         if found and found[-1].amounts == each.amounts:
-            found[-1] = together([found[-1], each])
+            found[-1] = replace(found[-1], end=each.end)
         else:
             found.append(each)
     if len(found) <= MOST_ELEMENTS:
@@ -450,11 +206,23 @@ def coarse(slots):
 @pyscript_compile
 def together(slots):
     """Return Slots as one, which allows as much as any of them did and the site's limit leaves."""
-    amounts, ceilings = {}, {}
-    for side in devices.SIDES:
-        ceilings[side] = min(each.ceilings[side] for each in slots)
-        amounts[side] = min(max(each.amounts[side] for each in slots), ceilings[side])
-    return replace(slots[0], end=slots[-1].end, amounts=amounts, ceilings=ceilings)
+    amounts = {
+        side: min(max(each.amounts[side] for each in slots), min(ceiling(each, side) for each in slots))
+        for side in devices.SIDES
+    }
+    return replace(slots[0], end=slots[-1].end, amounts=amounts)
+
+
+@pyscript_compile
+def ceiling(slot, side):
+    """Return the amount (W) that the site's limit leaves of one side."""
+    ranges = slot.constraints.sides[side].ranges
+    interval = slot.interval
+    capacity = interval.consumption_capacity if side > 0 else interval.production_capacity
+    room = max(capacity - side * interval.load, 0.0)
+    is_lost = side < 0 and not slot.constraints.is_deferred and slot.forecast < 0
+    may = min(ranges[-1][1], -slot.forecast) if is_lost else ranges[-1][1]
+    return devices.down(ranges, room) if may > room else ranges[-1][1]
 
 
 @pyscript_compile

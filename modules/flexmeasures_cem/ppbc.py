@@ -1,40 +1,45 @@
 """Power profile based control: which sequence of each container runs when, and what the device is told.
 
-The choice is made here (ppbc_plan), not by FlexMeasures. A profile of which a container was aborted is over
-as a whole, since its containers follow from each other. S2 says nothing of a sequence without
-max_pause_before: any pause before it is allowed then; and none counts before a profile's first container.
-Progress is taken as the time that a sequence has been at work; where a device adds its pauses, that is seen
-and allowed for.
+The choice is made in the site model (models/ppbc.py), not by FlexMeasures. A profile of which a container
+was aborted is over as a whole, since its containers follow from each other. S2 says nothing of a sequence
+without max_pause_before: any pause before it is allowed then; and none counts before a profile's first
+container. Progress is taken as the time that a sequence has been at work; where a device adds its pauses,
+that is seen and allowed for.
 """
 
-import math
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
-from pydantic import BeforeValidator, PlainSerializer
-
-import flexmeasures_cem.market as markets
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.ppbc as model
 import flexmeasures_cem.plans as plans
-import flexmeasures_cem.ppbc_plan as searches
-import flexmeasures_cem.transitions as transitions
-import flexmeasures_s2.commodities as commodities
+import flexmeasures_cem.profiles as profiles
+from flexmeasures_cem.profiles import (
+    ABORTED,
+    DESCRIPTION,
+    FINISHED,
+    PAUSE,
+    PAUSED,
+    RESUME,
+    RUNNING,
+    START,
+    WAITING,
+    Device,
+    Phase,
+    ProfilePlan,
+    State,
+    misfit,
+    passed,
+    usual,
+)
 
 CONTROL_TYPE = "POWER_PROFILE_BASED_CONTROL"
-DESCRIPTION, STATUS = "PPBC.PowerProfileDefinition", ("PPBC.PowerProfileStatus",)
+STATUS = ("PPBC.PowerProfileStatus",)
 CALL_FOR_A_PLAN = (DESCRIPTION,)
 """The messages that change the problem."""
 TIME_TOLERANCE = 120.0
 """How much earlier or later than expected a sequence may end (s)."""
-PAST_SECONDS = 3600.0
-"""How long after its end_time a profile is still begun."""
-LEAST_LATE = 1.0
-"""How late is late (s)."""
-MOST_SEGMENTS, MOST_INTERVALS = 350_000, 192
-"""How many segments a profile's curves may have in a market of so many intervals: what takes some seconds."""
-START, PAUSE, RESUME = "ScheduleInstruction", "StartInterruptionInstruction", "EndInterruptionInstruction"
 LABELS = {START: "start", PAUSE: "pause", RESUME: "go on"}
-WAITING, RUNNING, PAUSED, FINISHED, ABORTED = "WAITING", "RUNNING", "PAUSED", "FINISHED", "ABORTED"
 KINDS = {
     "NOT_SCHEDULED": WAITING,
     "SCHEDULED": WAITING,
@@ -43,114 +48,8 @@ KINDS = {
     "FINISHED": FINISHED,
     "ABORTED": ABORTED,
 }
-
-
-@pyscript_compile
-def records():
-    """Define the records: natively, so that compiled code can make them."""
-
-    @dataclass(frozen=True)
-    class Element:
-        """Some time of a sequence: seconds, electric power (W), and (quantity, value) of all else."""
-
-        seconds: float
-        power: float
-        others: tuple
-
-    @dataclass(frozen=True)
-    class Sequence:
-        """One way to do a container's task; `pause` is how long may be waited before it at most (s)."""
-
-        id: str
-        elements: tuple
-        seconds: float
-        pause: float
-        is_interruptible: bool
-        is_abnormal: bool
-
-    @dataclass(frozen=True)
-    class Container:
-        """The Sequences that one is to be chosen of, by id."""
-
-        id: str
-        sequences: dict
-
-    @dataclass(frozen=True)
-    class Profile:
-        """What is to be done between two moments: Containers, in order."""
-
-        id: str
-        start: float
-        end: float
-        containers: tuple
-
-    @dataclass(frozen=True)
-    class Device:
-        """The Profiles, by end_time, and the greatest power of any (W, without sign)."""
-
-        profiles: tuple
-        greatest: float
-
-    @dataclass(frozen=True)
-    class Phase:
-        """How far a container is at a moment (`at`): its `kind`, and what is done (s).
-
-        `since` is when it was told so, `begun` when its sequence began; 0 where that is not known. `at` is
-        the end of what is FINISHED or ABORTED. `fee` is what another pause has to save; there is none where
-        `is_steady`.
-        """
-
-        kind: str
-        at: float
-        sequence: str | None = None
-        done: float = 0.0
-        since: float = 0.0
-        begun: float = 0.0
-        fee: float | None = None
-        is_steady: bool = False
-
-    @dataclass(frozen=True)
-    class State:
-        """The Phase of each (profile, container) at a moment; `pledged` are profiles told to begin."""
-
-        moment: float
-        phases: dict
-        pledged: set
-
-    @dataclass(frozen=True)
-    class Change:
-        """What is told of a container at a moment; `power` (W) is expected from then on.
-
-        `actuator` is (profile, container). `fee` and `is_steady` are those of the Phase that follows.
-        """
-
-        moment: float
-        kind: str
-        profile: str
-        container: str
-        sequence: str
-        power: float
-        actuator: tuple[str, str]
-        fee: float
-        is_steady: bool
-
-    @dataclass
-    class ProfilePlan(plans.Plan):
-        """A Plan that was made for some State: its `moment`, and the Phases of all containers."""
-
-        changes: list[Change]
-        made: float = 0.0
-        phases: Annotated[
-            dict[tuple[str, str], Phase],
-            PlainSerializer(lambda phases: list(phases.items())),
-            BeforeValidator(lambda items: {tuple(key): phase for key, phase in items}),
-        ] = field(default_factory=dict)
-
-    return Element, Sequence, Container, Profile, Device, Phase, State, Change, ProfilePlan
-
-
-Element, Sequence, Container, Profile, Device, Phase, State, Change, ProfilePlan = records()
 PLAN = ProfilePlan
+device = profiles.device
 upcoming, missed = plans.upcoming, plans.missed
 
 
@@ -167,89 +66,10 @@ def valid_from(_memory):
 
 
 @pyscript_compile
-def device(memory):
-    """Return the device that is described, with all profiles that it has told of."""
-    profiles = [
-        Profile(
-            message.id,
-            message.start_time.timestamp(),
-            message.end_time.timestamp(),
-            tuple(container(each) for each in message.power_sequences_containers),
-        )
-        for key, message in memory.items()
-        if key[0] == DESCRIPTION
-    ]
-    powers = [
-        abs(element.power)
-        for profile in profiles
-        for each in profile.containers
-        for sequence in each.sequences.values()
-        for element in sequence.elements
-    ]
-    ordered = sorted(profiles, key=lambda each: (each.end, each.start, each.id))
-    return Device(tuple(ordered), max(powers, default=0.0))
-
-
-@pyscript_compile
-def container(described):
-    """Return the Container that is described."""
-    return Container(described.id, {each.id: sequence(each) for each in described.power_sequences})
-
-
-@pyscript_compile
-def sequence(described):
-    """Return the Sequence that is described; its elements are joined where they are alike."""
-    elements = []
-    for each in described.elements:
-        values = {value.commodity_quantity.value: value.value_expected for value in each.power_values}
-        power = commodities.electric(values) or 0.0
-        others = tuple(sorted((name, value) for name, value in values.items() if name in commodities.TARIFFS))
-        seconds = min(each.duration.root / 1000, transitions.AGES)
-        if elements and (elements[-1].power, elements[-1].others) == (power, others):
-            seconds += elements.pop().seconds
-        if seconds:
-            elements.append(Element(seconds, power, others))
-    pause = described.max_pause_before
-    return Sequence(
-        described.id,
-        tuple(elements),
-        sum(each.seconds for each in elements),
-        math.inf if pause is None else min(pause.root / 1000, transitions.AGES),
-        described.is_interruptible,
-        described.abnormal_condition_only,
-    )
-
-
-@pyscript_compile
 def unfit(found):
     """Return why a device cannot be planned, or None where at least one of its profiles can be."""
     why = [misfit(each) for each in found.profiles]
     return why[-1] if why and all(why) else None
-
-
-@pyscript_compile
-def misfit(profile):
-    """Return why a profile cannot be planned, or None."""
-    intervals = min(max((profile.end - profile.start) / 900, 1.0), MOST_INTERVALS)
-    total = following = 0.0
-    for each in reversed(profile.containers):
-        usable = usual(each)
-        if not usable:
-            return f"all sequences of container {each.id} are for an abnormal condition only"
-        segments = [following + (len(one.elements) + 1) * intervals for one in usable]
-        total, following = total + sum(segments), max(segments)
-        if total > MOST_SEGMENTS:
-            return (
-                f"power profile {profile.id} has too many containers, sequences and elements to plan: about "
-                f"{MOST_SEGMENTS // MOST_INTERVALS} elements are possible, less with many containers"
-            )
-    return None
-
-
-@pyscript_compile
-def usual(found):
-    """Return the sequences of a container that are not for an abnormal condition only."""
-    return [each for each in found.sequences.values() if not each.is_abnormal]
 
 
 @pyscript_compile
@@ -277,8 +97,9 @@ def condition(found, memory, heard, plan, now):
                 phase = plan.phases[key]
             phase = phase if phase.sequence in (None, *each.sequences) else Phase(WAITING, phase.at)
             phases[key] = advanced(each, phase, changes_of(plan, key), now)
-    coming = {each.profile for each in plan.changes if each.moment > now} if plan else set()
-    return State(now, phases, coming)
+    coming = [each for each in plan.changes if each.moment > now] if plan else []
+    starts = {each.actuator: each.moment for each in reversed(coming) if each.kind in (START, RESUME)}
+    return State(now, phases, {each.profile for each in coming}, starts)
 
 
 @pyscript_compile
@@ -368,19 +189,6 @@ def advanced(found, phase, changes, now):
 
 
 @pyscript_compile
-def passed(found, phase, moment):
-    """Return a Phase at a later moment, when nothing was told meanwhile."""
-    if phase.kind in (FINISHED, ABORTED) or moment <= phase.at:
-        return phase
-    if phase.kind != RUNNING:
-        return replace(phase, at=moment)
-    done, seconds = phase.done + moment - phase.at, found.sequences[phase.sequence].seconds
-    if done >= seconds:
-        return replace(phase, kind=FINISHED, at=moment - (done - seconds), done=seconds)
-    return replace(phase, at=moment, done=done)
-
-
-@pyscript_compile
 def resumed(found: Device, plan: ProfilePlan, told: Any) -> ProfilePlan | None:
     """Return a plan that a device goes on with after its Return, or None where it cannot.
 
@@ -408,185 +216,9 @@ def problem(_found, _state, _means, _window):
 
 
 @pyscript_compile
-def follow(found, state, _wanted, market, tariffs):
-    """Return the Plan: the cheapest courses of all profiles that are not over.
-
-    Those that are under way come first, then those that are to end first; each one's power is a load to those
-    that follow.
-    """
-    begin, cells, pieces = market[0].start, market, []
-    made = ProfilePlan(begin, market[-1].end, [], [], made=state.moment, phases=dict(state.phases))
-    known = [each for each in found.profiles if misfit(each) is None]
-    for profile in sorted(known, key=lambda each: not is_under_way(each, state)):
-        own, task, containers = remaining(profile, state, market, tariffs)
-        if task:
-            courses = searches.search(task, cells)
-            tell(made, profile, containers, task, courses)
-            for course in courses:
-                own += searches.powers(course.option.parts, course.spans)
-            end = courses[-1].spans[-1][1]
-            if end > profile.end + LEAST_LATE:
-                made.missed.append(plans.Missed(profile.end, 0.0, (end - profile.end) / 60))
-        if own:
-            made.cost += cost(cells, own)
-            cells = loaded(cells, own)
-            pieces += own
-    made.changes.sort(key=lambda each: (each.moment, each.actuator))
-    made.missed.sort(key=lambda each: each.moment)
-    made.pieces = together(pieces)
-    made.end = max([made.end, *[each[1] for each in made.pieces]])
-    return made
-
-
-@pyscript_compile
-def phases_of(profile, state):
-    """Return the Phases of a profile's containers, in order."""
-    return [state.phases[profile.id, each.id] for each in profile.containers]
-
-
-@pyscript_compile
-def is_under_way(profile, state):
-    """Tell whether a profile's sequence runs now, or is paused."""
-    return any(each.kind in (RUNNING, PAUSED) for each in phases_of(profile, state))
-
-
-@pyscript_compile
-def remaining(profile, state, market, tariffs):
-    """Return what is left of a profile: the pieces until the market begins, its Task, and the containers.
-
-    The Task is None where nothing is left, or nothing that the market is to be used for yet.
-    """
-    begin, phases = market[0].start, phases_of(profile, state)
-    begun = [place for place, each in enumerate(phases) if each.kind != WAITING]
-    is_past = not begun and state.moment > profile.end + PAST_SECONDS and profile.id not in state.pledged
-    if is_past or any(each.kind == ABORTED for each in phases):
-        return [], None, []
-    last = phases[begun[-1]] if begun else None
-    following = profile.containers[begun[-1] + 1 if begun else 0 :]
-    stages = [tuple(option(each, tariffs) for each in usual(one)) for one in following]
-    own, held, previous, earliest = [], None, None, begin if begun else max(begin, profile.start)
-    if last and last.kind in (RUNNING, PAUSED):
-        current = profile.containers[begun[-1]]
-        now, held = passed(current, last, begin), last.kind
-        whole = option(current.sequences[last.sequence], tariffs)
-        parts = [
-            (start + state.moment - last.done, end + state.moment - last.done, part)
-            for start, end, part in searches.powers(whole.parts, [(0.0, now.done)])
-        ]
-        own = [(max(start, state.moment), end, part) for start, end, part in parts if end > state.moment]
-        if now.kind == FINISHED:
-            held, previous = None, now.at
-        else:
-            following = (current, *following)
-            stages.insert(0, (rest(whole, now),))
-            earliest = max(begin, now.since + searches.LEAST_PAUSE) if held == PAUSED else begin
-    elif last:
-        previous = last.at
-    deadline = last_end(profile, stages, earliest, market, held) if stages else None
-    if deadline is None:
-        return own, None, []
-    return own, searches.Task(tuple(stages), earliest, deadline, previous, held, last and last.fee), following
-
-
-@pyscript_compile
-def last_end(profile, stages, earliest, market, held):
-    """Return by when a profile is to end, None where it need not and cannot be planned in this market."""
-    shortest = sum(min(searches.length(each.parts) for each in stage) for stage in stages)
-    end = market[-1].end
-    if profile.end > end:
-        if earliest + shortest <= end:
-            return end
-        if held is None and profile.end - shortest >= end:
-            return None
-    return profile.end
-
-
-@pyscript_compile
-def option(found, tariffs):
-    """Return a sequence as an Option, with what its other commodities cost."""
-    return searches.Option(
-        found.id,
-        tuple(searches.Part(each.seconds, each.power, rate(each.others, tariffs)) for each in found.elements),
-        found.pause,
-        found.is_interruptible,
-    )
-
-
-@pyscript_compile
-def rate(others, tariffs):
-    """Return what quantities cost in an hour (currency), nothing where the tariff is not known."""
-    return sum(markets.other_cost(name, value, tariffs) for name, value in others)
-
-
-@pyscript_compile
-def rest(whole, phase):
-    """Return what is left of an Option after a Phase."""
-    seconds, parts = phase.done, []
-    for part in whole.parts:
-        left = part.seconds - seconds
-        seconds = max(-left, 0.0)
-        if left > 0:
-            parts.append(replace(part, seconds=min(left, part.seconds)))
-    can_pause = whole.is_interruptible and not phase.is_steady
-    return replace(whole, parts=tuple(parts), is_interruptible=can_pause)
-
-
-@pyscript_compile
-def tell(made, profile, containers, task, courses):
-    """Add the changes that courses call for to a plan."""
-    step = searches.LEAST_PAUSE
-    for place, (each, course) in enumerate(zip(containers, courses, strict=True)):
-        key, kind = (profile.id, each.id), START
-        is_held = place == 0 and task.held is not None
-        pieces = searches.powers(course.option.parts, course.spans)
-        powers = {start: part.power for start, _end, part in pieces}
-        start = course.spans[0][0]
-        is_off_grid = len(course.spans) == 1 and abs(start - round(start / step) * step) > 1.0
-        moments = []
-        for begin, end in course.spans:
-            moments += [(begin, kind, powers.get(begin, 0.0)), (end, PAUSE, 0.0)]
-            kind = RESUME
-        if is_held:
-            made.phases[key] = replace(made.phases[key], fee=course.fee)
-            moments = [(start, RESUME, moments[0][2]), *moments[1:]] if task.held == PAUSED else moments[1:]
-        made.changes += [
-            Change(moment, what, *key, course.option.sequence, power, key, course.fee, is_off_grid)
-            for moment, what, power in moments[:-1]
-        ]
-
-
-@pyscript_compile
-def cost(cells, pieces):
-    """Return what pieces (start, end, Part) cost (currency); the last cell goes on for ever."""
-    cells = [*cells[:-1], replace(cells[-1], end=math.inf)]
-    return sum(
-        markets.cost(cell, part.power, last - begin) + part.rate * (last - begin) / 3600
-        for start, end, part in pieces
-        for cell, begin, last in markets.overlapping(cells, start, end)
-    )
-
-
-@pyscript_compile
-def loaded(cells, pieces):
-    """Return a market with the power of pieces added to its load."""
-    cuts, found = sorted({moment for piece in pieces for moment in piece[:2]}), []
-    for cell in cells:
-        moments = [cell.start, *[each for each in cuts if cell.start < each < cell.end], cell.end]
-        for begin, end in pairwise(moments):
-            powers = [part.power for start, last, part in pieces if start <= begin and last >= end]
-            found.append(replace(cell, start=begin, end=end, load=cell.load + sum(powers)))
-    return found
-
-
-@pyscript_compile
-def together(pieces):
-    """Return pieces (start, end, Part) as (start, end, power), in order: what overlaps is added up."""
-    moments, found = sorted({moment for piece in pieces for moment in piece[:2]}), []
-    for begin, end in pairwise(moments):
-        powers = [part.power for start, last, part in pieces if start <= begin and last >= end]
-        if powers:
-            found.append((begin, end, sum(powers)))
-    return found
+def follow(found, state, wanted, market, tariffs):
+    """Return the Plan: the cheapest way to run all profiles that are not over."""
+    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

@@ -9,13 +9,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import flexmeasures_cem.ddbc as ddbc
-import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.frbc as frbc
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
-import flexmeasures_cem.ombc as ombc
 import flexmeasures_cem.site as sites
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_optimiser.storage as storages
@@ -26,8 +23,6 @@ MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
 """How many plans FlexMeasures takes in some time where it does not tell, without and with a user's calls."""
 RESERVED = MOST_WITH_CALLS - MOST_PLANS
 """How many plans are left for a user's calls, of those that FlexMeasures takes."""
-BETWEEN_GIVEN_SECONDS = 120.0
-"""How long FlexMeasures is not asked again only because of devices that it does not plan."""
 LONGEST_HORIZON = 172_800.0
 """FlexMeasures plans no more than two days ahead, unless its owner has set another horizon."""
 MOST_SPLITS = 5
@@ -67,38 +62,35 @@ Question = question_kind()
 
 
 @pyscript_compile
-async def pose(site, each, means, now, start, step, sharers):
-    """Return the question that a Resource Manager's state is, or None where it is refused."""
-    version, memory, kind = each.version, fill_levels.remembered(each.resource, each.session), each.type
+async def pose(site: Any, each: Any, means: Any, now: float, start: float, step: float, sharers: int) -> Any:
+    """Return the Question that a Resource Manager's state is, or None where it cannot be planned."""
+    memory, kind = fill_levels.remembered(each.resource, each.session), each.type
     heard, plan_before = dict(each.heard), instructions.as_told(each, now)
-    share = math.inf if site.limit is None else site.limit / max(sharers, 1)
+    share = site.connection.max_consumption / max(sharers, 1)
 
-    def read():
+    def read() -> tuple | None:
         device = kind.device(memory)
-        if why := kind.unfit(device):
-            raise errors.NotPlannable(why)
+        if kind.unfit(device):
+            return None
         longest = min(math.ceil((kind.until(device) - start) / step) * step, LONGEST_HORIZON)
         end = start + max(site.horizon, longest)
         state = kind.condition(device, memory, heard, plan_before, now)
         left = (start + step - now) / step
         window = sites.Window(start, step, end, left, share, sharers <= MOST_WITH_MODES)
-        return device, state, kind.problem(device, state, means, window), window
+        return device, kind.problem(device, state, means, window), window
 
     try:
-        device, state, problem, window = await asyncio.to_thread(read)
-    except errors.NotPlannable as error:
-        sites.refuse(site, each, version, str(error))
-        if not sites.is_gone(site, each):
-            site.unfit(each.resource, each.session, kind.CONTROL_TYPE)
-        return None
+        found = await asyncio.to_thread(read)
     except Exception as error:
-        LOGGER.exception("What %s told cannot be planned: please report this", each.resource.name)
-        reason = texts.quoted(repr(error))
-        sites.refuse(site, each, version, f"what it told cannot be planned ({reason})")
+        LOGGER.error("%s cannot be put as a problem: please report this", each.resource.name, exc_info=error)
+        sites.refuse(
+            site, each, each.version, f"what it told cannot be planned ({texts.quoted(repr(error))})", error
+        )
         return None
-    each.asked, each.is_asked = (device, state), problem is not None
-    if kind in (ombc, ddbc):
-        warn_of_prices(site, each, kind.commodities_of(device))
+    if found is None:
+        return None
+    device, problem, window = found
+    each.is_asked = problem is not None
     if kind is frbc:
         tell_worth(each, frbc.worth(device, means.energy), means)
     has_modes = isinstance(problem, storages.Storage) and problem.operation_modes
@@ -132,11 +124,8 @@ def tell_worth(each, value, means):
 
 
 @pyscript_compile
-async def ask(site, asked, tried, outlook, window):
-    """Ask FlexMeasures for the schedules of all whom it can plan; return what `solve` does, or its error.
-
-    `tried` has the plans that those are to have who are planned here.
-    """
+async def ask(site, asked, outlook, window):
+    """Ask FlexMeasures for the schedules of all whom it can plan; return what `solve` does, or its error."""
     site.made.append(site.now())
     reasons = [f"{each.resource.name}: {each.why or 'its time'}" for each in asked]
     outlook = replace(outlook, powers=dict(outlook.powers))
@@ -144,16 +133,16 @@ async def ask(site, asked, tried, outlook, window):
         each.why = None
         loads.take_out(outlook, each)
     LOGGER.debug("Planning %s", "; ".join(reasons))
-    given, known = await loads.given(site, asked, tried, window)
-    most = await asyncio.to_thread(loads.limits, site.limit, outlook, known, window)
+    given, known = await loads.given(site, asked, window)
+    limits = await asyncio.to_thread(loads.limits, site.connection, outlook, known, window)
     try:
-        return await solve(site, list(asked), asked, window, given, most)
+        return await solve(site, list(asked), asked, window, given, limits)
     except optimiser_errors.OptimiserError as error:
         return error
 
 
 @pyscript_compile
-async def solve(site, group, asked, window, given, most):
+async def solve(site, group, asked, window, given, limits):
     """Return (the schedule of each, the error of each that FlexMeasures refuses).
 
     Where it refuses several together, it is asked for each half, so that one does not keep the others from
@@ -161,7 +150,7 @@ async def solve(site, group, asked, window, given, most):
     """
     problems = [asked[each].problem for each in group]
     try:
-        found = await site.solve(problems, window, given, most)
+        found = await site.solve(problems, window, given, limits)
     except OF_A_PROBLEM as error:
         if len(group) == 1 or site.splits >= MOST_SPLITS or left_without_calls(site) < 2:
             if len(group) < len(asked):
@@ -175,7 +164,7 @@ async def solve(site, group, asked, window, given, most):
         schedules, refusals = {}, {}
         for half in (group[:middle], group[middle:]):
             site.made.append(site.now())
-            some, refused = await solve(site, half, asked, window, given, most)
+            some, refused = await solve(site, half, asked, window, given, limits)
             schedules |= some
             refusals |= refused
         return schedules, refusals
@@ -193,25 +182,12 @@ def powers_of(schedule, left):
 
 
 @pyscript_compile
-def may_ask_at(site, group, now):
+def may_ask_at(site: Any, now: float) -> float:
     """Return when FlexMeasures may be asked: not too often, unless somebody waits for it."""
     if site.is_urgent:
         return now
     moment = max(now, site.not_before)
-    if left_without_calls(site) <= 0:
-        moment = max(moment, takes_more_at(site))
-    is_wanted = site.is_eager or any(
-        each.is_asked is not False and each.version != each.planned_version for each in group
-    )
-    if not is_wanted:
-        moment = max(moment, for_given_from(site))
-    return moment
-
-
-@pyscript_compile
-def for_given_from(site):
-    """Return from when on FlexMeasures may be asked only because of devices that it does not plan."""
-    return site.made[-1] + BETWEEN_GIVEN_SECONDS if lately_made(site) else 0.0
+    return moment if left_without_calls(site) > 0 else max(moment, takes_more_at(site))
 
 
 @pyscript_compile

@@ -5,6 +5,7 @@ Moments are seconds since 1970.
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -12,16 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import flexmeasures_cem.errors as errors
-import flexmeasures_optimiser.connection as connection
+import flexmeasures_cem.market as markets
+import flexmeasures_optimiser.connection as server_connection
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 SETTLING_SECONDS = 1.0
 """How long other messages are waited for, before a change is planned."""
+FIRST_SETTLING_SECONDS = 0.2
+"""How long other messages are waited for, before the first plan of a device is made."""
 ROLLING_SECONDS = 900.0
 """How long a plan is used before it is made anew, at most."""
-SOON_SECONDS = 10.0
-"""How long those who are planned here wait for FlexMeasures' answer, where the site has a limit."""
+BETWEEN_GIVEN_SECONDS = 120.0
+"""How long FlexMeasures is not asked again only because of devices that it does not plan."""
+ANSWER_SECONDS = 60.0
+"""How long schedules are waited for, before devices are planned anew without."""
 FIRST_PAUSE_SECONDS = 30.0
 """How long is waited after a first failure."""
 LEAD_SECONDS = 60.0
@@ -64,8 +70,8 @@ def records():
     class Window:
         """The time that FlexMeasures plans: from `start` to `end` in steps (s).
 
-        `left` is which part of the first step is left, `share` how much of the site's limit each device has
-        (W), and `with_modes` tells whether operation modes may be asked for.
+        `left` is which part of the first step is left, `share` how much of what the site may consume each
+        device has (W), and `with_modes` tells whether operation modes may be asked for.
         """
 
         start: float
@@ -80,22 +86,24 @@ def records():
         """A Resource Manager under a control type that can be planned, for as long as that is active.
 
         `version` counts what changed its problem, `why` says what did last. `plan` is in force, and `device`
-        what it was made for; without a schedule it is one of our own (`is_fallback`). `worth` is what a unit
-        of its fill level is taken to be worth. `sent` maps the ids of instructions that were sent to their
-        Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
-        `refused` is why FlexMeasures cannot plan it, for `refused_version` and until `refused_until`. `since`
-        is when its control began, `manual` maps the ids of a user's instructions to when they begin and end.
-        `asked` is the device and state that a plan is being asked for, `dropped` how many plans in a row came
-        too late. `is_asked` tells whether FlexMeasures plans it, as far as that is known, `chosen_at` when
-        it was last planned here. `broken_at` is when an instruction was rejected, `departures` has, by
-        message_type, actuator and timer, what was said last that departs from the plan, how often, and until
-        when that is left at it.
-        `was_warned` tells whether a missing price was told. Until `leaving_until` another control type is
-        being selected. `replanned` wakes the task that sends the plan's instructions when they are due;
-        `obeys_at_once` tells that the device executes one when it gets it, not at its execution_time. `modes`
-        has the mode that each actuator told last. `kept`
-        is the plan that outlives the connection; a device that `is_returning` goes on with that, which it
-        `is_resuming` once it has told of itself. What it tells counts from `settles_at` on.
+        what it was made for, at `planned_version`; `is_outdated` has it made anew for the same problem.
+        `schedule` has the powers (start, end, W) that FlexMeasures has for it, of `asked_version`, or None;
+        a plan without one, or without prices, `is_fallback`. `is_asked` tells whether FlexMeasures plans
+        it, as far as that is known, and `awaits_schedule` that a caller waits for that. `worth` is what a
+        unit of its fill level is taken to be worth. `sent` maps the ids of instructions that were sent to
+        their Changes, `current` is the last that is due. `heard` tells when each actuator told its status.
+        `refused` is why FlexMeasures cannot plan it, for `refused_version` and until `refused_until`;
+        `unfit` why nobody can, at `unfit_version`. `since` is when its control began, `manual` maps the ids
+        of a user's instructions to when they begin and end. `asked` is the device and state that a plan is
+        being made for, `dropped` (`schedules_dropped`) how many plans (schedules) in a row came
+        too late. `broken_at` is when an instruction
+        was rejected, `departures` has, by message_type, actuator and timer, what was said last that departs
+        from the plan, how often, and until when that is left at it. `was_warned` tells whether a missing
+        price was told. Until `leaving_until` another control type is being selected. `replanned` wakes the
+        task that sends the plan's instructions when they are due; `obeys_at_once` tells that the device
+        executes one when it gets it, not at its execution_time. `modes` has the mode that each actuator told
+        last. `kept` is the plan that outlives the connection; a device that `is_returning` goes on with that,
+        which it `is_resuming` once it has told of itself. What it tells counts from `settles_at` on.
         """
 
         resource: Any
@@ -108,18 +116,24 @@ def records():
         is_fallback: bool = False
         worth: Any = None
         planned_version: int = -1
+        is_outdated: bool = False
+        schedule: list | None = None
+        asked_version: int = -1
+        awaits_schedule: bool = False
         sent: dict = field(default_factory=dict)
         current: str | None = None
         heard: dict = field(default_factory=dict)
         refused: str | None = None
         refused_version: int = -1
         refused_until: float = 0.0
+        unfit: str | None = None
+        unfit_version: int = -1
         since: float = 0.0
         manual: dict = field(default_factory=dict)
         asked: tuple | None = None
         is_asked: bool | None = None
-        chosen_at: float = 0.0
         dropped: int = 0
+        schedules_dropped: int = 0
         broken_at: float | None = None
         departures: dict = field(default_factory=dict)
         leaving_until: float = 0.0
@@ -141,21 +155,24 @@ def records():
 
         `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise an
         OptimiserError. `loads` maps the power sensors of other devices to their powers (start, end, W), or to
-        None where the server has them; `limits` are the site's (start, end, W) where those vary.
+        None where the server has them; `limits` are the capacities of the
+        connection (start, end, W) that vary, by their names.
         `prices(start, end)` (async) returns flexmeasures_optimiser.prices.PriceIntervals, in order and
         without a gap; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None
         while they are not known, `power(resource)` the power that it measures (W), or None. `lead` is how
         long before its time an instruction is sent (s), math.inf for as soon as it is planned, and
-        `own_lead(resource)` the same for one Resource Manager, or None. `own(moment)` is
-        what the app's own device is to have (W). `shown(resource)` is called when a plan or instruction has
+        `own_lead(resource)` the same for one Resource Manager, or None. `cycle_cost(resource)` is what a kWh
+        through its storage costs in wear (currency). `own(moment)` is what the app's own device is to have
+        (W). `shown(resource)` is called when a plan or instruction has
         changed, `told(resource, text)` with what keeps it from being planned, or None; `unfit(resource,
         session, control_type)` when what it told cannot be planned under that, and `failed(error)` and
-        `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `limit` the
-        site's greatest power (W), `settling` how long is waited for further changes (s), `rolling` how long a
-        plan is used at most (s), `soon` how long FlexMeasures' answer is waited for (s) before those are told
-        who are planned here, `due` when the next one is to be made, and `not_before` when FlexMeasures may be
-        asked at the earliest; `is_eager` has it asked as soon as that, and `is_planning` tells whether a plan
-        is being made. `renewal` is when those who are planned here choose again, since another has joined.
+        `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `connection`
+        the site's to the grid, `settling` how long is waited for further changes (s), `rolling` how long a
+        plan is used at most (s), `due` when the next one is to be made, and `renew_at` when all are made
+        anew, as they were at `renewed_at`. `queue` has those whose turn to be planned is still to come,
+        `solver` the threads in which they are planned.
+        `asking_due` is when FlexMeasures is to be asked, `not_before` when it may be at the earliest;
+        `is_urgent` has it asked at once. `is_planning` and `is_asking` tell what is being done.
         `made` has when FlexMeasures was asked lately, `rate_limit` how often it may be, as it told.
         `others` are the Resource Managers that are connected and not controlled; `unusable` has until when
         the sensors of some are left out, since they cannot be posted to. `kept` has the KeptPlans of those
@@ -176,13 +193,13 @@ def records():
         failed: Any
         succeeded: Any
         horizon: float
-        limit: float | None = None
+        connection: markets.Connection = field(default_factory=markets.Connection)
         lead: float = LEAD_SECONDS
         own_lead: Any = lambda resource: None
+        cycle_cost: Callable[[Any], float] = lambda resource: 0.0
         now: Any = time.time
         settling: float = SETTLING_SECONDS
         rolling: float = ROLLING_SECONDS
-        soon: float = SOON_SECONDS
         tariffs: dict = field(default_factory=dict)
         keep: Any = lambda resource: None
         fault: Callable[[str, BaseException | None], None] = log_fault
@@ -191,21 +208,27 @@ def records():
         writing: set = field(default_factory=set)
         others: dict = field(default_factory=dict)
         unusable: dict = field(default_factory=dict)
-        is_eager: bool = False
-        renewal: float | None = None
         controlled: dict = field(default_factory=dict)
         due: float | None = None
+        queue: list = field(default_factory=list)
+        solver: Any = None
+        renew_at: float = math.inf
+        renewed_at: float = 0.0
+        asking_due: float | None = None
         is_urgent: bool = False
         is_planning: bool = False
+        is_asking: bool = False
         urged: asyncio.Event = field(default_factory=asyncio.Event)
+        asking_urged: asyncio.Event = field(default_factory=asyncio.Event)
         made: deque = field(default_factory=deque)
-        rate_limit: Any = field(default_factory=connection.RateLimit)
+        rate_limit: Any = field(default_factory=server_connection.RateLimit)
         known_prices: list | None = None
         prices_due: float = 0.0
         pause: float = FIRST_PAUSE_SECONDS
         splits: int = 0
         not_before: float = 0.0
         task: Any = None
+        asking: Any = None
 
     return Means, Window, Controlled, Site
 
@@ -227,15 +250,21 @@ def is_gone(site, each):
 
 
 @pyscript_compile
-def want(site, found, why, pause=None):
-    """Plan a Resource Manager anew in a moment, since its state is another."""
+def want(site: Any, found: Any, why: str, pause: float | None = None) -> None:
+    """Plan a Resource Manager anew in a moment, since its state is another, and ask FlexMeasures about it.
+
+    Of one that is planned here, FlexMeasures is told once it has its plan.
+    """
     found.version += 1
     found.why = why
-    hasten(site, site.now() + (site.settling if pause is None else pause))
+    pause = site.settling if pause is None else pause
+    hasten(site, site.now() + (pause if found.plan else min(pause, FIRST_SETTLING_SECONDS)))
+    if found.is_asked is not False:
+        ask_no_later_than(site, site.now() + pause)
 
 
 @pyscript_compile
-def hasten(site, moment):
+def hasten(site: Any, moment: float) -> None:
     """Make the site's next plan no later than at a moment.
 
     Who waits for that is woken only where it is sooner than before, or due by now since the clock was set.
@@ -248,21 +277,64 @@ def hasten(site, moment):
 
 
 @pyscript_compile
+def ask_no_later_than(site: Any, moment: float) -> None:
+    """Ask FlexMeasures no later than at a moment, if it may be asked then."""
+    if site.asking_due is None or moment < site.asking_due:
+        site.asking_due = moment
+        site.asking_urged.set()
+    elif site.asking_due <= site.now():
+        site.asking_urged.set()
+
+
+@pyscript_compile
+def renew(site: Any, pause: float | None = None) -> None:
+    """Plan all devices anew in a moment, since what they are planned with is another."""
+    moment = site.now() + (site.settling if pause is None else pause)
+    site.renew_at = min(site.renew_at, moment)
+    hasten(site, moment)
+
+
+@pyscript_compile
+def may_ask_of_others_at(site: Any) -> float:
+    """Return from when on FlexMeasures may be asked only because of devices that it does not plan."""
+    return site.made[-1] + BETWEEN_GIVEN_SECONDS if site.made else 0.0
+
+
+@pyscript_compile
 def next_boundary(now: float, step: float) -> float:
     """Return when the next interval begins, and a moment more."""
     return now // step * step + step + 0.5
 
 
 @pyscript_compile
-def refuse(site, each, version, why, error=None):
-    """Leave a Resource Manager out, until its state is another, or for an hour."""
-    each.asked = None
+def renews_at(site: Any, now: float) -> float:
+    """Return when all devices are planned anew: in the next interval, once FlexMeasures' schedules are there.
+
+    Those are not waited for long, nor where it failed before.
+    """
+    is_waiting = site.pause <= FIRST_PAUSE_SECONDS and any(each.schedule for each in site.controlled.values())
+    return next_boundary(now, site.rolling) + (ANSWER_SECONDS if is_waiting else 0.0)
+
+
+@pyscript_compile
+def renew_once(site: Any) -> None:
+    """Plan all devices anew now, unless that was done in this interval."""
+    now = site.now()
+    if site.renewed_at < now // site.rolling * site.rolling:
+        renew(site, 0.0)
+
+
+@pyscript_compile
+def refuse(site: Any, each: Any, version: int, why: str, error: Any = None) -> None:
+    """Ask FlexMeasures no more about a Resource Manager, until its state is another, or for an hour."""
     if each.version != version:
         return
-    each.refused, each.refused_version, each.planned_version = why, version, version
+    each.refused, each.refused_version, each.asked_version = why, version, version
     each.refused_until = site.now() + REFUSED_SECONDS
-    hasten(site, each.refused_until)
-    site.told(each.resource, f"it cannot be planned: {why}")
+    each.schedule, each.is_outdated, each.awaits_schedule = None, True, False
+    hasten(site, site.now())
+    ask_no_later_than(site, each.refused_until)
+    site.told(each.resource, f"FlexMeasures cannot plan it: {why}")
     failure = errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}")
     failure.__cause__ = error
     give_up(each, failure)

@@ -30,6 +30,8 @@ PRICES_SECONDS = 300.0
 AFTER_SELECTION_SECONDS = 30.0
 PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS = 60.0, 900.0
 """How long a device that goes on telling the same is left at it: first, and at most; it doubles each time."""
+FORECAST_SECONDS = 30.0
+"""How often all are planned anew at most, because of what others forecast."""
 FIRST_STATUS_SECONDS = 2.0
 """How long the first status of a power profile is waited for."""
 
@@ -46,7 +48,7 @@ def changed(site, resource):
         kept_plans.expire(site, resource)
         site.others[resource.resource_id] = resource
     elif other and session is None and site.controlled:
-        sites.hasten(site, site.now() + site.settling)
+        forecast_changed(site)
     old = site.controlled.pop(resource.resource_id, None)
     if old:
         why = f"is not under {old.type.CONTROL_TYPE} any more" if session else "has disconnected"
@@ -55,6 +57,7 @@ def changed(site, resource):
             kept_plans.leave(site, old)
     if kind:
         found = sites.Controlled(resource, session, kind, since=site.now())
+        found.is_asked = False if kind in control_types.PLANNED_HERE else None
         site.controlled[resource.resource_id] = found
         kept_plans.come_back(site, found)
         sessions.spawn(session, instructions.keep_instructing(site, found))
@@ -84,7 +87,7 @@ def received(site, resource, message):
     found = sites.of(site, resource)
     if found is None:
         if message.message_type == "PowerForecast" and site.controlled:
-            sites.hasten(site, max(site.now() + site.settling, questions.for_given_from(site)))
+            forecast_changed(site)
         return
     kind, memory, now = message.message_type, found.session.memory, site.now()
     if found.is_returning:
@@ -93,7 +96,7 @@ def received(site, resource, message):
         found.broken_at = None
         found.departures.clear()
         if not found.is_returning:
-            sites.want(site, found, f"a new {kind}", pause_before(site, found, kind, now))
+            sites.want(site, found, f"a new {kind}", pause_before(site, found, kind))
     elif kind == "RevokeObject":
         revoked(site, found, message)
     elif kind == "InstructionStatusUpdate":
@@ -122,10 +125,16 @@ def received(site, resource, message):
 
 
 @pyscript_compile
-def pause_before(site, found, kind, now):
+def forecast_changed(site: Any) -> None:
+    """Plan all anew, since what others are to consume is another, but not at each message of theirs."""
+    now = site.now()
+    sites.renew(site, max(site.settling, site.renewed_at + FORECAST_SECONDS - now))
+    sites.ask_no_later_than(site, max(now + site.settling, sites.may_ask_of_others_at(site)))
+
+
+@pyscript_compile
+def pause_before(site: Any, found: Any, kind: str) -> float:
     """Return how long a message that changes the problem waits for more of them (s)."""
-    if kind == "PowerForecast" and found.plan:
-        return max(site.settling, questions.for_given_from(site) - now)
     if kind == ppbc.DESCRIPTION and ppbc.STATUS not in found.session.memory:
         return max(site.settling, FIRST_STATUS_SECONDS)
     return site.settling
@@ -219,7 +228,7 @@ def power_measured(site, found, now):
 
 @pyscript_compile
 def are_awaited(site: Any) -> bool:
-    """Return whether a device waits for a plan of a schedule; one that comes back may go on with its own."""
+    """Return whether a device waits for a schedule; one that comes back may go on with its own."""
     return any(
         each.is_fallback or (each.plan is None and not each.is_returning) for each in site.controlled.values()
     )
@@ -229,8 +238,9 @@ def are_awaited(site: Any) -> bool:
 def plan_soon(site):
     """Plan all anew in a moment, since what they are planned with is another."""
     if site.controlled:
-        site.pause, site.not_before, site.is_eager = sites.FIRST_PAUSE_SECONDS, 0.0, True
-        sites.hasten(site, site.now() + site.settling)
+        site.pause, site.not_before = sites.FIRST_PAUSE_SECONDS, 0.0
+        sites.renew(site)
+        sites.ask_no_later_than(site, site.now() + site.settling)
 
 
 @pyscript_compile
@@ -249,6 +259,7 @@ async def plan_now(site, resource):
     waiting = asyncio.get_running_loop().create_future()
     found.waiting.append(waiting)
     site.is_urgent = site.is_urgent or is_asked
+    found.awaits_schedule = found.awaits_schedule or is_asked
     sites.want(site, found, "a call", CALLING_SECONDS)
     return await waiting
 
@@ -267,9 +278,10 @@ async def look_at_prices(site, now):
     if all(each.is_asked is False for each in site.controlled.values()):
         site.succeeded()
     known, site.known_prices = site.known_prices, found
-    if are_awaited(site) if known is None else differ(known, found, now):
+    if known is None or differ(known, found, now):
         LOGGER.info("There are new prices")
-        sites.hasten(site, now + site.settling)
+        sites.renew(site)
+        sites.ask_no_later_than(site, now + site.settling)
 
 
 @pyscript_compile

@@ -49,7 +49,7 @@ class Optimiser:
         devices: list[Device],
         window: sites.Window,
         loads: Mapping[int, Spans | None],
-        limits: Spans | None,
+        limits: Mapping[str, Spans],
     ) -> dict[int, schedules.Schedule]:
         """Return the Schedule of each power sensor, as site.Site has it; raise Infeasible.
 
@@ -63,7 +63,8 @@ class Optimiser:
         site = Site(edges, known)
         powers = {each.power_sensor: site.add(each) for each in devices}
         given = sum(mean_powers(each, edges) for each in loads.values() if each is not None)
-        most = mean_powers(limits, edges) if limits else self.limit
+        varying = limits.get("power_capacity")
+        most = mean_powers(varying, edges) if varying else self.limit
         site.meet(given / 1000, most / 1000)
         values = site.program.solved()
         begin, step = datetime.fromtimestamp(window.start, UTC), timedelta(seconds=window.step)

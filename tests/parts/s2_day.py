@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from freezegun import freeze_time
 
+import flexmeasures_cem.questions as questions
 from tests.parts.flexmeasures_server import DAY_AHEAD
 from tests.parts.s2_device import AMSTERDAM, HOUR, QUARTER, ControlledDevice
 
@@ -87,11 +88,12 @@ async def settled(site, within: float = 300) -> None:
     while quiet < 8:
         assert real_time() < deadline, "the planner did not come to rest"
         site.urged.set()
+        site.asking_urged.set()
         await asyncio.sleep(0.02)
-        is_due = site.due is not None and site.due <= site.now()
+        moments = [site.due, site.asking_due and max(site.asking_due, questions.may_ask_at(site, site.now()))]
+        is_due = any(moment is not None and moment <= site.now() for moment in moments)
         sending = any(found.sending.locked() for found in site.controlled.values())
-        asking = any(found.asked for found in site.controlled.values())
-        idle = not (asking or is_due or sending or site.is_planning)
+        idle = not (is_due or sending or site.is_planning or site.is_asking)
         quiet = quiet + 1 if idle else 0
 
 

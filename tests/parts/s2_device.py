@@ -426,9 +426,13 @@ class ControlledDevice(Device):
         """Tell all there is to know, then each round."""
         async with self._turn:
             self.advance(datetime.now(UTC))
-            for message in chain(self._introduction(), self._forecast_news()):
+            for message in self.introduction():
                 await self.say(message)
         await self._tell_rounds()
+
+    def introduction(self) -> Iterable[dict]:
+        """Return all that it tells first: what the active control type calls for, and its forecast."""
+        return chain(self._introduction(), self._forecast_news())
 
     async def _tell_all_rounds(self) -> None:
         """Tell each round, the first one at once if there is a forecast to tell."""

@@ -44,7 +44,7 @@ async def solved(consumption, *devices, production=None, loads=(), limit=None, l
     given = {
         99: [(start + place * HOUR, start + (place + 1) * HOUR, each) for place, each in enumerate(loads)]
     }
-    found = await Optimiser(prices, limit).solve(list(devices), window, given, limits)
+    found = await Optimiser(prices, limit).solve(list(devices), window, given, limits or {})
     assert all(each.start == BEGIN for each in found.values())
     return [found[each.power_sensor].values for each in devices]
 
@@ -122,7 +122,7 @@ async def test_a_site_limit_is_shared():
 
 async def test_a_limit_that_varies_prevails_over_the_site_limit():
     start = BEGIN.timestamp()
-    limits = [(start, start + HOUR, 2000.0), (start + HOUR, start + 3 * HOUR, 4000.0)]
+    limits = {"power_capacity": [(start, start + HOUR, 2000.0), (start + HOUR, start + 3 * HOUR, 4000.0)]}
     car = storage(production_capacity=0.0, soc_minima=[wish(3, 8000)])
     [powers] = await solved([0.1, 0.2, 0.3], car, limit=7000, limits=limits)
     assert powers == pytest.approx([2000, 4000, 2000])

@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
 from hypothesis import strategies as st
 
+from flexmeasures_cem.market import Interval
 from tests.parts.s2_devices import StorageDevice
 from tests.parts.s2_messages import example
 
@@ -62,6 +64,15 @@ def intervals(powers, begin=2.0, length=QUARTER) -> list[tuple]:
     return [
         (first + (begin if place == 0 else place * length), first + (place + 1) * length, power)
         for place, power in enumerate(powers)
+    ]
+
+
+def market(times, prices=None, rooms=None) -> list:
+    """Return the market in (start, end, ...) of intervals, by prices, and by the powers there is room for."""
+    prices, rooms = prices or [0.3] * len(times), rooms or [(-math.inf, math.inf)] * len(times)
+    return [
+        Interval(start, end, price, price, 0.0, most, -least)
+        for (start, end, *_power), price, (least, most) in zip(times, prices, rooms, strict=True)
     ]
 
 

@@ -69,6 +69,7 @@ def market(
             price if produced[place] is None else produced[place],
             loads[place],
             limit,
+            limit,
             curtailable,
         )
         for place, price in enumerate(prices)
@@ -225,7 +226,7 @@ def price(interval, power) -> float:
 
 def beyond(interval, power) -> float:
     """Return how far a power makes the site exceed its limit."""
-    return max(0.0, abs(interval.load + power) - max(interval.limit, abs(interval.load)))
+    return max(0.0, abs(interval.load + power) - max(interval.consumption_capacity, abs(interval.load)))
 
 
 @st.composite

@@ -123,6 +123,7 @@ def market(m, prices, production=None, load=0.0, limit=math.inf, length=HOUR, be
             price if production is None else of(production, place),
             of(load, place),
             of(limit, place),
+            of(limit, place),
         )
         for place, price in enumerate(prices)
     ]

@@ -24,7 +24,6 @@ def modules() -> SimpleNamespace:
     """Return the modules under test."""
     names = {
         "ppbc": "flexmeasures_cem.ppbc",
-        "searches": "flexmeasures_cem.ppbc_plan",
         "market": "flexmeasures_cem.market",
         "plans": "flexmeasures_cem.plans",
         "messages": "flexmeasures_s2.messages",
@@ -105,6 +104,7 @@ def market(m, prices, length=QUARTER, now=NOW, loads=None, limit=math.inf, feed_
             price if feed_in is None else feed_in,
             loads[place] if loads else 0.0,
             limit,
+            limit,
         )
         for place, price in enumerate(prices)
     ]
@@ -182,7 +182,7 @@ def paid(cells, pieces) -> tuple[float, float]:
                     for each in (before, after)
                 ]
                 cost += (worth[1] - worth[0]) * hours
-                over += max(abs(after) - max(cell.limit, abs(before)), 0.0) * hours
+                over += max(abs(after) - max(cell.consumption_capacity, abs(before)), 0.0) * hours
     return over, cost
 
 
@@ -215,11 +215,12 @@ def splits(total, number) -> list[tuple]:
     return [(first, *rest) for first in range(5, total, 5) for rest in splits(total - first, number - 1)]
 
 
-def cheapest(definition, cells, first, pauses=0, step=MINUTE, fee=0.0):
-    """Return the least (Wh over, cost with fees) in time, by trying each start on a grid, or None.
+def cheapest(definition, cells, first, pauses=0, step=MINUTE, fee=0.0, slot=5 * MINUTE):
+    """Return the least (Wh over, cost with fees) in time, by trying starts, or None.
 
-    `first` is the earliest start. Pauses, as many as `pauses`, begin and end on a grid of five minutes, as
-    does a run that has them.
+    A start is the earliest one, `first`, or when the container before ends, or at the clock's moments that
+    are a `step` apart. Pauses, as many as `pauses`, begin and end at moments that are a `slot` apart; a run
+    that has them starts on a grid of five minutes.
     """
     end = datetime.fromisoformat(definition["end_time"]).timestamp()
     containers = definition["power_sequences_containers"]
@@ -232,18 +233,27 @@ def cheapest(definition, cells, first, pauses=0, step=MINUTE, fee=0.0):
                     continue
                 seconds = sum(part["duration"] for part in one["elements"]) / 1000
                 most = math.inf if is_first else one.get("max_pause_before", math.inf) / 1000
-                start = moment
-                while start <= min(moment + most, end - seconds) + 1e-6:
-                    for spans in ways(one, start, seconds, end, pauses):
+                until = min(moment + most, end - seconds) + 1e-6
+                for start in starts(moment, until, step):
+                    for spans in ways(one, start, seconds, end, pauses, slot):
                         pieces = run(one, spans)
                         more = paid(cells, pieces)
                         last = pieces[-1][1], False
                         worth = over + more[0], cost + more[1] + fee * (len(spans) - 1)
                         if rounded(worth) < rounded(reached.get(last, (math.inf, math.inf))):
                             reached[last] = worth
-                    start += step
         best = reached
     return min(best.values(), key=rounded, default=None)
+
+
+def starts(first, until, step):
+    """Yield a moment, and those of the clock that are a step apart, until another."""
+    if first <= until:
+        yield first
+    start = (first // step + 1) * step
+    while start <= until:
+        yield start
+        start += step
 
 
 def rounded(worth):
@@ -251,7 +261,7 @@ def rounded(worth):
     return round(worth[0], 3), round(worth[1], 9)
 
 
-def ways(one, start, seconds, end, pauses):
+def ways(one, start, seconds, end, pauses, slot):
     """Return the spans with which a sequence may run from a start."""
     yield [(start, None)]
     if not one["is_interruptible"] or start % 300:
@@ -264,7 +274,9 @@ def ways(one, start, seconds, end, pauses):
                 for part, gap in zip(split, [*gaps, 0], strict=True):
                     spans.append((moment, moment + part * 60))
                     moment += part * 60 + gap * 300
-                yield [*spans[:-1], (spans[-1][0], None)]
+                inner = [each for span in spans for each in span][1:-1]
+                if all(each % slot == 0 for each in inner):
+                    yield [*spans[:-1], (spans[-1][0], None)]
 
 
 def _gaps(number, most):

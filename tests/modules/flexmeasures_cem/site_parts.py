@@ -23,7 +23,7 @@ FRBC = "FILL_RATE_BASED_CONTROL"
 DDBC = "DEMAND_DRIVEN_BASED_CONTROL"
 NOT_CONTROLABLE = "NOT_CONTROLABLE"
 QUARTER = 900.0
-LULL = 30.0
+LULL = 20.0
 """How long nothing is to happen (s), where a plan would be made after a fraction of a second."""
 NAMES = {"idle": 0, "charge": 1, "discharge": 2}
 
@@ -32,7 +32,9 @@ NAMES = {"idle": 0, "charge": 1, "discharge": 2}
 async def site(clock, serve):
     """Run a CEM with a site's planner; its optimiser answers `powers` (W per quarter), or raises `error`.
 
-    `powers_of` has those of some by their names. Its clock is ahead, so that a quarter has just begun.
+    `powers_of` has those of some by their names, `prices_of` returns the price in an hour (counted from 1970
+    on), `fed_in` is which part of that feeding in yields. Its clock is ahead, so that a quarter has just
+    begun.
     """
     base = QUARTER - time.time() % QUARTER + 30
     cem = await serve()
@@ -47,6 +49,8 @@ async def site(clock, serve):
         told={},
         unfit=[],
         prices=0.25,
+        prices_of=None,
+        fed_in=1.0,
         power=None,
         own=0.0,
         ahead=0.0,
@@ -81,7 +85,11 @@ async def site(clock, serve):
 
     async def prices(start, end):
         hours = range(int(start) // 3600 * 3600, int(end), 3600)
-        return [priced(each, each + 3600.0, made.prices, made.prices) for each in hours]
+        values = [made.prices if made.prices_of is None else made.prices_of(each // 3600) for each in hours]
+        return [
+            priced(each, each + 3600.0, value, value * made.fed_in)
+            for each, value in zip(hours, values, strict=True)
+        ]
 
     def means(resource):
         sensor = made.sensors.setdefault(resource.resource_id, len(made.sensors) + 1)
@@ -166,8 +174,24 @@ async def battery(site, **options):
     """Give a resource manager that has got its first plan's instructions."""
     async with connected(site.cem, **options) as rm:
         await introduce(rm)
-        rm.first = [await rm.next("FRBC.Instruction") for _ in range(3)]
+        await until(lambda: is_scheduled(site, rm))
+        rm.first = of_type(rm, "FRBC.Instruction")[-3:]
         yield rm
+
+
+def is_scheduled(site, rm) -> bool:
+    """Return whether a resource manager has a plan of FlexMeasures' schedule, and was told all of it."""
+    found = site.site.controlled.get(rm.details["resource_id"])
+    if found is None or found.plan is None or found.is_fallback or found.is_outdated:
+        return False
+    told = {id(change) for change in found.sent.values()}
+    return {id(change) for change in found.plan.changes} <= told and not found.sending.locked()
+
+
+def wake(site) -> None:
+    """Have the planner read the clock again."""
+    site.site.urged.set()
+    site.site.asking_urged.set()
 
 
 def controlled(site):

@@ -5,6 +5,7 @@ import functools
 import logging
 import random
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from uuid import UUID
@@ -14,6 +15,7 @@ from s2python.connection.async_.medium import websocket
 
 import flexmeasures_cem.planner as planners
 import flexmeasures_cem.site as sites
+import flexmeasures_cem.site_model as site_model
 import flexmeasures_cem.triggers as triggers
 import flexmeasures_s2.commodities as commodities
 from tests.parts import s2_device
@@ -42,8 +44,10 @@ QUARTER = 900.0
 """How often a device tells what is new (s)."""
 ANSWER_SECONDS = 3.0
 """How long an answer of the optimiser takes."""
-ROLLING = 7200.0
-"""How long a plan is used (s) of those whose search takes long."""
+EFFORT_SECONDS = 0.3
+"""How long a plan is improved (s): less than on a real day, which has the time."""
+ROLLING = 3600.0
+"""How long a plan is used (s): what departs from it is planned anew at once."""
 SELDOM = 7200.0
 """How often a connection is tried (s), so that a day is not spent on that."""
 EVERY_MINUTE = 60.0
@@ -70,6 +74,7 @@ async def day(clock, serve, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     random_bits = random.Random(0).getrandbits
     monkeypatch.setattr(s2_device, "uuid4", lambda: UUID(int=random_bits(128), version=4))
+    monkeypatch.setattr(site_model, "EFFORT", replace(site_model.EFFORT, seconds=EFFORT_SECONDS))
     plain = functools.partial(websocket.ws_connect, ping_interval=None, compression=None)
     monkeypatch.setattr(websocket, "ws_connect", plain)
     cem = await serve(limits={"heartbeat": SELDOM})
@@ -120,6 +125,7 @@ async def day(clock, serve, monkeypatch, caplog):
     cem.cem.changed = lambda resource: triggers.changed(made.site, resource)
     cem.cem.received = lambda resource, message: triggers.received(made.site, resource, message)
     cem.cem.leaving = lambda resource: triggers.leave(made.site, resource)
+    made.site.rolling = ROLLING
     planners.start(made.site)
     yield made
     await planners.stop(made.site)
@@ -144,7 +150,6 @@ async def test_four_storages_live_through_a_day(day, record_property):
 
 async def test_devices_of_each_other_control_type_live_through_a_day(day, record_property):
     day.price, day.fed_in = worth, fed_in
-    day.site.rolling = ROLLING
     async with household(day, QUARTER) as devices:
         await lived(day, devices.all)
         check_household(day, devices, record_property)

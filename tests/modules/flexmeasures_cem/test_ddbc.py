@@ -243,10 +243,10 @@ def test_the_present_demand_keeps_the_forecast_in_its_range(m):
     pump = actuator("pump", [(off, (0, 0)), (on, (2000, 8000))])
     described = description(pump, demand=(3000, 4000), begin=1.0)
     device = m.ddbc.device(memory(m, described, expected=forecast([5000, 5000], 900)))
-    assert m.ddbc.demand(device, NOW + 2, NOW + 900, True) == 4000
-    assert m.ddbc.demand(device, NOW + 900, NOW + 1800, False) == 5000
-    assert m.ddbc.demand(device, NOW + 1800, NOW + 2700, False) == 3500
-    assert m.ddbc.demand(device, NOW + 1350, NOW + 2250, False) == 4250
+    assert device.demand(NOW + 2, NOW + 900, True) == 4000
+    assert device.demand(NOW + 900, NOW + 1800, False) == 5000
+    assert device.demand(NOW + 1800, NOW + 2700, False) == 3500
+    assert device.demand(NOW + 1350, NOW + 2250, False) == 4250
 
 
 def test_a_demand_that_was_told_before_what_is_forecast_now_is_not_the_present_one(m):
@@ -662,9 +662,10 @@ def test_no_other_way_meets_the_demand_at_less_cost(data):
         lacking += max(lack, 0) * (end - start) / 3600
         exceeding += max(-lack, 0) * (end - start) / 3600
     _over, shortfall, surplus, cheapest = least(m, actuators, intervals, demands, active, 0.9)
-    assert lacking == pytest.approx(shortfall, abs=0.01) or lacking < shortfall
+    between_transitions = 2 / 3600 * max(*demands, 8000) + 0.01
+    assert lacking <= shortfall + between_transitions
     if lacking > shortfall - 0.01:
-        assert exceeding == pytest.approx(surplus, abs=0.01) or exceeding < surplus
+        assert exceeding <= surplus + between_transitions
         if exceeding > surplus - 0.01:
             assert cost <= cheapest + 1e-4
 
@@ -677,42 +678,48 @@ def pieces_of(lived, intervals):
     return [(start, end, 0) for start, end in pairwise(sorted(edges))]
 
 
-def test_factors_are_the_best_of_many_at_random():
+@trials(100)
+@given(st.data())
+def test_no_other_factors_are_better(data):
     m = modules()
+    actuators, active = [], {}
+    for place in range(data.draw(st.integers(1, 4))):
+        low = data.draw(st.sampled_from([-500, 0, 200, 1000]))
+        powers = low, low + data.draw(st.sampled_from([0, 500, 1500]))
+        supply = data.draw(st.sampled_from([(0, 0), (0, 1000), (0, 3000), (500, 1500)]))
+        gas = 0, data.draw(st.sampled_from([0, 0.03, 0.15]))
+        runs = mode("runs", powers, NATURAL_GAS__FLOW_RATE=gas)
+        actuators.append(actuator(f"unit{place}", [(runs, supply)]))
+        active[f"unit{place}"] = runs, 0.5
+    demand = data.draw(st.sampled_from([0.0, 700.0, 2500.0, 9000.0]))
+    [interval] = market(
+        m,
+        [data.draw(st.sampled_from([0.3, -0.1, 0.05]))],
+        load=data.draw(st.sampled_from([0.0, -900.0, 700.0])),
+        limit=data.draw(st.sampled_from([math.inf, 1500.0])),
+        production=data.draw(st.sampled_from([0.1, 0.3])),
+    )
+    described = description(*actuators, demand=(demand, demand))
+    _device, plan = planned(m, described, [interval], active, tariffs={"GAS": 0.9})
+    chosen = {each["id"]: 0.5 for each in actuators} | {each.actuator: each.factor for each in plan.changes}
+
+    def rank(factors):
+        found = [
+            (each["operation_modes"][0], factor) for each, factor in zip(actuators, factors, strict=True)
+        ]
+        power = sum(between(described["power_ranges"][0], factor) for described, factor in found)
+        flow = sum(between(described["power_ranges"][1], factor) for described, factor in found)
+        lack = demand - sum(between(described["supply_range"], factor) for described, factor in found)
+        excess, cost = beyond(interval, power), price(interval, power) * 3600 + flow * 3.6 * 0.9
+        return round(excess, 2), round(max(lack, 0.0), 2), round(max(-lack, 0.0), 2), cost
+
+    reached = rank(chosen.values())
     chance = random.Random(7)
-    for _round in range(300):
-        count = chance.randint(1, 4)
-        outputs = []
-        for _each in range(count):
-            low = chance.choice([-500, 0, 200, 1000])
-            power = low, low + chance.choice([0, 500, 1500])
-            supply = (0, chance.choice([0, 1000, 3000])) if chance.random() < 0.8 else (500, 1500)
-            cost = 0, chance.choice([0, 0.1, 0.5])
-            outputs.append((SimpleNamespace(powers=power, supply=supply), cost))
-        interval = m.market.Interval(
-            0.0,
-            900.0,
-            chance.choice([0.3, -0.1, 0.05]),
-            chance.choice([0.1, 0.3]),
-            chance.choice([0.0, -900.0, 700.0]),
-            chance.choice([math.inf, 1500.0]),
-        )
-        span = m.modes.Span(0.0, 900.0, interval, chance.choice([0.0, 700.0, 2500.0, 9000.0]))
-
-        def rank(factors, span=span, outputs=outputs):
-            found = m.ddbc.rated(span, outputs, factors, (), 1000.0)
-            return round(found.excess, 4), round(found.shortfall, 4), round(found.surplus, 4), found.cost
-
-        best = m.ddbc.dispatch(span, outputs, 1000.0)
-        assert all(-1e-9 <= each <= 1 + 1e-9 for each in best)
-        reached = rank(best)
-        for _try in range(100):
-            tried = [chance.choice([0.0, 1.0, chance.random()]) for _each in range(count)]
-            other = rank(tried)
-            assert reached[:3] <= other[:3]
-            assert reached <= (*other[:3], other[3] + 1e-6)
-            mixed = [0.999 * one + 0.001 * each for one, each in zip(best, tried, strict=True)]
-            assert reached <= (*rank(mixed)[:3], rank(mixed)[3] + 1e-6)
+    for _try in range(300):
+        tried = [chance.choice([0.0, 1.0, chance.random()]) for _each in actuators]
+        mixed = [0.99 * one + 0.01 * each for one, each in zip(chosen.values(), tried, strict=True)]
+        for other in (rank(tried), rank(mixed)):
+            assert reached <= (*other[:3], other[3] + 1e-5)
 
 
 def test_of_two_modes_without_power_the_one_that_cannot_have_any_is_told(m):

@@ -20,6 +20,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     actuator,
     description,
     element,
+    market,
     memory,
     mode,
     modules,
@@ -239,7 +240,8 @@ def test_what_was_told_later_than_a_status_counts():
     activate(m, remembered, described)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
-    plan = m.plans.follow(device, state, [(NOW + 2, NOW + QUARTER, 2500.0)])
+    wanted = [(NOW + 2, NOW + QUARTER, 2500.0)]
+    plan = m.frbc.follow(device, state, wanted, market(wanted), {})
     actuator_id = described["actuators"][0]["id"]
     [active] = m.frbc.condition(device, remembered, {actuator_id: NOW}, plan, NOW + 60).actuators.values()
     assert active.factor == pytest.approx(0.5)

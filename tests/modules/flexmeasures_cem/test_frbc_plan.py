@@ -16,6 +16,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     element,
     intervals,
     live,
+    market,
     memory,
     mode,
     modules,
@@ -41,7 +42,8 @@ def planned(m, described, level, powers, modes=None, begin=2.0, prices=None, roo
     activate(m, remembered, described, modes)
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
-    return device, m.plans.follow(device, state, intervals(powers, begin), prices, rooms)
+    wanted = intervals(powers, begin)
+    return device, m.frbc.follow(device, state, wanted, market(wanted, prices, rooms), {})
 
 
 def after(quarters):
@@ -180,7 +182,9 @@ def test_waits_for_a_timer_that_blocks_a_transition():
     moves = [transition(off, on, starts=[least]), transition(on, off, blocked_by=[least])]
     described = description(actuator("charger", modes, moves, [least]))
     device, plan = planned(m, described, 50, [4000, 0, 0])
-    assert told(device, plan) == [(2.0, "on", 1.0), (900.0, "on", 0.0), (1203.0, "off", 1.0)]
+    assert told(device, plan)[:2] == [(2.0, "on", 1.0), (900.0, "on", 0.0)]
+    [(end, label, _factor)] = told(device, plan)[2:]
+    assert (label, 1203 <= end <= 1212) == ("off", True)
     assert live(described, plan, 50, after(3)).rejected == []
 
 
@@ -193,6 +197,30 @@ def test_never_uses_what_is_for_an_abnormal_condition():
     ]
     device, plan = planned(m, description(actuator("inverter", modes)), 10, [6000, 6000])
     assert told(device, plan) == [(2.0, "charge", 1.0), (1800.0, "idle", 1.0)]
+
+
+@pytest.mark.parametrize(("ways_out", "labels"), [(None, ["charge", "idle"]), ([], [])])
+def test_a_mode_for_an_abnormal_condition_is_left_where_there_is_a_way(ways_out, labels):
+    m = modules()
+    modes = [
+        mode("idle", element((0, 0))),
+        mode("charge", element((0, 3000))),
+        mode("backup", element((6000, 6000)), abnormal=True),
+    ]
+    described = description(actuator("inverter", modes, ways_out))
+    device, plan = planned(m, described, 50, [2000, 2000, 0], modes={"inverter": "backup"})
+    assert [each[1] for each in told(device, plan)] == labels
+
+
+def test_an_actuator_that_has_not_told_its_mode_is_told_one():
+    m = modules()
+    described = description(actuator("inverter", CONTINUOUS))
+    remembered = memory(m, described, 50)
+    device = m.frbc.device(remembered)
+    state = m.frbc.condition(device, remembered, {}, None, NOW)
+    wanted = intervals([2000, 0])
+    plan = m.frbc.follow(device, state, wanted, market(wanted), {})
+    assert told(device, plan) == [(2.0, "charge", 0.4), (900.0, "idle", 1.0)]
 
 
 def test_does_not_start_what_cannot_be_stopped_before_the_storage_is_full():

@@ -7,11 +7,14 @@ from datetime import datetime, timedelta
 import pytest
 
 import flexmeasures_cem.instructions as instructions
+import flexmeasures_cem.site as sites
 from tests.modules.flexmeasures_cem.site_parts import (
     LULL,
+    QUARTER,
     controlled,
     ids,
     introduce,
+    is_scheduled,
     now,
     of_type,
     planned,
@@ -20,6 +23,7 @@ from tests.modules.flexmeasures_cem.site_parts import (
 )
 from tests.modules.flexmeasures_cem.test_planner import heat_pump, laundry, stepped, washing_machine
 from tests.modules.flexmeasures_s2.conftest import connected, until
+from tests.parts.s2_messages import example
 
 LEAD = 60.0
 
@@ -32,8 +36,24 @@ async def soon(site):
 
 
 def modes(rm) -> list[str]:
-    """Return the modes that a battery was told, in order."""
-    return [each["operation_mode"] for each in of_type(rm, "FRBC.Instruction")]
+    """Return the modes that a battery was told and that were not revoked, in order."""
+    revoked = {each["object_id"] for each in of_type(rm, "RevokeObject")}
+    told = of_type(rm, "FRBC.Instruction")
+    return [each["operation_mode"] for each in told if each["id"] not in revoked]
+
+
+async def introduce_to_charge(rm):
+    """Introduce a battery, and wait until it was told to charge instead of to rest, and nothing else yet.
+
+    It rests by its first plan; the schedule of FlexMeasures has it charge.
+    """
+    await introduce(rm)
+    await until(lambda: modes(rm) == [ids("charge")[1]])
+
+
+def usage(site) -> dict:
+    """Return a forecast of usage from now on, with which a battery can follow its schedule all the same."""
+    return example("FRBC.UsageForecast", start_time=now(site).isoformat())
 
 
 def until_sent(site, change, lead=LEAD) -> float:
@@ -49,12 +69,12 @@ def coming(site) -> list:
 
 async def test_the_next_instruction_is_sent_a_minute_before_its_time(soon):
     async with connected(soon.cem) as rm:
-        await introduce(rm)
-        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+        await introduce_to_charge(rm)
         discharge, rest = coming(soon)
         await asyncio.sleep(until_sent(soon, discharge) - 1)
         assert modes(rm) == [ids("charge")[1]]
-        told = await rm.next("FRBC.Instruction")
+        await until(lambda: len(modes(rm)) > 1)
+        told = of_type(rm, "FRBC.Instruction")[-1]
         assert told["operation_mode"] == ids("discharge")[1]
         moment = datetime.fromisoformat(told["execution_time"])
         assert moment.timestamp() == pytest.approx(discharge.moment, abs=0.001)
@@ -66,12 +86,11 @@ async def test_the_next_instruction_is_sent_a_minute_before_its_time(soon):
 
 async def test_it_is_sent_in_time_also_while_flexmeasures_is_asked(soon):
     async with connected(soon.cem) as rm:
-        await introduce(rm)
-        await rm.next("FRBC.Instruction")
+        await introduce_to_charge(rm)
         discharge = coming(soon)[0]
         await asyncio.sleep(until_sent(soon, discharge) - 20)
         soon.gate = asyncio.Event()
-        await rm.ask(target_in(hours=6))
+        await rm.ask(usage(soon))
         await until(lambda: len(soon.questions) == 2)
         await asyncio.sleep(25)
         assert len(soon.questions) == 2
@@ -102,23 +121,22 @@ async def test_it_is_told_again_in_another_session(soon):
 
 async def test_of_a_plan_that_is_superseded_only_what_was_sent_is_revoked(soon):
     async with connected(soon.cem) as rm:
-        await introduce(rm)
-        await rm.next("FRBC.Instruction")
+        await introduce_to_charge(rm)
         discharge = coming(soon)[0]
         await asyncio.sleep(until_sent(soon, discharge) + 5)
         told = of_type(rm, "FRBC.Instruction")[-1]
+        assert told["operation_mode"] == ids("discharge")[1]
+        before = len(of_type(rm, "RevokeObject"))
         soon.powers = [5000, 5000] + 94 * [0]
-        await rm.ask(target_in(hours=6))
-        [revoked] = [await rm.next("RevokeObject")]
-        assert revoked["object_id"] == told["id"]
+        await rm.ask(usage(soon))
         await planned(soon, 2)
-        assert len(of_type(rm, "RevokeObject")) == 1
+        revoked = of_type(rm, "RevokeObject")[before:]
+        assert [each["object_id"] for each in revoked] == [told["id"]]
 
 
 async def test_a_device_that_acts_on_receipt_is_left_alone_and_then_told_in_time(soon, caplog):
     async with connected(soon.cem) as rm:
-        await introduce(rm)
-        await rm.next("FRBC.Instruction")
+        await introduce_to_charge(rm)
         await rm.ask(status("charge", 1.0))
         await asyncio.sleep(2 * LULL)
         await asyncio.sleep(until_sent(soon, coming(soon)[0]) + 1)
@@ -128,7 +146,7 @@ async def test_a_device_that_acts_on_receipt_is_left_alone_and_then_told_in_time
         await planned(soon, 1)
         assert "executes instructions when it gets them, so each is sent at its time" in caplog.text
         soon.powers = [-5000, 5000] + 94 * [0]
-        await asyncio.sleep(LULL)
+        await asyncio.sleep(sites.next_boundary(soon.site.now(), QUARTER) - soon.site.now())
         await planned(soon, 2)
         charge = coming(soon)[0]
         lead = instructions.lead(controlled(soon).session)
@@ -140,8 +158,7 @@ async def test_a_device_that_acts_on_receipt_is_left_alone_and_then_told_in_time
 
 async def test_a_device_that_is_elsewhere_before_its_time_is_planned_again(soon):
     async with connected(soon.cem) as rm:
-        await introduce(rm)
-        await rm.next("FRBC.Instruction")
+        await introduce_to_charge(rm)
         await asyncio.sleep(until_sent(soon, coming(soon)[0]) + 1)
         await rm.ask(status("idle"))
         await planned(soon, 2)
@@ -152,8 +169,8 @@ async def test_a_lead_of_its_own_goes_before_that_of_the_site(soon):
     async with connected(soon.cem, name="Early") as early, connected(soon.cem, name="Other") as other:
         await introduce(early)
         await introduce(other)
-        await until(lambda: len(modes(early)) == 3)
-        assert len(modes(other)) == 1
+        await until(lambda: is_scheduled(soon, early) and modes(other) == [ids("charge")[1]])
+        assert modes(early) == [ids(label)[1] for label in ("charge", "discharge", "idle")]
 
 
 async def test_a_device_under_ombc_gets_the_next_instruction_before_its_time(soon):
@@ -215,12 +232,11 @@ async def test_with_a_long_lead_a_device_that_does_not_follow_is_noticed(soon):
 async def test_what_was_never_sent_does_not_count_as_done(soon):
     soon.powers = [5000] + 4 * [-5000] + 91 * [0]
     async with connected(soon.cem) as rm:
-        await introduce(rm)
-        await rm.next("FRBC.Instruction")
+        await introduce_to_charge(rm)
         await rm.ask(status("charge", 1.0))
         await asyncio.sleep(LULL)
         soon.ahead += 1200.0
-        soon.powers = 4 * [-5000] + 92 * [0]
+        soon.powers = 4 * [-5000] + 40 * [0] + 8 * [5000] + 44 * [0]
         await rm.ask(target_in(hours=20))
         await until(lambda: len(modes(rm)) == 2)
         assert modes(rm)[-1] == ids("discharge")[1]
@@ -234,7 +250,7 @@ async def test_a_device_that_goes_its_own_way_is_told_to_go_on_with_that_where_i
         await asyncio.sleep(2 * LULL)
         soon.powers = [5000] + 95 * [0]
         await rm.ask(status("charge", 1.0))
-        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+        await until(lambda: modes(rm)[-1] == ids("charge")[1])
 
 
 async def test_instructing_that_fails_unexpectedly_is_told_until_it_works_again_or_the_device_is_gone(

@@ -11,6 +11,7 @@ import pytest
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
+import flexmeasures_cem.market as markets
 import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_cem.site_parts import (
@@ -63,7 +64,7 @@ async def first_planned(site):
     """Let the battery get its first plan, and leave."""
     async with battery(site) as rm:
         await introduce(rm)
-        assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+        await until(lambda: not controlled(site).is_fallback and ids("charge")[1] in modes(rm))
         await until(lambda: controlled(site).kept.text)
         return controlled(site).plan
 
@@ -355,7 +356,7 @@ def together(site) -> float:
 
 @pytest.mark.parametrize("is_restart", [False, True])
 async def test_two_that_were_planned_one_without_the_other_keep_the_sites_limit(site, is_restart):
-    site.site.limit = 9000.0
+    site.site.connection = markets.Connection(power_capacity=9000.0)
     for name in ("A", "B"):
         async with stepped(site, name=name, resource_id=f"{name}-of-two") as rm:
             await rm.ask(charger(7000))
@@ -384,11 +385,26 @@ async def test_two_that_were_planned_one_without_the_other_keep_the_sites_limit(
 async def test_a_plan_for_another_limit_of_the_site_is_not_resumed(site):
     site.powers = [5000] * 96
     await first_planned(site)
-    site.site.limit, site.powers = 3000.0, [3000] * 96
+    site.site.connection, site.powers = markets.Connection(power_capacity=3000.0), [3000] * 96
     async with battery(site) as rm:
         await introduce(rm)
         told = await rm.next("FRBC.Instruction")
         assert told["operation_mode_factor"] < 0.61
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"consumption_capacity": 9000.0},
+        {"production_capacity": 0.0},
+        {"peak_price": 4.0},
+        {"peak_consumption": 1.0},
+    ],
+)
+async def test_each_part_of_the_connection_counts_for_a_plan_that_is_kept(site, change):
+    before = kept_plans.of_site(site.site)
+    site.site.connection = markets.Connection(**change)
+    assert kept_plans.of_site(site.site) != before
 
 
 async def test_a_description_that_is_revoked_and_told_anew_calls_for_a_plan(site):

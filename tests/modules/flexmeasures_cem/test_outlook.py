@@ -26,15 +26,6 @@ def test_power_costs_what_the_site_takes_from_the_grid_for_it():
     assert markets.cost(interval, 3000, seconds=QUARTER) == pytest.approx(0.7 / 4)
 
 
-def test_a_load_beyond_the_limit_is_not_the_devices_excess():
-    interval = markets.Interval(0.0, HOUR, 0.3, 0.1, load=5000.0, limit=4000.0)
-    assert markets.excess(interval, 0) == 0
-    assert markets.excess(interval, 500) == 500
-    assert markets.excess(interval, -2000) == 0
-    assert markets.excess(interval, -10_000) == 0
-    assert markets.excess(interval, -10_500) == 500
-
-
 def test_a_time_has_part_in_the_intervals_of_a_market():
     market = [markets.Interval(place * HOUR, (place + 1) * HOUR, place, place) for place in range(3)]
     parts = markets.overlapping(market, 5400.0, 2.5 * HOUR)
@@ -74,18 +65,16 @@ def test_the_load_of_a_device_is_that_of_all_others():
     outlooks.put(found, "car", [1000.0, 2000.0, 0.0, 0.0])
     outlooks.put(found, "panels", [-500.0] * 4)
     outlooks.put(found, "car", [3000.0, 2000.0, 0.0, 0.0])
-    car = outlooks.market(found, "car", [(0.0, QUARTER), (QUARTER, HOUR)], None)
+    car = outlooks.market(found, "car", [(0.0, QUARTER), (QUARTER, HOUR)], markets.Connection())
     assert [each.load for each in car] == [-500, -500]
-    assert car[0].limit == math.inf
-    [other] = outlooks.market(found, "other", [(0.0, 2 * QUARTER)], 4000.0)
+    assert (car[0].consumption_capacity, car[0].production_capacity) == (math.inf, math.inf)
+    [other] = outlooks.market(found, "other", [(0.0, 2 * QUARTER)], markets.Connection(power_capacity=4000.0))
     assert other.load == 2000
-    assert other.limit - other.load == 1500
+    assert other.consumption_capacity - other.load == 1500
 
 
-def test_powers_are_taken_at_their_greatest_in_each_sample():
+def test_powers_are_taken_at_each_sample():
     found = outlooks.new([], 0.0, HOUR, QUARTER)
-    spans = [(0.0, 300.0, 1000.0), (300.0, 900.0, -3000.0), (900.0, 2700.0, 500.0)]
-    assert outlooks.of_spans(found, spans) == [-3000.0, 500.0, 500.0, 0.0]
     assert outlooks.sampled(found, lambda start, length: start + length) == [900, 1800, 2700, 3600]
 
 
@@ -97,24 +86,38 @@ def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit():
     assert means == pytest.approx([1000, 0, 0, 0])
     assert most == [2000, 0, 0, 0]
     outlooks.put(found, "machine", means, most)
-    [first, second] = outlooks.market(found, "other", [(0.0, QUARTER), (QUARTER, HOUR)], 3000.0)
-    assert (first.load, first.limit - first.load) == (1000, 1000)
-    assert (second.load, second.limit) == (0, 3000)
+    [first, second] = outlooks.market(
+        found, "other", [(0.0, QUARTER), (QUARTER, HOUR)], markets.Connection(power_capacity=3000.0)
+    )
+    assert (first.load, first.consumption_capacity, first.production_capacity) == (1000, 2000, 2000)
+    assert (second.load, second.consumption_capacity, second.production_capacity) == (0, 3000, 3000)
 
 
-def test_what_may_be_curtailed_is_the_production_of_others():
-    found = outlooks.new([], 0.0, HOUR, QUARTER)
-    outlooks.put(found, "panels", [-3000.0, -1000.0, 500.0, 0.0])
-    outlooks.put(found, "other panels", [-500.0] * 4)
-    quarters = [(place * QUARTER, (place + 1) * QUARTER) for place in range(4)]
-    found.curtailable = {"panels"}
-    assert [each.curtailable for each in outlooks.market(found, "washer", quarters, None)] == [
-        3000,
-        1000,
-        0,
-        0,
-    ]
-    assert {each.curtailable for each in outlooks.market(found, "panels", quarters, None)} == {0}
+def test_each_direction_has_its_own_limit():
+    found = outlooks.new([], 0.0, HOUR, HOUR)
+    outlooks.put(found, "machine", [1000.0], [1500.0])
+    connection = markets.Connection(
+        power_capacity=9000.0, consumption_capacity=6000.0, production_capacity=400.0
+    )
+    [other] = outlooks.market(found, "other", [(0.0, HOUR)], connection)
+    assert (other.consumption_capacity, other.production_capacity) == (5500, 0)
+    whole = markets.Connection(power_capacity=5000.0, production_capacity=7000.0)
+    assert (whole.max_consumption, whole.max_production) == (5000, 5000)
+
+
+@pytest.mark.parametrize(
+    ("given", "couples"),
+    [
+        ({}, False),
+        ({"peak_consumption": 2500.0}, False),
+        ({"power_capacity": 17_000.0}, True),
+        ({"consumption_capacity": 17_000.0}, True),
+        ({"production_capacity": 0.0}, True),
+        ({"peak_price": 4.0}, True),
+    ],
+)
+def test_a_limit_or_the_price_of_a_peak_couples_the_devices_of_a_site(given, couples):
+    assert markets.Connection(**given).couples_devices is couples
 
 
 @given(

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexmeasures_cem.models.alone as alone
+import flexmeasures_cem.models.pebc as model
 from tests.modules.flexmeasures_cem.markets import starting_at
 from tests.modules.flexmeasures_cem.pebc_cases import (
     ALL,
@@ -172,11 +174,25 @@ def test_curtails_for_no_price_from_zero_on(m, price):
     assert told(plan) == [(0.001, 0, -5000)]
 
 
-def test_curtails_nothing_without_a_schedule_or_a_forecast(m):
-    intervals = market(m, [-0.3] * 4)
+def test_curtails_where_production_costs_without_a_schedule_too(m):
     remembered = memory(m, constraints(INVERTER), forecast([-3000] * 4))
-    assert told(planned(m, remembered, intervals)[1]) == [(0.001, 0, -5000)]
-    assert told(planned(m, memory(m, constraints(INVERTER)), intervals, [0] * 4)[1]) == [(0.001, 0, -5000)]
+    intervals = market(m, [0.3] * 4, [0.1, -0.1, -0.2, 0], load=[0, 0, 1000, 0])
+    _device, plan = planned(m, remembered, intervals)
+    assert told(plan) == [(0.001, 0, -5000), (1, 0, 0), (2, 0, -1000), (3, 0, -5000)]
+    assert [round(power, 3) for *_, power in plan.pieces] == [-3000, 0, -1000, -3000]
+
+
+def test_curtails_nothing_where_the_schedule_does_not(m):
+    remembered = memory(m, constraints(INVERTER), forecast([-3000] * 4))
+    _device, plan = planned(m, remembered, market(m, [-0.3] * 4), [-3000, -5000, 0, -3000])
+    assert told(plan) == [(0.001, 0, -5000), (2, 0, 0), (3, 0, -5000)]
+
+
+def test_curtails_nothing_without_a_forecast(m):
+    intervals = market(m, [-0.3] * 4)
+    for wanted in (None, [0] * 4):
+        _device, plan = planned(m, memory(m, constraints(INVERTER)), intervals, wanted)
+        assert told(plan) == [(0.001, 0, -5000)]
 
 
 def test_never_curtails_more_than_is_wanted(m):
@@ -210,7 +226,8 @@ def test_leaves_room_for_production_that_is_asked_for_before_it_curtails(m):
     asked = energy(0, until=4, quantity=L1, lower=-1000)
     remembered = memory(m, constraints(INVERTER), asked, forecast([-3000] * 4))
     _device, plan = planned(m, remembered, market(m, [0.3] * 4, [-0.4, -0.1, -0.3, -0.2]), [0] * 4)
-    assert [each[2] for each in told(plan)] == [0, -4000, 0]
+    assert [each[2] for each in told(plan)] == [0, -5000, 0]
+    assert [power for *_, power in plan.pieces] == [0, -3000, 0]
     assert plan.missed == []
 
 
@@ -244,7 +261,7 @@ def test_charges_where_the_schedule_says(m):
 def test_allows_what_the_schedule_is_short_of_next_to_what_it_wants(m):
     remembered = memory(m, constraints(CHARGER, "DEFER"), energy(5520, until=4))
     _device, plan = planned(m, remembered, market(m, [0.1, 0.4, 0.2, 0.3]), [0, 11_040, 0, 10_900])
-    assert told(plan) == [(0.001, 0, 0), (1, 11_040, 0), (2, 0, 0), (3, 11_040, 0)]
+    assert told(plan) == [(0.001, 0, 0), (0.966, 4140, 0), (1, 11_040, 0), (2, 0, 0), (3, 10_900, 0)]
     _device, plan = planned(m, remembered, market(m, [0.4, 0.1, 0.3, 0.2, 0.1]), [11_040, 0, 11_040, 0, 0])
     assert told(plan) == [
         (0.001, 11_040, 0),
@@ -550,6 +567,45 @@ def test_only_a_power_outside_the_limits_departs_and_only_after_a_while(m):
     assert departs(device, plan, 5000, NOW - 600) is None
     assert m.pebc.planned_power(plan, NOW + HOUR, HOUR) == 11040
     assert m.pebc.planned_power(None, NOW, HOUR) == 0
+
+
+# Several devices in one program
+
+
+def planned_together(m, remembered, intervals):
+    """Return the Plans of devices that are planned as one."""
+    found = [m.pebc.device(each) for each in remembered]
+    states = [m.pebc.condition(each, its, {}, None, NOW) for each, its in zip(found, remembered, strict=True)]
+    cuts = [moment for each in zip(found, states, strict=True) for moment in model.cuts(*each)]
+    site = alone.site_of(intervals, cuts)
+    parts = [model.add(site, *each, None, {}) for each in zip(found, states, strict=True)]
+    solution = alone.solved(site)
+    return [each.plan(solution, intervals) for each in parts]
+
+
+def test_a_car_takes_what_would_be_curtailed(m):
+    panels = memory(m, constraints(INVERTER), forecast([-1000, -4000, -5000, -3000]))
+    car = memory(m, constraints({L1: ([(0, 0), (1400, 3000)], [(0, 0)])}, "DEFER"), energy(1500, 0, 4, L1))
+    intervals = market(m, [0.3] * 4, [0.05, -0.1, -0.2, 0.1], begin=0)
+    production, charging = planned_together(m, [panels, car], intervals)
+    assert told(charging) == [(0, 0, 0), (1, 3000, 0), (3, 0, 0)]
+    assert told(production) == [(0, 0, -5000), (1, 0, -3000), (3, 0, -5000)]
+    assert [power for *_, power in production.pieces] == [-1000, -3000]
+
+
+def test_two_chargers_are_never_allowed_more_than_the_site_can_take(m):
+    cars = [memory(m, constraints(CHARGER, "DEFER"), energy(5000, until=4)) for _car in range(2)]
+    intervals = market(m, [0.1, 0.2, 0.4, 0.3], load=[0, 2000, 4000, 0], limit=14_000, begin=0)
+    charging = planned_together(m, cars, intervals)
+    for each in intervals:
+        inside = [
+            element.limits[ALL][0]
+            for plan in charging
+            for element in plan.changes[0].elements
+            if element.start <= (each.start + each.end) / 2 < element.end
+        ]
+        assert sum(inside) + each.load <= 14_000
+    assert [m.pebc.missed(each) for each in charging] == [[], []]
 
 
 # What FlexMeasures is asked

@@ -2,17 +2,20 @@
 
 import asyncio
 import json
-from contextlib import AsyncExitStack, suppress
+import sys
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
+import flexmeasures_cem.asking as asking
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
+import flexmeasures_cem.market as markets
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.planner as planners
 import flexmeasures_cem.questions as questions
@@ -32,12 +35,14 @@ from tests.modules.flexmeasures_cem.site_parts import (
     ids,
     introduce,
     introduce_with_target,
+    is_scheduled,
     now,
     of_type,
     planned,
     revocation,
     status,
     target_in,
+    wake,
 )
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.parts.s2_messages import example
@@ -48,7 +53,7 @@ async def test_a_device_is_told_its_plan_from_now_on(site):
     async with battery(site) as rm:
         charge, discharge, rest = rm.first
         assert charge["operation_mode"] == ids("charge")[1]
-        assert charge["operation_mode_factor"] == pytest.approx(1.0)
+        assert charge["operation_mode_factor"] == pytest.approx(1.0, abs=0.01)
         moments = [datetime.fromisoformat(each["execution_time"]) for each in rm.first]
         assert before < moments[0] < before + timedelta(seconds=6)
         assert moments[0] < moments[1] < moments[2]
@@ -82,7 +87,7 @@ async def test_a_description_counts_from_when_it_is_valid(site):
         await asyncio.sleep(LULL)
         assert site.questions == []
         site.ahead = 3600.0
-        site.site.urged.set()
+        wake(site)
         await planned(site, 1)
 
 
@@ -92,10 +97,12 @@ async def test_a_schedule_for_a_state_that_is_past_is_not_used(site):
         await introduce(rm)
         await until(lambda: site.questions)
         site.powers = [-5000] + 95 * [0]
-        await rm.ask(example("FRBC.FillLevelTargetProfile", start_time=datetime.now(UTC).isoformat()))
+        await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
         site.gate.set()
-        first = await rm.next("FRBC.Instruction")
-        assert first["operation_mode"] == ids("discharge")[1]
+        await until(lambda: is_scheduled(site, rm))
+        modes = [each["operation_mode"] for each in of_type(rm, "FRBC.Instruction")]
+        assert ids("charge")[1] not in modes
+        assert modes[-2:] == [ids("discharge")[1], ids("idle")[1]]
         assert len(site.questions) == 2
 
 
@@ -128,7 +135,7 @@ async def test_a_level_that_lasts_is_planned_on_after_a_minute_without_a_message
     async with battery(site) as rm:
         await rm.ask(example("FRBC.StorageStatus", present_fill_level=0))
         await planned(site, 1)
-        await asyncio.sleep(LULL)
+        await asyncio.sleep(2 * LULL)
         await planned(site, 2)
         assert site.questions[-1].storages[0].soc_at_start == 0
 
@@ -157,13 +164,13 @@ async def test_a_description_of_later_is_planned_with_once_it_is_valid(site, cap
 @pytest.fixture
 def wakes(monkeypatch):
     """Return a list that grows each time that the planner looks what is due."""
-    real, counted = planners.mind_the_clock, []
+    real, counted = planners.clamp_to_clock, []
 
     def look(*given):
         counted.append(given)
         real(*given)
 
-    monkeypatch.setattr(planners, "mind_the_clock", look)
+    monkeypatch.setattr(planners, "clamp_to_clock", look)
     return counted
 
 
@@ -283,7 +290,7 @@ async def test_without_a_schedule_a_target_is_still_met(site):
     async with connected(site.cem) as rm:
         await introduce_with_target(rm, hours=2, level=50)
         modes = [(await rm.next("FRBC.Instruction"))["operation_mode"] for _ in range(2)]
-        assert modes == [ids("idle")[1], ids("charge")[1]]
+        assert modes[-1] == ids("charge")[1]
         assert controlled(site).plan.missed == []
 
 
@@ -292,8 +299,9 @@ async def test_without_a_new_schedule_the_one_in_force_goes_on(site):
         site.error = optimiser_errors.Unreachable("the server is away")
         before = len(rm.received)
         site.ahead = 900.0
-        site.site.urged.set()
-        await planned(site, 2)
+        wake(site)
+        await until(lambda: len(site.questions) == 2)
+        await asyncio.sleep(LULL / 2)
         assert not [each for each in rm.received[before:] if each["message_type"] != "ReceptionStatus"]
         assert not controlled(site).is_fallback
 
@@ -304,7 +312,8 @@ async def test_who_cannot_be_planned_does_not_keep_others_from_it(site):
         site.sensors |= {good.details["resource_id"]: 1, bad.details["resource_id"]: 2}
         await introduce(good)
         await introduce(bad)
-        assert (await good.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
+        await until(lambda: is_scheduled(site, good))
+        assert ids("charge")[1] in [each["operation_mode"] for each in of_type(good, "FRBC.Instruction")]
         await until(lambda: site.told.get("Bad"))
         assert "no schedule meets all limits" in site.told["Bad"]
         [rest] = of_type(bad, "FRBC.Instruction")
@@ -319,7 +328,7 @@ async def test_there_are_no_more_plans_than_the_server_takes(site):
             await until(lambda number=number: len(site.questions) >= min(number + 2, most))
         await planned(site, most)
         site.ahead = questions.PLANS_SECONDS + 1
-        site.site.urged.set()
+        wake(site)
         await until(lambda: len(site.questions) > most)
 
 
@@ -328,7 +337,7 @@ async def test_new_prices_are_planned_with(site):
         assert rm.first
         site.prices = 0.5
         site.ahead = triggers.PRICES_SECONDS + 1
-        site.site.urged.set()
+        wake(site)
         await until(lambda: len(site.questions) == 2)
 
 
@@ -336,7 +345,7 @@ async def test_a_plan_is_made_anew_before_it_runs_out(site):
     async with battery(site) as rm:
         assert rm.first
         site.ahead = 901.0
-        site.site.urged.set()
+        wake(site)
         await until(lambda: len(site.questions) == 2)
         assert site.questions[1].start == site.questions[0].start + QUARTER
 
@@ -443,7 +452,7 @@ async def test_an_instruction_of_a_user_is_sent_and_shown(site):
         assert (found["id"], found["operation_mode_factor"]) == (sent["id"], 0.25)
         assert found["operation_mode"] == ids("charge")[1]
         site.ahead = 15.0
-        site.site.urged.set()
+        wake(site)
         await until(lambda: controlled(site).current == sent["id"])
         shown = instructions.instruction_in_force(controlled(site), site.site.now())
         assert (shown["label"], shown["power"]) == ("charge", 1250)
@@ -493,7 +502,7 @@ async def test_an_instruction_of_a_user_is_not_undone_because_the_device_follows
         await rm.ask(example("PowerMeasurement"))
         await planned(site, 1)
         site.ahead = 901.0
-        site.site.urged.set()
+        wake(site)
         await until(lambda: len(site.questions) == 2)
         await until(lambda: not controlled(site).manual)
 
@@ -508,7 +517,7 @@ async def test_who_is_refused_is_brought_to_rest_and_tried_again_later(site):
         await until(lambda: site.told.get("Bad"))
         site.refuses = ()
         site.ahead = sites.REFUSED_SECONDS + 1
-        site.site.urged.set()
+        wake(site)
         await until(lambda: site.told["Bad"] is None)
 
 
@@ -539,9 +548,17 @@ async def test_a_device_whose_sensors_stay_unknown_is_brought_to_rest(site):
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]
 
 
-async def test_a_site_without_a_schedule_keeps_its_limit(site):
+@pytest.mark.parametrize(
+    "connection",
+    [
+        markets.Connection(power_capacity=4000.0),
+        markets.Connection(consumption_capacity=4000.0),
+        markets.Connection(peak_consumption=4000.0, peak_price=5.0),
+    ],
+)
+async def test_a_site_without_a_schedule_keeps_its_limit(site, connection):
     site.error = optimiser_errors.Unreachable("the server is away")
-    site.site.limit = 4000.0
+    site.site.connection = connection
     async with connected(site.cem) as one, connected(site.cem) as other:
         for rm in (one, other):
             await introduce_with_target(rm, hours=6, level=40)
@@ -555,6 +572,19 @@ async def test_a_site_without_a_schedule_keeps_its_limit(site):
             for moment in moments
         ]
         assert 3000 < max(powers) <= 4000 * 1.001
+
+
+async def test_what_wears_too_much_is_not_planned_for_cost(site):
+    site.error = optimiser_errors.Unreachable("the server is away")
+    site.prices_of = lambda hour: 0.1 if hour % 4 < 2 else 0.3
+    costs = {"Worn": 0.5, "Lasting": 0.01}
+    site.site.cycle_cost = lambda resource: costs[resource.name]
+    async with connected(site.cem, name="Worn") as worn, connected(site.cem, name="Lasting") as lasting:
+        for rm in (worn, lasting):
+            await introduce(rm)
+        await until(lambda: planned_for(site, "Lasting").plan and planned_for(site, "Worn").plan)
+        assert len(planned_for(site, "Lasting").plan.changes) > 4
+        assert not any(change.power for change in planned_for(site, "Worn").plan.changes)
 
 
 async def test_fifty_devices_that_talk_all_the_time_are_few_questions(site):
@@ -658,7 +688,7 @@ async def test_a_clock_that_is_put_back_does_not_keep_it_from_planning(site):
         assert rm.first
         site.site.unusable[99] = site.site.now() + 3600
         site.ahead = 0.0
-        site.site.urged.set()
+        wake(site)
         await until(lambda: site.site.due and site.site.due < site.site.now() + 7200)
         assert site.site.unusable[99] < site.site.now() + 7200
         asked = len(site.questions)
@@ -675,7 +705,7 @@ async def test_an_instruction_that_the_device_revokes_is_planned_again_but_once(
 
 
 async def test_the_apps_own_device_takes_of_the_sites_limit(site):
-    site.site.limit, site.own = 5000.0, 3000.0
+    site.site.connection, site.own = markets.Connection(power_capacity=5000.0), 3000.0
     site.powers = [0] * 96
     async with connected(site.cem) as rm:
         await introduce_with_target(rm, hours=4, level=40)
@@ -689,7 +719,7 @@ async def test_a_users_instruction_for_later_outlasts_other_plans(site):
         call = {"operation_mode": "charge", "execution_time": now(site) + timedelta(hours=2)}
         sent = await instructions.send_instruction(site.site, controlled(site).resource, call)
         site.ahead = 901.0
-        site.site.urged.set()
+        wake(site)
         await planned(site, 2)
         assert sent["id"] not in [each["object_id"] for each in of_type(rm, "RevokeObject")]
         assert (sent["label"], sent["power"]) == ("charge", 5000)
@@ -699,8 +729,6 @@ async def test_a_plan_of_minutes_does_not_keep_all_from_running(site):
     site.site.horizon, site.site.means = 300.0, lambda resource: None
     async with connected(site.cem) as rm:
         await introduce(rm, label="charge", factor=1.0)
-        site.ahead = planners.MEANS_SECONDS + 1
-        site.site.urged.set()
         assert await rm.next("FRBC.Instruction")
 
 
@@ -720,11 +748,15 @@ async def test_a_limit_holds_over_devices_of_other_resolutions():
     fine = [(0.0, 300.0, 1000.0), (300.0, 600.0, 500.0), (600.0, 900.0, 0.0)]
     outlook = outlooks.new([], 0.0, 900.0, 300.0)
     for powers in (coarse, fine):
-        outlooks.put(outlook, str(powers), outlooks.of_spans(outlook, powers))
-    [left] = outlooks.market(outlook, str(coarse), [(0.0, 900.0)], 10_000.0)
-    assert left.limit - left.load == 9000
-    left = outlooks.market(outlook, str(fine), [each[:2] for each in fine], 10_000.0)
-    assert [each.limit - each.load for each in left] == [1000, 1000, 1000]
+        outlooks.put(outlook, str(powers), *outlooks.of_pieces(outlook, powers))
+    [left] = outlooks.market(
+        outlook, str(coarse), [(0.0, 900.0)], markets.Connection(power_capacity=10_000.0)
+    )
+    assert left.consumption_capacity - left.load == 9000
+    left = outlooks.market(
+        outlook, str(fine), [each[:2] for each in fine], markets.Connection(power_capacity=10_000.0)
+    )
+    assert [each.consumption_capacity - each.load for each in left] == [1000, 1000, 1000]
 
 
 PPBC = "POWER_PROFILE_BASED_CONTROL"
@@ -797,7 +829,7 @@ async def test_who_is_planned_here_does_not_wait_until_flexmeasures_may_be_asked
         await asyncio.sleep(LULL)
         assert len(site.questions) == asked
         site.ahead = questions.PLANS_SECONDS + 1
-        site.site.urged.set()
+        wake(site)
         await until(lambda: len(site.questions) > asked)
 
 
@@ -810,26 +842,26 @@ async def test_who_is_planned_here_needs_no_sensor(site):
 
 
 async def test_the_forecast_of_who_is_not_controlled_is_given(site):
-    site.site.limit = 4000.0
+    site.site.connection = markets.Connection(power_capacity=4000.0)
     async with battery(site), connected(site.cem, name="Meter", control_types=[NOT_CONTROLABLE]) as meter:
         await meter.ask(forecast(site, 3000))
         sensor = site.sensors.setdefault(meter.details["resource_id"], 99)
-        site.ahead = questions.BETWEEN_GIVEN_SECONDS + 1
-        site.site.urged.set()
+        site.ahead = sites.BETWEEN_GIVEN_SECONDS + 1
+        wake(site)
         await until(lambda: site.questions[-1].given == {sensor: None})
-        assert site.questions[-1].limits[-1][2] == 4000
+        assert site.questions[-1].limits["power_capacity"][-1][2] == 4000
         asked = len(site.questions)
         await meter.ask(forecast(site, 5000))
-        site.ahead = 2 * questions.BETWEEN_GIVEN_SECONDS + 2
-        site.site.urged.set()
+        site.ahead = 2 * sites.BETWEEN_GIVEN_SECONDS + 2
+        wake(site)
         await until(lambda: len(site.questions) > asked)
-        assert [limit for _start, _end, limit in site.questions[-1].limits] == pytest.approx(
-            [5000 * loads.ABOVE]
-        )
+        assert [
+            limit for _start, _end, limit in site.questions[-1].limits["power_capacity"]
+        ] == pytest.approx([5000 * loads.ABOVE])
 
 
 async def test_a_machine_that_starts_keeps_the_site_under_its_limit(site):
-    site.site.limit = 3000.0
+    site.site.connection = markets.Connection(power_capacity=3000.0)
     async with washing_machine(site, "One") as one, washing_machine(site, "Two") as two:
         for each in (one, two):
             await each.ask(laundry(site, hours=4))
@@ -922,7 +954,7 @@ async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_
             await until(lambda version=version: planned_for(site, "Pump").planned_version > version)
         site.prices = 2.0
         site.ahead = triggers.PRICES_SECONDS + 60.0
-        site.site.urged.set()
+        wake(site)
         off = await pump.next("OMBC.Instruction")
         assert off["operation_mode_id"] == "off"
         began = datetime.fromisoformat(first["execution_time"])
@@ -982,6 +1014,12 @@ def together_at(site, moment) -> float:
     return sum(kind.planned_power(plan, moment, 1) for kind, plan in plans)
 
 
+def all_scheduled(site) -> bool:
+    """Return whether all who are controlled have a plan of FlexMeasures' schedule."""
+    controlled_ = site.site.controlled.values()
+    return not any(each.plan is None or each.is_fallback or each.is_outdated for each in controlled_)
+
+
 def all_together(site) -> list[float]:
     """Return what all who are controlled are planned to have each half minute (W), for ten hours."""
     begin = max(found.plan.start for found in site.site.controlled.values()) + 10
@@ -1000,7 +1038,11 @@ def least_together(site) -> float:
 
 @pytest.mark.parametrize("is_slow", [False, True])
 async def test_the_limit_holds_while_flexmeasures_does_not_answer(site, is_slow):
-    site.site.limit, site.site.soon, site.powers = 9000.0, 0.3, 96 * [5000]
+    site.site.connection, site.site.soon, site.powers = (
+        markets.Connection(power_capacity=9000.0),
+        0.3,
+        96 * [5000],
+    )
     async with connected(site.cem) as rm, stepped(site) as other:
         await introduce(rm)
         await rm.next("FRBC.Instruction")
@@ -1014,7 +1056,7 @@ async def test_the_limit_holds_while_flexmeasures_does_not_answer(site, is_slow)
 
 
 async def test_who_goes_on_without_a_schedule_leaves_others_their_power(site):
-    site.site.limit, site.powers = 9000.0, 96 * [0]
+    site.site.connection, site.powers = markets.Connection(power_capacity=9000.0), 96 * [0]
     async with connected(site.cem) as rm, stepped(site) as other:
         await other.ask(charger())
         await other.next("OMBC.Instruction")
@@ -1027,40 +1069,40 @@ async def test_who_goes_on_without_a_schedule_leaves_others_their_power(site):
 
 
 async def test_what_a_battery_cannot_give_another_does_not_take(site):
-    site.site.limit, site.own = 5000.0, 4000.0
+    site.site.connection, site.own = markets.Connection(power_capacity=5000.0), 4000.0
     site.powers_of = {"Empty": 96 * [-4000], "Other": 96 * [5000]}
     async with connected(site.cem, name="Other") as other, connected(site.cem, name="Empty") as empty:
         for rm, level in ((other, 50), (empty, 10)):
             await introduce(rm, level=level)
         await until(lambda: site.questions and len(site.questions[-1].storages) == 2)
-        await until(lambda: not site.site.is_planning)
+        await until(lambda: all_scheduled(site))
         assert 900 < most_together(site) <= 1010
 
 
 async def test_what_a_battery_cannot_take_another_does_not_give(site):
-    site.site.limit, site.own = 5000.0, -4000.0
+    site.site.connection, site.own = markets.Connection(power_capacity=5000.0), -4000.0
     site.powers_of = {"Full": 96 * [4000], "Other": 96 * [-5000]}
     async with connected(site.cem, name="Other") as other, connected(site.cem, name="Full") as full:
         for rm, level in ((other, 50), (full, 90)):
             await introduce(rm, level=level)
         await until(lambda: site.questions and len(site.questions[-1].storages) == 2)
-        await until(lambda: not site.site.is_planning)
+        await until(lambda: all_scheduled(site))
         assert -1010 <= least_together(site) < -900
 
 
 async def test_two_batteries_that_cannot_help_each_other_keep_the_limit(site):
-    site.site.limit, site.own = 5000.0, 4000.0
+    site.site.connection, site.own = markets.Connection(power_capacity=5000.0), 4000.0
     site.powers_of = {"One": 8 * [-4000] + 88 * [5000], "Two": 8 * [5000] + 88 * [-4500]}
     async with connected(site.cem, name="One") as one, connected(site.cem, name="Two") as two:
         for rm in (one, two):
             await introduce(rm, level=12)
         await until(lambda: site.questions and len(site.questions[-1].storages) == 2)
-        await until(lambda: not site.site.is_planning)
+        await until(lambda: all_scheduled(site))
         assert 900 < most_together(site) <= 1010
 
 
 async def test_who_has_no_sensor_is_taken_off_the_limit(site):
-    site.site.limit, site.powers = 9000.0, 96 * [0]
+    site.site.connection, site.powers = markets.Connection(power_capacity=9000.0), 96 * [0]
     known = site.site.means
     site.site.means = lambda resource: None if resource.name == "Charger" else known(resource)
     async with stepped(site) as other, connected(site.cem) as rm:
@@ -1069,11 +1111,11 @@ async def test_who_has_no_sensor_is_taken_off_the_limit(site):
         await introduce(rm)
         await until(lambda: site.questions)
         assert site.questions[-1].given == {}
-        assert site.questions[-1].limits[-1][2] == pytest.approx(2000)
+        assert site.questions[-1].limits["power_capacity"][-1][2] == pytest.approx(2000)
 
 
 async def test_in_the_rest_of_an_interval_the_limit_holds_too(site):
-    site.site.limit, site.powers = 9000.0, 96 * [5000]
+    site.site.connection, site.powers = markets.Connection(power_capacity=9000.0), 96 * [5000]
     async with stepped(site) as other, connected(site.cem) as rm:
         await other.ask(charger())
         await other.next("OMBC.Instruction")
@@ -1081,7 +1123,7 @@ async def test_in_the_rest_of_an_interval_the_limit_holds_too(site):
         await introduce(rm)
         await until(lambda: planned_for(site, "Battery").plan)
         assert most_together(site) <= 9000
-        (first, *_others) = site.questions[-1].limits
+        (first, *_others) = site.questions[-1].limits["power_capacity"]
         left = site.questions[-1].left
         assert first[2] == pytest.approx(left * 9000 + (1 - left) * 7000, rel=0.01)
 
@@ -1114,8 +1156,8 @@ async def test_what_is_planned_here_does_not_use_up_the_questions_of_others(site
             await other.ask(charger(watts=3000 + turn))
             await asyncio.sleep(0.3)
         assert len(site.questions) <= asked + 1
-        site.ahead += questions.BETWEEN_GIVEN_SECONDS + 1
-        site.site.urged.set()
+        site.ahead += sites.BETWEEN_GIVEN_SECONDS + 1
+        wake(site)
         await until(lambda: len(site.questions) > asked)
 
 
@@ -1144,7 +1186,7 @@ async def test_prices_that_become_known_are_planned_with(site):
         assert planned_for(site, "Charger").is_fallback
         site.site.prices = prices
         site.ahead = triggers.PRICES_SECONDS + 1
-        site.site.urged.set()
+        wake(site)
         await until(lambda: not planned_for(site, "Charger").is_fallback)
 
 
@@ -1160,21 +1202,23 @@ async def test_who_is_about_to_get_another_control_type_is_told_nothing_more(sit
         await asyncio.sleep(LULL)
         assert len(of_type(other, "OMBC.Instruction")) == told
         site.ahead = triggers.AFTER_SELECTION_SECONDS + 1
-        site.site.urged.set()
+        wake(site)
         await other.next("OMBC.Instruction")
 
 
-async def test_who_was_planned_before_another_joined_chooses_again(site):
+async def test_who_was_planned_before_another_joined_chooses_again_where_feeding_in_yields_less(site):
+    site.fed_in = 0.5
     async with stepped(site) as one:
         await one.ask(charger())
         await one.next("OMBC.Instruction")
+        await asyncio.sleep(1)
         first = planned_for(site, "Charger").plan
         async with stepped(site, "Other") as other:
             await other.ask(charger())
             await other.next("OMBC.Instruction")
             assert planned_for(site, "Charger").plan is first
-            site.ahead = planners.CHOICE_SECONDS + 0.5
-            site.site.urged.set()
+            site.ahead = planners.NEWCOMER_SECONDS + 0.5
+            wake(site)
             await until(lambda: planned_for(site, "Charger").plan is not first)
 
 
@@ -1186,7 +1230,7 @@ async def test_a_question_leaves_what_is_expected_as_it_was(site):
         problem = SimpleNamespace(power_sensor=site.site.means(each.resource).power_sensor)
         asked = {each: questions.Question(problem, start + 96 * QUARTER, 1.0)}
         window = sites.Window(start, QUARTER, start + 96 * QUARTER, 1.0, 9000.0, False)
-        await questions.ask(site.site, asked, {}, outlook, window)
+        await questions.ask(site.site, asked, outlook, window)
         assert outlook.total == [-3000] * 96
 
 
@@ -1277,7 +1321,7 @@ async def test_flexmeasures_is_asked_no_more_than_it_grants_until_it_takes_more(
         await tell_levels(site, rm, 3)
         await planned(site, 1)
         site.ahead += 120.0
-        site.site.urged.set()
+        wake(site)
         await planned(site, 2)
 
 
@@ -1286,14 +1330,14 @@ async def test_a_new_device_does_not_wait_until_flexmeasures_may_be_asked(site):
     async with connected(site.cem) as rm:
         begin = site.site.now()
         await introduce_with_target(rm, hours=2, level=50)
-        modes = [(await rm.next("FRBC.Instruction"))["operation_mode"] for _ in range(2)]
-        assert site.site.now() - begin < 5
-        assert modes == [ids("idle")[1], ids("charge")[1]]
+        assert await rm.next("FRBC.Instruction")
+        assert site.site.now() - begin < 1
+        assert ids("charge")[1] in [change.mode for change in controlled(site).plan.changes]
         assert controlled(site).is_fallback
         assert controlled(site).plan.missed == []
         await planned(site, 0)
         site.ahead += questions.PLANS_SECONDS
-        site.site.urged.set()
+        wake(site)
         await planned(site, 1)
         assert not controlled(site).is_fallback
 
@@ -1325,7 +1369,7 @@ async def test_devices_that_connect_one_after_another_are_all_told_what_to_do_wi
 
 @pytest.mark.parametrize("limit", [None, 20000.0])
 async def test_a_new_device_does_not_wait_until_flexmeasures_has_planned_others(site, limit):
-    site.site.limit = limit
+    site.site.connection = markets.Connection(power_capacity=limit)
     async with battery(site) as one, connected(site.cem) as rm, stepped(site) as other:
         site.gate = asyncio.Event()
         await one.ask(target_in(hours=2))
@@ -1347,60 +1391,80 @@ async def test_a_first_plan_is_made_here_where_flexmeasures_takes_long(site):
         begin = site.site.now()
         await introduce(rm, label="charge", factor=1.0)
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("idle")[1]
-        assert 2 <= site.site.now() - begin < 5
+        assert site.site.now() - begin < 1
         assert controlled(site).is_fallback
         site.gate.set()
         await until(lambda: not controlled(site).is_fallback)
         await planned(site, 1)
 
 
-async def test_the_time_until_its_sensors_are_known_counts_where_a_device_waits_for_its_first_plan(site):
-    known = site.site.means
-    site.site.means, site.gate = lambda resource: None, asyncio.Event()
-    async with connected(site.cem) as rm:
-        begin = site.site.now()
-        await introduce(rm)
-        await asyncio.sleep(planners.MEANS_SECONDS - 0.5)
-        site.site.means = known
-        triggers.plan_soon(site.site)
-        assert await rm.next("FRBC.Instruction")
-        assert site.site.now() - begin < planners.MEANS_SECONDS + 1
-        assert len(site.questions) == 1
-        site.gate.set()
-
-
-async def test_planning_that_fails_unexpectedly_is_told_until_it_works_again(site):
+async def test_asking_that_fails_unexpectedly_is_told_until_it_works_again(site):
     faults = []
     site.site.fault = lambda what, error: faults.append((what, repr(error)))
     site.error = RuntimeError("a fault of ours")
     async with connected(site.cem) as rm:
         await introduce(rm)
-        await until(lambda: ("planning of S2 devices", "RuntimeError('a fault of ours')") in faults)
+        await until(lambda: (asking.ASKING, "RuntimeError('a fault of ours')") in faults)
+        assert await rm.next("FRBC.Instruction")
+        assert controlled(site).is_fallback
         site.error = None
         faults.clear()
         await rm.ask(example("FRBC.SystemDescription"))
-        await until(lambda: ("planning of S2 devices", "None") in faults)
-        assert await rm.next("FRBC.Instruction")
+        await until(lambda: (asking.ASKING, "None") in faults)
+        await until(lambda: is_scheduled(site, rm))
+
+
+async def test_without_a_solver_devices_are_left_to_themselves_and_told_why(site, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    async with connected(site.cem) as rm:
+        await introduce(rm)
+        await until(lambda: ["highspy" in (text or "") for text in site.told.values()] == [True])
+        await asyncio.sleep(0.5)
+        assert of_type(rm, "FRBC.Instruction") == []
+        assert not any(site.failures)
+        monkeypatch.undo()
+        await rm.ask(example("FRBC.SystemDescription"))
+        await until(lambda: is_scheduled(site, rm))
+        assert not any(site.told.values())
+
+
+async def test_planning_that_fails_unexpectedly_is_told_until_it_works_again(site, monkeypatch):
+    faults, solve = [], planners.solve
+    site.site.fault = lambda what, error: faults.append((what, repr(error)))
+
+    async def fail(*given):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(planners, "solve", fail)
+    async with connected(site.cem) as rm:
+        await introduce(rm)
+        await until(lambda: (planners.PLANNING, "RuntimeError('a fault of ours')") in faults)
+        assert of_type(rm, "FRBC.Instruction") == []
+        monkeypatch.setattr(planners, "solve", solve)
+        faults.clear()
+        await rm.ask(example("FRBC.SystemDescription"))
+        await until(lambda: (planners.PLANNING, "None") in faults)
+        await until(lambda: is_scheduled(site, rm))
 
 
 async def test_a_planner_that_ends_is_begun_again_by_who_runs_it(site, monkeypatch):
-    begun, until_due = [], planners.until_due
+    begun = {}
 
     async def end(site):
         raise asyncio.CancelledError
 
     def run(what, work):
-        begun.append((what, work))
+        begun[what] = work
         return asyncio.create_task(work())
 
     await planners.stop(site.site)
     site.site.run = run
-    monkeypatch.setattr(planners, "until_due", end)
-    with suppress(asyncio.CancelledError):
-        await planners.start(site.site)
-    monkeypatch.setattr(planners, "until_due", until_due)
-    [(what, work)] = begun
-    assert what == "planner of S2 devices"
-    site.site.task = asyncio.create_task(work())
+    with monkeypatch.context() as patched:
+        for module in (planners, asking):
+            patched.setattr(module, "until_due", end)
+        planners.start(site.site)
+        await asyncio.wait([site.site.task, site.site.asking])
+    assert list(begun) == ["planner of S2 devices", "schedules of S2 devices"]
+    site.site.task, site.site.asking = [asyncio.create_task(work()) for work in begun.values()]
     async with battery(site) as rm:
         assert rm.first

