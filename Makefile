@@ -38,8 +38,9 @@ coverage: setup ## measure which lines the tests of modules and app run (on the 
 demo: setup ## plan S2 devices with a real FlexMeasures server and Home Assistant, until Ctrl-C (DEVICES="pv ev", all, list)
 	@$(RUN) tests.demo '$(DEVICES)'
 
-bench: setup ## measure how many S2 messages Home Assistant confirms per second, beside a bare server
+bench: setup ## measure S2 messages per second, plans of many devices, and how soon devices are instructed
 	@$(RUN) tests.bench
+	@$(RUN) tests.bench_plans --best 10
 
 torture: setup ## kill, cut off, damage, attack and overload a home on purpose, and write docs/reliability.md (TORTURE="kills files" for some)
 	@$(RUN) tests.torture $(if $(TORTURE),--only $(TORTURE))

@@ -136,6 +136,13 @@ class Sender:
 
     def establish(self, name: str, control_type: str = FRBC) -> None:
         """Open a session as a battery, and describe it; or as a device of another control type."""
+        self.open_session(name, control_type)
+        if control_type == FRBC:
+            self.say(example("FRBC.SystemDescription"))
+            self.hear("ReceptionStatus")
+
+    def open_session(self, name: str, control_type: str = FRBC) -> None:
+        """Open a session as a device of a control type, and wait until that is selected."""
         self.hear("Handshake")
         self.say(example("Handshake"))
         self.hear("HandshakeResponse")
@@ -146,9 +153,6 @@ class Sender:
         selected = self.hear("SelectControlType")["control_type"]
         if selected != control_type:
             raise ValueError(f"{selected} was selected")
-        if control_type == FRBC:
-            self.say(example("FRBC.SystemDescription"))
-            self.hear("ReceptionStatus")
 
     def say(self, message: dict) -> None:
         """Send a message."""

@@ -21,13 +21,17 @@ FILL_LEVEL = 50.0
 
 @dataclass
 class Record:
-    """What devices saw: each round trip (ms), when (s since 1970) they were cut off and back, and why."""
+    """What devices saw: each round trip (ms), when (s since 1970) they were cut off and back, and why.
+
+    `instructed` is how many of several got any of the `instructions`.
+    """
 
     round_trips: list[float] = field(default_factory=list)
     cut_off: list[float] = field(default_factory=list)
     back: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     instructions: int = 0
+    instructed: int = 0
 
     def add(self, other: "Record") -> None:
         """Count another device in."""
@@ -36,6 +40,7 @@ class Record:
         self.back += other.back
         self.errors += other.errors
         self.instructions += other.instructions
+        self.instructed += other.instructions > 0
 
 
 class Battery:

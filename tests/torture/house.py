@@ -19,7 +19,7 @@ import aiohttp
 from tests.demo import battery
 from tests.parts import pyscript_source
 from tests.parts.flexmeasures_server import FlexMeasuresServer
-from tests.parts.home_assistant import HomeAssistant, ServiceFailed, install
+from tests.parts.home_assistant import REPOSITORY, HomeAssistant, ServiceFailed, install
 from tests.parts.misbehaving_proxy import MisbehavingProxy
 from tests.parts.s2_devices import HomeBattery
 
@@ -87,12 +87,22 @@ class Ledger:
 class House:
     """A Home Assistant with the scripts, a battery of the app's own, and one that speaks S2.
 
-    It reaches FlexMeasures through a proxy. `leave_alone` has a device that is connected by itself.
+    It reaches FlexMeasures through a proxy, unless the fields of the `app` have another host. The scripts are
+    those of a `repository`.
     """
 
-    def __init__(self, server: FlexMeasuresServer, source: pyscript_source.Source) -> None:
+    def __init__(
+        self,
+        server: FlexMeasuresServer,
+        source: pyscript_source.Source,
+        *,
+        repository: Path = REPOSITORY,
+        app: dict | None = None,
+    ) -> None:
         self.server = server
         self.source = source
+        self.repository = repository
+        self.app = app or {}
         self.proxy = MisbehavingProxy(server.port)
         self.ledger: Ledger
         self.home_assistant: HomeAssistant
@@ -102,11 +112,12 @@ class House:
         await self._stack.enter_async_context(self.proxy)
         folder = tempfile.TemporaryDirectory(prefix="home-assistant-", ignore_cleanup_errors=True)
         config = Path(self._stack.enter_context(folder))
-        await asyncio.to_thread(install, config, self.source)
+        await asyncio.to_thread(install, config, self.source, repository=self.repository)
         shutil.copytree(COMPONENT, config / "custom_components" / "torture")
         self.ledger = Ledger(await asyncio.to_thread(self.server.add_sensor, "kW", 15))
         s2 = {"token": S2_TOKEN, "resources": {DEVICE_ID: {"token": OWN_TOKEN}}}
-        app = battery(self.server) | {"host": self.proxy.url, "schedule_duration": "PT4H", "s2": s2}
+        given = {"host": self.proxy.url, "schedule_duration": "PT4H", "s2": s2}
+        app = battery(self.server) | given | self.app
         self.home_assistant = HomeAssistant(config, app, sections={"torture": {}})
         self._stack.push_async_callback(self._stop)
         await self.home_assistant.start()

@@ -33,14 +33,17 @@ MAX_RELOAD_SECONDS = 60
 
 @contextlib.asynccontextmanager
 async def devices(
-    house: House, number: int, seconds: float, connecting: float
+    house: House, number: int, seconds: float, connecting: float, pause: float = PAUSE_SECONDS
 ) -> AsyncIterator[asyncio.Future]:
-    """Have devices talk for some seconds once all are connected; give what they saw, once it is over."""
+    """Have devices talk for some seconds once all are connected; give what they saw, once it is over.
+
+    Each sends a message every `pause` seconds.
+    """
     await house.home_assistant.wait_for_s2()
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(pool, ignore_interrupt)
-        given = house.home_assistant.s2_port, S2_TOKEN, number, PAUSE_SECONDS, seconds, connecting
+        given = house.home_assistant.s2_port, S2_TOKEN, number, pause, seconds, connecting
         yield loop.run_in_executor(pool, fleet.fleet, *given)
 
 
