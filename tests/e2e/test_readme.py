@@ -111,7 +111,7 @@ def test_the_part_on_resources_is_right(configuration):
     [part] = [block["s2"] for block in readme.blocks() if "s2" in block]
     settings, mistakes = configuration.read(readme.app_configurations()[0] | {"s2": part})
     assert mistakes == []
-    listed = {"power_sensor": 12, "soc_sensor": 13, "energy_per_fill_level": 100}
+    listed = {"power_sensor": 12, "soc_sensor": 13, "energy_per_fill_level": 100, "cycle_cost": 0.04}
     assert settings.s2.resources == {"Home battery": listed}
 
 
