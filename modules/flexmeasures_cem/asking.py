@@ -189,7 +189,8 @@ def follow(site: Any, asked: dict, versions: dict, outlook: Any, schedules: dict
         each.awaits_schedule, each.is_outdated = False, True
         if each.refused:
             each.refused = None
-        site.told(each.resource, None)
+        if not each.unfit:
+            site.told(each.resource, None)
     sites.hasten(site, site.now())
     sites.renew_once(site)
 

@@ -18,6 +18,8 @@ from tests.parts.s2_profile_devices import WashingMachine
 MOST_BYTES = 16_384
 OMBC, PEBC, FRBC = "OPERATION_MODE_BASED_CONTROL", "POWER_ENVELOPE_BASED_CONTROL", "FILL_RATE_BASED_CONTROL"
 CONTROLLED = [name for name in DEVICES if name != "meter"]
+HAIR = 150
+"""By how much the limit may be exceeded for a part of a step (W), which keeps it in the mean."""
 
 
 @pytest.fixture
@@ -148,7 +150,7 @@ async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_con
         await side.home.until(lambda: not planner(side).is_planning)
         first = max(each.plan.start for each in planner(side).controlled.values()) + 30
         moments = [first + 300 * place for place in range(250)]
-        over = [found for each in moments if sum((found := planned_at(side, each)).values()) > 7050]
+        over = [found for each in moments if sum((found := planned_at(side, each)).values()) > 7000 + HAIR]
         assert over == []
         pump_plan = next(
             each for each in planner(side).controlled.values() if each.type.CONTROL_TYPE == OMBC
