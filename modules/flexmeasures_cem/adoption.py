@@ -41,40 +41,46 @@ def is_stale(site: Any, task: Any) -> bool:
 @pyscript_compile
 def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
     """Put the Plan in force that was made of a Task at a moment, and wake what sends its instructions."""
-    each, device = task.controlled, task.device
-    if each.type in control_types.BY_MODES:
-        begin = now + instructions.lead(each.session)
-        present = each.type.present(device, task.state, begin)
-        made.changes[:0] = unconfirmed(present, made, list(each.sent.values()), begin)
-    is_first = each.plan is None
-    if each.is_asked is False and (is_first or each.planned_version != task.version):
+    controlled, device = task.controlled, task.device
+    if controlled.type in control_types.BY_MODES:
+        begin = now + instructions.lead(controlled.session)
+        present = controlled.type.present(device, task.state, begin)
+        made.changes[:0] = unconfirmed(present, made, list(controlled.sent.values()), begin)
+    is_first = controlled.plan is None
+    if controlled.is_asked is False and (is_first or controlled.planned_version != task.version):
         sites.ask_no_later_than(site, now if is_first else max(now, sites.may_ask_of_others_at(site)))
-    each.plan, each.device = made, device
-    each.is_fallback = is_without_schedule(site, task)
-    each.planned_version, each.dropped = task.version, 0
-    each.manual = {instruction: span for instruction, span in each.manual.items() if span[0] > now}
-    still_valid = [each.sent[instruction] for instruction in each.manual if instruction in each.sent]
-    if each.type in control_types.BY_MODES:
+    controlled.plan, controlled.device = made, device
+    controlled.is_fallback = is_without_schedule(site, task)
+    controlled.planned_version, controlled.dropped = task.version, 0
+    controlled.manual = {
+        instruction: span for instruction, span in controlled.manual.items() if span[0] > now
+    }
+    still_valid = [
+        controlled.sent[instruction] for instruction in controlled.manual if instruction in controlled.sent
+    ]
+    if controlled.type in control_types.BY_MODES:
         in_force = executed(task.before, task.memory, task.heard, now)
         still_valid = [change for change in (*still_valid, *in_force) if has_mode(device, change)]
     planned = {id(change) for change in made.changes}
     still_valid = [change for change in still_valid if id(change) not in planned]
     made.changes = sorted([*made.changes, *still_valid], key=lambda change: change.moment)
-    if each.unfit:
-        each.unfit = None
-        site.told(each.resource, None)
-    site.shown(each.resource)
-    each.replanned.set()
-    each.is_returning, each.kept = False, kept_plans.new(site, each, task.described)
-    if not each.waiting or each.awaits_schedule:
+    if controlled.unfit:
+        controlled.unfit = None
+        site.told(controlled.resource, None)
+    site.shown(controlled.resource)
+    controlled.replanned.set()
+    controlled.is_returning, controlled.kept = False, kept_plans.new(site, controlled, task.described)
+    if not controlled.waiting or controlled.awaits_schedule:
         return
-    if each.is_fallback and each.is_asked is False:
-        sites.give_up(each, errors.NotPlanned("The prices are not known: see sensor.flexmeasures_status"))
+    if controlled.is_fallback and controlled.is_asked is False:
+        sites.give_up(
+            controlled, errors.NotPlanned("The prices are not known: see sensor.flexmeasures_status")
+        )
     else:
-        for waiting in each.waiting:
+        for waiting in controlled.waiting:
             if not waiting.done():
                 waiting.set_result(made)
-        each.waiting.clear()
+        controlled.waiting.clear()
 
 
 @pyscript_compile

@@ -170,7 +170,7 @@ def problem(_found, _state, _means, _window):
 
 
 @pyscript_compile
-def follow(found, state, wanted, market, tariffs):
+def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
     """Return the Plan that meets the demand at the least cost, with the tariffs of other commodities."""
     found.present_until = market[0].end
     return alone.planned(model, found, state, wanted, market, tariffs)

@@ -216,7 +216,7 @@ def operation_modes(found):
 
 
 @pyscript_compile
-def follow(found, state, wanted, market, tariffs):
+def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
     """Return the Plan of a schedule: (start, end, power (W)) of each interval of the market, or None."""
     return alone.planned(model, found, state, wanted, market, tariffs)
 

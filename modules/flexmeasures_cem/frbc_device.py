@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_s2.commodities as commodities
@@ -428,7 +429,7 @@ def preference(device, actuator):
 
 
 @pyscript_compile
-def worth(found, energy_per_fill_level=None):
+def worth(found: Any, energy_per_fill_level: float | None = None) -> Any:
     """Return what a unit of fill level is worth, or None where no electric power moves it.
 
     `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
@@ -450,7 +451,7 @@ def worth(found, energy_per_fill_level=None):
 
 
 @pyscript_compile
-def of_all(found, sign):
+def of_all(found: Any, sign: int) -> float | None:
     """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
     parts = [part for each in found.actuators if (part := per_level(found, each, sign))]
     rate = sum(power / energy for energy, power in parts)

@@ -75,7 +75,7 @@ def problem(_found, _state, _means, _window):
 
 
 @pyscript_compile
-def follow(found, state, wanted, market, tariffs):
+def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
     """Return the Plan of the least cost in a market (Intervals), with the tariffs of other commodities."""
     return alone.planned(model, found, state, wanted, market, tariffs)
 

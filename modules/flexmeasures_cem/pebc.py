@@ -235,7 +235,7 @@ def curtailable(found, means, window):
 
 
 @pyscript_compile
-def follow(found, state, wanted, market, tariffs):
+def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
     """Return the Plan of a schedule, or of the market alone where `wanted` is None.
 
     `tariffs` are not needed: only electric power is limited.

@@ -216,7 +216,7 @@ def problem(_found, _state, _means, _window):
 
 
 @pyscript_compile
-def follow(found, state, wanted, market, tariffs):
+def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
     """Return the Plan: the cheapest way to run all profiles that are not over."""
     return alone.planned(model, found, state, wanted, market, tariffs)
 

@@ -37,7 +37,7 @@ class _Part:
     tariffs: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, device, state, tariffs = self.site, self.device, self.state, self.tariffs
         self.models = []
         for each in device.actuators:

@@ -180,7 +180,7 @@ class _Converter:
     storage: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, actuator, active, effects = self.site, self.actuator, self.active, self.effects
         self.numbers = {each: number for number, each in enumerate(actuator.modes)}
         idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
@@ -396,7 +396,7 @@ class _StorageModel:
     cycle_cost: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, device, state = self.site, self.device, self.state
         self.worth = devices.worth(device) or devices.Worth(JOULES, 1.0, 1.0)
         self.unit = self.worth.energy / JOULES

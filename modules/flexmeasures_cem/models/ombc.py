@@ -17,7 +17,7 @@ class _Part:
     tariffs: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, device, state, tariffs = self.site, self.device, self.state, self.tariffs
         active = state.actuators[None]
         actuator = modes.as_it_is(device, active)

@@ -180,7 +180,7 @@ class _ActuatorModel:
     is_momentary: Any = False
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Begin with an Active; `idle` are the ids of modes that take and supply nothing at any factor."""
         site, actuator, active, idle = self.site, self.actuator, self.active, self.idle
         numbers = {mode: number for number, mode in enumerate(actuator.modes)}

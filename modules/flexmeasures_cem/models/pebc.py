@@ -73,7 +73,7 @@ class _EnvelopeModel:
     wanted: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, device, state = self.site, self.device, self.state
         edges = site.grid.edges
         self.begin, self.end = float(edges[0]), float(edges[-1])

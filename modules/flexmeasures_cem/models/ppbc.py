@@ -103,7 +103,7 @@ class _DeviceModel:
     tariffs: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, device, state, wanted, tariffs = self.site, self.device, self.state, self.wanted, self.tariffs
         self.state, self.parts = state, []
         edges = site.grid.edges

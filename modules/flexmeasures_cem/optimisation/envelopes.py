@@ -151,7 +151,7 @@ class _Allowance:
     expected: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, steps, union = self.site, self.steps, self.union
         program, hours = site.program, site.grid.hours[steps]
         self.amount, _raised = chosen(program, union)
@@ -189,7 +189,7 @@ class _Curtailable:
     is_needed: bool = False
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, steps, union = self.site, self.steps, self.union
         forecast, peak, wanted = self.forecast, self.peak, self.wanted
         program, hours = site.program, site.grid.hours[steps]
@@ -229,7 +229,7 @@ class _Deferred:
     was_on: bool = False
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, steps, union, was_on = self.site, self.steps, self.union, self.was_on
         program, hours = site.program, site.grid.hours[steps]
         self.amount, raised = chosen(program, union)

@@ -160,7 +160,7 @@ class _Program:
     """A program in the making: columns, constraints, and the cost that is to be least."""
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.count, none = 0, np.zeros(0)
         self.lower, self.upper, self.whole = [none], [none], [none.astype(bool)]
         self.constraints, self.costs, self.hints = [(constant(none), 0.0, 0.0)], [], []

@@ -168,7 +168,7 @@ class _Search:
     hinted: Any = None
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.improved_by = time.thread_time() + self.effort.seconds
         self.better_by = self.improved_by + self.effort.patience
         self.deadline = self.improved_by + PATIENCE * self.effort.patience

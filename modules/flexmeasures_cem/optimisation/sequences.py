@@ -161,7 +161,7 @@ class _GivenLoad:
     site: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site = self.site
         tariffs, shape = site.tariffs, (site.grid.count,)
         self.grid, self.penalty = site.grid, site.priorities.site_limit
@@ -260,7 +260,7 @@ class _Steady:
     begins: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sequence, begins = self.sequence, self.begins
         self.begins, self.ends = begins, begins + sequence.length
 
@@ -297,7 +297,7 @@ class _Pausing:
     last_end: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sequence, slot, first_seconds = self.sequence, self.slot, self.first_seconds
         first_end, last_end = self.first_end, self.last_end
         ends = np.arange(first_seconds, sequence.length - TOLERANCE, slot)
@@ -432,7 +432,7 @@ class _Chain:
     rank: Any = 0
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, task, rank = self.site, self.task, self.rank
         self.site, self.task, self.given = site, task, GivenLoad(site)
         shortest = [min(each.length for each in stage) for stage in task.stages]

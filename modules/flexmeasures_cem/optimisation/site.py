@@ -46,7 +46,7 @@ class _Site:
     tariffs: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         grid, tariffs, self.program = self.grid, self.tariffs, linear.Program()
         self.consumption_price, self.production_price = (
             np.broadcast_to(np.asarray(each, float), (grid.count,))

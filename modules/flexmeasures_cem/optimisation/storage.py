@@ -26,7 +26,7 @@ class _Storage:
     borders: Any
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         site, level, borders = self.site, self.level, self.borders
         self.site, self.borders = site, np.array(borders, float)
         self.bottom, self.top = float(self.borders[0]), float(self.borders[-1])

@@ -129,7 +129,7 @@ class _Switching:
     is_prompt: Any = False
 
     @pyscript_compile
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Begin with a Present; in `idle` modes it does not matter how long they run.
 
         With `is_prompt` no short way may be late by as much as it takes where something blocks it so long.
