@@ -455,10 +455,8 @@ async def test_the_status_is_planning_meanwhile(home):
 async def test_a_reload_in_the_middle_of_a_plan_is_told_to_its_caller_alone(home, caplog):
     caplog.set_level(logging.DEBUG, "custom_components.pyscript")
     secrets = [home.device.configuration.password, home.device.link.client.access_token]
-    calls = [asyncio.create_task(home.plan(soc_at_start=4)) for _ in range(3)]
-    while home.status().state != "planning":
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.4)
+    calls = [asyncio.create_task(home.plan(soc_at_start=4, duration="P2D")) for _ in range(3)]
+    await home.until(lambda: "schedules/trigger" in caplog.text)
     before = home.device
     await in_process.reload(home.hass, global_ctx="*")
     answers = await asyncio.gather(*calls, return_exceptions=True)
