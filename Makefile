@@ -45,9 +45,10 @@ bench: setup ## measure S2 messages per second, plans of many devices, and how s
 torture: setup ## kill, cut off, damage, attack and overload a home on purpose, and write docs/reliability.md (TORTURE="kills files" for some)
 	@$(RUN) tests.torture $(if $(TORTURE),--only $(TORTURE))
 
-lint: setup ## check style
+lint: setup ## check style and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	@$(RUN) tests.parts.type_check
 
 format: setup ## apply style
 	$(RUN) ruff check --fix .
@@ -57,5 +58,5 @@ update: ## refresh the pinned requirements of all environments
 	@$(PYTHON) -m tests.parts.pins
 
 clean: ## remove what the commands left in the checkout (the environments stay in the user's cache folder)
-	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
