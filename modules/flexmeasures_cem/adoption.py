@@ -49,7 +49,7 @@ def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
     is_first = controlled.plan is None
     if controlled.is_asked is False and (is_first or controlled.planned_version != task.version):
         sites.ask_no_later_than(site, now if is_first else max(now, sites.may_ask_of_others_at(site)))
-    controlled.plan, controlled.device = made, device
+    controlled.plan, controlled.device, controlled.round_at = made, device, site.round_at
     controlled.is_fallback = is_without_schedule(site, task)
     controlled.planned_version, controlled.dropped = task.version, 0
     controlled.manual = {
@@ -69,6 +69,7 @@ def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
         site.told(controlled.resource, None)
     site.shown(controlled.resource)
     controlled.replanned.set()
+    site.has_new_plans.set()
     controlled.is_returning, controlled.kept = False, kept_plans.new(site, controlled, task.described)
     if not controlled.waiting or controlled.awaits_schedule:
         return

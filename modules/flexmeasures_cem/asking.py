@@ -87,6 +87,8 @@ async def ask(site: Any) -> None:
             asked[each] = question
         elif question:
             is_planned_here(site, each)
+        else:
+            each.awaits_schedule = False
     if not asked:
         return
     end = max(start + site.horizon, *[question.end for question in asked.values()])

@@ -9,8 +9,6 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
-import flexmeasures_cem.models.alone as alone
-import flexmeasures_cem.models.ddbc as model
 import flexmeasures_cem.modes as modes
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
@@ -167,13 +165,6 @@ def condition(found, memory, heard, plan, now):
 @pyscript_compile
 def problem(_found, _state, _means, _window):
     """Return what FlexMeasures is asked: nothing."""
-
-
-@pyscript_compile
-def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
-    """Return the Plan that meets the demand at the least cost, with the tariffs of other commodities."""
-    found.present_until = market[0].end
-    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

@@ -11,8 +11,6 @@ from typing import Any
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.frbc_plan as frbc_plan
-import flexmeasures_cem.models.alone as alone
-import flexmeasures_cem.models.frbc as model
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
 import flexmeasures_optimiser.storage as storages
@@ -213,12 +211,6 @@ def operation_modes(found):
     middle = (found.bottom + found.top) / 2
     elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
     return sorted({tuple(sorted(each.powers)) for each in elements})
-
-
-@pyscript_compile
-def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
-    """Return the Plan of a schedule: (start, end, power (W)) of each interval of the market, or None."""
-    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

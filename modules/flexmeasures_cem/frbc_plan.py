@@ -42,7 +42,8 @@ def records():
         """Changes in order, what is expected of the device (pieces as a Run has them), and missed targets.
 
         `starts` is when each piece starts. After `end` the device stays at rest. `cost` is what is expected
-        to be paid (currency).
+        to be paid (currency), `other_cost` the part of it that is not for electricity. The storage gains
+        `gained_kwh` until the end, of which one is worth `value_per_kwh` then (currency).
         """
 
         start: float
@@ -52,6 +53,9 @@ def records():
         starts: list[float]
         missed: list[Target]
         cost: float = 0.0
+        other_cost: float = 0.0
+        gained_kwh: float = 0.0
+        value_per_kwh: float = 0.0
 
     return Condition, Target, Plan
 

@@ -32,8 +32,6 @@ LATER_SECONDS = 1.0
 """How much longer than for other changes is waited for all that a device tells on its return."""
 QUARTER = 900.0
 """s."""
-TOGETHER_SECONDS = 5.0
-"""Within what time plans start that were made together."""
 OF_A_CONNECTION = {"message_id", "valid_from"}
 """Fields that are others each time that a device connects, and change nothing of a plan."""
 
@@ -49,7 +47,7 @@ def records() -> tuple[type, type]:
         `described` has a digest of each message that the plan was made with, and of what holds for the site.
         `is_fallback`, `is_asked` and `obeys_at_once` are those of Controlled. What was to be executed until
         `sent_until` was sent, or all of it (None). With `is_chosen` the device gets this control type again.
-        `text` is the plan as JSON, once it is written.
+        `round_at` is that of Controlled. `text` is the plan as JSON, once it is written.
         """
 
         control_type: str
@@ -60,6 +58,7 @@ def records() -> tuple[type, type]:
         described: dict[str, str]
         sent_until: float | None
         is_chosen: bool = True
+        round_at: float = 0.0
         text: str | None = None
 
     @dataclass
@@ -82,9 +81,9 @@ KeptPlan, Return = records()
 ADAPTERS = {}
 """What writes and reads the Plan of each control type, made when it is first asked for: see `adapter`."""
 MAKING = threading.Lock()
-BESIDE = ("is_fallback", "is_asked", "obeys_at_once", "described", "sent_until", "is_chosen")
+BESIDE = ("is_fallback", "is_asked", "obeys_at_once", "described", "sent_until", "is_chosen", "round_at")
 """What is written of a KeptPlan beside the plan."""
-IS_WRITTEN_BESIDE = tuple[bool, bool | None, bool, dict[str, str], float | None, bool]
+IS_WRITTEN_BESIDE = tuple[bool, bool | None, bool, dict[str, str], float | None, bool, float]
 
 
 @pyscript_compile
@@ -144,6 +143,7 @@ def new(site: Any, each: Any, described: dict[str, str]) -> Any:
         described,
         None if math.isinf(ahead) else site.now() + ahead,
         not each.resource.unplannable,
+        each.round_at,
     )
     task = asyncio.get_running_loop().create_task(write(site, each.resource, kept))
     site.writing.add(task)
@@ -183,6 +183,7 @@ def recall(site: Any, resource: Any, found: dict[str, Any]) -> None:
     moments = [plan.start, *[change.moment for change in plan.changes], plan.end]
     if not all(math.isfinite(each) and 0 <= each <= site.now() + LONGEST_SECONDS for each in moments):
         raise ValueError("expected a plan of these days")
+    found = {"round_at": 0.0} | found  # an earlier version of the scripts did not write it
     beside = adapter(IS_WRITTEN_BESIDE).validate_python([found[field] for field in BESIDE])
     keep(site, resource, KeptPlan(name, plan, *beside, text=text))
 
@@ -236,6 +237,7 @@ def come_back(site: Any, found: Any) -> None:
     if kept and kept.control_type == found.type.CONTROL_TYPE:
         found.kept, found.is_returning = site.kept.pop(found.resource.resource_id), True
         found.is_fallback, found.obeys_at_once = kept.is_fallback, kept.obeys_at_once
+        found.round_at = kept.round_at
         if kept.is_asked and not kept.is_fallback:
             found.schedule = powers_of(found.type, kept.plan)
 
@@ -313,10 +315,12 @@ async def put_in_force(site: Any, found: Any) -> None:
 @pyscript_compile
 def is_beside_others(site: Any, found: Any) -> bool:
     """Return whether a plan was made together with those of the others, where the connection couples them."""
-    others = [each.plan or each.kept.plan for each in site.controlled.values() if each.plan or each.kept]
-    start = found.kept.plan.start
-    is_together = all(abs(other.start - start) < TOGETHER_SECONDS for other in others)
-    return is_together or not site.connection.couples_devices
+    rounds = {
+        each.round_at if each.plan else each.kept.round_at
+        for each in site.controlled.values()
+        if each.plan or each.kept
+    }
+    return rounds <= {found.kept.round_at} or not site.connection.couples_devices
 
 
 @pyscript_compile

@@ -46,6 +46,22 @@ class _Connection:
 Connection = _Connection
 
 
+@dataclass(frozen=True, kw_only=True)
+class _StorageTerms:
+    """What is configured of a device's storage.
+
+    `cycle_cost` is what a kWh that goes through it costs in wear (currency), `energy_per_fill_level_j` what a
+    unit of its fill level is worth (J), or None where that follows from its powers and fill rates.
+    """
+
+    cycle_cost: float = 0.0
+    energy_per_fill_level_j: float | None = None
+
+
+StorageTerms = _StorageTerms
+AS_DESCRIBED = StorageTerms()
+
+
 @dataclass(frozen=True)
 class _Interval:
     """Some time in which prices and loads stay the same.

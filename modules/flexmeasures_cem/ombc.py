@@ -6,8 +6,6 @@ is made here, exactly.
 
 from typing import Any
 
-import flexmeasures_cem.models.alone as alone
-import flexmeasures_cem.models.ombc as model
 import flexmeasures_cem.modes as modes
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
@@ -72,12 +70,6 @@ def condition(found, memory, heard, plan, now):
 @pyscript_compile
 def problem(_found, _state, _means, _window):
     """Return what FlexMeasures is asked: nothing."""
-
-
-@pyscript_compile
-def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
-    """Return the Plan of the least cost in a market (Intervals), with the tariffs of other commodities."""
-    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

@@ -12,7 +12,6 @@ from typing import Any
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
-import flexmeasures_cem.models.alone as alone
 import flexmeasures_cem.models.pebc as model
 import flexmeasures_cem.pebc_device as devices
 import flexmeasures_cem.pebc_plan as envelopes
@@ -232,15 +231,6 @@ def curtailable(found, means, window):
     if not can or not any(powers):
         return None
     return storages.Flow(means.power_sensor, 0.0, storages.as_spans(powers, window.start, window.step))
-
-
-@pyscript_compile
-def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
-    """Return the Plan of a schedule, or of the market alone where `wanted` is None.
-
-    `tariffs` are not needed: only electric power is limited.
-    """
-    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

@@ -24,6 +24,7 @@ import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.loads as loads
+import flexmeasures_cem.market as markets
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
@@ -75,7 +76,7 @@ def step_back() -> None:
 @pyscript_compile
 async def stop(site: Any) -> None:
     """Plan no more; what the devices were told stays."""
-    tasks = [task for task in (site.task, site.asking) if task]
+    tasks = [task for task in (site.task, site.asking, site.comparing) if task]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -171,6 +172,8 @@ async def plan(site: Any) -> None:
     if group:
         sites.hasten(site, site.renew_at)
     wanting = [each for each in group if renews or needs_plan(each, now)]
+    if wanting:
+        site.why = why_planned(wanting, renews)
     enqueue(site, group, wanting)
     waiting = len(site.queue)
     next_blocks = blocks(site.queue, MAX_TOGETHER if is_coupled(site) else 1)[:AT_ONCE]
@@ -190,6 +193,24 @@ async def plan(site: Any) -> None:
 
 
 @pyscript_compile
+def why_planned(wanting: list, renews: bool) -> str:
+    """Return why devices are planned now."""
+    if renews:
+        return "prices, schedules or the time have moved on: all devices are planned anew"
+    return texts.few([f"{each.resource.name}: {why_planned_anew(each)}" for each in wanting])
+
+
+@pyscript_compile
+def why_planned_anew(controlled: Any) -> str:
+    """Return why a device is planned now."""
+    if controlled.plan is None:
+        return "its first plan"
+    if controlled.is_outdated and controlled.schedule:
+        return "a new schedule by FlexMeasures"
+    return controlled.why or "its plan has ended"
+
+
+@pyscript_compile
 def enqueue(site: Any, group: list, wanting: list) -> None:
     """Have devices wait for their turn to be planned: who has no plan first.
 
@@ -198,6 +219,8 @@ def enqueue(site: Any, group: list, wanting: list) -> None:
     site.queue = [each for each in site.queue if each in group]
     fresh = [each for each in wanting if each not in site.queue]
     newcomers = [each for each in fresh if each.plan is None]
+    if fresh:
+        site.round_at = site.now()
     if fresh and site.connection.couples_devices:
         fresh = [each for each in group if each not in site.queue]
     others = [each for each in fresh if each not in newcomers]
@@ -282,6 +305,8 @@ async def plan_together(site: Any, block: list, effort: Any) -> None:
     """Plan some devices beside what is expected of all others, and put their plans in force."""
     now = site.now()
     begin = now + instructions.lead(block[0].session)
+    for each in block:
+        each.is_outdated = False
     tasks = await read(site, [task_of(site, each, now, begin) for each in block], now)
     for task in tasks:
         task.controlled.asked = task.device, task.state
@@ -310,10 +335,14 @@ async def plan_together(site: Any, block: list, effort: Any) -> None:
 @pyscript_compile
 def task_of(site: Any, controlled: Any, now: float, begin: float) -> Any:
     """Return the Task that a device is now; of its schedule counts what is left from `begin` on."""
-    controlled.is_outdated = False
     wanted = [
         (max(start, begin), end, power) for start, end, power in controlled.schedule or () if end > begin
     ]
+    means = site.means(controlled.resource)
+    terms = markets.StorageTerms(
+        cycle_cost=site.cycle_cost(controlled.resource),
+        energy_per_fill_level_j=means.energy if means else None,
+    )
     return site_model.Task(
         controlled=controlled,
         version=controlled.version,
@@ -321,7 +350,7 @@ def task_of(site: Any, controlled: Any, now: float, begin: float) -> Any:
         heard=dict(controlled.heard),
         before=instructions.as_told(controlled, now),
         wanted=wanted or None,
-        cycle_cost=site.cycle_cost(controlled.resource),
+        storage=terms,
     )
 
 

@@ -34,7 +34,7 @@ def records():
         """Changes in order of their moments, and what is expected: pieces (start, end, power), in order.
 
         Each Change has at least a `moment` and the `power` that is expected from then on. `cost` is what is
-        expected to be paid (currency).
+        expected to be paid (currency), `other_cost` the part of it that is not for electricity.
         """
 
         start: float
@@ -43,6 +43,7 @@ def records():
         pieces: list[tuple[float, float, float]]
         missed: list[Missed] = field(default_factory=list)
         cost: float = 0.0
+        other_cost: float = 0.0
 
     return Missed, Plan
 

@@ -10,8 +10,6 @@ that is seen and allowed for.
 from dataclasses import replace
 from typing import Any
 
-import flexmeasures_cem.models.alone as alone
-import flexmeasures_cem.models.ppbc as model
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.profiles as profiles
 from flexmeasures_cem.profiles import (
@@ -213,12 +211,6 @@ def resumed(found: Device, plan: ProfilePlan, told: Any) -> ProfilePlan | None:
 @pyscript_compile
 def problem(_found, _state, _means, _window):
     """Return None: FlexMeasures is asked nothing."""
-
-
-@pyscript_compile
-def follow(found: Any, state: Any, wanted: list | None, market: list, tariffs: dict) -> Any:
-    """Return the Plan: the cheapest way to run all profiles that are not over."""
-    return alone.planned(model, found, state, wanted, market, tariffs)
 
 
 @pyscript_compile

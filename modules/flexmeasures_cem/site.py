@@ -104,6 +104,8 @@ def records():
         executes one when it gets it, not at its execution_time. `modes` has the mode that each actuator told
         last. `kept` is the plan that outlives the connection; a device that `is_returning` goes on with that,
         which it `is_resuming` once it has told of itself. What it tells counts from `settles_at` on.
+        `without_plan` is what it would do without one, computed for `without_version` (see costs).
+        `round_at` tells plans that were made together, since the connection couples their devices.
         """
 
         resource: Any
@@ -146,6 +148,9 @@ def records():
         is_resuming: bool = False
         settles_at: float = 0.0
         replanned: asyncio.Event = field(default_factory=asyncio.Event)
+        without_plan: Any = None
+        without_version: int = -1
+        round_at: float = 0.0
         waiting: list = field(default_factory=list)
         sending: Any = field(default_factory=asyncio.Lock)
 
@@ -169,8 +174,8 @@ def records():
         `succeeded()` with what became of the site's plan. `horizon` is how long a plan is (s), `connection`
         the site's to the grid, `settling` how long is waited for further changes (s), `rolling` how long a
         plan is used at most (s), `due` when the next one is to be made, and `renew_at` when all are made
-        anew, as they were at `renewed_at`. `queue` has those whose turn to be planned is still to come,
-        `solver` the threads in which they are planned.
+        anew, as they were at `renewed_at`. `queue` has those whose turn to be planned is still to come, in a
+        round that began at `round_at`, `solver` the threads in which they are planned.
         `asking_due` is when FlexMeasures is to be asked, `not_before` when it may be at the earliest;
         `is_urgent` has it asked at once. `is_planning` and `is_asking` tell what is being done.
         `made` has when FlexMeasures was asked lately, `rate_limit` how often it may be, as it told.
@@ -179,7 +184,8 @@ def records():
         whose connection is over; `keep(resource)` is called when a plan is to be saved, and `writing` has the
         tasks that write one. `fault(what, error)` is called where work failed unexpectedly, and with None
         once it does not any more; `run(what, work)` returns the task of work that goes on for ever, and is to
-        begin again should it end all the same.
+        begin again should it end all the same. `costs` are the SiteCosts, `has_new_plans` has them computed
+        anew, and `costs_changed()` is called then; `why` says why the last plan was made.
         """
 
         solve: Any
@@ -211,6 +217,7 @@ def records():
         controlled: dict = field(default_factory=dict)
         due: float | None = None
         queue: list = field(default_factory=list)
+        round_at: float = 0.0
         solver: Any = None
         renew_at: float = math.inf
         renewed_at: float = 0.0
@@ -229,6 +236,11 @@ def records():
         not_before: float = 0.0
         task: Any = None
         asking: Any = None
+        comparing: Any = None
+        costs: Any = None
+        why: str | None = None
+        has_new_plans: asyncio.Event = field(default_factory=asyncio.Event)
+        costs_changed: Callable[[], None] = lambda: None
 
     return Means, Window, Controlled, Site
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import flexmeasures_cem.control_types as control_types
+import flexmeasures_cem.market as markets
 import flexmeasures_cem.models.alone as alone
 import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.search as search
@@ -36,8 +37,7 @@ class _Task:
 
     `memory` has its messages, `heard` when its statuses came, `before` its plan as far as it was told.
     `device` and `state` are read of those, `described` has digests of what describes it. `wanted` are the
-    powers (start, end, W) of the schedule that is to be followed, or None; `cycle_cost` is what a kWh costs
-    that goes through its storage (currency).
+    powers (start, end, W) of the schedule that is to be followed, or None; `storage` has the StorageTerms.
     """
 
     controlled: Any
@@ -46,7 +46,7 @@ class _Task:
     heard: dict
     before: Any
     wanted: list | None
-    cycle_cost: float = 0.0
+    storage: Any = markets.AS_DESCRIBED
     device: Any = None
     state: Any = None
     described: dict | None = None
@@ -82,9 +82,7 @@ def planned(
     parts, powers, blocks = [], [], []
     for model, task in zip(models, tasks, strict=True):
         counted, first = len(site.powers), site.program.count
-        parts.append(
-            model.add(site, task.device, task.state, task.wanted, tariffs, cycle_cost=task.cycle_cost)
-        )
+        parts.append(model.add(site, task.device, task.state, task.wanted, tariffs, task.storage))
         powers.append(linear.total(site.powers[counted:], site.grid.count))
         blocks.append((first, site.program.count))
     site.connect()

@@ -16,6 +16,7 @@ import flexmeasures_home.fields as fields
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.services as services
+import flexmeasures_home.site_state as site_state
 import flexmeasures_home.status as statuses
 import flexmeasures_s2.listener as listeners
 
@@ -123,6 +124,8 @@ async def swap_out(app):
         stage.forget_withdrawal = None
         withdraw(hass, statuses.ENTITY_ID)
         withdraw(hass, schedule_state.ENTITY_ID)
+        if hass.states.get(site_state.ENTITY_ID):
+            withdraw(hass, site_state.ENTITY_ID)
         for entity_id in hass.states.async_entity_ids("sensor"):
             if entity_id.startswith(resource_state.PREFIX):
                 withdraw(hass, entity_id)

@@ -11,6 +11,7 @@ from homeassistant.core import valid_entity_id
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
 import flexmeasures_cem.cem as cems
+import flexmeasures_cem.costs as costs
 import flexmeasures_cem.errors as cem_errors
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
@@ -21,6 +22,7 @@ import flexmeasures_home.measurements as measurements
 import flexmeasures_home.relay as relays
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.site_plan as site_plan
+import flexmeasures_home.site_state as site_state
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
 import flexmeasures_optimiser.errors as errors
@@ -128,6 +130,8 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     )
     await asyncio.to_thread(messages.prepare)
     planners.start(side.site)
+    side.site.costs_changed = partial(site_state.show, hass, side.site)
+    side.site.comparing = side.site.run("costs of S2 devices", partial(costs.work, side.site))
     if not await listens_at_once(side):
         side.listening = tasks.supervise(status, "start of the S2 listener", partial(keep_trying, side))
     return side

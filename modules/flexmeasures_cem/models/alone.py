@@ -52,12 +52,21 @@ def solved(site: Any, effort: Any = None) -> Any:
 
 
 @pyscript_compile
-def planned(model: Any, device: Any, state: Any, wanted: Any, market: list, tariffs: dict) -> Any:
+def planned(
+    model: Any,
+    device: Any,
+    state: Any,
+    wanted: Any,
+    market: list,
+    tariffs: dict,
+    effort: Any = None,
+    storage: Any = markets.AS_DESCRIBED,
+) -> Any:
     """Return the Plan of a device in a market, by the module of its control type in this package.
 
     `wanted` has the powers (start, end, W) of a schedule to follow, or is None; `tariffs` are those of other
-    commodities.
+    commodities, `effort` is a search.Effort (None: the control type's own), `storage` has the StorageTerms.
     """
     site = site_of(market, model.cuts(device, state))
-    part = model.add(site, device, state, wanted, tariffs)
-    return part.plan(solved(site, getattr(model, "EFFORT", None)), market)
+    part = model.add(site, device, state, wanted, tariffs, storage)
+    return part.plan(solved(site, effort or getattr(model, "EFFORT", None)), market)

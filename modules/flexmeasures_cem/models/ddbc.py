@@ -169,9 +169,6 @@ def demand_cuts(device: Any, begin: float) -> list:
 
 
 @pyscript_compile
-def add(site: Any, device: Any, state: Any, _wanted: Any, tariffs: dict, cycle_cost: float = 0.0) -> Part:
-    """Add a device in a state (modes.Condition) to a Site; no schedule is asked for that it could follow.
-
-    It has no storage that `cycle_cost` could count for.
-    """
+def add(site: Any, device: Any, state: Any, _wanted: Any, tariffs: dict, _storage: Any = None) -> Part:
+    """Add a device in a state (modes.Condition) to a Site; it follows no schedule, and has no storage."""
     return Part(site, device, state, tariffs)

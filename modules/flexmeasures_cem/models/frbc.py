@@ -393,12 +393,13 @@ class _StorageModel:
     site: Any
     device: Any
     state: Any
-    cycle_cost: Any
+    terms: Any
 
     @pyscript_compile
     def __post_init__(self) -> None:
         site, device, state = self.site, self.device, self.state
-        self.worth = devices.worth(device) or devices.Worth(JOULES, 1.0, 1.0)
+        energy_j, self.cycle_cost = self.terms.energy_per_fill_level_j, self.terms.cycle_cost
+        self.worth = devices.worth(device, energy_j) or devices.Worth(energy_j or JOULES, 1.0, 1.0)
         self.unit = self.worth.energy / JOULES
         self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])
         self.lines = [as_it_is(each, state) for each in device.actuators]
@@ -538,6 +539,7 @@ class _StorageModel:
         if self.device.least:
             worth = min(worth, max(float(prices.max()) * value.discharging - self.cycle_cost / 2, 0.0))
         site.program.pay(self.storage.level[-1:] * -worth)
+        self.value_per_kwh = worth
 
     @pyscript_compile
     def follow(self, wanted: Any) -> None:
@@ -678,12 +680,15 @@ class _StorageModel:
             changes += [change_of(actuator, each, plan) for each in events]
         plan.changes = without_repeats(self.device, self.state, changes)
         plan.missed = plans.missed_targets(self.device, plan)
-        plan.cost = self._cost(plan, solution, market)
+        plan.other_cost = self._other_cost(solution)
+        plan.cost = self._electricity_cost(plan, market) + plan.other_cost
+        plan.gained_kwh = self.of_level(run.level) - self.of_level(self.state.level)
+        plan.value_per_kwh = self.value_per_kwh
         return plan
 
     @pyscript_compile
-    def _cost(self, plan: Any, solution: Any, market: Any) -> float:
-        """Return what a plan costs the site in a market (currency): energy, running, and transitions."""
+    def _electricity_cost(self, plan: Any, market: Any) -> float:
+        """Return what the electricity of a plan costs the site in a market (currency)."""
         cost, place = 0.0, 0
         for interval in market:
             while place < len(plan.pieces) and plan.pieces[place][1] <= interval.start:
@@ -695,6 +700,12 @@ class _StorageModel:
                 if seconds > 0:
                     cost += markets.cost(interval, power, seconds)
                 at += 1
+        return cost
+
+    @pyscript_compile
+    def _other_cost(self, solution: Any) -> float:
+        """Return what running and transitions cost (currency)."""
+        cost = 0.0
         for each in self.converters:
             for runs, effects in zip(each.run, each.effects, strict=True):
                 for run, part in zip(runs, effects, strict=True):
@@ -709,14 +720,14 @@ StorageModel = _StorageModel
 
 @pyscript_compile
 def add(
-    site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, cycle_cost: float = 0.0
+    site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, storage: Any = markets.AS_DESCRIBED
 ) -> StorageModel:
     """Add a device to a Site, and return it as part of the program.
 
-    `wanted` has the powers (start, end, W) of a schedule to follow, or is None; `cycle_cost` is paid for each
-    kWh that goes through the storage (currency).
+    `wanted` has the powers (start, end, W) of a schedule to follow, or is None; `storage` has the
+    market.StorageTerms.
     """
-    part = StorageModel(site, device, state, cycle_cost)
+    part = StorageModel(site, device, state, storage)
     part.keep_value()
     if wanted is not None:
         part.follow(wanted)

@@ -458,17 +458,18 @@ def plan_of(state: Any, models: list, tariffs: dict, solution: Any, market: list
     parts = [(model, model.moves(solution)) for model in models]
     pieces = pieces_of(parts, solution, market)
     powers = [(each.start, each.end, power_of(models, each)) for each in pieces]
-    cost = sum(move.cost for _model, moves in parts for move in moves)
+    electricity_cost, other = 0.0, sum(move.cost for _model, moves in parts for move in moves)
     for each, (start, end, power) in zip(pieces, powers, strict=True):
-        cost += markets.cost(each.interval, power, end - start)
-        cost += other_cost(models, each, tariffs) * (end - start) / 3600
+        electricity_cost += markets.cost(each.interval, power, end - start)
+        other += other_cost(models, each, tariffs) * (end - start) / 3600
     changes = [
         change for place, (model, moves) in enumerate(parts) for change in told(model, place, moves, pieces)
     ]
     changes.sort(key=moment_of)
     if state.moment < pieces[0].start:
         powers.insert(0, (state.moment, pieces[0].start, power_before(models, state.moment)))
-    made = plans.Plan(state.moment, pieces[-1].end, changes, merged(powers), [], cost)
+    cost = electricity_cost + other
+    made = plans.Plan(state.moment, pieces[-1].end, changes, merged(powers), [], cost, other)
     return made, pieces
 
 

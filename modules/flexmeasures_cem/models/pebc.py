@@ -38,10 +38,10 @@ def cuts(device: Any, state: Any) -> list:
 
 
 @pyscript_compile
-def add(site: Any, device: Any, state: Any, wanted: Any, tariffs: dict, cycle_cost: float = 0.0) -> Any:
+def add(site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, _storage: Any = None) -> Any:
     """Add a device's power to a Site, and return the part that reads its Plan from a solution.
 
-    `tariffs` and `cycle_cost` are not needed: only electric power is limited, and what is stored is not told.
+    Only electric power is limited, and what is stored is not told.
     """
     return EnvelopeModel(site, device, state, wanted)
 
@@ -271,7 +271,7 @@ class _EnvelopeModel:
         cost = sum(markets.cost(each.interval, each.power, each.end - each.start) for each in slots)
         told = pebc_plan.remembered(self.device, self.told, self.begin)
         return pebc_plan.Plan(
-            self.begin, market[-1].end, changes, pieces, self._missed(slots), float(cost), told
+            self.begin, market[-1].end, changes, pieces, self._missed(slots), float(cost), told=told
         )
 
     @pyscript_compile

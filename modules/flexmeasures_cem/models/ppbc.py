@@ -87,8 +87,8 @@ def cuts(device: Any, state: Any) -> list[float]:
 
 
 @pyscript_compile
-def add(site: Any, device: Any, state: Any, wanted: Any, tariffs: dict, cycle_cost: float = 0.0) -> Any:
-    """Add a device's profiles to a site; it has no storage that `cycle_cost` could count for."""
+def add(site: Any, device: Any, state: Any, wanted: Any, tariffs: dict, _storage: Any = None) -> Any:
+    """Add a device's profiles to a site; it has no storage."""
     return DeviceModel(site, device, state, wanted, tariffs)
 
 
@@ -145,6 +145,7 @@ class _DeviceModel:
                     made.missed.append(plans.Missed(profile.end, 0.0, (end - profile.end) / 60))
             if own:
                 made.cost += cost(cells, own)
+                made.other_cost += other_cost(own)
                 cells = loaded(cells, own)
                 pieces += own
         made.changes.sort(key=lambda change: (change.moment, change.actuator))
@@ -309,11 +310,17 @@ def tell(made: Any, profile: Any, left: Any, runs: list, fee: float) -> None:
 def cost(cells: list, pieces: list) -> float:
     """Return what pieces (start, end, Part) cost (currency); the last cell goes on for ever."""
     cells = [*cells[:-1], replace(cells[-1], end=math.inf)]
-    return sum(
-        markets.cost(cell, part.power, last - begin) + part.rate * (last - begin) / 3600
+    return other_cost(pieces) + sum(
+        markets.cost(cell, part.power, last - begin)
         for start, end, part in pieces
         for cell, begin, last in markets.overlapping(cells, start, end)
     )
+
+
+@pyscript_compile
+def other_cost(pieces: list) -> float:
+    """Return what pieces (start, end, Part) cost (currency), but for electricity."""
+    return sum(part.rate * (end - start) / 3600 for start, end, part in pieces)
 
 
 @pyscript_compile

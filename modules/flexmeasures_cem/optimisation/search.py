@@ -32,12 +32,16 @@ PART_GAP = 0.5
 """Which part of the gap of all a part may have in any case."""
 LEAST_SECONDS = 0.05
 """What is not worth to begin a search for (s)."""
+NEAR_SECONDS = 2.0
+"""How many times as long as the whole search the rest of all devices together may take, at a limit."""
 NEAR_GAP = 1e-7
 """How near to its optimum (currency) the rest is solved that is not whole, so that nothing is needless."""
 FEASIBLE = 1e-4
 """By how much what is given may be beyond a row's bounds."""
 REACHED = 1e-7
 """How near to a limit something is that reaches it."""
+MAX_PAIRED = 4
+"""How many parts are solved in pairs, too, where they share no limit: they may still share a price."""
 WHOLE = 1e-6
 """How far from an integer a value is that counts as one."""
 
@@ -117,6 +121,28 @@ class _Problem:
         )
 
     @pyscript_compile
+    def without(self, absent: Any) -> Any:
+        """Return the Problem without some columns, and without the rows that have none but those.
+
+        The columns stay, at 0, so that all others have their places.
+        """
+        is_left = ~absent
+        has_some = np.ones(len(self.row_lower), bool)
+        has_some[self.rows[absent[self.columns]]] = False
+        has_some[self.rows[is_left[self.columns]]] = True
+        kept = has_some[self.rows] & is_left[self.columns]
+        return replace(
+            self,
+            lower=np.where(absent, 0.0, self.lower),
+            upper=np.where(absent, 0.0, self.upper),
+            row_lower=self.row_lower[has_some],
+            row_upper=self.row_upper[has_some],
+            rows=(np.cumsum(has_some) - 1)[self.rows[kept]],
+            columns=self.columns[kept],
+            factors=self.factors[kept],
+        )
+
+    @pyscript_compile
     def relaxed(self) -> Any:
         """Return the Problem without the need to be whole."""
         return replace(self, whole=np.zeros_like(self.whole))
@@ -184,7 +210,11 @@ class _Search:
         if relaxed is None:
             return self._as_hinted()
         is_tight = self._is_tight(relaxed.values)
-        found = self._near(problem, relaxed, effort) if is_tight else None
+        found = None
+        if is_tight:
+            found = self._in_room_left(relaxed.bound)
+            by = time.thread_time() + NEAR_SECONDS * effort.seconds
+            found = found or self._near(problem, relaxed, effort, by)
         found = found or self._in_turn(relaxed) or self._as_hinted()
         found = replace(found, bound=relaxed.bound)
         return self._improved(found, is_tight)
@@ -203,7 +233,7 @@ class _Search:
         if relaxed.bound >= most:
             return None
         precise = replace(effort, gap=min(effort.gap, NEAR_GAP), relative_gap=0.0)
-        found = self._near(problem, relaxed, precise)
+        found = self._near(problem, relaxed, precise, by if math.isfinite(most) else self.deadline)
         if found is not None and effort.is_enough(found.objective, found.bound):
             return found
         if found is not None:
@@ -214,21 +244,21 @@ class _Search:
         if other is not None:
             self.dearer[key] = max(other.bound - relaxed.objective, 0.0)
             is_kept = problem.whole & (np.abs(other.values - relaxed.values) <= WHOLE)
-            better = self._with(problem, is_kept, other, precise)
+            better = self._with(problem, is_kept, other, precise, self.deadline)
             other = best_of([each for each in (other, better) if each is not None])
         return best_of([each for each in (found, other) if each is not None])
 
     @pyscript_compile
-    def _near(self, problem: Any, relaxed: Any, effort: Any) -> Any:
-        """Return the best Found that has what is whole in a relaxed one, or None."""
+    def _near(self, problem: Any, relaxed: Any, effort: Any, by: float) -> Any:
+        """Return the best Found that has what is whole in a relaxed one, or None of none by a moment."""
         is_whole = problem.whole & (np.abs(relaxed.values - np.round(relaxed.values)) <= WHOLE)
-        return self._with(problem, is_whole, relaxed, effort)
+        return self._with(problem, is_whole, relaxed, effort, by)
 
     @pyscript_compile
-    def _with(self, problem: Any, is_kept: Any, found: Any, effort: Any) -> Any:
-        """Return the best Found that keeps some whole variables of another, or None."""
+    def _with(self, problem: Any, is_kept: Any, found: Any, effort: Any, by: float) -> Any:
+        """Return the best Found that keeps some whole variables of another, or None of none by a moment."""
         values = np.where(is_kept, np.round(found.values), found.values)
-        rest = solved(problem.part(~is_kept, values), effort, self.deadline)
+        rest = solved(problem.part(~is_kept, values), effort, by)
         if rest is None:
             return None
         values[~is_kept] = rest.values
@@ -262,6 +292,26 @@ class _Search:
         return found
 
     @pyscript_compile
+    def _in_room_left(self, bound: float) -> Any:
+        """Return a solution part by part: each beside those before it, and without those that follow.
+
+        None where it is poor, by a bound of all costs: then those before have taken what others need.
+        """
+        problem, blocks = self.problem, self.blocks
+        values, found = np.zeros(len(problem.costs)), None
+        for number in range(len(blocks)):
+            later = (
+                np.any(blocks[number + 1 :], axis=0) if number + 1 < len(blocks) else np.zeros_like(blocks[0])
+            )
+            free, by = self._free((number,)), self._share_of_time(len(blocks) - number)
+            part = problem.without(later).part(free, values)
+            found = self._part(part, self._share_of_effort(found), by)
+            if found is None or found.objective - bound > self.effort.poor:
+                return None
+            values[free] = found.values
+        return replace(found, values=values)
+
+    @pyscript_compile
     def _free(self, numbers: tuple) -> Any:
         """Return which columns are free where some parts are solved, and all others are as they are."""
         others = [block for number, block in enumerate(self.blocks) if number not in numbers]
@@ -274,16 +324,17 @@ class _Search:
         return now + max((self.improved_by - now) / count, PART_SHARE * self.effort.seconds)
 
     @pyscript_compile
-    def _share_of_effort(self, found: Found) -> Any:
-        """Return the effort for a part: its share of what is near enough for all."""
-        gap = self.effort.gap_of(found.objective) / len(self.blocks)
+    def _share_of_effort(self, found: Any) -> Any:
+        """Return the effort for a part: its share of what is near enough for all, as far as it is known."""
+        gap = (self.effort.gap_of(found.objective) if found else self.effort.gap) / len(self.blocks)
         gap = max(gap, PART_GAP * self.effort.gap)
         return replace(self.effort, gap=gap, relative_gap=0.0)
 
     @pyscript_compile
     def _improved(self, found: Found, is_tight: bool) -> Found:
         """Return a solution that is improved part by part, for as long as that saves something."""
-        rounds = neighbourhoods(len(self.blocks), 2 if is_tight else 1)
+        has_pairs = is_tight or len(self.blocks) <= MAX_PAIRED
+        rounds = neighbourhoods(len(self.blocks), 2 if has_pairs else 1)
         before = math.inf
         while not self._is_done(found, before):
             before = found.objective

@@ -11,6 +11,9 @@ import numpy as np
 
 import flexmeasures_cem.optimisation.linear as linear
 
+MAX_AIMS = 50
+"""How many edges of a target count in full at most, so that all together count less than a site's limit."""
+
 
 @dataclass(eq=False, repr=False)
 class _Storage:
@@ -98,7 +101,7 @@ class _Storage:
             if len(where):
                 lack = program.variables(len(where))
                 program.require(self.reached[where] * sign + lack, bound[where] * sign)
-                program.pay(lack * price)
+                program.pay(lack * (price * min(1.0, MAX_AIMS / len(where))))
 
     @pyscript_compile
     def leave_room(self, filling: Any, emptying: Any) -> None:

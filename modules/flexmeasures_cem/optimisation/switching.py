@@ -20,7 +20,7 @@ SHORT_SHARE = 0.1
 """Which part of a usual step a way takes at most for which one placement at an edge is enough."""
 WHOLE_STEP = 1.0 - 1e-9
 """From which part of a step on a way takes all of it."""
-CHANGE_COST = 1e-6
+CHANGE_COST = 1e-5
 """What a change of mode has to save at least (currency)."""
 EARLY_COST = 1e-8
 """What a change costs more for each step that it is earlier (currency): the later of two as good is taken."""

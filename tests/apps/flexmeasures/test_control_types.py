@@ -160,6 +160,31 @@ async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_con
             assert device.rejected == []
 
 
+@pytest.mark.usefixtures("whole_day")
+async def test_the_site_is_shown_with_what_it_costs_with_its_plans_and_without(side):
+    async with (
+        HomeBattery(side.url, every=0.2),
+        EnvelopeCharger(side.url, every=0.2, departure=now() + timedelta(hours=9), energy=20_000),
+        HybridHeatPump(side.url, every=0.2),
+        WashingMachine(side.url, every=0.2, deadline=now() + timedelta(hours=12)),
+        PvInverter(side.url, every=0.2, production=lambda _moment: 1000.0),
+    ):
+
+        def site():
+            return side.home.hass.states.get("sensor.flexmeasures_site")
+
+        def compared():
+            return all(found.without_plan for found in planner(side).controlled.values())
+
+        await side.home.until(lambda: len(planner(side).controlled) == 5 and compared() and site())
+        await side.home.until(lambda: site().attributes["cost_without"])
+        shown = site().attributes
+        assert shown["cost"] < shown["cost_without"]
+        assert datetime.fromisoformat(shown["costs_until"]) > now() + timedelta(hours=20)
+        assert shown["why"]
+        assert float(site().state) == round(planner(side).costs.power_w)
+
+
 async def test_a_change_of_the_control_type_in_mid_life_is_clean(starting):
     side = await starting(instruction_lead="all")
     async with VersatileBattery(side.url, every=0.2) as battery:

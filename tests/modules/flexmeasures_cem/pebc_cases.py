@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from hypothesis import strategies as st
 
+from tests.modules.flexmeasures_cem.planning import plan_alone
 from tests.parts.s2_messages import example
 
 START = datetime(2026, 3, 2, 10, tzinfo=UTC)
@@ -140,7 +141,7 @@ def planned(m, remembered, intervals, wanted=None, plan=None, now=NOW):
     assert m.pebc.unfit(device) is None
     state = m.pebc.condition(device, remembered, {}, plan, now)
     powers = None if wanted is None else schedule(intervals, wanted)
-    return device, m.pebc.follow(device, state, powers, intervals, {})
+    return device, plan_alone(m.pebc, device, state, powers, intervals, {})
 
 
 def told(plan, quantity=None) -> list[tuple]:

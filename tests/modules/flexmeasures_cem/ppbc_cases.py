@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from hypothesis import strategies as st
 
+from tests.modules.flexmeasures_cem.planning import plan_alone
 from tests.parts.s2_messages import example
 
 START = datetime(2026, 3, 2, 10, tzinfo=UTC)
@@ -116,7 +117,7 @@ def planned(m, definitions, cells, told=None, heard=None, plan=None, now=NOW, ta
     device = m.ppbc.device(remembered)
     assert m.ppbc.unfit(device) is None
     state = m.ppbc.condition(device, remembered, heard or {}, plan, now)
-    return device, state, m.ppbc.follow(device, state, None, cells, tariffs or {})
+    return device, state, plan_alone(m.ppbc, device, state, None, cells, tariffs or {})
 
 
 def courses(plan) -> dict:

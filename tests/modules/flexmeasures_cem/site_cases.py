@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 import flexmeasures_cem.control_types as control_types
+import flexmeasures_cem.market as markets
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site_model as site_model
 from flexmeasures_cem.market import Connection
@@ -120,7 +121,7 @@ def planned(devices, site) -> list:
                 heard={},
                 before=None,
                 wanted=None,
-                cycle_cost=each.cycle_cost,
+                storage=markets.StorageTerms(cycle_cost=each.cycle_cost),
                 device=device,
                 state=each.type.condition(device, each.memory, {}, None, NOW),
             )

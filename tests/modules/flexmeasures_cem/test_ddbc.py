@@ -33,6 +33,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     timer_status,
     transition,
 )
+from tests.modules.flexmeasures_cem.planning import plan_alone
 from tests.parts.s2_messages import example, turned
 from tests.parts.trials import trials
 
@@ -107,7 +108,7 @@ def planned(m, described, intervals, active=None, expected=None, running=None, t
     device = m.ddbc.device(remembered)
     assert m.ddbc.unfit(device) is None
     state = m.ddbc.condition(device, remembered, {}, None, NOW)
-    return device, m.ddbc.follow(device, state, None, intervals, tariffs or {})
+    return device, plan_alone(m.ddbc, device, state, None, intervals, tariffs or {})
 
 
 def told(plan) -> list:
@@ -211,7 +212,7 @@ def test_one_makes_room_once_a_transition_is_done_that_is_under_way(m):
     remembered["DDBC.ActuatorStatus", "boiler-1"] = parsed(m, begun)
     device = m.ddbc.device(remembered)
     state = m.ddbc.condition(device, remembered, {}, None, NOW)
-    plan = m.ddbc.follow(device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
+    plan = plan_alone(m.ddbc, device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
     assert told(plan) == [(20, "pump-1", made.off["id"], 1)]
     assert plan.missed == []
 
@@ -387,7 +388,7 @@ def test_both_forms_of_the_description_come_to_the_same(m):
         assert m.ddbc.until(device) == 0.0
         state = m.ddbc.condition(device, remembered, {}, None, NOW)
         assert m.ddbc.problem(device, state, None, None) is None
-        plans.append(m.ddbc.follow(device, state, None, market(m, [0.3, 0.3, 0.1, 0.1]), {"GAS": 1.4}))
+        plans.append(plan_alone(m.ddbc, device, state, None, market(m, [0.3, 0.3, 0.1, 0.1]), {"GAS": 1.4}))
     assert told(plans[0]) == told(plans[1])
     assert plans[0].changes
 
@@ -470,7 +471,7 @@ def test_what_was_told_later_than_the_status_counts(m):
     remembered = memory(m, made.description, made.pump_runs)
     device = m.ddbc.device(remembered)
     state = m.ddbc.condition(device, remembered, {}, None, NOW)
-    plan = m.ddbc.follow(device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
+    plan = plan_alone(m.ddbc, device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
     later = m.ddbc.condition(device, remembered, {"pump-1": NOW + 5}, plan, NOW + 10)
     assert later.actuators["boiler-1"].mode == made.burning["id"]
     assert later.actuators["boiler-1"].ready == NOW + 22

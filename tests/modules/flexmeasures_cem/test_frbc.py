@@ -27,6 +27,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     number_range,
     random_descriptions,
 )
+from tests.modules.flexmeasures_cem.planning import plan_alone
 from tests.parts.s2_messages import example
 from tests.parts.trials import trials
 
@@ -241,7 +242,7 @@ def test_what_was_told_later_than_a_status_counts():
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
     wanted = [(NOW + 2, NOW + QUARTER, 2500.0)]
-    plan = m.frbc.follow(device, state, wanted, market(wanted), {})
+    plan = plan_alone(m.frbc, device, state, wanted, market(wanted), {})
     actuator_id = described["actuators"][0]["id"]
     [active] = m.frbc.condition(device, remembered, {actuator_id: NOW}, plan, NOW + 60).actuators.values()
     assert active.factor == pytest.approx(0.5)

@@ -25,6 +25,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     timer,
     transition,
 )
+from tests.modules.flexmeasures_cem.planning import plan_alone
 from tests.parts.s2_messages import example, turned
 from tests.parts.trials import trials
 
@@ -43,7 +44,7 @@ def planned(m, described, level, powers, modes=None, begin=2.0, prices=None, roo
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
     wanted = intervals(powers, begin)
-    return device, m.frbc.follow(device, state, wanted, market(wanted, prices, rooms), {})
+    return device, plan_alone(m.frbc, device, state, wanted, market(wanted, prices, rooms), {})
 
 
 def after(quarters):
@@ -219,7 +220,7 @@ def test_an_actuator_that_has_not_told_its_mode_is_told_one():
     device = m.frbc.device(remembered)
     state = m.frbc.condition(device, remembered, {}, None, NOW)
     wanted = intervals([2000, 0])
-    plan = m.frbc.follow(device, state, wanted, market(wanted), {})
+    plan = plan_alone(m.frbc, device, state, wanted, market(wanted), {})
     assert told(device, plan) == [(2.0, "charge", 0.4), (900.0, "idle", 1.0)]
 
 

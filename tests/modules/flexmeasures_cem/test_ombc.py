@@ -29,6 +29,7 @@ from tests.modules.flexmeasures_cem.modes_cases import (
     timer_status,
     transition,
 )
+from tests.modules.flexmeasures_cem.planning import plan_alone
 from tests.parts.s2_messages import example
 from tests.parts.trials import trials
 
@@ -69,7 +70,7 @@ def planned(m, described, intervals, active=None, factor=0.0, running=None, tari
     device = m.ombc.device(remembered)
     assert m.ombc.unfit(device) is None
     state = m.ombc.condition(device, remembered, {}, None, NOW)
-    return device, m.ombc.follow(device, state, None, intervals, tariffs or {})
+    return device, plan_alone(m.ombc, device, state, None, intervals, tariffs or {})
 
 
 def told(plan) -> list:
@@ -152,7 +153,7 @@ def test_a_transition_beyond_all_time_is_reckoned_with(m):
     device = m.ombc.device(remembered)
     state = m.ombc.condition(device, remembered, {}, None, NOW)
     assert state.actuators[None].ready < NOW + 32 * 86_400
-    assert m.ombc.follow(device, state, None, market(m, [0.2] * 4), {}).changes == []
+    assert plan_alone(m.ombc, device, state, None, market(m, [0.2] * 4), {}).changes == []
 
 
 def test_during_a_transition_there_is_no_power(m):
@@ -289,7 +290,7 @@ def test_what_was_told_later_than_the_status_counts(m):
     device = m.ombc.device(remembered)
     state = m.ombc.condition(device, remembered, {}, None, NOW)
     assert state.moment == NOW
-    plan = m.ombc.follow(device, state, None, market(m, [-0.1] * 4), {})
+    plan = plan_alone(m.ombc, device, state, None, market(m, [-0.1] * 4), {})
     later = m.ombc.condition(device, remembered, {None: NOW - 5}, plan, NOW + 10)
     assert later.actuators[None].mode == on["id"]
     assert later.actuators[None].ready == NOW + 32
@@ -379,7 +380,7 @@ def test_the_example_is_planned(m):
     assert m.ombc.until(device) == 0.0
     state = m.ombc.condition(device, remembered, {}, None, NOW)
     assert m.ombc.problem(device, state, None, None) is None
-    plan = m.ombc.follow(device, state, None, market(m, [0.3, 0.3, -0.2, -0.2, -0.2, 0.3]), {})
+    plan = plan_alone(m.ombc, device, state, None, market(m, [0.3, 0.3, -0.2, -0.2, -0.2, 0.3]), {})
     labels = [m.ombc.describe(device, each, NOW)["label"] for each in plan.changes]
     ways = ["off", "low", "high", "low", "off"]
     assert labels == ways, "by way of low, high is reached 4 s earlier, and left at less running costs"

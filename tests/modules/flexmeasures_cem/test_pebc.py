@@ -38,6 +38,7 @@ from tests.modules.flexmeasures_cem.pebc_cases import (
     schedule,
     told,
 )
+from tests.modules.flexmeasures_cem.planning import plan_alone
 from tests.parts import s2_schemas
 from tests.parts.trials import trials
 
@@ -495,7 +496,7 @@ def test_a_plan_made_again_later_tells_the_same(prices, average, minutes, is_ste
         now = NOW + 60 * minute
         left = starting_at(whole, now + 2)
         state = m.pebc.condition(device, remembered, {}, plan, now)
-        plan = m.pebc.follow(device, state, None, left, {})
+        plan = plan_alone(m.pebc, device, state, None, left, {})
         assert plan.changes == [first]
 
 
@@ -874,7 +875,7 @@ def test_a_schedule_of_the_wrong_times_does_no_harm(m):
         schedule(market(m, [0.1], since=NOW - 9 * HOUR), [5000]),
         schedule(intervals, [-9e9] * 4),
     ):
-        plan = m.pebc.follow(device, state, wanted, intervals, {})
+        plan = plan_alone(m.pebc, device, state, wanted, intervals, {})
         assert room(profile(instruction(m, plan.changes[0]))[ALL], NOW, NOW + 2 * HOUR) >= 4000
 
 

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+import flexmeasures_cem.market as markets
 from tests.modules.flexmeasures_cem.frbc_cases import (
     QUARTER,
     START,
@@ -33,7 +34,7 @@ HEATER = description(
 )
 
 
-def planned(described, level, prices, rooms=None, cycle_cost=0.0, **others):
+def planned(described, level, prices, rooms=None, terms=None, **others):
     """Return the Plan of least cost by prices per quarter; each actuator is in its first mode."""
     m = modules()
     alone = importlib.import_module("flexmeasures_cem.models.alone")
@@ -44,7 +45,7 @@ def planned(described, level, prices, rooms=None, cycle_cost=0.0, **others):
     state = m.frbc.condition(device, remembered, {}, None, NOW)
     spans = market(intervals(prices, 0.0), prices, rooms)
     site = alone.site_of(spans, model.cuts(device, state))
-    part = model.add(site, device, state, None, {}, cycle_cost)
+    part = model.add(site, device, state, None, {}, terms or markets.AS_DESCRIBED)
     return part.plan(alone.solved(site, model.EFFORT), spans)
 
 
@@ -100,7 +101,7 @@ def test_no_more_is_stored_than_pays():
 
 @pytest.mark.parametrize(("cycle_cost", "works"), [(0.0, True), (0.05, True), (0.25, False)])
 def test_wear_is_paid_for(cycle_cost, works):
-    plan = planned(BATTERY, 20, [0.1] * 4 + [0.3] * 4, cycle_cost=cycle_cost)
+    plan = planned(BATTERY, 20, [0.1] * 4 + [0.3] * 4, terms=markets.StorageTerms(cycle_cost=cycle_cost))
     assert bool(plan.changes) == works
 
 

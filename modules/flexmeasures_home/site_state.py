@@ -1,0 +1,43 @@
+"""The site of all S2 devices as a state: `sensor.flexmeasures_site`."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import homeassistant.util.dt as dt_util
+
+ENTITY_ID = "sensor.flexmeasures_site"
+DECIMALS = 4
+"""How exact costs are shown: to a hundredth of a cent."""
+
+
+@pyscript_compile
+def show(hass: Any, site: Any) -> None:
+    """Show what the site is planned to take now (W), and what its plans cost, from the first plan on."""
+    costs = site.costs
+    if costs is None and hass.states.get(ENTITY_ID) is None:
+        return
+    hass.states.async_set(
+        ENTITY_ID, "unknown" if costs is None else str(round(costs.power_w)), attributes(site)
+    )
+
+
+@pyscript_compile
+def attributes(site: Any) -> dict[str, Any]:
+    """Return the attributes of the state."""
+    costs = site.costs
+    return {
+        "friendly_name": "FlexMeasures Site",
+        "unit_of_measurement": "W",
+        "device_class": "power",
+        "cost": costs and round(costs.cost, DECIMALS),
+        "cost_without": costs and round(costs.cost_without, DECIMALS),
+        "costs_until": costs and local_time(costs.end),
+        "updated_at": costs and local_time(costs.start),
+        "why": site.why,
+    }
+
+
+@pyscript_compile
+def local_time(moment: float) -> str:
+    """Return a moment (s since 1970) as ISO 8601 text in Home Assistant's time zone."""
+    return dt_util.as_local(datetime.fromtimestamp(round(moment), UTC)).isoformat()
