@@ -199,12 +199,12 @@ async def receive(session, text):
         if refused.needs_no_answer:
             complain(session, "sent a wrong ReceptionStatus: %s", refused)
             return
-        status, label, fatal = refused.status, str(refused), refused.fatal
+        status, label, fatal = refused.status, str(refused), refused.is_fatal
         subject = refused.subject if message is None else subject
     except Exception:
         LOGGER.exception("Dealing with a message of %s failed: please report this", name_of(session))
         status, label = "TEMPORARY_ERROR", "The CEM failed to deal with this message"
-    await send_message(session, messages.confirmation(subject, status, label))
+    await send_message(session, messages.reception_status(subject, status, label))
     if status != OK:
         complain(session, "was answered %s: %s", status, label)
         if fatal:
@@ -255,9 +255,9 @@ def take(session, message):
     replace_what_is_due(session)
     if kind not in control_types.CHECKS:
         raise errors.InvalidContent(f"message_type: {kind} is not for a Resource Manager to send")
-    if control_types.OF[kind] != session.control_type:
+    if control_types.CONTROL_TYPE_OF[kind] != session.control_type:
         raise errors.InvalidContent(
-            f"message_type: {kind} belongs to {control_types.OF[kind]}, but "
+            f"message_type: {kind} belongs to {control_types.CONTROL_TYPE_OF[kind]}, but "
             f"{session.control_type or 'no control type'} is active"
         )
     if check := control_types.CHECKS[kind]:
@@ -348,7 +348,7 @@ def remember(session, message):
         if len(same) > (MOST_REMEMBERED if ids == ("id",) else MOST_STATUSES):
             del session.memory[same[0]]
             replaces = True
-    if replaces and kind in control_types.REFERRED_TO:
+    if replaces and kind in control_types.REFERENCED:
         forget_what_dangles(session)
 
 
@@ -584,7 +584,9 @@ async def select(session, control_type):
         if status.status.value == OK:
             session.control_type = control_type
             session.memory = {
-                key: message for key, message in session.memory.items() if key[0] not in control_types.OF
+                key: message
+                for key, message in session.memory.items()
+                if key[0] not in control_types.CONTROL_TYPE_OF
             }
             session.coming.clear()
             session.instructions.clear()
