@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, TypeIs
 
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as errors
+from flexmeasures_s2.messages import Message
 from flexmeasures_s2.rules import Key
 
 # A Resource Manager may send new ids and times without end; these keep its share of the memory bounded.
@@ -23,18 +24,35 @@ OWN_ID = ("id",)
 """The entry of `control_types.KEYS` for messages with an id of their own."""
 
 
+class _TimedMessage(Message, Protocol):
+    """A message that is in force from a moment on."""
+
+    @property
+    @pyscript_compile
+    def valid_from(self) -> datetime:
+        """Return the valid_from."""
+
+
+TimedMessage = _TimedMessage
+
+
 @pyscript_compile
-def key_of(message: Any) -> Key:
+def is_timed(message: Message) -> TypeIs[TimedMessage]:
+    """Return whether a message has a valid_from."""
+    return "valid_from" in vars(message)
+
+
+@pyscript_compile
+def key_of(message: Message) -> Key:
     """Return the key that a message is remembered by."""
     message_type = message.message_type
     return (message_type, *[getattr(message, name) for name in control_types.KEYS.get(message_type, ())])
 
 
 @pyscript_compile
-def seconds_until_valid(message: Any) -> float:
-    """Return in how many seconds a message with a valid_from comes into force; 0 or less if it has."""
-    seconds: float = (message.valid_from - datetime.now(UTC)).total_seconds()
-    return seconds - CLOCK_TOLERANCE_SECONDS
+def seconds_until_valid(message: TimedMessage) -> float:
+    """Return in how many seconds a message comes into force; 0 or less if it has."""
+    return (message.valid_from - datetime.now(UTC)).total_seconds() - CLOCK_TOLERANCE_SECONDS
 
 
 @dataclass(eq=False, repr=False)
@@ -47,7 +65,7 @@ class _MessageStore:
 
     in_force: dict[Key, Any] = field(default_factory=dict)
     """The latest message of each key, in the order in which they came into force."""
-    upcoming: list[tuple[Key, Any]] = field(default_factory=list)
+    upcoming: list[tuple[Key, TimedMessage]] = field(default_factory=list)
     """Messages that are not in force yet, by their valid_from."""
     sizes: dict[Key, int] = field(default_factory=dict)
     """Characters of the messages in force that have an id of their own."""
@@ -55,13 +73,13 @@ class _MessageStore:
     """Characters of the upcoming messages, by message_id."""
 
     @pyscript_compile
-    def add(self, message: Any) -> bool:
+    def add(self, message: Message) -> bool:
         """Remember a message, from its valid_from on if it has one; return whether it is upcoming.
 
         It also replaces messages of the same key that are upcoming for its valid_from or later. The first of
         its key is in force at once, since messages that refer to it may follow; LeakageBehaviour has none.
         """
-        if "valid_from" not in vars(message):
+        if not is_timed(message):
             self.put_in_force(message)
             return False
         key, valid_from = key_of(message), message.valid_from
@@ -80,7 +98,7 @@ class _MessageStore:
         return True
 
     @pyscript_compile
-    def put_in_force(self, message: Any) -> None:
+    def put_in_force(self, message: Message) -> None:
         """Remember a message as the latest of its key."""
         message_type, key = message.message_type, key_of(message)
         is_replacing = self.in_force.pop(key, None) is not None
@@ -100,7 +118,7 @@ class _MessageStore:
         return seconds_until_valid(self.upcoming[0][1]) if self.upcoming else None
 
     @pyscript_compile
-    def activate_next(self) -> Any:
+    def activate_next(self) -> Message | None:
         """Put the next upcoming message in force and return it, or None if none is due."""
         seconds = self.seconds_to_next()
         if seconds is None or seconds > 0:
@@ -138,7 +156,7 @@ class _MessageStore:
         self.upcoming.clear()
 
     @pyscript_compile
-    def limit_size(self, message: Any, characters: int) -> None:
+    def limit_size(self, message: Message, characters: int) -> None:
         """Forget the oldest messages with an id of their own, as long as they are too long in total.
 
         `message` was just added, and has `characters`. Of upcoming messages, the last ones are forgotten.
@@ -157,12 +175,13 @@ class _MessageStore:
             self.forget_dangling()
 
     @pyscript_compile
-    def limit_upcoming_size(self, message: Any, characters: int) -> None:
+    def limit_upcoming_size(self, message: Message, characters: int) -> None:
         """Forget the last upcoming messages, as long as they are too long in total."""
-        sizes = self.upcoming_sizes | {message.message_id: characters}
+        sizes = self.upcoming_sizes | {str(message.message_id): characters}
         while self.upcoming:
             self.upcoming_sizes = {
-                upcoming.message_id: sizes.get(upcoming.message_id, 0) for _key, upcoming in self.upcoming
+                message_id: sizes.get(message_id, 0)
+                for message_id in (str(upcoming.message_id) for _key, upcoming in self.upcoming)
             }
             if sum(self.upcoming_sizes.values()) <= MAX_CHARACTERS:
                 return
@@ -184,6 +203,6 @@ MessageStore = _MessageStore
 
 
 @pyscript_compile
-def is_object(key: Key, message: Any, message_type: str, object_id: str) -> bool:
+def is_object(key: Key, message: Message, message_type: str, object_id: str) -> bool:
     """Return whether a remembered message is of a type, and has an id or message_id."""
     return key[0] == message_type and object_id in (getattr(message, "id", None), message.message_id)

@@ -10,11 +10,11 @@ differences corrected. In the resulting models, ids are text.
 import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import new_class
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -59,10 +59,21 @@ MAX_QUOTED_CHARACTERS = 80
 
 
 class _Message(Protocol):
-    """What every message has in common; only a ReceptionStatus has no message_id."""
+    """What the models of all messages have in common, but for a ReceptionStatus, which has no message_id."""
 
-    message_type: str
-    message_id: str
+    @property
+    @pyscript_compile
+    def message_type(self) -> str:
+        """Return the message_type."""
+
+    @property
+    @pyscript_compile
+    def message_id(self) -> object:
+        """Return the message_id: text, though s2-python declares a UUID."""
+
+    @pyscript_compile
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """Return a copy with other values of some fields, which are not validated."""
 
 
 Message = _Message
@@ -72,7 +83,7 @@ class _Validator(Protocol):
     """Fills a model with a JSON object, or raises pydantic's ValidationError."""
 
     @pyscript_compile
-    def validate_python(self, data: Json, /) -> Any:
+    def validate_python(self, data: Json, /) -> Message:
         """Return the model."""
 
 
@@ -107,7 +118,7 @@ MODELS: dict[str, type[BaseModel]] = {**TYPE_TO_MESSAGE_CLASS, PRESENT_DEMAND: p
 
 
 @pyscript_compile
-def parse(text: str, max_depth: int = MAX_DEPTH, leniencies: dict[str, str] | None = None) -> Any:
+def parse(text: str, max_depth: int = MAX_DEPTH, leniencies: dict[str, str] | None = None) -> Message:
     """Return the model of a message; raise InvalidData, InvalidMessage or InvalidContent.
 
     Deviations from the schemas that are accepted are added to `leniencies`, each with its field.
@@ -123,7 +134,7 @@ def parse(text: str, max_depth: int = MAX_DEPTH, leniencies: dict[str, str] | No
 
 
 @pyscript_compile
-def validate(data: Json) -> Any:
+def validate(data: Json) -> Message:
     """Return the model of a JSON object; raise InvalidData, InvalidMessage or InvalidContent."""
     message_id = message_id_of(data)
     message_type = data.get("message_type")
@@ -358,7 +369,7 @@ class _DdbcValidator:
     """Accepts the form of s2-python."""
 
     @pyscript_compile
-    def validate_python(self, data: Json, /) -> Any:
+    def validate_python(self, data: Json, /) -> Message:
         """Return the model, which has s2-python's form."""
         return self.strict.validate_python(in_form_of_s2_python(data))
 

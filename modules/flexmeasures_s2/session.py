@@ -184,13 +184,9 @@ class _Session:
     def log(self, arrow: str, text: str) -> None:
         """Log a message at level debug."""
         if LOGGER.isEnabledFor(logging.DEBUG):
-            size = len(text)
-            cut = (
-                text
-                if size <= MAX_LOGGED_CHARACTERS
-                else f"{text[:MAX_LOGGED_CHARACTERS]}… ({size} characters)"
-            )
-            LOGGER.debug("%s %s %s", self.log_name, arrow, cut)
+            if len(text) > MAX_LOGGED_CHARACTERS:
+                text = f"{text[:MAX_LOGGED_CHARACTERS]}… ({len(text)} characters)"
+            LOGGER.debug("%s %s %s", self.log_name, arrow, text)
 
     @pyscript_compile
     def warn_once(self, text: str, *args: object) -> None:
@@ -223,10 +219,10 @@ class _Session:
                 return
             message = self.with_instruction_id(message, leniencies)
             self.warn_of_leniencies(leniencies)
-            if message.message_type == "ReceptionStatus":
+            if isinstance(message, ReceptionStatus):
                 self.on_reception_status(message)
                 return
-            subject = message.message_id
+            subject = str(message.message_id)
             accepted = self.dispatch(message) or ACCEPTED
             self.store.limit_size(message, len(text))
         except errors.Refused as refused:
@@ -237,7 +233,7 @@ class _Session:
             failure = errors.TemporaryError("The CEM failed to deal with this message")
             await self.refuse(subject or errors.NIL, failure)
             return
-        await self.send_message(messages.reception_status(message.message_id, OK, accepted.label))
+        await self.send_message(messages.reception_status(subject, OK, accepted.label))
         self.last_message_at, self.last_message_type = datetime.now(UTC), message.message_type
         if accepted.then and self.stage != ENDED:
             await accepted.then()
@@ -245,7 +241,7 @@ class _Session:
             self.notify(self.events.message, message)
 
     @pyscript_compile
-    async def parse(self, text: str, leniencies: Leniencies) -> Any:
+    async def parse(self, text: str, leniencies: Leniencies) -> messages.Message:
         """Return the model of a message; raise a Refused."""
         if len(text) > LARGE_CHARACTERS:
             return await asyncio.to_thread(messages.parse, text, self.max_depth, leniencies)
@@ -264,7 +260,7 @@ class _Session:
             await self.close(PROTOCOL_ERROR, label)
 
     @pyscript_compile
-    def with_instruction_id(self, message: Any, leniencies: Leniencies) -> Any:
+    def with_instruction_id(self, message: messages.Message, leniencies: Leniencies) -> messages.Message:
         """Return a message that refers to an instruction by its id, where it gives the message_id."""
         name = INSTRUCTION_FIELDS.get(message.message_type)
         referenced = name and getattr(message, name)
@@ -285,7 +281,7 @@ class _Session:
             LOGGER.exception("Acting on what %s sent failed: please report this", self.log_name)
 
     @pyscript_compile
-    def dispatch(self, message: Any) -> Accepted | None:
+    def dispatch(self, message: messages.Message) -> Accepted | None:
         """Act on a message; raise InvalidContent if it is wrong in this state of the session."""
         message_type = message.message_type
         if self.stage == HANDSHAKE:
@@ -301,7 +297,7 @@ class _Session:
         return self.on_control_type_message(message)
 
     @pyscript_compile
-    def on_control_type_message(self, message: Any) -> Accepted | None:
+    def on_control_type_message(self, message: messages.Message) -> Accepted | None:
         """Check and remember a message of the control type that is active."""
         message_type = message.message_type
         self.activate_due_messages()
@@ -380,7 +376,7 @@ class _Session:
         return Accepted(label=label, then=notify_established)
 
     @pyscript_compile
-    def on_power_forecast(self, message: Any) -> None:
+    def on_power_forecast(self, message: messages.Message) -> None:
         """Remember a PowerForecast."""
         self.store.put_in_force(message)
 
