@@ -46,7 +46,8 @@ def is_timed(message: Message) -> TypeIs[TimedMessage]:
 def key_of(message: Message) -> Key:
     """Return the key that a message is remembered by."""
     message_type = message.message_type
-    return (message_type, *[getattr(message, name) for name in control_types.KEYS.get(message_type, ())])
+    ids = control_types.KEYS.get(message_type)
+    return (message_type, *[getattr(message, name) for name in ids]) if ids else (message_type,)
 
 
 @pyscript_compile
@@ -161,7 +162,7 @@ class _MessageStore:
 
         `message` was just added, and has `characters`. Of upcoming messages, the last ones are forgotten.
         """
-        if any(message is upcoming for _key, upcoming in self.upcoming):
+        if self.upcoming and any(message is upcoming for _key, upcoming in self.upcoming):
             self.limit_upcoming_size(message, characters)
             return
         if control_types.KEYS.get(message.message_type) != OWN_ID:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from s2python.common import (
     Handshake,
@@ -214,13 +214,17 @@ class _Session:
         subject = None
         leniencies: Leniencies = {}
         try:
-            message = await self.parse(text, leniencies)
-            if self.stage == ENDED:
-                return
-            message = self.with_instruction_id(message, leniencies)
+            if len(text) > LARGE_CHARACTERS:
+                message = await asyncio.to_thread(messages.parse, text, self.max_depth, leniencies)
+                if self.stage == ENDED:
+                    return
+            else:
+                message = messages.parse(text, self.max_depth, leniencies)
+            if message.message_type in INSTRUCTION_FIELDS:
+                message = self.with_instruction_id(message, leniencies)
             self.warn_of_leniencies(leniencies)
-            if isinstance(message, ReceptionStatus):
-                self.on_reception_status(message)
+            if message.message_type == "ReceptionStatus":  # isinstance takes longer for pydantic's models
+                self.on_reception_status(cast(ReceptionStatus, message))
                 return
             subject = str(message.message_id)
             accepted = self.dispatch(message) or ACCEPTED
@@ -241,13 +245,6 @@ class _Session:
             self.notify(self.events.message, message)
 
     @pyscript_compile
-    async def parse(self, text: str, leniencies: Leniencies) -> messages.Message:
-        """Return the model of a message; raise a Refused."""
-        if len(text) > LARGE_CHARACTERS:
-            return await asyncio.to_thread(messages.parse, text, self.max_depth, leniencies)
-        return messages.parse(text, self.max_depth, leniencies)
-
-    @pyscript_compile
     async def refuse(self, subject: str, refused: errors.Refused) -> None:
         """Answer a message that is refused, with its message_id as subject."""
         if refused.needs_no_answer:
@@ -262,9 +259,9 @@ class _Session:
     @pyscript_compile
     def with_instruction_id(self, message: messages.Message, leniencies: Leniencies) -> messages.Message:
         """Return a message that refers to an instruction by its id, where it gives the message_id."""
-        name = INSTRUCTION_FIELDS.get(message.message_type)
-        referenced = name and getattr(message, name)
-        if name is None or referenced in self.instructions:
+        name = INSTRUCTION_FIELDS[message.message_type]
+        referenced = getattr(message, name)
+        if referenced in self.instructions:
             return message
         for instruction_id, instruction in self.instructions.items():
             if instruction.message["message_id"] == referenced:
