@@ -34,8 +34,8 @@ import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.site_model as site_model
 import flexmeasures_optimiser.prices as prices
+import flexmeasures_s2.message_store as message_store
 import flexmeasures_s2.messages as messages
-import flexmeasures_s2.session as sessions
 from tests import bench_home
 from tests.demo_terminal import console, step
 from tests.parts.flexmeasures_server import DAY_AHEAD
@@ -132,7 +132,7 @@ def task_of(name: str, number: int, now: float) -> Any:
     device: ControlledDevice = DEVICES[name]("ws://127.0.0.1:9/", every=None, **options)
     kind = control_types.MODULES[next(iter(device.offers))]
     introduction = [messages.parse(json.dumps(message)) for message in device.introduction()]
-    memory = {sessions.key_of(message): message for message in introduction}
+    memory = {message_store.key_of(message): message for message in introduction}
     task = site_model.Task(
         controlled=sites.Controlled(name, None, kind),
         version=0,

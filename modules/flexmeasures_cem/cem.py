@@ -83,7 +83,7 @@ def events(cem):
             cem.changed(resource)
             if not session.selection_is_due:
                 session.selection_is_due = True
-                sessions.spawn(session, select_best(cem, resource, session))
+                session.spawn(select_best(cem, resource, session))
 
     def selected(session):
         resource = of_session(cem, session)
@@ -97,7 +97,7 @@ def events(cem):
             fill_levels.take(cem, resource, message)
             cem.received(resource, message)
 
-    return sessions.Events(details, established, selected, received)
+    return sessions.Events(details=details, established=established, selected=selected, message=received)
 
 
 @pyscript_compile
@@ -110,9 +110,9 @@ def of_session(cem, session):
 @pyscript_compile
 def take_in(cem, session, message):
     """Take a Resource Manager in; return what it is told if that replaces another connection of it."""
-    if session.replaced:
+    if session.is_replaced:
         raise s2_errors.InvalidContent(f"message_type: {REPLACED}")
-    name = sessions.name(message)
+    name = sessions.display_name(message)
     refuse_others(cem, session, message.resource_id, name)
     resource = cem.resources.setdefault(message.resource_id, Resource(message.resource_id, name))
     resource.name = name
@@ -132,8 +132,8 @@ def take_in(cem, session, message):
         session.peer,
         before.peer,
     )
-    before.replaced = True
-    sessions.spawn(before, sessions.bid_farewell(before, REPLACED))
+    before.is_replaced = True
+    before.spawn(before.send_session_request(REPLACED))
     return f"This connection replaces the one from {before.peer}"
 
 
@@ -145,10 +145,12 @@ def refuse_others(cem: Any, session: Any, resource_id: str, name: str) -> None:
     """
     known = cem.resources.get(resource_id)
     names = {resource_id, name, known.name if known else name}
-    if names & cem.with_token and session.holder not in names:
+    if names & cem.with_token and session.token_holder not in names:
         raise s2_errors.InvalidContent(f"resource_id: {name} has a token of its own, and this was not given")
-    if session.holder is not None and session.holder not in names:
-        raise s2_errors.InvalidContent(f"resource_id: the token that was given is that of {session.holder}")
+    if session.token_holder is not None and session.token_holder not in names:
+        raise s2_errors.InvalidContent(
+            f"resource_id: the token that was given is that of {session.token_holder}"
+        )
 
 
 @pyscript_compile
@@ -204,7 +206,7 @@ async def give_way(cem, resource, session, unplannable):
 @pyscript_compile
 async def select_best(cem, resource, session):
     """Select a control type for a Resource Manager that just connected, or offers others now."""
-    async with session.selecting:
+    async with session.selection_lock:
         session.selection_is_due = False
         wanted = best(cem, resource, session)
         if wanted == session.control_type:
@@ -225,7 +227,7 @@ async def select(cem, resource, session, wanted):
     """Select a control type, and return the confirmation; what belongs to the one before ends first."""
     if cem.leaving:
         await cem.leaving(resource)
-    return await sessions.select(session, wanted)
+    return await session.select(wanted)
 
 
 @pyscript_compile
@@ -248,7 +250,7 @@ def connected(cem, resource_id=None):
         return candidates[0]
     by_id = [resource for resource in candidates if resource.resource_id == resource_id]
     by_name = [resource for resource in candidates if resource.name == resource_id]
-    by_name = [resource for resource in by_name if resource.session.holder is not None] or by_name
+    by_name = [resource for resource in by_name if resource.session.token_holder is not None] or by_name
     if len(by_id or by_name) != 1:
         is_known = any(resource_id in (one.resource_id, one.name) for one in cem.resources.values())
         wrong = (
@@ -268,7 +270,7 @@ def connected(cem, resource_id=None):
 async def change_control_type(cem, resource, wanted):
     """Select a control type, and keep the choice; raise NotOffered or NotConfirmed."""
     session = resource.session
-    async with session.selecting:
+    async with session.selection_lock:
         can = offered(session)
         if wanted not in (*can, control_types.NO_SELECTION):
             raise errors.NotOffered(

@@ -10,7 +10,6 @@ from typing import Any
 
 import flexmeasures_cem.frbc_device as frbc_device
 import flexmeasures_cem.plausibility as plausibility
-import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 DESCRIPTION, STATUS = ("FRBC.SystemDescription",), ("FRBC.StorageStatus",)
@@ -76,7 +75,7 @@ def take(cem: Any, resource: Any, message: Any) -> None:
         if level.is_suspect and not was_suspect:
             warn(resource, before, message.present_fill_level, now)
             if resource.doubt is None or resource.doubt.done():
-                resource.doubt = sessions.spawn(session, believe_when_due(cem, resource, level))
+                resource.doubt = session.spawn(believe_when_due(cem, resource, level))
     elif (kind,) in (DESCRIPTION, LEAKAGE, USAGE) and DESCRIPTION in session.memory:
         bind(resource, session.memory, cem.now())
 

@@ -205,8 +205,7 @@ async def send(site, each, change, moment):
     instruction = str(uuid.uuid4())
     each.sent[instruction] = change
     follow_instructions(site, each, site.now())
-    status = await sessions.request(
-        each.session,
+    status = await each.session.request(
         each.type.message_type(change),
         id=instruction,
         execution_time=plans.moment(moment),
@@ -222,9 +221,8 @@ async def revoke(each, instruction):
     change = each.sent.pop(instruction)
     known = each.session.instructions.get(instruction)
     if known:
-        known["status"] = "REVOKED"
-    await sessions.send(
-        each.session,
+        known.status = "REVOKED"
+    await each.session.send(
         "RevokeObject",
         object_type=each.type.message_type(change),
         object_id=instruction,
@@ -280,7 +278,7 @@ async def send_instruction(site, resource, call):
         if change:
             found.sent[instruction] = change
         try:
-            status = await sessions.request(session, frbc.INSTRUCTION, id=instruction, **fields)
+            status = await session.request(frbc.INSTRUCTION, id=instruction, **fields)
         except s2_errors.NoConfirmation as error:
             raise errors.NotConfirmed(str(error)) from error
         if status.status.value != sessions.OK:
@@ -376,7 +374,7 @@ def instruction_in_force(found, now):
         "id": due[-1],
         **found.type.describe(found.device, change, now),
         "execution_time": plans.moment(change.moment),
-        "status": known and known["status"],
+        "status": known and known.status,
     }
 
 

@@ -21,7 +21,6 @@ import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.site as sites
-import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 LONGEST_SECONDS = 366 * 86_400.0
@@ -255,7 +254,7 @@ def resume_when_described(site: Any, found: Any) -> None:
     """Resume the plan of a device that has come back, as soon as it has told what that needs."""
     if not found.is_resuming and not found.type.lacks(found.session.memory):
         found.is_resuming = True
-        sessions.spawn(found.session, resume(site, found))
+        found.session.spawn(resume(site, found))
 
 
 @pyscript_compile

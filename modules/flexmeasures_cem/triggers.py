@@ -18,7 +18,6 @@ import flexmeasures_cem.ppbc as ppbc
 import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
 import flexmeasures_optimiser.errors as optimiser_errors
-import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 CALLING_SECONDS = 0.1
@@ -60,7 +59,7 @@ def changed(site, resource):
         found.is_asked = False if kind in control_types.PLANNED_HERE else None
         site.controlled[resource.resource_id] = found
         kept_plans.come_back(site, found)
-        sessions.spawn(session, instructions.keep_instructing(site, found))
+        session.spawn(instructions.keep_instructing(site, found))
     if old:
         site.told(resource, None)
     site.urged.set()
@@ -198,7 +197,7 @@ def revoked(site, found, message):
         sites.give_up(found, errors.NotPlannable(f"{found.resource.name} has revoked its {lacking}"))
         found.plan = found.device = found.kept = None
         found.version += 1
-        sessions.spawn(found.session, instructions.revoke_all(found, site.now()))
+        found.session.spawn(instructions.revoke_all(found, site.now()))
         site.shown(found.resource)
         return
     if message.object_id in found.sent:

@@ -540,7 +540,7 @@ SIGN = vol.Any("consumption", "production", msg="expected consumption or product
 COUNT = expects(within(1, 100_000), "a whole number from 1 to 100000")
 FACTOR = expects(factor, "a factor from 0 to 1")
 S2_ID = expects(s2_id, "a UUID such as 2fbe2bc1-c7b8-4c24-8d0b-9b969f01700d, or nothing for a new one")
-CONTROL_TYPE = expects(control_types.named, f"one of {', '.join(control_types.ALL_NAMES)}")
+CONTROL_TYPE = expects(control_types.parse, f"one of {', '.join(control_types.ALL_NAMES)}")
 TIME = expects(time_of_day, "a time of the day, such as '07:00'")
 WEEKDAY_NUMBERS = expects(weekdays, "days of the week, such as [mon, tue]")
 ENTITY = expects(entity, "an entity such as sensor.battery, or sensor.battery.attribute")

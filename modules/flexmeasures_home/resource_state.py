@@ -84,7 +84,7 @@ def attributes(resource, sensors, planned):
     """
     last = resource.last_session
     details = last and last.details
-    heard = last and last.last_message
+    heard = last and last.last_message_at
     return {
         "friendly_name": f"FlexMeasures S2 {resource.name}",
         "device_class": "enum",

@@ -32,7 +32,6 @@ import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.listener as listeners
 import flexmeasures_s2.messages as messages
-import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MATTER = "s2"
@@ -117,11 +116,11 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
     await save(side)
     s2 = given.s2
     side.listener = listeners.Listener(
-        s2.host,
-        s2.port,
-        s2.path,
-        cems.events(side.cem),
-        partial(cems.ended, side.cem),
+        host=s2.host,
+        port=s2.port,
+        path=s2.path,
+        events=cems.events(side.cem),
+        ended=partial(cems.ended, side.cem),
         token=s2.token,
         tokens={name: each["token"] for name, each in s2.resources.items() if "token" in each},
         certificate=s2.certificate and hass.config.path(s2.certificate),
@@ -146,7 +145,7 @@ async def beside(side, start, end, step, raw):
 @pyscript_compile
 def give_way(side, resource, session, control_type):
     """Have another control type selected, since what a Resource Manager told does not fit this one."""
-    sessions.spawn(session, cems.give_way(side.cem, resource, session, control_type))
+    session.spawn(cems.give_way(side.cem, resource, session, control_type))
 
 
 @pyscript_compile
@@ -195,7 +194,7 @@ async def listen(side):
     """Listen, and tell whether that was possible."""
     s2 = side.given.s2
     try:
-        await listeners.start(side.listener)
+        await side.listener.start()
     except s2_errors.CannotListen as error:
         side.why_not_listening = str(error)
         return False
@@ -231,7 +230,7 @@ async def stop(side):
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     await planners.stop(side.site)
-    await listeners.stop(side.listener)
+    await side.listener.stop()
     for relay in side.relays.values():
         relays.stop(relay)
     await save(side)

@@ -1,32 +1,35 @@
 """Commodities and their quantities, as S2 names them."""
 
+from collections.abc import Mapping
+
 ELECTRIC = "ELECTRIC.POWER."
 ALL_PHASES = "ELECTRIC.POWER.3_PHASE_SYMMETRIC"
-"""The power of all phases together, where a device loads them alike."""
-KINDS = {"ELECTRIC": "ELECTRICITY", "NATURAL_GAS": "GAS"}
+"""The power of all phases together, where a device loads them equally."""
+COMMODITIES = {"ELECTRIC": "ELECTRICITY", "NATURAL_GAS": "GAS"}
+"""The commodity by the first word of a quantity, where it is another word."""
 TARIFFS = {
     "NATURAL_GAS.FLOW_RATE": ("GAS", 3.6),
     "HYDROGEN.FLOW_RATE": ("HYDROGEN", 3.6),
     "HEAT.THERMAL_POWER": ("HEAT", 0.001),
     "OIL.FLOW_RATE": ("OIL", 1.0),
 }
-"""The commodity that a quantity is paid as, and how much of it (m3, kg, kWh, litres) one is in an hour."""
+"""The commodity a quantity is billed as, and the amount (m3, kg, kWh, litres) that 1 of it is in an hour."""
 
 
 @pyscript_compile
-def commodity_of(quantity):
-    """Return the commodity of a commodity quantity."""
-    kind = quantity.split(".")[0]
-    return KINDS.get(kind, kind)
+def commodity_of(quantity: str) -> str:
+    """Return the S2 Commodity that a CommodityQuantity belongs to."""
+    first_word = quantity.split(".")[0]
+    return COMMODITIES.get(first_word, first_word)
 
 
 @pyscript_compile
-def electric(powers):
-    """Return the electric power in all (W) of powers by their commodity quantity, or None without any.
+def electric(powers: Mapping[str, float]) -> float | None:
+    """Return the total electric power (W) of powers by CommodityQuantity, or None if none is electric.
 
-    What is told of all phases together prevails over what is told of one.
+    The power of all phases together takes precedence over those of single phases.
     """
     if ALL_PHASES in powers:
         return powers[ALL_PHASES]
-    found = [value for quantity, value in powers.items() if quantity.startswith(ELECTRIC)]
-    return sum(found) if found else None
+    phases = [power for quantity, power in powers.items() if quantity.startswith(ELECTRIC)]
+    return sum(phases) if phases else None

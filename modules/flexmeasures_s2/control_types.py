@@ -1,8 +1,6 @@
-"""The control types: which messages each has, what those refer to, and what is remembered of them.
+"""The control types: which messages belong to each, how they are checked, and how they are remembered.
 
-A table maps each message_type that a Resource Manager may send to a check: a function of what is
-remembered and of the message, which raises InvalidContent where the message refers to what is not
-known, or contradicts itself. What it takes leniently it may return: what that is, with the field.
+`CHECKS` maps each message_type that a Resource Manager may send under a control type to its check, or None.
 """
 
 import flexmeasures_s2.ddbc as ddbc
@@ -10,6 +8,7 @@ import flexmeasures_s2.frbc as frbc
 import flexmeasures_s2.ombc as ombc
 import flexmeasures_s2.pebc as pebc
 import flexmeasures_s2.ppbc as ppbc
+import flexmeasures_s2.rules as rules
 
 NO_SELECTION, NOT_CONTROLABLE = "NO_SELECTION", "NOT_CONTROLABLE"
 ABBREVIATIONS = {
@@ -19,24 +18,23 @@ ABBREVIATIONS = {
     "PPBC": "POWER_PROFILE_BASED_CONTROL",
     "PEBC": "POWER_ENVELOPE_BASED_CONTROL",
 }
-"""What stands before the point in a message_type, by preference: the most that can be optimised first."""
+"""By the prefix of their message_types, in order of preference: the most to optimise comes first."""
 PLANNABLE = list(ABBREVIATIONS.values())
 NAMES = [*PLANNABLE, NOT_CONTROLABLE, NO_SELECTION]
 ALL_NAMES = [*NAMES, *ABBREVIATIONS]
-CHECKS = frbc.CHECKS | ombc.CHECKS | ddbc.CHECKS | ppbc.CHECKS | pebc.CHECKS
-OF = {message_type: ABBREVIATIONS[message_type.split(".")[0]] for message_type in CHECKS}
-"""The control type that each message_type belongs to."""
-REFERRED_TO = (frbc.DESCRIPTION, ombc.DESCRIPTION, ddbc.DESCRIPTION, ppbc.PROFILE)
-"""What other messages refer to: with a new one, those may refer to nothing."""
+CHECKS: dict[str, rules.Check | None] = frbc.CHECKS | ombc.CHECKS | ddbc.CHECKS | ppbc.CHECKS | pebc.CHECKS
+CONTROL_TYPE_OF = {message_type: ABBREVIATIONS[message_type.split(".")[0]] for message_type in CHECKS}
+REFERENCED = (frbc.DESCRIPTION, ombc.DESCRIPTION, ddbc.DESCRIPTION, ppbc.PROFILE)
+"""Messages that others refer to: a new one may leave references that lead nowhere."""
 WITHOUT_STATUS = (frbc.LEAKAGE,)
-"""What has a valid_from, and nothing that refers to it: there is no need to know it before."""
-KEYS = frbc.KEYS | ombc.KEYS | ddbc.KEYS | ppbc.KEYS | pebc.KEYS
-"""By which of its ids each is remembered, of those that there can be several of."""
+"""Messages with a valid_from that none refers to, so that they can wait for it."""
+KEYS: dict[str, tuple[str, ...]] = frbc.KEYS | ombc.KEYS | ddbc.KEYS | ppbc.KEYS | pebc.KEYS
+"""The ids that messages are remembered by, for message_types of which several are in force at a time."""
 
 
 @pyscript_compile
-def named(text):
-    """Return the control type that a user means by its name or abbreviation; raise ValueError."""
+def parse(text: object) -> str:
+    """Return the control type that a user gives by name or abbreviation; raise ValueError."""
     name = str(text).strip().upper()
     name = ABBREVIATIONS.get(name, name)
     if name not in NAMES:

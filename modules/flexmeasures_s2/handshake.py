@@ -1,44 +1,45 @@
 """The entry to a session over a plain websocket: Handshake, HandshakeResponse."""
 
+from collections.abc import Sequence
+
+from s2python.common import Handshake
+
 import flexmeasures_s2.errors as errors
 import flexmeasures_s2.session as sessions
 
-SUPPORTED = ("1.0.0", "0.0.2-beta")
-"""Protocol versions, the best first: the same messages under both names."""
+SUPPORTED_VERSIONS = ("1.0.0", "0.0.2-beta")
+"""Protocol versions, the best first; their messages are the same."""
 
 
 @pyscript_compile
-async def enter(session):
-    """Send our Handshake at once; the session then waits for the other one."""
-    session.entry = take
-    await sessions.send(session, "Handshake", role="CEM", supported_protocol_versions=[*SUPPORTED])
+async def begin(session: sessions.Session) -> None:
+    """Send the Handshake of the CEM; the session then waits for that of the Resource Manager."""
+    session.on_handshake = on_handshake
+    await session.send("Handshake", role="CEM", supported_protocol_versions=[*SUPPORTED_VERSIONS])
 
 
 @pyscript_compile
-def take(session, message):
-    """Take the Resource Manager's Handshake, and answer with the version chosen from its list.
-
-    Where none fits, say so, and close.
-    """
+def on_handshake(session: sessions.Session, message: Handshake) -> sessions.Accepted:
+    """Answer the Resource Manager's Handshake with the version selected; raise NoCommonVersion."""
     if message.role.value != "RM":
-        raise errors.InvalidContent("role: expected RM: a CEM speaks here")
-    theirs = message.supported_protocol_versions or []
-    version = choose(theirs)
+        raise errors.InvalidContent(f"role: expected RM, since this is a CEM, got {message.role.value}")
+    offered = message.supported_protocol_versions or []
+    version = select_version(offered)
     if version is None:
         raise errors.NoCommonVersion(
-            f"supported_protocol_versions: this CEM speaks {' and '.join(SUPPORTED)}, not "
-            f"{', '.join(theirs) or 'what was left out'}"
+            f"supported_protocol_versions: this CEM supports {' and '.join(SUPPORTED_VERSIONS)}, got "
+            f"{', '.join(offered) or 'none'}"
         )
 
-    async def respond():
+    async def respond() -> None:
         session.version, session.stage = version, sessions.DETAILS
-        await sessions.send(session, "HandshakeResponse", selected_protocol_version=version)
+        await session.send("HandshakeResponse", selected_protocol_version=version)
 
-    return sessions.Taken(then=respond)
+    return sessions.Accepted(then=respond)
 
 
 @pyscript_compile
-def choose(theirs):
-    """Return the best version of the other's list, as it is written there; a leading v does not count."""
-    plain = {version.removeprefix("v"): version for version in theirs}
-    return next((plain[version] for version in SUPPORTED if version in plain), None)
+def select_version(offered: Sequence[str]) -> str | None:
+    """Return the best version that is offered, spelled as there, or None; a leading v does not count."""
+    spelled = {version.removeprefix("v"): version for version in offered}
+    return next((spelled[version] for version in SUPPORTED_VERSIONS if version in spelled), None)

@@ -1,29 +1,35 @@
 """Operation mode based control: what its messages refer to."""
 
-import flexmeasures_s2.content as content
+from s2python.ombc import OMBCStatus, OMBCSystemDescription, OMBCTimerStatus
 
-DESCRIPTION = "OMBC.SystemDescription"
+import flexmeasures_s2.rules as rules
+
+DESCRIPTION, STATUS, TIMER_STATUS = "OMBC.SystemDescription", "OMBC.Status", "OMBC.TimerStatus"
 
 
 @pyscript_compile
-def system_description(_memory, message):
+def system_description(_memory: rules.Memory, message: OMBCSystemDescription) -> None:
     """Check OMBC.SystemDescription."""
-    for mode in content.modes_and_transitions("", message).values():
-        content.once_per_quantity(f"operation mode {mode.id}: power_ranges", mode.power_ranges)
+    rules.check_modes("", message)
+    for mode in message.operation_modes:
+        rules.check_quantities(f"operation mode {mode.id}: power_ranges", mode.power_ranges)
 
 
 @pyscript_compile
-def status(memory, message):
+def status(memory: rules.Memory, message: OMBCStatus) -> None:
     """Check OMBC.Status."""
-    modes = content.described(memory, DESCRIPTION).operation_modes
-    content.mode_status({mode.id: mode for mode in modes}, message)
+    rules.check_mode_status(rules.description_of(memory, DESCRIPTION), message)
 
 
 @pyscript_compile
-def timer_status(memory, message):
+def timer_status(memory: rules.Memory, message: OMBCTimerStatus) -> None:
     """Check OMBC.TimerStatus."""
-    content.timer(content.described(memory, DESCRIPTION), message)
+    rules.check_timer_status(rules.description_of(memory, DESCRIPTION), message)
 
 
-CHECKS = {DESCRIPTION: system_description, "OMBC.Status": status, "OMBC.TimerStatus": timer_status}
-KEYS = {"OMBC.TimerStatus": ("timer_id",)}
+CHECKS: dict[str, rules.Check | None] = {
+    DESCRIPTION: system_description,
+    STATUS: status,
+    TIMER_STATUS: timer_status,
+}
+KEYS = {TIMER_STATUS: ("timer_id",)}

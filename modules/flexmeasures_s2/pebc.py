@@ -1,15 +1,18 @@
 """Power envelope based control: what its messages refer to."""
 
-import flexmeasures_s2.content as content
-import flexmeasures_s2.errors as errors
+from s2python.pebc import PEBCEnergyConstraint, PEBCPowerConstraints
 
-UPSIDE_DOWN = "its start_of_range is above its end_of_range: it is put in order"
+import flexmeasures_s2.errors as errors
+import flexmeasures_s2.rules as rules
+
+POWER_CONSTRAINTS, ENERGY_CONSTRAINT = "PEBC.PowerConstraints", "PEBC.EnergyConstraint"
+UPSIDE_DOWN = "start_of_range is above end_of_range: they are swapped"
 
 
 @pyscript_compile
-def power_constraints(_memory: dict, message: object) -> dict:
-    """Check PEBC.PowerConstraints; return the first range that is upside down: no factor belongs to it."""
-    content.in_time("valid_until", message.valid_from, message.valid_until)
+def power_constraints(_memory: rules.Memory, message: PEBCPowerConstraints) -> rules.Leniencies:
+    """Check PEBC.PowerConstraints; accept a range_boundary that is upside down, as no factor refers to it."""
+    rules.check_period("valid_until", message.valid_from, message.valid_until)
     for number, limit in enumerate(message.allowed_limit_ranges):
         if limit.range_boundary.start_of_range > limit.range_boundary.end_of_range:
             return {UPSIDE_DOWN: f"allowed_limit_ranges[{number}].range_boundary"}
@@ -17,12 +20,18 @@ def power_constraints(_memory: dict, message: object) -> dict:
 
 
 @pyscript_compile
-def energy_constraint(_memory, message):
+def energy_constraint(_memory: rules.Memory, message: PEBCEnergyConstraint) -> None:
     """Check PEBC.EnergyConstraint."""
-    content.in_time("valid_until", message.valid_from, message.valid_until)
-    if message.lower_average_power > message.upper_average_power:
-        raise errors.InvalidContent("lower_average_power: it is above upper_average_power")
+    rules.check_period("valid_until", message.valid_from, message.valid_until)
+    lower, upper = message.lower_average_power, message.upper_average_power
+    if lower > upper:
+        raise errors.InvalidContent(
+            f"lower_average_power: {lower:g} W is above the upper_average_power, {upper:g} W"
+        )
 
 
-CHECKS = {"PEBC.PowerConstraints": power_constraints, "PEBC.EnergyConstraint": energy_constraint}
-KEYS = {"PEBC.PowerConstraints": ("id",), "PEBC.EnergyConstraint": ("id",)}
+CHECKS: dict[str, rules.Check | None] = {
+    POWER_CONSTRAINTS: power_constraints,
+    ENERGY_CONSTRAINT: energy_constraint,
+}
+KEYS = {POWER_CONSTRAINTS: ("id",), ENERGY_CONSTRAINT: ("id",)}

@@ -1,42 +1,40 @@
 """Power profile based control: what its messages refer to."""
 
-import flexmeasures_s2.content as content
+from s2python.ppbc import PPBCPowerProfileDefinition, PPBCPowerProfileStatus
 
-PROFILE = "PPBC.PowerProfileDefinition"
+import flexmeasures_s2.rules as rules
+
+PROFILE, STATUS = "PPBC.PowerProfileDefinition", "PPBC.PowerProfileStatus"
 
 
 @pyscript_compile
-def power_profile_definition(_memory, message):
+def power_profile_definition(_memory: rules.Memory, message: PPBCPowerProfileDefinition) -> None:
     """Check PPBC.PowerProfileDefinition."""
-    content.in_time("end_time", message.start_time, message.end_time)
+    rules.check_period("end_time", message.start_time, message.end_time)
     field = "power_sequences_containers"
-    for container in content.by_id(message.power_sequences_containers, field).values():
-        at = f"{field} {container.id}: power_sequences"
-        for sequence in content.by_id(container.power_sequences, at).values():
+    for container_id, container in rules.by_id(message.power_sequences_containers, field).items():
+        at = f"{field} {container_id}: power_sequences"
+        for sequence_id, sequence in rules.by_id(container.power_sequences, at).items():
             for element in sequence.elements:
-                content.once_per_quantity(f"{at} {sequence.id}: power_values", element.power_values)
+                rules.check_quantities(f"{at} {sequence_id}: power_values", element.power_values)
 
 
 @pyscript_compile
-def power_profile_status(memory, message):
+def power_profile_status(memory: rules.Memory, message: PPBCPowerProfileStatus) -> None:
     """Check PPBC.PowerProfileStatus."""
-    profiles = {
-        key[1]: {
-            each.id: {sequence.id: sequence for sequence in each.power_sequences}
-            for each in found.power_sequences_containers
-        }
-        for key, found in memory.items()
-        if key[0] == PROFILE
+    profiles: dict[str, PPBCPowerProfileDefinition] = {
+        key[1]: profile for key, profile in memory.items() if key[0] == PROFILE
     }
     for number, status in enumerate(message.sequence_container_status):
         at = f"sequence_container_status[{number}]."
-        wanted = status.power_profile_id
-        containers = content.known(profiles, f"{at}power_profile_id", wanted, "power profile")
-        wanted = status.sequence_container_id
-        sequences = content.known(containers, f"{at}sequence_container_id", wanted, "container")
+        profile = rules.lookup(profiles, f"{at}power_profile_id", status.power_profile_id, "power profile")
+        containers = {str(container.id): container for container in profile.power_sequences_containers}
+        container_id = status.sequence_container_id
+        container = rules.lookup(containers, f"{at}sequence_container_id", container_id, "container")
         if status.selected_sequence_id is not None:
-            content.known(sequences, f"{at}selected_sequence_id", status.selected_sequence_id, "sequence")
+            sequences = {str(sequence.id): sequence for sequence in container.power_sequences}
+            rules.lookup(sequences, f"{at}selected_sequence_id", status.selected_sequence_id, "sequence")
 
 
-CHECKS = {PROFILE: power_profile_definition, "PPBC.PowerProfileStatus": power_profile_status}
+CHECKS: dict[str, rules.Check | None] = {PROFILE: power_profile_definition, STATUS: power_profile_status}
 KEYS = {PROFILE: ("id",)}

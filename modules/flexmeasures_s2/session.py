@@ -1,651 +1,594 @@
-"""One session with a Resource Manager: what it sends is checked, confirmed, remembered, acted on.
+"""A session with a Resource Manager: its messages are checked, remembered, acted on and confirmed.
 
-How a session is entered is not decided here: `handshake.enter` does it for a plain websocket. Where
-the two have agreed on everything elsewhere, a session may begin at the stage DETAILS.
+How a session is entered is up to the transport: `handshake.begin` does it for a plain websocket. Where CEM
+and Resource Manager have agreed on a version in another way, a session may begin at the stage DETAILS.
 """
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, cast
+
+from s2python.common import (
+    Handshake,
+    InstructionStatusUpdate,
+    PowerMeasurement,
+    ReceptionStatus,
+    ResourceManagerDetails,
+    RevokeObject,
+    SessionRequest,
+)
 
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as errors
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.texts as texts
+from flexmeasures_s2.message_store import MessageStore
+from flexmeasures_s2.rules import Key, Leniencies
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 texts.guard(LOGGER)
 HANDSHAKE, DETAILS, ESTABLISHED, ENDED = "handshake", "details", "established", "ended"
+"""The stages of a session: which message is expected first, or whether any may come."""
 OK = "OK"
 NORMAL, GOING_AWAY, PROTOCOL_ERROR = 1000, 1001, 1002
-MOST_REMEMBERED = 20
-"""How many of one message_type are remembered, where each has an id of its own."""
-MOST_CHARACTERS = 2**22
-"""How long those are all together."""
-MOST_STATUSES = 200
-"""How many of one message_type are remembered, where each is of something described."""
-MOST_INSTRUCTIONS = 1000
-"""How many instructions are remembered."""
-MAX_COMING = 50
-"""How many messages are remembered that are not valid yet."""
-CLOCK_TOLERANCE_SECONDS = 1.0
-"""How long before its valid_from a message is in force, since the Resource Manager has a clock of its own."""
-MAX_SLEEP_SECONDS = 60.0
-"""After how long the clock is read again, in case it was set."""
-LONGEST_ID, LONGEST_NAME = 64, 80
+"""Status codes that a websocket is closed with (RFC 6455, 7.4.1)."""
 PAUSES_BETWEEN_TRIES = (0.5, 2, 0)
-"""Seconds after each TEMPORARY_ERROR."""
-LONGEST_LOGGED = 4000
+"""Seconds after each TEMPORARY_ERROR; so many times a message is sent in all."""
+MAX_SLEEP_SECONDS = 60.0
+"""The clock is read again after this long, in case it was set while a message is waited for to be valid."""
+MAX_INSTRUCTIONS = 1000
+"""Instructions whose status is remembered."""
+MAX_LOGGED_CHARACTERS = 4000
+"""Of a message that is logged at level debug."""
+MAX_RESOURCE_ID_CHARACTERS, MAX_NAME_CHARACTERS = 64, 80
+LARGE_CHARACTERS = 65_536
+"""A message this long is parsed in a thread, since that would hold up the event loop."""
 INSTRUCTION_FIELDS = {"InstructionStatusUpdate": "instruction_id", "RevokeObject": "object_id"}
-"""Where a Resource Manager refers to an instruction."""
-MEASURES_NOTHING = "a list of no quantities is taken: it measures no power"
-BY_MESSAGE_ID = "an instruction is named by the message_id of its message"
-LARGE = 65_536
-"""From this many characters on, a message is read beside the event loop."""
+"""The fields that may refer to an instruction."""
+MEASURES_NOTHING = "an empty list is accepted: the device measures no power"
+BY_MESSAGE_ID = "the message_id of an instruction is accepted in place of its id"
 
 
-@pyscript_compile
-def records():
-    """Define the records: natively, so that compiled code can make them."""
+class _Transport(Protocol):
+    """What a session sends its texts over."""
 
-    @dataclass
-    class Events:
-        """What the session's owner is told, each a plain function of the session (and the message).
+    @pyscript_compile
+    async def send(self, text: str) -> None:
+        """Send a text; raise ConnectionError."""
 
-        `details`: of new ResourceManagerDetails, before they are confirmed; what it returns becomes the
-        confirmation's diagnostic_label, and it may raise InvalidContent. `established`: they are
-        confirmed. `selected`: another control type is active. `message`: a message was confirmed, and
-        done what it says.
-        """
-
-        details: Any
-        established: Any
-        selected: Any
-        message: Any
-
-    @dataclass
-    class Pending:
-        """A message that waits for its confirmation, and what to do at once when it comes."""
-
-        future: asyncio.Future
-        at_once: Any
-
-    @dataclass
-    class Taken:
-        """A message that was accepted: what its confirmation says, and what to do (async) after it."""
-
-        label: str | None = None
-        then: Any = None
-
-    @dataclass(eq=False, repr=False)
-    class Session:
-        """A connection to one Resource Manager.
-
-        `send_text` and `close_transport` are the transport's. `memory` maps (message_type, ids...) to
-        the latest such message that is in force; `coming` has those that replace one of them at their
-        valid_from, as (key, message) in that order. `instructions` maps an instruction's id to it and to its
-        last status.
-        `measures` has the commodity quantities that the details announce.
-        `holder` is the resource whose own token was given, if it has one. `entry` deals with the Handshake.
-        `leniencies` are those that the log has been warned of. `replaced` tells that another connection of
-        the resource came; `characters` has how long the messages are that were remembered by an id of their
-        own, and `coming_characters` those that are coming, by message_id; `replacing` is the task that puts
-        those in force.
-        """
-
-        peer: str
-        send_text: Any
-        close_transport: Any
-        events: Any
-        holder: str | None = None
-        entry: Any = None
-        deepest: int = 64
-        confirmation_seconds: float = 10
-        stage: str = HANDSHAKE
-        version: str | None = None
-        details: Any = None
-        measures: frozenset = frozenset()
-        control_type: str | None = None
-        memory: dict = field(default_factory=dict)
-        coming: list = field(default_factory=list)
-        instructions: dict = field(default_factory=dict)
-        pending: dict = field(default_factory=dict)
-        tasks: set = field(default_factory=set)
-        last_message: datetime | None = None
-        last_message_type: str | None = None
-        why_ended: str | None = None
-        complained: bool = False
-        leniencies: set = field(default_factory=set)
-        selecting: asyncio.Lock = field(default_factory=asyncio.Lock)
-        selection_is_due: bool = False
-        replaced: bool = False
-        characters: dict = field(default_factory=dict)
-        coming_characters: dict = field(default_factory=dict)
-        replacing: asyncio.Task | None = None
-
-    return Events, Pending, Taken, Session
+    @pyscript_compile
+    async def close(self, code: int, reason: str) -> None:
+        """Close the connection, with a status code of RFC 6455; raise ConnectionError."""
 
 
-Events, Pending, Taken, Session = records()
-NOTHING_MORE = Taken()
+Transport = _Transport
 
 
-@pyscript_compile
-def name_of(session):
-    """Return what the log calls this Resource Manager."""
-    return f"{name(session.details)} ({session.peer})" if session.details else session.peer
+@dataclass(kw_only=True)
+class _Events:
+    """Functions of the session's owner, called with the session (and the message)."""
+
+    details: Callable[["Session", ResourceManagerDetails], str | None]
+    """New ResourceManagerDetails, not confirmed yet: return a diagnostic_label, or raise InvalidContent."""
+    established: Callable[["Session"], None]
+    """ResourceManagerDetails were confirmed."""
+    selected: Callable[["Session"], None]
+    """Another control type is active."""
+    message: Callable[["Session", Any], None]
+    """A message was confirmed and remembered, or one that was remembered before comes into force."""
 
 
-@pyscript_compile
-def name(details):
-    """Return a Resource Manager's name on one line, else its resource_id."""
-    return texts.label(details.name, LONGEST_NAME) or details.resource_id[:LONGEST_NAME]
+Events = _Events
 
 
-@pyscript_compile
-def log(session, arrow, text):
-    """Write a line of the conversation."""
-    if LOGGER.isEnabledFor(logging.DEBUG):
-        shown = text if len(text) <= LONGEST_LOGGED else f"{text[:LONGEST_LOGGED]}… ({len(text)} characters)"
-        LOGGER.debug("%s %s %s", name_of(session), arrow, shown)
+@dataclass(frozen=True, kw_only=True)
+class _Accepted:
+    """A message is accepted: the diagnostic_label of its confirmation, and what to do after that."""
+
+    label: str | None = None
+    then: Callable[[], Awaitable[None]] | None = None
 
 
-@pyscript_compile
-def complain(session, text, *details):
-    """Warn of what a Resource Manager does wrong: once in a session, so that it cannot fill the log."""
-    level = logging.DEBUG if session.complained else logging.WARNING
-    session.complained = True
-    LOGGER.log(level, f"%s {text}", name_of(session), *details)
+Accepted = _Accepted
+ACCEPTED = Accepted()
+Handler = Callable[[Any, Any], Accepted | None]
+"""Acts on a message of a session; raises InvalidContent. None stands for ACCEPTED."""
 
 
-@pyscript_compile
-def warn_once(session: Session, leniencies: dict) -> None:
-    """Warn of what was taken though it is not as S2 has it: once of each in a session."""
-    for leniency, where in leniencies.items():
-        level = logging.DEBUG if leniency in session.leniencies else logging.WARNING
-        session.leniencies.add(leniency)
-        LOGGER.log(level, "%s: %s: %s", name_of(session), where, leniency)
+@dataclass(eq=False, kw_only=True)
+class _Pending:
+    """A message whose ReceptionStatus is awaited; `on_status` is called before anything that follows it."""
+
+    future: asyncio.Future[ReceptionStatus]
+    on_status: Callable[[ReceptionStatus], None] | None
 
 
-@pyscript_compile
-async def receive(session, text):
-    """Deal with what the Resource Manager sent: check it, act on it, confirm it; and then go on."""
-    if session.stage == ENDED:
-        return
-    log(session, "→", text)
-    message, subject, status, label, then, fatal = None, errors.NIL, OK, None, None, False
-    leniencies = {}
-    try:
-        if len(text) > LARGE:
-            message = await asyncio.to_thread(messages.parse, text, session.deepest, leniencies)
-            if session.stage == ENDED:
-                return
-        else:
-            message = messages.parse(text, session.deepest, leniencies)
-        if message.message_type in INSTRUCTION_FIELDS:
-            message = by_instruction_id(session, message, leniencies)
-        warn_once(session, leniencies)
-        if message.message_type == "ReceptionStatus":
-            on_reception_status(session, message)
+Pending = _Pending
+
+
+@dataclass(kw_only=True)
+class _SentInstruction:
+    """An instruction as it was sent, and its latest InstructionStatus."""
+
+    message: messages.Json
+    status: str | None = None
+
+
+SentInstruction = _SentInstruction
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class _Session:
+    """A session over a transport, which is None once the session has ended."""
+
+    peer: str
+    """The address of the Resource Manager."""
+    transport: Transport | None
+    events: Events
+    token_holder: str | None = None
+    """The resource (a name or resource_id) whose own token was given."""
+    on_handshake: Handler | None = None
+    max_depth: int = messages.MAX_DEPTH
+    """Nesting of a message's JSON."""
+    confirmation_seconds: float = 10
+    """How long a ReceptionStatus is waited for."""
+
+    stage: str = HANDSHAKE
+    why_ended: str | None = None
+    is_replaced: bool = False
+    """Whether another connection of the same resource came."""
+    version: str | None = None
+    """The protocol version that was selected."""
+    details: Any = None
+    """The latest ResourceManagerDetails."""
+    measured_quantities: frozenset[str] = frozenset()
+    """The CommodityQuantity of each power that the details announce."""
+    control_type: str | None = None
+    """The control type that is active."""
+    selection_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    selection_is_due: bool = False
+    """Whether a task is about to select a control type."""
+
+    store: MessageStore = field(default_factory=MessageStore)
+    instructions: dict[str, SentInstruction] = field(default_factory=dict)
+    """The instructions sent, by id."""
+    last_message_at: datetime | None = None
+    """When the latest message was accepted."""
+    last_message_type: str | None = None
+
+    pending: dict[str, Pending] = field(default_factory=dict)
+    """By message_id."""
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    activation: asyncio.Task[None] | None = None
+    """Puts upcoming messages in force."""
+    has_warned: bool = False
+    warned_leniencies: set[str] = field(default_factory=set)
+
+    @property
+    @pyscript_compile
+    def memory(self) -> dict[Key, Any]:
+        """Return the messages in force, by message_type and ids."""
+        return self.store.in_force
+
+    @property
+    @pyscript_compile
+    def log_name(self) -> str:
+        """Return the name and address of the Resource Manager, for the log."""
+        return f"{display_name(self.details)} ({self.peer})" if self.details else self.peer
+
+    @pyscript_compile
+    def log(self, arrow: str, text: str) -> None:
+        """Log a message at level debug."""
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            if len(text) > MAX_LOGGED_CHARACTERS:
+                text = f"{text[:MAX_LOGGED_CHARACTERS]}… ({len(text)} characters)"
+            LOGGER.debug("%s %s %s", self.log_name, arrow, text)
+
+    @pyscript_compile
+    def warn_once(self, text: str, *args: object) -> None:
+        """Log a mistake of the Resource Manager: as a warning once in a session, lest it fill the log."""
+        level = logging.DEBUG if self.has_warned else logging.WARNING
+        self.has_warned = True
+        LOGGER.log(level, f"%s {text}", self.log_name, *args)
+
+    @pyscript_compile
+    def warn_of_leniencies(self, leniencies: Mapping[str, str]) -> None:
+        """Log what was accepted although S2 does not allow it: each as a warning once in a session."""
+        for leniency, where in leniencies.items():
+            level = logging.DEBUG if leniency in self.warned_leniencies else logging.WARNING
+            self.warned_leniencies.add(leniency)
+            LOGGER.log(level, "%s: %s: %s", self.log_name, where, leniency)
+
+    # Receiving
+
+    @pyscript_compile
+    async def receive(self, text: str) -> None:
+        """Check, act on and confirm a message of the Resource Manager."""
+        if self.stage == ENDED:
             return
-        subject = message.message_id
-        taken = take(session, message) or NOTHING_MORE
-        weigh(session, message, len(text))
-        label, then = taken.label, taken.then
-    except errors.Refused as refused:
-        if refused.needs_no_answer:
-            complain(session, "sent a wrong ReceptionStatus: %s", refused)
-            return
-        status, label, fatal = refused.status, str(refused), refused.fatal
-        subject = refused.subject if message is None else subject
-    except Exception:
-        LOGGER.exception("Dealing with a message of %s failed: please report this", name_of(session))
-        status, label = "TEMPORARY_ERROR", "The CEM failed to deal with this message"
-    await send_message(session, messages.confirmation(subject, status, label))
-    if status != OK:
-        complain(session, "was answered %s: %s", status, label)
-        if fatal:
-            await close(session, PROTOCOL_ERROR, label)
-        return
-    session.last_message, session.last_message_type = datetime.now(UTC), message.message_type
-    if then and session.stage != ENDED:
-        await then()
-    elif session.stage == ESTABLISHED:
-        tell(session, session.events.message, message)
-
-
-@pyscript_compile
-def by_instruction_id(session: Session, message: object, leniencies: dict) -> object:
-    """Return a message that refers to an instruction, by its id where it gives its message_id."""
-    name = INSTRUCTION_FIELDS[message.message_type]
-    wanted = getattr(message, name)
-    if wanted in session.instructions:
-        return message
-    for instruction_id, instruction in session.instructions.items():
-        if instruction["message"]["message_id"] == wanted:
-            leniencies[BY_MESSAGE_ID] = name
-            return message.model_copy(update={name: instruction_id})
-    return message
-
-
-@pyscript_compile
-def tell(session, event, *details):
-    """Tell the session's owner; what goes wrong there is not the Resource Manager's business."""
-    try:
-        event(session, *details)
-    except Exception:
-        LOGGER.exception("Acting on what %s sent failed: please report this", name_of(session))
-
-
-@pyscript_compile
-def take(session, message):
-    """Do what a message asks for; raise InvalidContent where that is wrong here. Return Taken or None."""
-    kind = message.message_type
-    if session.stage == HANDSHAKE:
-        if kind == "Handshake":
-            return session.entry(session, message)
-        raise errors.InvalidContent(f"message_type: expected Handshake first, got {kind}")
-    if session.stage == DETAILS and kind not in ("ResourceManagerDetails", "SessionRequest"):
-        raise errors.InvalidContent(f"message_type: expected ResourceManagerDetails first, got {kind}")
-    if kind in HANDLERS:
-        return HANDLERS[kind](session, message)
-    replace_what_is_due(session)
-    if kind not in control_types.CHECKS:
-        raise errors.InvalidContent(f"message_type: {kind} is not for a Resource Manager to send")
-    if control_types.OF[kind] != session.control_type:
-        raise errors.InvalidContent(
-            f"message_type: {kind} belongs to {control_types.OF[kind]}, but "
-            f"{session.control_type or 'no control type'} is active"
-        )
-    if check := control_types.CHECKS[kind]:
-        warn_once(session, check(session.memory, message) or {})
-    if "valid_from" in vars(message):
-        return remember_by_validity(session, message)
-    remember(session, message)
-    return None
-
-
-@pyscript_compile
-def remember_by_validity(session: Session, message: object) -> Taken | None:
-    """Keep a message that counts from its valid_from on; until then, the one that is in force does.
-
-    From then on it replaces also what was announced before it. The first of its kind is remembered at once,
-    though it is not in force yet: its status may be told before. Leakage has none, so that waits.
-    """
-    key, begins = key_of(message), message.valid_from
-    session.coming = [each for each in session.coming if each[0] != key or each[1].valid_from < begins]
-    in_force = session.memory.get(key)
-    is_future = seconds_until(message) > 0
-    if in_force is None:
-        waits = is_future and message.message_type in control_types.WITHOUT_STATUS
-    else:
-        waits = is_future and in_force.valid_from < begins
-    if not waits:
-        remember(session, message)
-        return None
-    session.coming = sorted([*session.coming, (key, message)], key=when_valid)[:MAX_COMING]
-
-    async def then():
-        if session.replacing is None or session.replacing.done():
-            session.replacing = spawn(session, replace_when_due(session))
-
-    return Taken(then=then)
-
-
-@pyscript_compile
-def when_valid(item: tuple) -> datetime:
-    """Sort key: when a (key, message) that is not valid yet will be."""
-    return item[1].valid_from
-
-
-@pyscript_compile
-def seconds_until(message: object) -> float:
-    """Return in how many seconds a message is in force; 0 or less where it is."""
-    return (message.valid_from - datetime.now(UTC)).total_seconds() - CLOCK_TOLERANCE_SECONDS
-
-
-@pyscript_compile
-async def replace_when_due(session: Session) -> None:
-    """Put messages in force at their valid_from, for as long as any is to come."""
-    while session.coming:
-        wait = seconds_until(session.coming[0][1])
-        if wait > 0:
-            await asyncio.sleep(min(wait + 0.01, MAX_SLEEP_SECONDS))
-        replace_what_is_due(session)
-
-
-@pyscript_compile
-def replace_what_is_due(session: Session) -> None:
-    """Put messages in force whose valid_from has come, and tell the owner of each as if it came now."""
-    while session.coming and seconds_until(session.coming[0][1]) <= 0:
-        _key, message = session.coming.pop(0)
-        remember(session, message)
-        LOGGER.info("%s: its %s is valid now", name_of(session), message.message_type)
-        tell(session, session.events.message, message)
-
-
-@pyscript_compile
-def key_of(message: object) -> tuple:
-    """Return the key that a message is remembered by."""
-    kind = message.message_type
-    ids = control_types.KEYS.get(kind)
-    return (kind, *[getattr(message, name) for name in ids]) if ids else (kind,)
-
-
-@pyscript_compile
-def remember(session, message):
-    """Keep a message as the latest of its kind; forget what referred to the one before."""
-    kind = message.message_type
-    ids = control_types.KEYS.get(kind)
-    key = key_of(message)
-    replaces = session.memory.pop(key, None) is not None
-    session.memory[key] = message
-    if ids and not replaces:
-        same = [each for each in session.memory if each[0] == kind]
-        if len(same) > (MOST_REMEMBERED if ids == ("id",) else MOST_STATUSES):
-            del session.memory[same[0]]
-            replaces = True
-    if replaces and kind in control_types.REFERRED_TO:
-        forget_what_dangles(session)
-
-
-@pyscript_compile
-def weigh(session, message, characters):
-    """Forget the first of what was remembered by an id of its own, where it is too much all together.
-
-    Of what is coming, what comes last is forgotten.
-    """
-    if session.coming and any(message is each for _key, each in session.coming):
-        weigh_coming(session, message, characters)
-        return
-    if control_types.KEYS.get(message.message_type) != ("id",):
-        return
-    session.characters[message.message_type, message.id] = characters
-    held = {key: size for key, size in session.characters.items() if key in session.memory}
-    session.characters = held
-    while sum(held.values()) > MOST_CHARACTERS and len(held) > 1:
-        oldest = next(iter(held))
-        del held[oldest]
-        session.memory.pop(oldest, None)
-        forget_what_dangles(session)
-
-
-@pyscript_compile
-def weigh_coming(session: Session, message: object, characters: int) -> None:
-    """Forget what comes last, where what is coming is too much all together."""
-    sizes = session.coming_characters | {message.message_id: characters}
-    while session.coming:
-        held = {each.message_id: sizes.get(each.message_id, 0) for _key, each in session.coming}
-        session.coming_characters = held
-        if sum(held.values()) <= MOST_CHARACTERS:
-            return
-        session.coming.pop()
-
-
-@pyscript_compile
-def forget_what_dangles(session):
-    """Forget what refers to something that is not there any more."""
-    for key, message in list(session.memory.items()):
-        check = control_types.CHECKS.get(key[0])
+        self.log("→", text)
+        subject = None
+        leniencies: Leniencies = {}
         try:
-            if check:
-                check(session.memory, message)
-        except errors.InvalidContent:
-            del session.memory[key]
+            if len(text) > LARGE_CHARACTERS:
+                message = await asyncio.to_thread(messages.parse, text, self.max_depth, leniencies)
+                if self.stage == ENDED:
+                    return
+            else:
+                message = messages.parse(text, self.max_depth, leniencies)
+            if message.message_type in INSTRUCTION_FIELDS:
+                message = self.with_instruction_id(message, leniencies)
+            self.warn_of_leniencies(leniencies)
+            if message.message_type == "ReceptionStatus":  # isinstance takes longer for pydantic's models
+                self.on_reception_status(cast(ReceptionStatus, message))
+                return
+            subject = str(message.message_id)
+            accepted = self.dispatch(message) or ACCEPTED
+            self.store.limit_size(message, len(text))
+        except errors.Refused as refused:
+            await self.refuse(subject or refused.subject, refused)
+            return
+        except Exception:
+            LOGGER.exception("Dealing with a message of %s failed: please report this", self.log_name)
+            failure = errors.TemporaryError("The CEM failed to deal with this message")
+            await self.refuse(subject or errors.NIL, failure)
+            return
+        await self.send_message(messages.reception_status(subject, OK, accepted.label))
+        self.last_message_at, self.last_message_type = datetime.now(UTC), message.message_type
+        if accepted.then and self.stage != ENDED:
+            await accepted.then()
+        elif self.stage == ESTABLISHED:
+            self.notify(self.events.message, message)
 
+    @pyscript_compile
+    async def refuse(self, subject: str, refused: errors.Refused) -> None:
+        """Answer a message that is refused, with its message_id as subject."""
+        if refused.needs_no_answer:
+            self.warn_once("sent a wrong ReceptionStatus: %s", refused)
+            return
+        label = str(refused)
+        await self.send_message(messages.reception_status(subject, refused.status, label))
+        self.warn_once("was answered %s: %s", refused.status, label)
+        if refused.is_fatal:
+            await self.close(PROTOCOL_ERROR, label)
 
-@pyscript_compile
-def on_details(session, message):
-    """Take ResourceManagerDetails; others replace the first, but not with another resource."""
-    if session.details and message.resource_id != session.details.resource_id:
-        raise errors.InvalidContent(
-            f"resource_id: this session belongs to {session.details.resource_id}: open another for "
-            f"{message.resource_id}"
-        )
-    if len(message.resource_id) > LONGEST_ID:
-        raise errors.InvalidContent(f"resource_id: expected at most {LONGEST_ID} characters")
-    if not message.resource_id.isprintable() or not message.resource_id.strip():
-        raise errors.InvalidContent("resource_id: expected characters that can be printed")
-    offered = [each.value for each in message.available_control_types]
-    if offered == [control_types.NO_SELECTION]:
-        raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
-    told = session.events.details(session, message)
-    session.details = message
-    session.measures = frozenset({each.value for each in message.provides_power_measurement_types})
-    if not message.provides_power_measurement_types:
-        warn_once(session, {MEASURES_NOTHING: messages.MEASURED_QUANTITIES})
-    session.stage = ESTABLISHED
+    @pyscript_compile
+    def with_instruction_id(self, message: messages.Message, leniencies: Leniencies) -> messages.Message:
+        """Return a message that refers to an instruction by its id, where it gives the message_id."""
+        name = INSTRUCTION_FIELDS[message.message_type]
+        referenced = getattr(message, name)
+        if referenced in self.instructions:
+            return message
+        for instruction_id, instruction in self.instructions.items():
+            if instruction.message["message_id"] == referenced:
+                leniencies[BY_MESSAGE_ID] = name
+                return message.model_copy(update={name: instruction_id})
+        return message
 
-    async def then():
-        tell(session, session.events.established)
+    @pyscript_compile
+    def notify(self, event: Callable[..., object], *args: object) -> None:
+        """Call a function of the session's owner; log what it raises, since the session goes on."""
+        try:
+            event(self, *args)
+        except Exception:
+            LOGGER.exception("Acting on what %s sent failed: please report this", self.log_name)
 
-    return Taken(told, then)
-
-
-@pyscript_compile
-def on_power_measurement(session: Session, message: object) -> None:
-    """Remember a measurement; refuse quantities that were not announced, where any was."""
-    announced = session.measures
-    for number, measured in enumerate(message.values):
-        quantity = measured.commodity_quantity.value
-        if announced and quantity not in announced:
+    @pyscript_compile
+    def dispatch(self, message: messages.Message) -> Accepted | None:
+        """Act on a message; raise InvalidContent if it is wrong in this state of the session."""
+        message_type = message.message_type
+        if self.stage == HANDSHAKE:
+            if message_type == "Handshake" and self.on_handshake:
+                return self.on_handshake(self, message)
+            raise errors.InvalidContent(f"message_type: expected Handshake first, got {message_type}")
+        if self.stage == DETAILS and message_type not in ("ResourceManagerDetails", "SessionRequest"):
             raise errors.InvalidContent(
-                f"values[{number}].commodity_quantity: {quantity} is not in the "
-                f"{messages.MEASURED_QUANTITIES} of the details: {', '.join(sorted(announced))}"
+                f"message_type: expected ResourceManagerDetails first, got {message_type}"
             )
-    remember(session, message)
+        if message_type in HANDLERS:
+            return HANDLERS[message_type](self, message)
+        return self.on_control_type_message(message)
 
+    @pyscript_compile
+    def on_control_type_message(self, message: messages.Message) -> Accepted | None:
+        """Check and remember a message of the control type that is active."""
+        message_type = message.message_type
+        self.activate_due_messages()
+        if message_type not in control_types.CHECKS:
+            raise errors.InvalidContent(f"message_type: {message_type} is not for a Resource Manager to send")
+        control_type = control_types.CONTROL_TYPE_OF[message_type]
+        if control_type != self.control_type:
+            raise errors.InvalidContent(
+                f"message_type: {message_type} belongs to {control_type}, but "
+                f"{self.control_type or 'no control type'} is active"
+            )
+        if check := control_types.CHECKS[message_type]:
+            self.warn_of_leniencies(check(self.memory, message) or {})
+        is_upcoming = self.store.add(message)
+        return Accepted(then=self.ensure_activation) if is_upcoming else None
 
-@pyscript_compile
-def on_session_request(session, message):
-    """End the session, as the Resource Manager asks; it connects again where it asked for that."""
+    @pyscript_compile
+    async def ensure_activation(self) -> None:
+        """Have upcoming messages put in force, and the session's owner notified of them then."""
+        if self.activation is None or self.activation.done():
+            self.activation = self.spawn(self.activate_messages())
 
-    async def then():
-        await close(session, NORMAL, f"the Resource Manager asked to {message.request.value}")
+    @pyscript_compile
+    async def activate_messages(self) -> None:
+        """Put messages in force at their valid_from, as long as there are upcoming ones."""
+        while (seconds := self.store.seconds_to_next()) is not None:
+            if seconds > 0:
+                await asyncio.sleep(min(seconds + 0.01, MAX_SLEEP_SECONDS))
+            self.activate_due_messages()
 
-    return Taken(then=then)
+    @pyscript_compile
+    def activate_due_messages(self) -> None:
+        """Put messages in force whose valid_from has come, and notify the session's owner as of new ones."""
+        while (message := self.store.activate_next()) is not None:
+            LOGGER.info("%s: its %s is valid now", self.log_name, message.message_type)
+            self.notify(self.events.message, message)
 
+    # Messages of all control types
 
-@pyscript_compile
-def on_revoke_object(session, message):
-    """Forget what is revoked, and what refers to it."""
-    kind, wanted = message.object_type.value, message.object_id
-    instruction = session.instructions.get(wanted)
-    if instruction and instruction["message"]["message_type"] == kind:
-        del session.instructions[wanted]
-        return
-    for key, found in session.memory.items():
-        if key[0] == kind and wanted in (getattr(found, "id", None), found.message_id):
-            del session.memory[key]
-            forget_what_dangles(session)
+    @pyscript_compile
+    def on_second_handshake(self, _message: Handshake) -> None:
+        """Refuse a Handshake within the session."""
+        raise errors.InvalidContent("message_type: the session has had its Handshake")
+
+    @pyscript_compile
+    def on_details(self, message: ResourceManagerDetails) -> Accepted:
+        """Accept ResourceManagerDetails; later ones replace the first, if they are of the same resource."""
+        resource_id = str(message.resource_id)
+        if self.details and resource_id != self.details.resource_id:
+            raise errors.InvalidContent(
+                f"resource_id: this session belongs to {self.details.resource_id}: open another for "
+                f"{resource_id}"
+            )
+        if len(resource_id) > MAX_RESOURCE_ID_CHARACTERS:
+            raise errors.InvalidContent(
+                f"resource_id: expected at most {MAX_RESOURCE_ID_CHARACTERS} characters, "
+                f"got {len(resource_id)}"
+            )
+        if not resource_id.isprintable() or not resource_id.strip():
+            raise errors.InvalidContent("resource_id: expected printable characters")
+        offered = [control_type.value for control_type in message.available_control_types]
+        if offered == [control_types.NO_SELECTION]:
+            raise errors.InvalidContent("available_control_types: expected one besides NO_SELECTION")
+        label = self.events.details(self, message)
+        self.details = message
+        self.measured_quantities = frozenset(
+            quantity.value for quantity in message.provides_power_measurement_types
+        )
+        if not self.measured_quantities:
+            self.warn_of_leniencies({MEASURES_NOTHING: messages.MEASURED_QUANTITIES})
+        self.stage = ESTABLISHED
+
+        async def notify_established() -> None:
+            self.notify(self.events.established)
+
+        return Accepted(label=label, then=notify_established)
+
+    @pyscript_compile
+    def on_power_forecast(self, message: messages.Message) -> None:
+        """Remember a PowerForecast."""
+        self.store.put_in_force(message)
+
+    @pyscript_compile
+    def on_power_measurement(self, message: PowerMeasurement) -> None:
+        """Remember a PowerMeasurement; refuse quantities that were not announced, if any was."""
+        announced = self.measured_quantities
+        for number, measured in enumerate(message.values):
+            quantity = measured.commodity_quantity.value
+            if announced and quantity not in announced:
+                raise errors.InvalidContent(
+                    f"values[{number}].commodity_quantity: {quantity} is not in the "
+                    f"{messages.MEASURED_QUANTITIES} of the details: {', '.join(sorted(announced))}"
+                )
+        self.store.put_in_force(message)
+
+    @pyscript_compile
+    def on_session_request(self, message: SessionRequest) -> Accepted:
+        """End the session, as the Resource Manager asks; it connects again if it asks for RECONNECT."""
+
+        async def close() -> None:
+            await self.close(NORMAL, f"the Resource Manager asked to {message.request.value}")
+
+        return Accepted(then=close)
+
+    @pyscript_compile
+    def on_revoke_object(self, message: RevokeObject) -> None:
+        """Forget the message or instruction that is revoked."""
+        message_type, object_id = message.object_type.value, str(message.object_id)
+        instruction = self.instructions.get(object_id)
+        if instruction and instruction.message["message_type"] == message_type:
+            del self.instructions[object_id]
+        elif not self.store.revoke(message_type, object_id):
+            raise errors.InvalidContent(f"object_id: there is no {message_type} {object_id}")
+
+    @pyscript_compile
+    def on_instruction_status_update(self, message: InstructionStatusUpdate) -> None:
+        """Remember the status of an instruction."""
+        instruction = self.instructions.get(str(message.instruction_id))
+        if instruction is None:
+            raise errors.InvalidContent(f"instruction_id: there is no instruction {message.instruction_id}")
+        instruction.status = message.status_type.value
+
+    @pyscript_compile
+    def on_reception_status(self, message: ReceptionStatus) -> None:
+        """Hand a ReceptionStatus to the request that waits for it; log one that is not OK if none does."""
+        subject, status = str(message.subject_message_id), message.status.value
+        pending = self.pending.pop(subject, None)
+        if pending is None:
+            if status != OK:
+                self.warn_once(
+                    "answered %s to %s: %s", status, subject, texts.quoted(message.diagnostic_label)
+                )
             return
-    for place, (key, found) in enumerate(session.coming):
-        if key[0] == kind and wanted in (getattr(found, "id", None), found.message_id):
-            del session.coming[place]
+        if pending.on_status:
+            pending.on_status(message)
+        if not pending.future.done():
+            pending.future.set_result(message)
+
+    # Sending
+
+    @pyscript_compile
+    async def send(self, message_type: str, **fields: Any) -> messages.Json:
+        """Send a message, and return it; once the session has ended, nothing is sent."""
+        message = messages.new(message_type, **fields)
+        await self.send_message(message)
+        return message
+
+    @pyscript_compile
+    async def send_message(self, message: messages.Json) -> None:
+        """Send a message of `messages.new` or `messages.reception_status`."""
+        if self.stage == ENDED or self.transport is None:
             return
-    raise errors.InvalidContent(f"object_id: there is no {kind} {wanted}")
+        text = messages.text(message)
+        self.log("←", text)
+        try:
+            await self.transport.send(text)
+        except ConnectionError as error:
+            self.end(str(error) or "the connection broke")
+
+    @pyscript_compile
+    async def request(
+        self,
+        message_type: str,
+        on_status: Callable[[ReceptionStatus], None] | None = None,
+        **fields: Any,
+    ) -> ReceptionStatus:
+        """Send a message, and return its ReceptionStatus; `on_status` gets it before anything that follows.
+
+        After a TEMPORARY_ERROR it is sent again; a PERMANENT_ERROR closes the session, and so does a missing
+        confirmation, which raises NoConfirmation. Not to be awaited where messages are received.
+        """
+        message = messages.new(message_type, **fields)
+        if message_type.endswith("Instruction"):
+            self.instructions[message["id"]] = SentInstruction(message=message)
+            while len(self.instructions) > MAX_INSTRUCTIONS:
+                del self.instructions[next(iter(self.instructions))]
+        for pause in PAUSES_BETWEEN_TRIES:
+            status = await self.send_and_wait(message, on_status)
+            if status.status.value != "TEMPORARY_ERROR":
+                break
+            await asyncio.sleep(pause)
+        if status.status.value == "PERMANENT_ERROR":
+            await self.close(NORMAL, f"the Resource Manager answered PERMANENT_ERROR to {message_type}")
+        return status
+
+    @pyscript_compile
+    async def send_and_wait(
+        self, message: messages.Json, on_status: Callable[[ReceptionStatus], None] | None
+    ) -> ReceptionStatus:
+        """Send a message, and return its ReceptionStatus; raise NoConfirmation."""
+        message_id = message["message_id"]
+        if self.stage == ENDED:
+            raise errors.NoConfirmation(f"{self.log_name}: {self.why_ended}")
+        future: asyncio.Future[ReceptionStatus] = asyncio.get_running_loop().create_future()
+        self.pending[message_id] = Pending(future=future, on_status=on_status)
+        try:
+            await self.send_message(message)
+            return await asyncio.wait_for(future, self.confirmation_seconds)
+        except TimeoutError:
+            why = f"{message['message_type']} was not confirmed within {self.confirmation_seconds:g} s"
+            await self.close(PROTOCOL_ERROR, why)
+            raise errors.NoConfirmation(f"{self.log_name}: {why}") from None
+        finally:
+            self.pending.pop(message_id, None)
+
+    @pyscript_compile
+    async def select(self, control_type: str) -> ReceptionStatus:
+        """Select a control type, and return the ReceptionStatus: it is active once that is OK.
+
+        Messages and instructions of the control type before are forgotten. Hold `selection_lock`. Raise
+        NoConfirmation.
+        """
+
+        def activate(status: ReceptionStatus) -> None:
+            if status.status.value == OK:
+                self.control_type = control_type
+                self.store.forget_control_type()
+                self.instructions.clear()
+                self.notify(self.events.selected)
+
+        return await self.request("SelectControlType", activate, control_type=control_type)
+
+    # The end
+
+    @pyscript_compile
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
+        """Run a coroutine in a task that is cancelled when the session ends; log what it raises."""
+
+        async def run() -> None:
+            try:
+                await work
+            except errors.NoConfirmation as error:
+                LOGGER.warning("%s", error)
+            except Exception:
+                LOGGER.exception("The session with %s failed: please report this", self.log_name)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(lambda _task: work.close())
+        return task
+
+    @pyscript_compile
+    async def send_session_request(self, why: str, code: int = NORMAL, *, reconnect: bool = False) -> None:
+        """End the session: send a SessionRequest with the reason, and close the connection."""
+        if self.stage not in (HANDSHAKE, ENDED):
+            request = "RECONNECT" if reconnect else "TERMINATE"
+            await self.send("SessionRequest", request=request, diagnostic_label=why)
+        await self.close(code, why)
+
+    @pyscript_compile
+    async def close(self, code: int, why: str) -> None:
+        """End the session, and close the connection."""
+        transport = self.transport
+        if self.stage == ENDED:
+            return
+        LOGGER.info("%s: closing (%s): %s", self.log_name, code, why)
+        self.end(why)
+        if transport is not None:
+            with suppress(ConnectionError):
+                await transport.close(code, why)
+
+    @pyscript_compile
+    def end(self, why: str) -> None:
+        """End the session: fail the requests that wait, cancel its tasks, and forget its messages."""
+        if self.stage == ENDED:
+            return
+        self.stage, self.why_ended, self.transport = ENDED, why, None
+        for pending in self.pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(errors.NoConfirmation(f"{self.log_name}: {why}"))
+                pending.future.exception()  # so that asyncio does not log it as never retrieved
+        self.pending.clear()
+        self.store.clear()
+        self.instructions.clear()
+        current = asyncio.current_task()
+        for task in list(self.tasks):
+            if task is not current:
+                task.cancel()
 
 
-@pyscript_compile
-def on_instruction_status_update(session, message):
-    """Remember what became of an instruction."""
-    if message.instruction_id not in session.instructions:
-        raise errors.InvalidContent(f"instruction_id: there is no instruction {message.instruction_id}")
-    session.instructions[message.instruction_id]["status"] = message.status_type.value
-
-
-@pyscript_compile
-def on_handshake(_session, _message):
-    """Refuse a Handshake within the session."""
-    raise errors.InvalidContent("message_type: the session has had its Handshake")
-
-
-@pyscript_compile
-def on_reception_status(session, message):
-    """Give a confirmation to who waits for it."""
-    pending = session.pending.pop(message.subject_message_id, None)
-    if pending is None:
-        if message.status.value != OK:
-            label = texts.quoted(message.diagnostic_label)
-            subject = message.subject_message_id
-            complain(session, "answered %s to %s: %s", message.status.value, subject, label)
-        return
-    if pending.at_once:
-        pending.at_once(message)
-    if not pending.future.done():
-        pending.future.set_result(message)
-
-
-HANDLERS = {
-    "Handshake": on_handshake,
-    "InstructionStatusUpdate": on_instruction_status_update,
-    "PowerForecast": remember,
-    "PowerMeasurement": on_power_measurement,
-    "ResourceManagerDetails": on_details,
-    "RevokeObject": on_revoke_object,
-    "SessionRequest": on_session_request,
+Session = _Session
+HANDLERS: dict[str, Handler] = {
+    "Handshake": Session.on_second_handshake,
+    "InstructionStatusUpdate": Session.on_instruction_status_update,
+    "PowerForecast": Session.on_power_forecast,
+    "PowerMeasurement": Session.on_power_measurement,
+    "ResourceManagerDetails": Session.on_details,
+    "RevokeObject": Session.on_revoke_object,
+    "SessionRequest": Session.on_session_request,
 }
 
 
 @pyscript_compile
-async def send(session, message_type, **fields):
-    """Send a message, and return it. After the session's end nothing is sent."""
-    message = messages.new(message_type, **fields)
-    await send_message(session, message)
-    return message
-
-
-@pyscript_compile
-async def send_message(session, message):
-    """Send a message that was made by `messages`."""
-    if session.stage == ENDED:
-        return
-    text = messages.text(message)
-    log(session, "←", text)
-    try:
-        await session.send_text(text)
-    except ConnectionError as error:
-        end(session, str(error) or "the connection broke")
-
-
-@pyscript_compile
-async def request(session, message_type, at_once=None, **fields):
-    """Send a message, and return its ReceptionStatus; `at_once` gets it before anything that follows.
-
-    After a TEMPORARY_ERROR it is sent again; a PERMANENT_ERROR ends the session. Raise NoConfirmation:
-    without a confirmation in time, the session is closed. Not to be awaited where messages are received.
-    """
-    message = messages.new(message_type, **fields)
-    if message_type.endswith("Instruction"):
-        session.instructions[message["id"]] = {"message": message, "status": None}
-        while len(session.instructions) > MOST_INSTRUCTIONS:
-            del session.instructions[next(iter(session.instructions))]
-    for pause in PAUSES_BETWEEN_TRIES:
-        status = await confirmed(session, message, at_once)
-        if status.status.value != "TEMPORARY_ERROR":
-            break
-        await asyncio.sleep(pause)
-    if status.status.value == "PERMANENT_ERROR":
-        await close(session, NORMAL, f"the Resource Manager answered PERMANENT_ERROR to {message_type}")
-    return status
-
-
-@pyscript_compile
-async def confirmed(session, message, at_once):
-    """Send a message, and return its ReceptionStatus; raise NoConfirmation."""
-    message_id, message_type = message["message_id"], message["message_type"]
-    if session.stage == ENDED:
-        raise errors.NoConfirmation(f"{name_of(session)}: {session.why_ended}")
-    future = asyncio.get_running_loop().create_future()
-    session.pending[message_id] = Pending(future, at_once)
-    try:
-        await send_message(session, message)
-        return await asyncio.wait_for(future, session.confirmation_seconds)
-    except TimeoutError:
-        text = f"{message_type} was not confirmed within {session.confirmation_seconds:g} s"
-        await close(session, PROTOCOL_ERROR, text)
-        raise errors.NoConfirmation(f"{name_of(session)}: {text}") from None
-    finally:
-        session.pending.pop(message_id, None)
-
-
-@pyscript_compile
-async def select(session, control_type):
-    """Select a control type, and return the confirmation: it is active once that is OK.
-
-    What was remembered of the one before is forgotten. One selection at a time: hold `selecting`. Raise
-    NoConfirmation.
-    """
-
-    def activate(status):
-        if status.status.value == OK:
-            session.control_type = control_type
-            session.memory = {
-                key: message for key, message in session.memory.items() if key[0] not in control_types.OF
-            }
-            session.coming.clear()
-            session.instructions.clear()
-            tell(session, session.events.selected)
-
-    return await request(session, "SelectControlType", activate, control_type=control_type)
-
-
-@pyscript_compile
-def spawn(session, work):
-    """Run something beside the receiving, for as long as the session lasts at most; return its task."""
-
-    async def run():
-        try:
-            await work
-        except errors.NoConfirmation as error:
-            LOGGER.warning("%s", error)
-        except Exception:
-            LOGGER.exception("The session with %s failed: please report this", name_of(session))
-
-    task = asyncio.get_running_loop().create_task(run())
-    session.tasks.add(task)
-    task.add_done_callback(session.tasks.discard)
-    task.add_done_callback(lambda _task: work.close())
-    return task
-
-
-@pyscript_compile
-async def bid_farewell(session, why, code=NORMAL, reconnect=False):
-    """Tell the Resource Manager by a SessionRequest why the session ends, and close it."""
-    if session.stage not in (HANDSHAKE, ENDED):
-        asked = "RECONNECT" if reconnect else "TERMINATE"
-        await send(session, "SessionRequest", request=asked, diagnostic_label=why)
-    await close(session, code, why)
-
-
-@pyscript_compile
-async def close(session, code, why):
-    """Close the connection, and say why."""
-    if session.stage != ENDED:
-        LOGGER.info("%s: closing (%s): %s", name_of(session), code, why)
-        end(session, why)
-        with suppress(ConnectionError):
-            await session.close_transport(code, why)
-
-
-@pyscript_compile
-def end(session, why):
-    """End the session: nobody waits any longer, nothing runs any more, nothing is remembered."""
-    if session.stage == ENDED:
-        return
-    session.stage, session.why_ended = ENDED, why
-    for pending in session.pending.values():
-        if not pending.future.done():
-            pending.future.set_exception(errors.NoConfirmation(f"{name_of(session)}: {why}"))
-            pending.future.exception()
-    session.pending.clear()
-    session.memory.clear()
-    session.coming.clear()
-    session.instructions.clear()
-    current = asyncio.current_task()
-    for task in list(session.tasks):
-        if task is not current:
-            task.cancel()
+def display_name(details: ResourceManagerDetails) -> str:
+    """Return a Resource Manager's name on one line, or its resource_id if it has none."""
+    return texts.label(details.name, MAX_NAME_CHARACTERS) or str(details.resource_id)[:MAX_NAME_CHARACTERS]

@@ -35,7 +35,7 @@ class Battery:
 
     def connect(self) -> None:
         """Begin a session, under fill rate based control."""
-        self.session = sessions.Session("here", None, None, cems.events(self.cem))
+        self.session = sessions.Session(peer="here", transport=None, events=cems.events(self.cem))
         details = parsed("ResourceManagerDetails", resource_id="battery")
         self.session.events.details(self.session, details)
         self.session.details, self.session.stage = details, sessions.ESTABLISHED
@@ -46,7 +46,7 @@ class Battery:
     def say(self, message_type: str, **changes) -> None:
         """Have a message remembered, and told."""
         message = parsed(message_type, **changes)
-        sessions.remember(self.session, message)
+        self.session.store.put_in_force(message)
         self.session.events.message(self.session, message)
 
     def tell(self, level: float) -> None:
@@ -71,7 +71,7 @@ async def battery(clock):
     battery = Battery()
     battery.tell(55)
     yield battery
-    sessions.end(battery.session, "it is over")
+    battery.session.end("it is over")
     await asyncio.sleep(0)
 
 
@@ -130,7 +130,7 @@ async def test_what_power_times_time_explains_is_believed_at_once(battery, caplo
 
 
 async def test_the_first_level_of_a_session_is_believed(battery):
-    sessions.end(battery.session, "it is over")
+    battery.session.end("it is over")
     cems.ended(battery.cem, battery.session)
     assert fill_levels.of(battery.resource) is None
     battery.connect()
@@ -140,7 +140,7 @@ async def test_the_first_level_of_a_session_is_believed(battery):
 
 async def test_a_doubt_ends_with_its_session(battery):
     battery.tell(0)
-    sessions.end(battery.session, "it is over")
+    battery.session.end("it is over")
     cems.ended(battery.cem, battery.session)
     battery.connect()
     battery.tell(90)

@@ -13,7 +13,6 @@ import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.market as markets
 import flexmeasures_optimiser.errors as optimiser_errors
-import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_cem.site_parts import (
     FRBC,
     LULL,
@@ -454,7 +453,7 @@ async def test_what_a_user_told_it_is_over_with_the_connection(site):
 
 async def test_a_second_best_control_type_is_not_kept(site):
     def give_way(resource, session, control_type):
-        sessions.spawn(session, cems.give_way(site.cem.cem, resource, session, control_type))
+        session.spawn(cems.give_way(site.cem.cem, resource, session, control_type))
 
     site.site.unfit = give_way
     types = [FRBC, "OPERATION_MODE_BASED_CONTROL", NOT_CONTROLABLE]

@@ -70,7 +70,8 @@ class Battery:
         self.relay.power_sensor = Sensor(7, "kW", timedelta(minutes=5), "Europe/Amsterdam", 1, 1)
         self.relay.soc_sensor = Sensor(8, "%", timedelta(0), "Europe/Amsterdam", 1)
         self.relay.planned = planned
-        self.session = Session("here", None, None, None, details=parsed("ResourceManagerDetails"))
+        details = parsed("ResourceManagerDetails")
+        self.session = Session(peer="here", transport=None, events=None, details=details)
         resource.session = resource.last_session = self.session
         relays.changed(self.relay)
         self.say(parsed("FRBC.SystemDescription"))
@@ -79,7 +80,7 @@ class Battery:
     def say(self, message) -> None:
         """Have a message remembered, and passed on."""
         self.session.memory[message.message_type,] = message
-        self.session.last_message = datetime.now(UTC)
+        self.session.last_message_at = datetime.now(UTC)
         self.session.last_message_type = message.message_type
         relays.received(self.relay, message)
 

@@ -12,7 +12,6 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_home.relay as relays
 import flexmeasures_s2.messages as messages
-import flexmeasures_s2.session as sessions
 from flexmeasures_cem.cem import Resource
 from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
@@ -43,7 +42,7 @@ class Device:
     def connect(self):
         """Connect with a session that is established."""
         details = messages.parse(json.dumps(example("ResourceManagerDetails")))
-        session = Session("here", None, None, None, details=details)
+        session = Session(peer="here", transport=None, events=None, details=details)
         self.resource.session = self.resource.last_session = session
         relays.changed(self.relay)
 
@@ -511,7 +510,7 @@ async def test_a_level_that_is_not_believed_is_neither_posted_nor_shown(device):
     await device.at(7.1)
     assert shown() == 0
     assert device.levels[-1] == (7, 0)
-    sessions.end(device.resource.session, "it is over")
+    device.resource.session.end("it is over")
 
 
 async def test_a_level_is_shown_in_steps_of_a_round_number(device):

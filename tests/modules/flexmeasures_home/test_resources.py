@@ -47,7 +47,7 @@ def side(hass, tmp_path, monkeypatch):
     store = kept.KeptFile(hass, status, "resources", "the S2 devices")
     session = SimpleNamespace(
         control_type=None,
-        selecting=asyncio.Lock(),
+        selection_lock=asyncio.Lock(),
         details=SimpleNamespace(available_control_types=[SimpleNamespace(value="NOT_CONTROLABLE")]),
     )
     resource = cems.Resource("a", "Home battery", session=session, last_session=session)
@@ -121,17 +121,17 @@ async def test_a_search_that_is_ended_while_it_fails_leaves_nothing_behind(hass,
     assert (side.learning, status.problems) == ({}, {})
 
 
-async def test_a_listener_whose_start_fails_unexpectedly_is_told_and_started_again(hass, monkeypatch, clock):
+async def test_a_listener_whose_start_fails_unexpectedly_is_told_and_started_again(hass, clock):
     status, tries = statuses.Status(hass), []
 
-    async def start(_listener):
+    async def start():
         tries.append(clock.time())
         if len(tries) < 4:
             raise RuntimeError("x" * 1000)
 
-    monkeypatch.setattr(resources.listeners, "start", start)
     s2 = SimpleNamespace(certificate=None, host="127.0.0.1", port=1, path="/s2", is_configured=True)
-    side = SimpleNamespace(status=status, listener=None, given=SimpleNamespace(s2=s2))
+    listener, given = SimpleNamespace(start=start), SimpleNamespace(s2=s2)
+    side = SimpleNamespace(status=status, listener=listener, given=given)
     assert not await resources.listens_at_once(side)
     work = resources.tasks.supervise(status, "start of the S2 listener", lambda: resources.keep_trying(side))
     await asyncio.sleep(1)

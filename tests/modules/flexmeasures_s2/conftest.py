@@ -48,13 +48,13 @@ async def running(preferred=None, scheme="ws", limits=(), **options):
         ended=lambda session: cems.ended(made.cem, session),
         limits=listeners.Limits(**dict(limits)),
     )
-    await listeners.start(made.listener)
+    await made.listener.start()
     made.port = made.listener.server.sockets[0].getsockname()[1]
     made.url = f"{scheme}://127.0.0.1:{made.port}{made.listener.path}"
     try:
         yield made
     finally:
-        await listeners.stop(made.listener)
+        await made.listener.stop()
         await asyncio.get_running_loop().shutdown_default_executor()
 
 

@@ -83,7 +83,7 @@ async def instructed(rm, session, **fields):
     instruction = {
         name: value for name, value in example("FRBC.Instruction").items() if name[:7] != "message"
     }
-    await sessions.request(session, "FRBC.Instruction", **instruction | fields)
+    await session.request("FRBC.Instruction", **instruction | fields)
     return await rm.next("FRBC.Instruction")
 
 
@@ -103,7 +103,7 @@ async def test_an_instruction_may_be_named_by_its_message_id(cem, caplog):
         for status in ("ACCEPTED", "STARTED"):
             update = example("InstructionStatusUpdate", instruction_id="another:id", status_type=status)
             assert (await rm.ask(update))["status"] == "OK"
-        assert session.instructions[sent["id"]]["status"] == "STARTED"
+        assert session.instructions[sent["id"]].status == "STARTED"
         assert {each.instruction_id for _, each in cem.received if hasattr(each, "instruction_id")} == {
             sent["id"]
         }

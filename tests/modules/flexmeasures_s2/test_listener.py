@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pytest_homeassistant_custom_component import plugins
 
+import flexmeasures_s2.access as access
 import flexmeasures_s2.listener as listeners
 from flexmeasures_s2.errors import CannotListen
 from tests.modules.flexmeasures_s2.conftest import connected, until
@@ -170,7 +171,7 @@ async def test_a_wrong_token_is_compared_in_constant_time(serve, monkeypatch):
         compared.append((given, wanted))
         return given == wanted
 
-    monkeypatch.setattr(listeners.hmac, "compare_digest", compare)
+    monkeypatch.setattr(access.hmac, "compare_digest", compare)
     cem = await serve(token="secret")
     for given in ("Bearer wrong", basic("user:wrong"), "wrong"):
         assert await refusal_of(cem.url, Authorization=given) == 401
@@ -474,7 +475,7 @@ async def test_who_does_not_read_does_not_hold_up_the_stop(serve, mute):
     await until(lambda: cem.listener.sessions)
     await asyncio.sleep(0.3)
     async with asyncio.timeout(8):
-        await listeners.stop(cem.listener)
+        await cem.listener.stop()
     assert not cem.listener.sessions
 
 
@@ -501,12 +502,12 @@ async def test_a_burst_is_slowed_down_and_never_refused(serve):
 
 
 def test_above_the_rate_each_message_waits():
-    bucket = listeners.Bucket(rate=10, tokens=600, at=0)
-    pauses = [listeners.pause_after(bucket, 100, 0) for _ in range(603)]
+    bucket = listeners.TokenBucket(rate=10, tokens=600, at=0)
+    pauses = [bucket.pause_after(100, 0) for _ in range(603)]
     assert pauses[:600] == [0] * 600
     assert pauses[600:] == pytest.approx([0.1, 0.2, 0.3])
-    assert listeners.pause_after(bucket, 100, 10) == 0
-    assert listeners.pause_after(bucket, 1000 * listeners.BYTES_OF_A_MESSAGE, 10) > 90
+    assert bucket.pause_after(100, 10) == 0
+    assert bucket.pause_after(1000 * listeners.CHARACTERS_PER_MESSAGE, 10) > 90
 
 
 async def test_a_burst_leaves_room_for_others(cem):
@@ -568,11 +569,11 @@ async def test_what_comes_right_before_the_close_is_confirmed_before_it(cem, cod
     assert answers[-4:] == b"\x88\x02\x03\xe8"
 
 
-async def test_stop_bids_farewell_and_frees_the_port_at_once(serve):
+async def test_stop_asks_to_reconnect_and_frees_the_port_at_once(serve):
     cem = await serve()
     async with connected(cem) as first, ResourceManager(cem.url) as second:
         await second.next("Handshake")
-        await listeners.stop(cem.listener)
+        await cem.listener.stop()
         again = await serve(port=cem.port)
         assert (await first.next("SessionRequest"))["request"] == "RECONNECT"
         assert [await first.closed(), await second.closed()] == [1001, 1001]
@@ -583,19 +584,19 @@ async def test_stop_bids_farewell_and_frees_the_port_at_once(serve):
 
 
 async def test_stop_may_come_twice(cem):
-    await listeners.stop(cem.listener)
-    await listeners.stop(cem.listener)
+    await cem.listener.stop()
+    await cem.listener.stop()
 
 
 async def test_stop_leaves_nothing_of_who_never_asked(serve):
     cem = await serve()
     reader, writer = await asyncio.open_connection("127.0.0.1", cem.port)
-    await until(lambda: cem.listener.asking)
-    await listeners.stop(cem.listener)
+    await until(lambda: cem.listener.idle)
+    await cem.listener.stop()
     async with asyncio.timeout(5):
         assert await reader.read() == b""
     writer.close()
-    assert not cem.listener.asking
+    assert not cem.listener.idle
 
 
 async def test_an_end_in_the_middle_of_a_message_is_the_end_of_one_session(cem):

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 import flexmeasures_s2.messages as messages
-from flexmeasures_s2.errors import LONGEST_LABEL, Refused
+from flexmeasures_s2.errors import MAX_LABEL_CHARACTERS, Refused
 from tests.parts import s2_schemas
 from tests.parts.s2_messages import TYPES, example
 
@@ -165,7 +165,7 @@ def test_our_verdict_is_that_of_the_official_schemas(schemas, kind):
         place = f"{field}[]" if isinstance(path[-1], int) else field
         if (status in WELL_FORMED) != expected(message, kind, place, what):
             wrong.append((path, what, status, label, s2_schemas.problems(message)[:1]))
-        if len(label) > LONGEST_LABEL or (status == "INVALID_MESSAGE" and field not in label):
+        if len(label) > MAX_LABEL_CHARACTERS or (status == "INVALID_MESSAGE" and field not in label):
             wrong.append((path, what, "label", label))
     assert wrong == []
 

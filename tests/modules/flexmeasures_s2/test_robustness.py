@@ -276,7 +276,7 @@ async def test_a_hundred_who_come_and_go_leave_nothing_behind(ids):
             await come_and_go(cem, 15, resource_id)
             cem.changes.clear()
             await until(lambda: (len(asyncio.all_tasks()), sockets()) <= before)
-            await until(lambda: not cem.listener.asking)
+            await until(lambda: not cem.listener.idle)
             await asyncio.sleep(1.5)
             gc.collect()
             assert tracemalloc.get_traced_memory()[0] - start < 1_000_000

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 import flexmeasures_cem.cem as cems
+import flexmeasures_s2.message_store as message_store
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.session as sessions
 from tests.modules.flexmeasures_s2.conftest import connected, until
@@ -319,7 +320,7 @@ async def test_a_refused_selection_is_not_active_and_the_session_lives_on(cem, s
 
 
 async def test_after_a_temporary_error_the_same_message_comes_again(cem, monkeypatch):
-    monkeypatch.setitem(sessions.request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0))
+    monkeypatch.setitem(sessions.Session.request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0))
     async with ResourceManager(cem.url) as rm:
         rm.answers["SelectControlType"] = None
         await rm.establish()
@@ -332,7 +333,7 @@ async def test_after_a_temporary_error_the_same_message_comes_again(cem, monkeyp
 
 
 async def test_temporary_errors_end_at_some_time(cem, monkeypatch):
-    monkeypatch.setitem(sessions.request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0))
+    monkeypatch.setitem(sessions.Session.request.__globals__, "PAUSES_BETWEEN_TRIES", (0, 0, 0))
     async with ResourceManager(cem.url) as rm:
         rm.answers["SelectControlType"] = "TEMPORARY_ERROR"
         await rm.establish()
@@ -368,7 +369,7 @@ async def test_another_control_type_forgets_what_belonged_to_the_one_before(cem)
     async with connected(cem, control_types=[FRBC, PEBC]) as rm:
         await say(rm, *CONVERSATIONS[FRBC], "PowerMeasurement")
         session = session_of(cem)
-        await sessions.select(session, PEBC)
+        await session.select(PEBC)
         assert remembered(session) == ["PowerMeasurement"]
         assert "FILL_RATE" in await refused(rm, example("FRBC.StorageStatus"))
         await say(rm, *CONVERSATIONS[PEBC])
@@ -433,14 +434,21 @@ async def test_a_connection_that_is_replaced_is_closed_even_if_the_new_one_ends_
     details = messages.parse(json.dumps(example("ResourceManagerDetails")))
     closed = []
 
-    async def send(_):
-        await asyncio.sleep(0)
+    class Transport:
+        """Remember the code that a peer's connection is closed with."""
+
+        def __init__(self, peer):
+            self.peer = peer
+
+        async def send(self, _text):
+            await asyncio.sleep(0)
+
+        async def close(self, code, _reason):
+            closed.append((self.peer, code))
 
     def make(peer):
-        async def close(code, _):
-            closed.append((peer, code))
-
-        session = sessions.Session(peer, send, close, cems.events(cem), stage=sessions.DETAILS)
+        events, stage = cems.events(cem), sessions.DETAILS
+        session = sessions.Session(peer=peer, transport=Transport(peer), events=events, stage=stage)
         session.details = details
         return session
 
@@ -448,7 +456,7 @@ async def test_a_connection_that_is_replaced_is_closed_even_if_the_new_one_ends_
     cems.take_in(cem, old, details)
     old.stage = sessions.ESTABLISHED
     cems.take_in(cem, new, details)
-    sessions.end(new, "gone")
+    new.end("gone")
     await until(lambda: closed)
     assert closed == [("old", 1000)]
 
@@ -456,15 +464,10 @@ async def test_a_connection_that_is_replaced_is_closed_even_if_the_new_one_ends_
 async def test_what_is_left_of_an_ended_session_is_not_taken():
     cem = cems.Cem(lambda _: None, lambda *_: None)
 
-    async def send(_):
-        raise ConnectionResetError
-
-    async def close(*_):
-        return None
-
-    session = sessions.Session("peer", send, close, cems.events(cem), stage=sessions.DETAILS)
-    sessions.end(session, "gone")
-    await sessions.receive(session, json.dumps(example("ResourceManagerDetails")))
+    events = cems.events(cem)
+    session = sessions.Session(peer="peer", transport=None, events=events, stage=sessions.DETAILS)
+    session.end("gone")
+    await session.receive(json.dumps(example("ResourceManagerDetails")))
     assert session.stage == sessions.ENDED
     assert cem.resources == {}
 
@@ -871,23 +874,23 @@ async def test_a_description_of_later_follows_a_clock_that_is_set(clock, cem):
 async def test_how_many_descriptions_of_later_are_remembered_is_bounded(clock, cem):
     async with connected(cem) as rm:
         await say(rm, "FRBC.SystemDescription")
-        for number in range(sessions.MAX_COMING + 5):
+        for number in range(message_store.MAX_UPCOMING + 5):
             assert (await rm.ask(of_later("FRBC.SystemDescription", 60 + number)))["status"] == "OK"
-        assert len(session_of(cem).coming) == sessions.MAX_COMING
+        assert len(session_of(cem).store.upcoming) == message_store.MAX_UPCOMING
 
 
 async def test_how_long_descriptions_of_later_are_all_together_is_bounded(clock, cem, monkeypatch):
-    monkeypatch.setattr(sessions, "MOST_CHARACTERS", 25_000)
+    monkeypatch.setattr(message_store, "MAX_CHARACTERS", 25_000)
     async with connected(cem) as rm:
         [first] = await say(rm, "FRBC.SystemDescription")
         sent = [of_later("FRBC.SystemDescription", 60 + number) for number in range(10)]
         for message in sent:
             assert (await rm.ask(message))["status"] == "OK"
         session = session_of(cem)
-        ids = [message.message_id for _key, message in session.coming]
+        ids = [message.message_id for _key, message in session.store.upcoming]
         assert 2 <= len(ids) < 10
         assert ids == [message["message_id"] for message in sent[: len(ids)]]
-        assert list(session.coming_characters) == ids
+        assert list(session.store.upcoming_sizes) == ids
         [in_force] = session.memory.values()
         assert in_force.message_id == first["message_id"]
 
@@ -897,12 +900,12 @@ async def test_what_became_of_an_instruction_is_remembered_until_it_is_revoked(c
         await say(rm, "FRBC.SystemDescription")
         session = session_of(cem)
         fields = without(without(example("FRBC.Instruction"), "message_type"), "message_id")
-        status = await sessions.request(session, "FRBC.Instruction", **fields)
+        status = await session.request("FRBC.Instruction", **fields)
         assert status.status.value == "OK"
         sent = await rm.next("FRBC.Instruction")
         update = {"instruction_id": sent["id"], "status_type": "REJECTED"}
         assert (await rm.ask(example("InstructionStatusUpdate", **update)))["status"] == "OK"
-        assert session.instructions[sent["id"]]["status"] == "REJECTED"
+        assert session.instructions[sent["id"]].status == "REJECTED"
         revoke = {"object_type": "FRBC.Instruction", "object_id": sent["id"]}
         assert (await rm.ask(example("RevokeObject", **revoke)))["status"] == "OK"
         assert session.instructions == {}
@@ -910,7 +913,7 @@ async def test_what_became_of_an_instruction_is_remembered_until_it_is_revoked(c
 
 
 async def test_how_much_is_remembered_is_bounded(cem):
-    most = sessions.MOST_REMEMBERED
+    most = message_store.MAX_OBJECTS
     async with connected(cem, control_types=[PEBC]) as rm:
         for number in range(most + 5):
             await rm.send(example("PEBC.PowerConstraints", id=f"constraints:{number}"))
@@ -947,7 +950,7 @@ async def test_a_battery_gets_its_instructions(cem):
         await until(lambda: len(cem.received) >= 2)
         fields = without(without(example("FRBC.Instruction"), "message_type"), "message_id")
         session = session_of(cem)
-        status = await sessions.request(session, "FRBC.Instruction", **fields)
+        status = await session.request("FRBC.Instruction", **fields)
         assert status.status.value == "OK"
         await until(lambda: battery.instructions)
     assert battery.instructions[0]["id"] == fields["id"]
