@@ -6,6 +6,7 @@ import pytest
 
 from tests import demo_devices
 from tests.parts.s2_catalogue import DEVICES
+from tests.parts.s2_cem import Cem
 from tests.parts.s2_device import AMSTERDAM
 
 pytestmark = pytest.mark.long
@@ -14,7 +15,7 @@ NAMES = [name for name in DEVICES if name != "meter"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_each_device_introduces_itself_with_something_to_plan(cem, name):
+async def test_each_device_introduces_itself_with_something_to_plan(cem: Cem, name) -> None:
     cem.takes_s2_python_for_the_schema = True
     async with DEVICES[name](cem.url, name=name, every=0.05):
         await cem.until(lambda: len(cem.of("PowerMeasurement")) > 2)
@@ -23,7 +24,7 @@ async def test_each_device_introduces_itself_with_something_to_plan(cem, name):
     assert told & {"FRBC", "OMBC", "PEBC", "PPBC", "DDBC"}
 
 
-async def test_the_meter_is_only_measured(cem):
+async def test_the_meter_is_only_measured(cem: Cem) -> None:
     async with DEVICES["meter"](cem.url, name="meter", every=0.05):
         await cem.until(lambda: len(cem.of("PowerMeasurement")) > 2)
     assert cem.of("ResourceManagerDetails")[0]["available_control_types"] == ["NOT_CONTROLABLE"]
@@ -32,22 +33,22 @@ async def test_the_meter_is_only_measured(cem):
 @pytest.mark.parametrize(
     ("hour", "leaves", "ends"), [(2, 7, 31), (6, 31, 31), (8, 31, 31), (22, 31, 31), (23.5, 31, 55)]
 )
-def test_what_is_to_be_done_is_to_be_done_by_seven(hour, leaves, ends):
+def test_what_is_to_be_done_is_to_be_done_by_seven(hour, leaves, ends) -> None:
     midnight = datetime(2026, 3, 2, tzinfo=AMSTERDAM)
     now = midnight + timedelta(hours=hour)
     assert DEVICES["ev"].options(now)["departure"] == midnight + timedelta(hours=leaves)
     assert DEVICES["dryer"].options(now)["deadline"] == midnight + timedelta(hours=ends)
 
 
-def test_each_has_a_name_of_its_own():
+def test_each_has_a_name_of_its_own() -> None:
     assert len({entry.name for entry in DEVICES.values()}) == len(DEVICES)
 
 
-def test_other_options_prevail():
+def test_other_options_prevail() -> None:
     departure = datetime(2030, 1, 1, tzinfo=AMSTERDAM)
     assert DEVICES["envelope-charger"]("ws://nowhere", departure=departure).departure == departure
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_demo_can_show_what_each_is_told(name):
+def test_the_demo_can_show_what_each_is_told(name) -> None:
     assert demo_devices.told.dispatch(DEVICES[name].kind) is not demo_devices.told.dispatch(object)

@@ -3,12 +3,14 @@
 import asyncio
 from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from freezegun.api import FrozenDateTimeFactory
 
 from tests.parts import s2_device
-from tests.parts.s2_cem import introduced
+from tests.parts.s2_cem import Cem, introduced
 from tests.parts.s2_devices import (
     AMSTERDAM,
     Boiler,
@@ -17,7 +19,7 @@ from tests.parts.s2_devices import (
     StorageDevice,
     TwinBattery,
 )
-from tests.parts.s2_messages import NOW, example
+from tests.parts.s2_messages import NOW, Message, example
 
 pytestmark = pytest.mark.long
 
@@ -26,12 +28,12 @@ FRBC, METER = "FILL_RATE_BASED_CONTROL", "NOT_CONTROLABLE"
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
-def made(kind=HomeBattery, **options) -> StorageDevice:
+def made(kind=HomeBattery, **options: Any) -> StorageDevice:
     """Return a device that is not connected, at NOW."""
     return kind(NOWHERE, start=NOW, **options)
 
 
-def instructed(device: StorageDevice, mode: str, *arguments, **changes) -> dict:
+def instructed(device: StorageDevice, mode: str, *arguments, **changes: Any) -> Message:
     """Give a device an instruction, which it is to accept; return it."""
     instruction = device.instruction(mode, *arguments, **changes)
     assert device.instruct(instruction) is None
@@ -56,7 +58,7 @@ def reasons(device: StorageDevice) -> list[str]:
         ("discharge", 1, 0, 0),
     ],
 )
-def test_what_is_stored_is_what_is_consumed_less_the_losses(mode, factor, power, stored):
+def test_what_is_stored_is_what_is_consumed_less_the_losses(mode, factor, power, stored) -> None:
     device = made(fill_level=60)
     instructed(device, mode, factor)
     device.advance(NOW + 2 * SECOND)
@@ -68,7 +70,7 @@ def test_what_is_stored_is_what_is_consumed_less_the_losses(mode, factor, power,
     assert device.violations == []
 
 
-def test_nothing_flows_while_a_transition_lasts():
+def test_nothing_flows_while_a_transition_lasts() -> None:
     device = made()
     instructed(device, "charge", at=NOW + 1.5 * SECOND)
     device.advance(NOW + 3.4 * SECOND)
@@ -77,7 +79,7 @@ def test_nothing_flows_while_a_transition_lasts():
     assert (device.power, device.fill_level) == (5000, 50)
 
 
-def test_charging_tapers_where_another_element_begins():
+def test_charging_tapers_where_another_element_begins() -> None:
     device = made(fill_level=89)
     instructed(device, "charge")
     fast, slow = 5000 * 0.95 / 360_000, 2000 * 0.95 / 360_000
@@ -90,7 +92,9 @@ def test_charging_tapers_where_another_element_begins():
     ("mode", "factor", "fill_level", "end", "power", "energy"),
     [("charge", 1, 99, 100, 2000, 100 / 0.95), ("discharge", 0, 1, 0, -5000, -100 * 0.95)],
 )
-def test_a_storage_that_is_full_or_empty_stops_the_power(mode, factor, fill_level, end, power, energy):
+def test_a_storage_that_is_full_or_empty_stops_the_power(
+    mode, factor, fill_level, end, power, energy
+) -> None:
     device = made(fill_level=fill_level)
     instructed(device, mode, factor)
     device.advance(NOW + 12 * SECOND)
@@ -103,7 +107,7 @@ def test_a_storage_that_is_full_or_empty_stops_the_power(mode, factor, fill_leve
     assert 0.1 < abs(level - end) < 0.3
 
 
-def test_a_hair_too_much_is_no_violation():
+def test_a_hair_too_much_is_no_violation() -> None:
     device = made(fill_level=99)
     instructed(device, "charge")
     full = NOW + (2 + 360_000 / 2000 / 0.95) * SECOND
@@ -112,7 +116,7 @@ def test_a_hair_too_much_is_no_violation():
     assert (device.fill_level, device.violations) == (100, [])
 
 
-def test_leakage_follows_the_fill_level():
+def test_leakage_follows_the_fill_level() -> None:
     device = made(Boiler, fill_level=50.3, usage=lambda _: 0)
     device.advance(NOW + HOUR / 2)
     assert device.fill_level == pytest.approx(50, abs=1e-3)
@@ -120,7 +124,7 @@ def test_leakage_follows_the_fill_level():
     assert device.fill_level == pytest.approx(49.7, abs=1e-3)
 
 
-def test_a_household_draws_twelve_kelvin_each_morning_and_evening():
+def test_a_household_draws_twelve_kelvin_each_morning_and_evening() -> None:
     midnight = datetime(2026, 3, 2, tzinfo=AMSTERDAM)
     device = Boiler(NOWHERE, start=midnight, fill_level=65, leakage=())
     levels = {}
@@ -130,7 +134,7 @@ def test_a_household_draws_twelve_kelvin_each_morning_and_evening():
     assert levels == pytest.approx({6.5: 65, 8: 53, 18.5: 53, 21: 41})
 
 
-def test_what_an_empty_storage_cannot_give_is_a_shortfall_and_no_violation():
+def test_what_an_empty_storage_cannot_give_is_a_shortfall_and_no_violation() -> None:
     device = made(Boiler, fill_level=40, usage=lambda now: 0.001 if now < NOW + HOUR else 0, leakage=())
     device.advance(NOW + 2 * HOUR)
     [(moment, missing)] = device.shortfalls
@@ -141,7 +145,7 @@ def test_what_an_empty_storage_cannot_give_is_a_shortfall_and_no_violation():
     assert [moment for moment, _ in device.shortfalls] == [NOW, NOW + 2 * HOUR]
 
 
-def test_a_boiler_that_stays_on_only_makes_up_for_its_leakage():
+def test_a_boiler_that_stays_on_only_makes_up_for_its_leakage() -> None:
     device = made(Boiler, fill_level=65, usage=lambda _: 0)
     instructed(device, "on")
     device.advance(NOW + HOUR)
@@ -149,7 +153,7 @@ def test_a_boiler_that_stays_on_only_makes_up_for_its_leakage():
     assert len(device.violations) == 1
 
 
-def test_actuators_add_up():
+def test_actuators_add_up() -> None:
     device = made(TwinBattery)
     instructed(device, "charge", actuator="big")
     instructed(device, "discharge", 0.5, actuator="small")
@@ -160,7 +164,7 @@ def test_actuators_add_up():
     assert device.fill_level == pytest.approx(before + (3 * 0.94 - 0.5 / 0.94) / 2)
 
 
-def test_how_often_time_passes_makes_no_difference():
+def test_how_often_time_passes_makes_no_difference() -> None:
     at_once, by_and_by = made(Boiler, fill_level=60), made(Boiler, fill_level=60)
     for device in (at_once, by_and_by):
         instructed(device, "on", at=NOW + 77.7 * SECOND)
@@ -172,14 +176,14 @@ def test_how_often_time_passes_makes_no_difference():
     assert at_once.energy(NOW, NOW + DAY) == pytest.approx(by_and_by.energy(NOW, NOW + DAY))
 
 
-def test_time_does_not_go_back():
+def test_time_does_not_go_back() -> None:
     device = made()
     device.advance(NOW + HOUR)
     device.advance(NOW)
     assert device.moment == NOW + HOUR
 
 
-def test_the_log_has_each_minute_and_little_more():
+def test_the_log_has_each_minute_and_little_more() -> None:
     device = made()
     instructed(device, "charge", 0.1, at=NOW + 90 * SECOND)
     device.advance(NOW + DAY)
@@ -188,7 +192,7 @@ def test_the_log_has_each_minute_and_little_more():
     assert 1440 < len(device.log) < 1450
 
 
-def test_the_log_forgets_what_is_long_ago(monkeypatch):
+def test_the_log_forgets_what_is_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s2_device, "LONGEST_LOG", 100)
     device = made()
     device.advance(NOW + DAY)
@@ -196,7 +200,7 @@ def test_the_log_forgets_what_is_long_ago(monkeypatch):
     assert device.log[-1] == (NOW + DAY, 50, 0)
 
 
-def test_the_energy_and_the_cost_are_those_of_the_log():
+def test_the_energy_and_the_cost_are_those_of_the_log() -> None:
     device = made(fill_level=80)
     instructed(device, "discharge", 0.5)
     instructed(device, "charge", 0.2, at=NOW + HOUR)
@@ -210,7 +214,7 @@ def test_the_energy_and_the_cost_are_those_of_the_log():
 # Instructions
 
 
-def test_instructions_are_carried_out_at_their_time_and_the_past_ones_at_once():
+def test_instructions_are_carried_out_at_their_time_and_the_past_ones_at_once() -> None:
     device = made()
     later = instructed(device, "discharge", 0.5, at=NOW + HOUR)
     sooner = instructed(device, "charge", 0.5, at=NOW + MINUTE)
@@ -225,7 +229,7 @@ def test_instructions_are_carried_out_at_their_time_and_the_past_ones_at_once():
     assert (device.power, device.pending, device.rejected) == (-2500, [], [])
 
 
-def test_a_mode_to_which_no_transition_leads_is_rejected():
+def test_a_mode_to_which_no_transition_leads_is_rejected() -> None:
     device = made(TwinBattery)
     instructed(device, "charge", actuator="big")
     refused = instructed(device, "discharge", actuator="big", at=NOW + 20 * MINUTE)
@@ -238,7 +242,7 @@ def test_a_mode_to_which_no_transition_leads_is_rejected():
     assert (len(device.rejected), device.power) == (1, -3000)
 
 
-def test_a_timer_that_runs_blocks_its_transition():
+def test_a_timer_that_runs_blocks_its_transition() -> None:
     device = made(ElectricVehicle)
     instructed(device, "charge", 0)
     instructed(device, "off", at=NOW + 5 * MINUTE - SECOND)
@@ -253,7 +257,7 @@ def test_a_timer_that_runs_blocks_its_transition():
     assert "timer blocks the transition from off to charge" in reasons(device)[1]
 
 
-def test_another_factor_of_the_same_mode_is_never_blocked():
+def test_another_factor_of_the_same_mode_is_never_blocked() -> None:
     device = made(ElectricVehicle)
     instructed(device, "charge", 0)
     instructed(device, "charge", 1, at=NOW + SECOND)
@@ -262,7 +266,7 @@ def test_another_factor_of_the_same_mode_is_never_blocked():
 
 
 @pytest.mark.parametrize("abnormal", [False, True])
-def test_a_mode_for_abnormal_conditions_needs_one(abnormal):
+def test_a_mode_for_abnormal_conditions_needs_one(abnormal) -> None:
     device = made(fill_level=50, description=example("FRBC.SystemDescription"))
     instructed(device, "backup charge", abnormal_condition=abnormal)
     assert device.power == (6000 if abnormal else 0)
@@ -284,7 +288,7 @@ def test_a_mode_for_abnormal_conditions_needs_one(abnormal):
         ({"operation_mode_factor": -0.01}, "operation_mode_factor"),
     ],
 )
-def test_an_instruction_that_refers_to_nothing_is_not_accepted(changes, field):
+def test_an_instruction_that_refers_to_nothing_is_not_accepted(changes: Any, field) -> None:
     device = made()
     instruction = device.instruction("charge", at=NOW + HOUR, **changes)
     problem = device.instruct(instruction)
@@ -293,7 +297,7 @@ def test_an_instruction_that_refers_to_nothing_is_not_accepted(changes, field):
     assert (device.instructions, device.pending) == ([instruction], [])
 
 
-def test_a_revoked_instruction_is_not_carried_out():
+def test_a_revoked_instruction_is_not_carried_out() -> None:
     device = made()
     done = instructed(device, "charge", 0.5)
     dropped = instructed(device, "idle", at=NOW + HOUR)
@@ -324,7 +328,9 @@ def test_a_revoked_instruction_is_not_carried_out():
         (TwinBattery, {}, "ENERGY_STORAGE", ["FRBC.ActuatorStatus"]),
     ],
 )
-async def test_a_device_introduces_itself(cem, clock, kind, options, role, told):
+async def test_a_device_introduces_itself(
+    cem: Cem, clock: FrozenDateTimeFactory, kind, options: Any, role, told
+) -> None:
     async with kind(cem.url, every=None, **options) as device:
         await introduced(device)
         assert device.control_type == FRBC
@@ -352,7 +358,7 @@ async def test_a_device_introduces_itself(cem, clock, kind, options, role, told)
     ]
 
 
-async def test_a_round_tells_only_what_changed(cem, clock):
+async def test_a_round_tells_only_what_changed(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with ElectricVehicle(cem.url, every=None) as device:
         await introduced(device)
         cem.kinds()
@@ -388,7 +394,7 @@ async def test_a_round_tells_only_what_changed(cem, clock):
         assert cem.kinds() == ["PowerMeasurement"]
 
 
-async def test_it_tells_what_became_of_its_instructions(cem, clock):
+async def test_it_tells_what_became_of_its_instructions(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with HomeBattery(cem.url, every=None) as device:
         await introduced(device)
         first = device.instruction("charge", at=NOW + MINUTE)
@@ -415,7 +421,7 @@ async def test_it_tells_what_became_of_its_instructions(cem, clock):
         assert cem.updates()[4:] == [(last["id"], "SUCCEEDED")]
 
 
-async def test_it_tells_which_instruction_it_rejects(cem, clock):
+async def test_it_tells_which_instruction_it_rejects(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with TwinBattery(cem.url, every=None) as device:
         await introduced(device)
         assert await cem.ask(device.instruction("charge", actuator="big")) == "OK"
@@ -427,7 +433,7 @@ async def test_it_tells_which_instruction_it_rejects(cem, clock):
         assert [instruction_id for instruction_id, _ in device.rejected] == [rejected["id"]]
 
 
-async def test_it_confirms_a_revocation(cem, clock):
+async def test_it_confirms_a_revocation(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with HomeBattery(cem.url, every=None) as device:
         await introduced(device)
         instruction = device.instruction("charge", at=NOW + MINUTE)
@@ -440,7 +446,7 @@ async def test_it_confirms_a_revocation(cem, clock):
         assert (device.power, device.revoked, device.pending) == (0, {instruction["id"]}, [])
 
 
-async def test_content_that_refers_to_nothing_is_refused_once(cem, clock):
+async def test_content_that_refers_to_nothing_is_refused_once(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with HomeBattery(cem.url, every=None) as device:
         await introduced(device)
         refused = [
@@ -456,7 +462,9 @@ async def test_content_that_refers_to_nothing_is_refused_once(cem, clock):
         assert len(device.rejected) == 2
 
 
-async def test_without_control_it_measures_and_takes_no_instructions(cem, clock):
+async def test_without_control_it_measures_and_takes_no_instructions(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HomeBattery(cem.url, every=None) as device:
         await introduced(device)
         assert await cem.ask(device.instruction("charge", at=NOW + HOUR)) == "OK"
@@ -469,7 +477,9 @@ async def test_without_control_it_measures_and_takes_no_instructions(cem, clock)
         assert cem.kinds() == ["PowerMeasurement"]
 
 
-async def test_a_target_is_told_with_the_whole_storage_around_it(cem, clock):
+async def test_a_target_is_told_with_the_whole_storage_around_it(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with ElectricVehicle(cem.url, every=None, departure=NOW + 2 * HOUR) as device:
         await introduced(device)
         await device.set_target([(NOW + 3 * HOUR, NOW + 4 * HOUR, 60, 90), (NOW - HOUR, NOW + HOUR, 10, 20)])
@@ -488,7 +498,9 @@ async def test_a_target_is_told_with_the_whole_storage_around_it(cem, clock):
     ]
 
 
-async def test_a_forecast_is_of_the_usage_or_of_what_it_is_told_to_be(cem, clock):
+async def test_a_forecast_is_of_the_usage_or_of_what_it_is_told_to_be(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     def forecasts() -> list[tuple]:
         return [
             (datetime.fromisoformat(forecast["start_time"]), [e["usage_rate_expected"] for e in elements])
@@ -516,7 +528,9 @@ async def test_a_forecast_is_of_the_usage_or_of_what_it_is_told_to_be(cem, clock
         assert forecasts()[2] == (NOW + HOUR, pytest.approx([0.0005] * 96))
 
 
-async def test_a_device_that_connects_again_tells_its_state_and_forgets_its_instructions(cem, clock):
+async def test_a_device_that_connects_again_tells_its_state_and_forgets_its_instructions(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     device = ElectricVehicle(cem.url, every=None)
     async with device:
         await introduced(device)
@@ -534,7 +548,9 @@ async def test_a_device_that_connects_again_tells_its_state_and_forgets_its_inst
         assert device.pending == []
 
 
-async def test_another_session_does_not_hear_of_the_instructions_before(cem, clock):
+async def test_another_session_does_not_hear_of_the_instructions_before(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     device = HomeBattery(cem.url, every=None)
     async with device:
         await introduced(device)
@@ -548,7 +564,7 @@ async def test_another_session_does_not_hear_of_the_instructions_before(cem, clo
         assert (device.power, cem.updates()) == (5000, [])
 
 
-async def test_by_itself_it_tells_every_so_often(cem):
+async def test_by_itself_it_tells_every_so_often(cem: Cem) -> None:
     async with TwinBattery(cem.url, every=0.02) as device:
         await asyncio.wait_for(device.active.wait(), 5)
         assert await cem.ask(device.instruction("charge", 0.5, actuator="small")) == "OK"

@@ -1,12 +1,14 @@
 """The simulated devices of operation modes without a storage: their physics, and what they tell a CEM."""
 
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from freezegun.api import FrozenDateTimeFactory
 
-from tests.parts.s2_cem import introduced
-from tests.parts.s2_messages import NOW, example
+from tests.parts.s2_cem import Cem, introduced
+from tests.parts.s2_messages import NOW, Message, example
 from tests.parts.s2_mode_devices import (
     DDBC,
     HEAT,
@@ -26,12 +28,12 @@ METER = "NOT_CONTROLABLE"
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
-def made(kind, **options):
+def made(kind, **options: Any):
     """Return a device that is not connected, at NOW."""
     return kind(NOWHERE, start=NOW, **options)
 
 
-def instructed(device, mode: str, *arguments, **changes) -> dict:
+def instructed(device, mode: str, *arguments, **changes: Any) -> Message:
     """Give a device an instruction, which it is to accept; return it."""
     instruction = device.instruction(mode, *arguments, **changes)
     assert device.instruct(instruction) is None
@@ -46,7 +48,7 @@ def reasons(device) -> list[str]:
 # Operation mode based control
 
 
-def test_a_heat_pump_runs_once_it_has_started():
+def test_a_heat_pump_runs_once_it_has_started() -> None:
     device = made(HeatPump)
     instructed(device, "on", at=NOW + MINUTE)
     device.advance(NOW + 1.4 * MINUTE)
@@ -59,14 +61,14 @@ def test_a_heat_pump_runs_once_it_has_started():
     assert device.violations == []
 
 
-def test_to_be_off_costs_comfort_and_to_be_on_wears():
+def test_to_be_off_costs_comfort_and_to_be_on_wears() -> None:
     device = made(HeatPump)
     instructed(device, "on", at=NOW + HOUR)
     device.advance(NOW + 3 * HOUR)
     assert device.running_costs == pytest.approx(0.35 + 2 * 0.02)
 
 
-def test_a_heat_pump_stays_on_and_off_for_some_time():
+def test_a_heat_pump_stays_on_and_off_for_some_time() -> None:
     device = made(HeatPump)
     instructed(device, "on")
     instructed(device, "off", at=NOW + 30 * MINUTE - SECOND)
@@ -80,7 +82,7 @@ def test_a_heat_pump_stays_on_and_off_for_some_time():
     assert device.power == 2500
 
 
-def test_emergency_heat_is_for_an_emergency():
+def test_emergency_heat_is_for_an_emergency() -> None:
     device = made(HeatPump)
     instructed(device, "emergency heat")
     assert (device.power, len(device.rejected)) == (0, 1)
@@ -90,7 +92,7 @@ def test_emergency_heat_is_for_an_emergency():
     assert device.power == 0
 
 
-def test_a_heat_pump_with_a_boost_comes_to_it_from_on():
+def test_a_heat_pump_with_a_boost_comes_to_it_from_on() -> None:
     device = made(HeatPump, boost=4000)
     instructed(device, "boost")
     assert reasons(device) == ["no transition from off to boost"]
@@ -100,7 +102,7 @@ def test_a_heat_pump_with_a_boost_comes_to_it_from_on():
     assert device.power == 4000
 
 
-def test_a_charger_goes_from_step_to_step():
+def test_a_charger_goes_from_step_to_step() -> None:
     device = made(StepCharger)
     instructed(device, "7.4 kW")
     assert reasons(device) == ["no transition from off to 7.4 kW"]
@@ -114,7 +116,7 @@ def test_a_charger_goes_from_step_to_step():
     assert powers == [0, 3700, 0, 7400, 0, 11000, 0, 7400]
 
 
-def test_each_step_is_worth_its_price():
+def test_each_step_is_worth_its_price() -> None:
     [off, *_, most] = made(StepCharger).description["operation_modes"]
     assert most["running_costs"]["start_of_range"] == 0
     assert off["running_costs"]["start_of_range"] * 3600 == pytest.approx(
@@ -122,7 +124,7 @@ def test_each_step_is_worth_its_price():
     )
 
 
-def test_transitions_that_cost_something_add_up():
+def test_transitions_that_cost_something_add_up() -> None:
     device = made(OperationModeDevice, description=example("OMBC.SystemDescription"), name="Example")
     instructed(device, "low")
     instructed(device, "high", 0.5, at=NOW + MINUTE)
@@ -138,7 +140,7 @@ def test_transitions_that_cost_something_add_up():
         ({"operation_mode_factor": 1.01}, "operation_mode_factor"),
     ],
 )
-def test_an_instruction_that_refers_to_nothing_is_not_accepted(changes, field):
+def test_an_instruction_that_refers_to_nothing_is_not_accepted(changes: Any, field) -> None:
     device = made(HeatPump)
     instruction = device.instruction("on", **changes)
     assert field in device.instruct(instruction)
@@ -153,14 +155,14 @@ def constant(demand: float):
     return lambda _: demand
 
 
-def test_a_house_needs_more_in_the_morning_and_the_same_for_a_quarter():
+def test_a_house_needs_more_in_the_morning_and_the_same_for_a_quarter() -> None:
     demands = [heating(NOW + quarter * 15 * MINUTE) for quarter in range(96)]
     assert 2.5 < min(demands) < max(demands) < 9.1
     assert heating(NOW) == heating(NOW + 14 * MINUTE)
 
 
 @pytest.mark.parametrize(("demand", "power", "gas"), [(2, 500, 0), (5, 1500, 0), (8, 2500, 0), (12, 2550, 4)])
-def test_a_hybrid_heat_pump_meets_its_demand_by_itself(demand, power, gas):
+def test_a_hybrid_heat_pump_meets_its_demand_by_itself(demand, power, gas) -> None:
     device = made(HybridHeatPump, demand=constant(demand))
     device.advance(NOW + HOUR)
     assert device.power == pytest.approx(power)
@@ -169,7 +171,7 @@ def test_a_hybrid_heat_pump_meets_its_demand_by_itself(demand, power, gas):
     assert device.violations == []
 
 
-def test_a_boiler_burns_gas_and_some_electricity():
+def test_a_boiler_burns_gas_and_some_electricity() -> None:
     device = made(HybridHeatPump, demand=constant(6))
     instructed(device, "on", 3 / 17, actuator="gas boiler")
     instructed(device, "off", at=NOW + 10 * SECOND, actuator="heat pump")
@@ -181,7 +183,7 @@ def test_a_boiler_burns_gas_and_some_electricity():
     assert (device.violations, device.unmet) == ([], 0)
 
 
-def test_a_boiler_burns_for_some_time():
+def test_a_boiler_burns_for_some_time() -> None:
     device = made(HybridHeatPump)
     instructed(device, "on", actuator="gas boiler")
     instructed(device, "off", actuator="gas boiler", at=NOW + 14 * MINUTE)
@@ -192,7 +194,7 @@ def test_a_boiler_burns_for_some_time():
 
 
 @pytest.mark.parametrize(("minutes", "count"), [(1, 0), (1.1, 1), (30, 1)])
-def test_a_demand_that_is_not_met_for_more_than_a_minute_is_a_violation(minutes, count):
+def test_a_demand_that_is_not_met_for_more_than_a_minute_is_a_violation(minutes, count) -> None:
     device = made(HybridHeatPump, demand=lambda now: 5 if now < NOW + HOUR else 0)
     instructed(device, "on", 0.5, actuator="heat pump")
     instructed(device, "on", 0.45, actuator="heat pump", at=NOW + HOUR - minutes * MINUTE)
@@ -202,14 +204,14 @@ def test_a_demand_that_is_not_met_for_more_than_a_minute_is_a_violation(minutes,
     assert device.surplus == pytest.approx(4.7)
 
 
-def test_a_hair_too_little_is_no_violation():
+def test_a_hair_too_little_is_no_violation() -> None:
     device = made(HybridHeatPump, demand=constant(5))
     instructed(device, "on", 0.49, actuator="heat pump")
     device.advance(NOW + HOUR)
     assert (device.violations, device.unmet) == ([], pytest.approx(0.06))
 
 
-def test_district_heat_comes_from_the_grid_or_from_a_boiler():
+def test_district_heat_comes_from_the_grid_or_from_a_boiler() -> None:
     device = made(DistrictHeat, demand=constant(6))
     assert (device.supply, device.power) == (6, 0)
     device.advance(NOW + HOUR)
@@ -223,7 +225,7 @@ def test_district_heat_comes_from_the_grid_or_from_a_boiler():
     assert device.violations == []
 
 
-def test_how_often_time_passes_makes_no_difference():
+def test_how_often_time_passes_makes_no_difference() -> None:
     at_once, by_and_by = made(HybridHeatPump), made(HybridHeatPump)
     for device in (at_once, by_and_by):
         instructed(device, "on", 0.3, at=NOW + 77.7 * SECOND)
@@ -241,7 +243,9 @@ def test_how_often_time_passes_makes_no_difference():
 
 
 @pytest.mark.parametrize("kind", [HeatPump, StepCharger])
-async def test_a_device_of_operation_modes_introduces_itself(cem, clock, kind):
+async def test_a_device_of_operation_modes_introduces_itself(
+    cem: Cem, clock: FrozenDateTimeFactory, kind
+) -> None:
     async with kind(cem.url, every=None) as device:
         await introduced(device)
         assert device.control_type == OMBC
@@ -256,14 +260,16 @@ async def test_a_device_of_operation_modes_introduces_itself(cem, clock, kind):
     ]
 
 
-async def test_only_what_it_is_to_offer_is_offered(cem, clock):
+async def test_only_what_it_is_to_offer_is_offered(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with HeatPump(cem.url, every=None, also=()) as device:
         await introduced(device)
     [details] = cem.of("ResourceManagerDetails")
     assert details["available_control_types"] == [OMBC]
 
 
-async def test_a_heat_pump_tells_its_status_its_timers_and_what_became_of_an_instruction(cem, clock):
+async def test_a_heat_pump_tells_its_status_its_timers_and_what_became_of_an_instruction(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HeatPump(cem.url, every=None) as device:
         await introduced(device)
         cem.kinds()
@@ -286,7 +292,7 @@ async def test_a_heat_pump_tells_its_status_its_timers_and_what_became_of_an_ins
         assert cem.of("PowerMeasurement")[-1]["values"][0]["value"] == 2500
 
 
-async def test_what_is_done_by_hand_is_told(cem, clock):
+async def test_what_is_done_by_hand_is_told(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with HeatPump(cem.url, every=None) as device:
         await introduced(device)
         cem.received.clear()
@@ -297,7 +303,7 @@ async def test_what_is_done_by_hand_is_told(cem, clock):
         assert (device.power, device.doing) == (2500, "on, factor 1.00")
 
 
-async def test_content_that_refers_to_nothing_is_refused(cem, clock):
+async def test_content_that_refers_to_nothing_is_refused(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with HeatPump(cem.url, every=None) as device:
         await introduced(device)
         for message in (
@@ -309,7 +315,9 @@ async def test_content_that_refers_to_nothing_is_refused(cem, clock):
             assert await cem.ask(message) == "INVALID_CONTENT"
 
 
-async def test_an_instruction_left_behind_by_another_control_type_is_a_violation(cem, clock):
+async def test_an_instruction_left_behind_by_another_control_type_is_a_violation(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HeatPump(cem.url, every=None) as device:
         await introduced(device)
         revoked, left = device.instruction("on", at=NOW + HOUR), device.instruction("off", at=NOW + 2 * HOUR)
@@ -324,7 +332,7 @@ async def test_an_instruction_left_behind_by_another_control_type_is_a_violation
         assert await cem.ask(device.instruction("on")) == "INVALID_CONTENT"
 
 
-async def test_an_instruction_of_another_session_is_forgotten(cem, clock):
+async def test_an_instruction_of_another_session_is_forgotten(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     device = HeatPump(cem.url, every=None)
     async with device:
         await introduced(device)
@@ -336,7 +344,9 @@ async def test_an_instruction_of_another_session_is_forgotten(cem, clock):
 
 @pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize("kind", [HybridHeatPump, DistrictHeat])
-async def test_a_device_with_a_demand_introduces_itself_in_both_forms(cem, clock, kind, official):
+async def test_a_device_with_a_demand_introduces_itself_in_both_forms(
+    cem: Cem, clock: FrozenDateTimeFactory, kind, official
+) -> None:
     cem.takes_s2_python_for_the_schema = not official
     async with kind(cem.url, every=None, official=official) as device:
         await introduced(device)
@@ -360,7 +370,7 @@ async def test_a_device_with_a_demand_introduces_itself_in_both_forms(cem, clock
     ]
 
 
-async def test_a_demand_is_told_anew_each_hour(cem, clock):
+async def test_a_demand_is_told_anew_each_hour(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     cem.takes_s2_python_for_the_schema = True
     async with HybridHeatPump(cem.url, every=None) as device:
         await introduced(device)
@@ -381,7 +391,9 @@ async def test_a_demand_is_told_anew_each_hour(cem, clock):
         ]
 
 
-async def test_without_a_forecast_the_present_demand_is_told_when_it_changes(cem, clock):
+async def test_without_a_forecast_the_present_demand_is_told_when_it_changes(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     cem.takes_s2_python_for_the_schema = True
     async with HybridHeatPump(cem.url, every=None, foretells=False, demand=constant(5)) as device:
         await introduced(device)
@@ -394,7 +406,7 @@ async def test_without_a_forecast_the_present_demand_is_told_when_it_changes(cem
         assert cem.of("DDBC.SystemDescription")[0]["present_demand_rate"]["end_of_range"] == 6
 
 
-async def test_another_demand_is_told_at_once(cem, clock):
+async def test_another_demand_is_told_at_once(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     cem.takes_s2_python_for_the_schema = True
     async with DistrictHeat(cem.url, every=None) as device:
         await introduced(device)
@@ -405,7 +417,7 @@ async def test_another_demand_is_told_at_once(cem, clock):
         assert forecast["elements"][0]["demand_rate_expected"] == 3
 
 
-async def test_all_that_flows_is_measured(cem, clock):
+async def test_all_that_flows_is_measured(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     cem.takes_s2_python_for_the_schema = True
     async with DistrictHeat(cem.url, every=None, demand=constant(6)) as device:
         await introduced(device)

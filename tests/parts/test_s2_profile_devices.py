@@ -1,12 +1,14 @@
 """The simulated devices under power profile based control: what they do, and what they tell a CEM."""
 
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from freezegun.api import FrozenDateTimeFactory
 
-from tests.parts.s2_cem import introduced
-from tests.parts.s2_messages import NOW, example
+from tests.parts.s2_cem import Cem, introduced
+from tests.parts.s2_messages import NOW, Message, example
 from tests.parts.s2_profile_devices import (
     CONTINUE,
     INTERRUPT,
@@ -29,12 +31,12 @@ SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelt
 DEADLINE = NOW + 8 * HOUR
 
 
-def made(kind, **options):
+def made(kind, **options: Any):
     """Return a device that is not connected, at NOW, with something to do."""
     return kind(NOWHERE, start=NOW, **{"deadline": DEADLINE} | options)
 
 
-def instructed(device, *arguments, **changes) -> dict:
+def instructed(device, *arguments, **changes: Any) -> Message:
     """Give a device an instruction, which it is to accept; return it."""
     instruction = device.instruction(*arguments, **changes)
     assert device.instruct(instruction) is None
@@ -61,7 +63,7 @@ def reasons(device) -> list[str]:
         ("quick", 60, 2200 / 3 + 0.5 * 300 + 600 / 6),
     ],
 )
-def test_a_programme_runs_when_it_is_scheduled_to(sequence, minutes, energy):
+def test_a_programme_runs_when_it_is_scheduled_to(sequence, minutes, energy) -> None:
     device = made(WashingMachine)
     instructed(device, sequence, NOW + HOUR)
     assert states(device) == ["SCHEDULED"]
@@ -78,7 +80,7 @@ def test_a_programme_runs_when_it_is_scheduled_to(sequence, minutes, energy):
     assert (device.power, device.violations) == (0, [])
 
 
-def test_what_is_not_scheduled_is_not_done_and_violates_its_deadline():
+def test_what_is_not_scheduled_is_not_done_and_violates_its_deadline() -> None:
     device = made(WashingMachine)
     device.advance(NOW + DAY)
     assert (states(device), device.runs) == (["NOT_SCHEDULED"], [])
@@ -86,7 +88,7 @@ def test_what_is_not_scheduled_is_not_done_and_violates_its_deadline():
 
 
 @pytest.mark.parametrize(("late", "count"), [(timedelta(), 0), (SECOND / 2, 0), (MINUTE, 1)])
-def test_what_is_finished_after_its_deadline_is_a_violation(late, count):
+def test_what_is_finished_after_its_deadline_is_a_violation(late, count) -> None:
     device = made(WashingMachine)
     instructed(device, "quick", DEADLINE - HOUR + late)
     device.advance(NOW + DAY)
@@ -94,7 +96,7 @@ def test_what_is_finished_after_its_deadline_is_a_violation(late, count):
     assert len(device.violations) == count
 
 
-def test_a_dishwasher_dries_after_a_pause_that_may_be():
+def test_a_dishwasher_dries_after_a_pause_that_may_be() -> None:
     device = made(Dishwasher)
     instructed(device, at=NOW, container="wash")
     instructed(device, at=NOW + 105 * MINUTE, container="dry")
@@ -103,7 +105,7 @@ def test_a_dishwasher_dries_after_a_pause_that_may_be():
     assert (states(device), device.violations) == (["FINISHED", "FINISHED"], [])
 
 
-def test_containers_may_follow_each_other_at_once():
+def test_containers_may_follow_each_other_at_once() -> None:
     device = made(Dishwasher)
     instructed(device, at=NOW + 75 * MINUTE, container="dry")
     instructed(device, at=NOW, container="wash")
@@ -111,7 +113,7 @@ def test_containers_may_follow_each_other_at_once():
     assert (states(device), device.violations) == (["FINISHED", "FINISHED"], [])
 
 
-def test_a_pause_that_is_too_long_is_a_violation():
+def test_a_pause_that_is_too_long_is_a_violation() -> None:
     device = made(Dishwasher)
     instructed(device, at=NOW, container="wash")
     instructed(device, at=NOW + 106 * MINUTE, container="dry")
@@ -120,7 +122,7 @@ def test_a_pause_that_is_too_long_is_a_violation():
     assert (moment, text) == (NOW + 106 * MINUTE, "a pause of 0:31:00 before dry is too long")
 
 
-def test_the_wrong_order_is_rejected_and_a_violation():
+def test_the_wrong_order_is_rejected_and_a_violation() -> None:
     device = made(Dishwasher)
     instructed(device, container="dry")
     assert device.violations == [(NOW, "dry is to begin before wash")]
@@ -128,7 +130,7 @@ def test_the_wrong_order_is_rejected_and_a_violation():
     assert states(device) == ["NOT_SCHEDULED", "NOT_SCHEDULED"]
 
 
-def test_nothing_begins_before_its_time():
+def test_nothing_begins_before_its_time() -> None:
     device = made(WashingMachine)
     device.profile.start = NOW + HOUR
     instructed(device, "eco", NOW + 0.5 * HOUR)
@@ -136,7 +138,7 @@ def test_nothing_begins_before_its_time():
     assert (len(device.rejected), len(device.violations), device.runs) == (1, 1, [])
 
 
-def test_what_was_begun_is_not_begun_again():
+def test_what_was_begun_is_not_begun_again() -> None:
     device = made(WashingMachine)
     instructed(device, "eco")
     instructed(device, "quick", NOW + MINUTE)
@@ -145,7 +147,7 @@ def test_what_was_begun_is_not_begun_again():
     assert [run.label for run in device.runs] == ["eco"]
 
 
-def test_a_programme_for_abnormal_conditions_needs_one():
+def test_a_programme_for_abnormal_conditions_needs_one() -> None:
     steps = {"run": (Sequence("forced", ((HOUR, 100.0),), abnormal_only=True),)}
     device = made(ProfileDevice, steps=steps, name="Machine")
     instructed(device)
@@ -155,7 +157,7 @@ def test_a_programme_for_abnormal_conditions_needs_one():
 
 
 @pytest.mark.parametrize("kind", [Dryer, PoolPump])
-def test_what_is_interruptible_pauses_and_goes_on(kind):
+def test_what_is_interruptible_pauses_and_goes_on(kind) -> None:
     device = made(kind)
     label = next(iter(device.steps))
     instructed(device)
@@ -174,7 +176,7 @@ def test_what_is_interruptible_pauses_and_goes_on(kind):
     assert device.violations == []
 
 
-def test_what_does_not_run_is_not_interrupted():
+def test_what_does_not_run_is_not_interrupted() -> None:
     device = made(Dryer)
     instructed(device, kind=INTERRUPT)
     instructed(device, kind=CONTINUE)
@@ -184,19 +186,19 @@ def test_what_does_not_run_is_not_interrupted():
     ]
 
 
-def test_a_washing_machine_cannot_be_interrupted():
+def test_a_washing_machine_cannot_be_interrupted() -> None:
     device = made(WashingMachine)
     assert "cannot be interrupted" in device.instruct(device.instruction(kind=INTERRUPT))
 
 
 @pytest.mark.parametrize("field", ["power_profile_id", "sequence_container_id", "power_sequence_id"])
-def test_an_instruction_that_refers_to_nothing_is_not_accepted(field):
+def test_an_instruction_that_refers_to_nothing_is_not_accepted(field) -> None:
     device = made(WashingMachine)
     assert field in device.instruct(device.instruction(**{field: str(uuid4())}))
     assert (device.pending, states(device)) == ([], ["NOT_SCHEDULED"])
 
 
-def test_what_is_revoked_is_scheduled_no_longer():
+def test_what_is_revoked_is_scheduled_no_longer() -> None:
     device = made(WashingMachine)
     first = instructed(device, "eco", NOW + HOUR)
     second = instructed(device, "quick", NOW + 2 * HOUR)
@@ -208,7 +210,7 @@ def test_what_is_revoked_is_scheduled_no_longer():
     assert device.runs == []
 
 
-def test_how_often_time_passes_makes_no_difference():
+def test_how_often_time_passes_makes_no_difference() -> None:
     at_once, by_and_by = made(Dryer), made(Dryer)
     for device in (at_once, by_and_by):
         instructed(device, at=NOW + 77.7 * SECOND)
@@ -224,7 +226,7 @@ def test_how_often_time_passes_makes_no_difference():
 # Over a websocket
 
 
-def told(cem) -> list[list[tuple]]:
+def told(cem: Cem) -> list[list[tuple]]:
     """Return each status that was told: of each container, its state and its progress (min)."""
     return [
         [
@@ -236,7 +238,7 @@ def told(cem) -> list[list[tuple]]:
 
 
 @pytest.mark.parametrize("kind", [WashingMachine, Dishwasher, Dryer, PoolPump])
-async def test_a_device_introduces_itself(cem, clock, kind):
+async def test_a_device_introduces_itself(cem: Cem, clock: FrozenDateTimeFactory, kind) -> None:
     async with kind(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         assert device.control_type == PPBC
@@ -252,7 +254,7 @@ async def test_a_device_introduces_itself(cem, clock, kind):
     ]
 
 
-async def test_a_pause_is_told_where_there_is_a_longest_one(cem, clock):
+async def test_a_pause_is_told_where_there_is_a_longest_one(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with Dishwasher(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
     [definition] = cem.of("PPBC.PowerProfileDefinition")
@@ -260,7 +262,9 @@ async def test_a_pause_is_told_where_there_is_a_longest_one(cem, clock):
     assert [each.get("max_pause_before") for each in sequences] == [None, 1_800_000]
 
 
-async def test_it_tells_its_state_and_what_became_of_an_instruction(cem, clock):
+async def test_it_tells_its_state_and_what_became_of_an_instruction(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with WashingMachine(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         instruction = device.instruction("quick", NOW + HOUR)
@@ -275,7 +279,7 @@ async def test_it_tells_its_state_and_what_became_of_an_instruction(cem, clock):
         assert len(cem.of("PowerMeasurement")) == 5
 
 
-async def test_an_interruption_is_told(cem, clock):
+async def test_an_interruption_is_told(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with Dryer(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         for instruction in (
@@ -294,7 +298,7 @@ async def test_an_interruption_is_told(cem, clock):
 
 
 @pytest.mark.parametrize("kind", [SCHEDULE, INTERRUPT, CONTINUE])
-async def test_each_kind_of_instruction_can_be_revoked(cem, clock, kind):
+async def test_each_kind_of_instruction_can_be_revoked(cem: Cem, clock: FrozenDateTimeFactory, kind) -> None:
     async with Dryer(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         instruction = device.instruction(kind=kind, at=NOW + HOUR)
@@ -304,7 +308,7 @@ async def test_each_kind_of_instruction_can_be_revoked(cem, clock, kind):
         assert (device.pending, device.revoked) == ([], {instruction["id"]})
 
 
-async def test_what_is_announced_replaces_what_was_not_begun(cem, clock):
+async def test_what_is_announced_replaces_what_was_not_begun(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with WashingMachine(cem.url, every=None) as device:
         await introduced(device)
         assert cem.kinds()[2:] == ["PowerMeasurement"]
@@ -327,7 +331,7 @@ async def test_what_is_announced_replaces_what_was_not_begun(cem, clock):
         assert reasons(device)[-1] == "laundry is still running"
 
 
-async def test_who_opens_the_door_aborts_it(cem, clock):
+async def test_who_opens_the_door_aborts_it(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with Dishwasher(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         instruction = device.instruction()
@@ -345,7 +349,9 @@ async def test_who_opens_the_door_aborts_it(cem, clock):
         assert device.violations == []
 
 
-async def test_a_machine_that_connects_again_tells_how_far_it_is(cem, clock):
+async def test_a_machine_that_connects_again_tells_how_far_it_is(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     device = Dishwasher(cem.url, every=None, deadline=DEADLINE)
     async with device:
         await introduced(device)
@@ -360,7 +366,9 @@ async def test_a_machine_that_connects_again_tells_how_far_it_is(cem, clock):
         assert cem.updates() == []
 
 
-async def test_what_was_scheduled_is_left_behind_by_another_control_type(cem, clock):
+async def test_what_was_scheduled_is_left_behind_by_another_control_type(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with WashingMachine(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         left = device.instruction("eco", NOW + HOUR)
