@@ -211,7 +211,8 @@ class ControlledDevice(Device):
         self.instructions: list[Message] = []
         self.revoked: set[str] = set()
         self.rejected: list[tuple[str, str]] = []
-        self.violations: list[tuple[datetime, object]] = []
+        self.violations: list[tuple[datetime, str | float]] = []
+        """What the device should never have to do, or the fill level that a storage was driven to."""
         self._agenda: list[tuple[datetime, int, Message]] = []
         self._updates: list[Message] = []
         self._message_ids: dict[str, str] = {}

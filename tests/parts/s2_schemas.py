@@ -125,6 +125,6 @@ def _is_number(_checker: TypeChecker, value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-_Strict: type[Validator] = cast(Any, extend)(
+_Strict: type[Validator] = extend(
     Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)
 )

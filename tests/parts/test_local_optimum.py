@@ -1,6 +1,7 @@
 """The local optimum: what FlexMeasures would do, in problems whose answer is known."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,44 +11,52 @@ import flexmeasures_cem.site as sites
 import flexmeasures_optimiser.errors as errors
 import flexmeasures_optimiser.schedule as schedules
 import flexmeasures_optimiser.storage as storages
-from tests.parts.local_optimum import Optimiser, priced
+from flexmeasures_optimiser.prices import PriceInterval
+from tests.parts.local_optimum import Device, Optimiser, Spans, priced
 
 BEGIN = datetime(2026, 1, 14, 18, tzinfo=UTC)
 HOUR = 3600.0
 
 
-def at(hours) -> datetime:
-    """Return when some hours have passed."""
+def at(hours: float) -> datetime:
+    """Return the moment after some hours."""
     return BEGIN + timedelta(hours=hours)
 
 
-def storage(sensor=1, soc=0.0, full=10_000.0, power=5000.0, **options: Any) -> storages.Storage:
-    """Return a storage."""
+def storage(
+    sensor: int = 1, soc: float = 0.0, full: float = 10_000.0, power: float = 5000.0, **options: Any
+) -> storages.Storage:
+    """Return a storage (Wh, W)."""
     return storages.Storage(sensor, soc, 0.0, full, power_capacity=power, **options)
 
 
-def wish(hours, value) -> storages.Wish:
+def wish(hours: float, value: float) -> storages.Wish:
     """Return a wish for an energy (Wh) at a moment."""
     return storages.Wish(at(hours), at(hours), value)
 
 
-async def solved(consumption, *devices, production=None, loads=(), limit=None, limits=None) -> list:
-    """Return the powers (W) of each device, by the prices of each hour."""
+async def solved(
+    consumption: Sequence[float],
+    *devices: Device,
+    production: Sequence[float] | None = None,
+    loads: Sequence[float] = (),
+    limit: float | None = None,
+    limits: dict[str, Spans] | None = None,
+) -> list[list[float]]:
+    """Return the hourly powers (W) of every device, by hourly prices and fixed loads (W)."""
     start = BEGIN.timestamp()
 
-    async def prices(_start, _end):
+    async def prices(_start: float, _end: float) -> list[PriceInterval]:
         pairs = zip(consumption, production or consumption, strict=True)
         return [
             priced(start + hour * HOUR, start + (hour + 1) * HOUR, *pair) for hour, pair in enumerate(pairs)
         ]
 
     window = sites.Window(start, HOUR, start + len(consumption) * HOUR, 1.0, math.inf, True)
-    given = {
-        99: [(start + place * HOUR, start + (place + 1) * HOUR, each) for place, each in enumerate(loads)]
-    }
-    found = await Optimiser(prices, limit).solve(list(devices), window, given, limits or {})
-    assert all(each.start == BEGIN for each in found.values())
-    return [found[each.power_sensor].values for each in devices]
+    given = {99: [(start + hour * HOUR, start + (hour + 1) * HOUR, load) for hour, load in enumerate(loads)]}
+    solution = await Optimiser(prices, limit).solve(list(devices), window, given, limits or {})
+    assert all(schedule.start == BEGIN for schedule in solution.values())
+    return [solution[device.power_sensor].values for device in devices]
 
 
 async def test_the_cheapest_hours_are_taken_for_a_target() -> None:
@@ -63,7 +72,7 @@ async def test_what_costs_the_same_is_charged_sooner() -> None:
 
 
 @pytest.mark.parametrize(("price", "cycles"), [(0.12, False), (0.13, True)])
-async def test_a_battery_cycles_only_where_that_makes_up_for_its_losses(price, cycles) -> None:
+async def test_a_battery_cycles_only_where_that_makes_up_for_its_losses(price: float, cycles: bool) -> None:
     battery = storage(charging_efficiency=0.9, discharging_efficiency=0.9, full=4000)
     [powers] = await solved([0.1, price], battery)
     assert powers == pytest.approx([4000 / 0.9, -3600] if cycles else [0, 0])
@@ -116,14 +125,16 @@ async def test_capacities_hold_for_their_time() -> None:
 
 
 async def test_a_site_limit_is_shared() -> None:
-    one, other = (storage(each, production_capacity=0.0, soc_minima=[wish(3, 8000)]) for each in (1, 2))
-    powers = await solved([0.1, 0.2, 0.3], one, other, limit=7000, loads=[1000, 1000, 1000])
-    assert [sum(each) for each in zip(*powers, strict=True)] == pytest.approx([6000, 6000, 4000])
+    cars = [storage(sensor, production_capacity=0.0, soc_minima=[wish(3, 8000)]) for sensor in (1, 2)]
+    powers = await solved([0.1, 0.2, 0.3], *cars, limit=7000, loads=[1000, 1000, 1000])
+    assert [sum(pair) for pair in zip(*powers, strict=True)] == pytest.approx([6000, 6000, 4000])
 
 
 async def test_a_limit_that_varies_prevails_over_the_site_limit() -> None:
     start = BEGIN.timestamp()
-    limits = {"power_capacity": [(start, start + HOUR, 2000.0), (start + HOUR, start + 3 * HOUR, 4000.0)]}
+    limits: dict[str, Spans] = {
+        "power_capacity": [(start, start + HOUR, 2000.0), (start + HOUR, start + 3 * HOUR, 4000.0)]
+    }
     car = storage(production_capacity=0.0, soc_minima=[wish(3, 8000)])
     [powers] = await solved([0.1, 0.2, 0.3], car, limit=7000, limits=limits)
     assert powers == pytest.approx([2000, 4000, 2000])

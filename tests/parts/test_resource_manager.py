@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import pytest
@@ -11,7 +13,6 @@ from aiohttp.test_utils import TestServer
 
 from tests.parts import s2_schemas
 from tests.parts.resource_manager import ResourceManager
-from tests.parts.s2_cem import Cem
 from tests.parts.s2_devices import Battery, Meter
 from tests.parts.s2_messages import Message, example
 
@@ -19,10 +20,19 @@ pytestmark = pytest.mark.usefixtures("socket_enabled")
 TOKEN = "secret"
 
 
+@dataclass
+class Cem:
+    """A CEM that confirms everything and selects the first control type, then sends `extra`."""
+
+    received: list[Message] = field(default_factory=list)
+    extra: list[Any] = field(default_factory=list)
+    url: str = ""
+
+
 @pytest.fixture
-async def cem(socket_enabled: None):
-    """Run a CEM that confirms everything and selects the first control type; it says `extra` after that."""
-    cem = SimpleNamespace(received=[], extra=[], close=False)
+async def cem(socket_enabled: None) -> AsyncIterator[Cem]:
+    """Run a CEM."""
+    cem = Cem()
 
     async def session(request: web.Request) -> web.WebSocketResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -60,14 +70,14 @@ async def received(cem: Cem, message_type: str, times: int = 1) -> list[Message]
     """Wait until the CEM has received messages of a type."""
     async with asyncio.timeout(5):
         while True:
-            found = [message for message in cem.received if message["message_type"] == message_type]
-            if len(found) >= times:
-                return found
+            messages = [message for message in cem.received if message["message_type"] == message_type]
+            if len(messages) >= times:
+                return messages
             await asyncio.sleep(0.01)
 
 
 async def test_it_establishes_a_session_and_confirms(cem: Cem) -> None:
-    """The CEM's Handshake, HandshakeResponse and SelectControlType are each confirmed."""
+    """The CEM's Handshake, HandshakeResponse and SelectControlType are all confirmed."""
     async with ResourceManager(cem.url, TOKEN, name="EV", details={"model": "T"}) as rm:
         assert await rm.establish() == "FILL_RATE_BASED_CONTROL"
         await received(cem, "ReceptionStatus", times=3)
@@ -96,7 +106,9 @@ async def test_a_message_gets_its_reception_status(cem: Cem) -> None:
         (False, {}, set()),
     ],
 )
-async def test_a_test_says_what_is_answered(cem: Cem, confirm, answers, expected) -> None:
+async def test_a_test_says_what_is_answered(
+    cem: Cem, confirm: bool, answers: dict[str, str | None], expected: set[str]
+) -> None:
     """By type, or nothing at all."""
     async with ResourceManager(cem.url, TOKEN, confirm=confirm) as rm:
         rm.answers = answers
@@ -147,7 +159,7 @@ async def test_it_is_refused_without_the_token(cem: Cem) -> None:
         ("{", "not JSON"),
     ],
 )
-async def test_it_finds_what_the_cem_may_not_send(cem: Cem, extra, problem) -> None:
+async def test_it_finds_what_the_cem_may_not_send(cem: Cem, extra: object, problem: str) -> None:
     """At the end of the session, whatever the test itself looks at."""
     if not s2_schemas.available() and not isinstance(extra, str):
         pytest.skip(s2_schemas.describe())
@@ -183,8 +195,8 @@ async def test_a_battery_tells_its_state_and_keeps_instructions(cem: Cem) -> Non
         await received(cem, "FRBC.StorageStatus", times=3)
         assert battery.control_type == "FILL_RATE_BASED_CONTROL"
         assert [kept["message_id"] for kept in battery.instructions] == [instruction["message_id"]]
-    told = [message["message_type"] for message in cem.received]
-    assert [name for name in told if name.startswith("FRBC")][:3] == [
+    types = [message["message_type"] for message in cem.received]
+    assert [name for name in types if name.startswith("FRBC")][:3] == [
         "FRBC.SystemDescription",
         "FRBC.ActuatorStatus",
         "FRBC.StorageStatus",

@@ -1,6 +1,6 @@
 """The simulated devices under power envelope based control: their physics, and what they tell a CEM."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -8,43 +8,25 @@ import pytest
 from freezegun.api import FrozenDateTimeFactory
 
 from tests.parts.s2_cem import Cem, introduced
+from tests.parts.s2_device import DAY, HOUR, MINUTE, NOT_CONTROLABLE, SECOND
+from tests.parts.s2_devices import FRBC
 from tests.parts.s2_envelope_devices import (
-    FRBC,
     PEBC,
+    Element,
     EnvelopeCharger,
     PvInverter,
     VersatileBattery,
     sunny,
 )
-from tests.parts.s2_messages import NOW, Message, example
+from tests.parts.s2_messages import NOW, example
+from tests.parts.s2_unconnected import constant, instructed, rejection, unconnected
 
 pytestmark = pytest.mark.long
 
-NOWHERE = "ws://nowhere"
-METER = "NOT_CONTROLABLE"
-SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
-
-def made(kind, **options: Any):
-    """Return a device that is not connected, at NOW."""
-    return kind(NOWHERE, start=NOW, **options)
-
-
-def instructed(device, *elements, **changes: Any) -> Message:
-    """Give a device an envelope, which it is to accept; return the instruction."""
-    instruction = device.instruction(*elements, **changes)
-    assert device.instruct(instruction) is None
-    return instruction
-
-
-def constant(value: float):
-    """Return a curve that is always the same."""
-    return lambda _: value
-
-
-def car(**options: Any):
+def car(**options: Any) -> EnvelopeCharger:
     """Return a charger with a car that leaves in eight hours."""
-    return made(EnvelopeCharger, **{"departure": NOW + 8 * HOUR} | options)
+    return unconnected(EnvelopeCharger, **{"departure": NOW + 8 * HOUR} | options)
 
 
 # A solar inverter
@@ -57,7 +39,7 @@ def test_the_sun_shines_by_day() -> None:
 
 
 def test_an_inverter_produces_what_the_sun_gives() -> None:
-    device = made(PvInverter, production=lambda now: 3000 if now < NOW + HOUR else 1000)
+    device = unconnected(PvInverter, production=lambda now: 3000 if now < NOW + HOUR else 1000)
     device.advance(NOW + 2 * HOUR)
     assert device.power == -1000
     assert device.energy(NOW, NOW + 2 * HOUR) == pytest.approx(-4000)
@@ -66,7 +48,7 @@ def test_an_inverter_produces_what_the_sun_gives() -> None:
 
 
 def test_what_is_above_the_envelope_is_lost() -> None:
-    device = made(PvInverter, production=constant(3000))
+    device = unconnected(PvInverter, production=constant(3000))
     instructed(device, (HOUR, -5000, 0), (HOUR, -1000, 0), (HOUR, 0, 0), (HOUR, -5000, 0), at=NOW + HOUR)
     powers = []
     for hour in range(5):
@@ -77,7 +59,7 @@ def test_what_is_above_the_envelope_is_lost() -> None:
 
 
 def test_an_envelope_that_runs_out_is_a_violation() -> None:
-    device = made(PvInverter, production=constant(3000))
+    device = unconnected(PvInverter, production=constant(3000))
     instructed(device, (HOUR, 0, 0))
     device.advance(NOW + 2 * HOUR)
     assert device.power == -3000
@@ -85,7 +67,7 @@ def test_an_envelope_that_runs_out_is_a_violation() -> None:
 
 
 def test_an_envelope_that_is_followed_by_another_is_none() -> None:
-    device = made(PvInverter, production=constant(3000))
+    device = unconnected(PvInverter, production=constant(3000))
     instructed(device, (HOUR, 0, 0))
     instructed(device, (DAY, -2000, 0), at=NOW + HOUR)
     device.advance(NOW + 2 * HOUR)
@@ -93,7 +75,7 @@ def test_an_envelope_that_is_followed_by_another_is_none() -> None:
 
 
 def test_an_envelope_replaces_the_one_before() -> None:
-    device = made(PvInverter, production=constant(3000))
+    device = unconnected(PvInverter, production=constant(3000))
     instructed(device, (DAY, 0, 0))
     instructed(device, (DAY, -2000, 0), at=NOW + HOUR)
     device.advance(NOW + HOUR)
@@ -101,7 +83,7 @@ def test_an_envelope_replaces_the_one_before() -> None:
 
 
 def test_an_envelope_that_comes_late_counts_from_its_own_time() -> None:
-    device = made(PvInverter, production=constant(3000))
+    device = unconnected(PvInverter, production=constant(3000))
     instructed(device, (HOUR, 0, 0), (HOUR, -1000, 0), at=NOW - 0.5 * HOUR)
     device.advance(NOW + 0.5 * HOUR)
     assert device.power == -1000
@@ -117,24 +99,26 @@ def test_an_envelope_that_comes_late_counts_from_its_own_time() -> None:
         ([(HOUR, 0, 1)], {}, "power_envelope_elements[0].upper_limit"),
     ],
 )
-def test_an_envelope_that_is_not_allowed_is_not_accepted(elements, changes: Any, field) -> None:
-    device = made(PvInverter)
+def test_an_envelope_that_is_not_allowed_is_not_accepted(
+    elements: list[Element], changes: dict[str, Any], field: str
+) -> None:
+    device = unconnected(PvInverter)
     instruction = device.instruction(*elements, **changes)
-    problem = device.instruct(instruction)
+    problem = rejection(device, instruction)
     assert field in problem
     assert device.rejected == [(instruction["id"], problem)]
     assert device.pending == []
 
 
 def test_ranges_for_abnormal_conditions_need_one() -> None:
-    device = made(PvInverter)
+    device = unconnected(PvInverter)
     device.envelope.abnormal = [("UPPER_LIMIT", 0, 500)]
-    assert "upper_limit" in device.instruct(device.instruction((HOUR, 0, 500)))
+    assert "upper_limit" in rejection(device, device.instruction((HOUR, 0, 500)))
     instructed(device, (HOUR, 0, 500), abnormal_condition=True)
 
 
 def test_no_envelope_begins_when_the_constraints_do_not_hold() -> None:
-    device = made(PvInverter)
+    device = unconnected(PvInverter)
     device.envelope.valid_from, device.envelope.valid_until = NOW + HOUR, NOW + 2 * HOUR
     for hour in (0.5, 1, 2):
         instructed(device, (HOUR, 0, 0), at=NOW + hour * HOUR)
@@ -170,14 +154,16 @@ def test_a_car_charges_as_fast_as_its_envelope_allows() -> None:
 
 def test_a_limit_in_the_gap_is_not_accepted() -> None:
     device = car()
-    assert "power_envelope_elements[0].upper_limit" in device.instruct(device.instruction((HOUR, 0, 2000)))
+    assert "power_envelope_elements[0].upper_limit" in rejection(device, device.instruction((HOUR, 0, 2000)))
 
 
 def test_a_car_that_leaves_with_less_has_a_shortfall() -> None:
     device = car()
     instructed(device, (HOUR, 0, 11040), (7 * HOUR, 0, 0))
     device.advance(NOW + 9 * HOUR)
-    assert device.shortfalls == [(NOW + 8 * HOUR, pytest.approx(20_000 - 11_040))]
+    [(moment, missing)] = device.shortfalls
+    assert moment == NOW + 8 * HOUR
+    assert missing == pytest.approx(20_000 - 11_040)
     assert (device.departure, device.power, device.violations) == (None, 0, [])
 
 
@@ -189,7 +175,7 @@ def test_an_envelope_may_end_when_the_car_has_what_it_needs() -> None:
 
 
 def test_without_a_car_nothing_is_charged_and_no_envelope_runs_out() -> None:
-    device = made(EnvelopeCharger)
+    device = unconnected(EnvelopeCharger)
     instructed(device, (HOUR, 0, 11040))
     device.advance(NOW + 2 * HOUR)
     assert (device.energy(NOW, NOW + DAY), device.violations, device.shortfalls) == (0, [], [])
@@ -215,7 +201,7 @@ async def test_an_inverter_introduces_itself(cem: Cem, clock: FrozenDateTimeFact
         await introduced(device)
         assert device.control_type == PEBC
     [details] = cem.of("ResourceManagerDetails")
-    assert details["available_control_types"] == [PEBC, METER]
+    assert details["available_control_types"] == [PEBC, NOT_CONTROLABLE]
     assert details["provides_forecast"] is True
     assert details["roles"][0]["role"] == "ENERGY_PRODUCER"
     [constraints] = cem.of("PEBC.PowerConstraints")
@@ -238,7 +224,7 @@ async def test_an_inverter_introduces_itself(cem: Cem, clock: FrozenDateTimeFact
 async def test_a_forecast_is_told_each_hour_without_control_too(
     cem: Cem, clock: FrozenDateTimeFactory
 ) -> None:
-    cem.control_type = METER
+    cem.control_type = NOT_CONTROLABLE
     async with PvInverter(cem.url, every=None) as device:
         await introduced(device)
         clock.tick(1800)
@@ -248,8 +234,8 @@ async def test_a_forecast_is_told_each_hour_without_control_too(
         forecast, power = "PowerForecast", "PowerMeasurement"
         assert cem.kinds()[2:] == [forecast, power, power, forecast, power]
         await device.set_production(constant(700), forecast=constant(800))
-        [forecast] = cem.of("PowerForecast")
-        assert forecast["elements"][0]["power_values"][0]["value_expected"] == -800
+        [message] = cem.of("PowerForecast")
+        assert message["elements"][0]["power_values"][0]["value_expected"] == -800
         assert cem.of("PowerMeasurement")[0]["values"][0]["value"] == -700
 
 
@@ -266,7 +252,9 @@ async def test_it_tells_what_became_of_its_envelopes(cem: Cem, clock: FrozenDate
         clock.tick(3600)
         await device.tell()
         assert sorted(cem.updates()) == sorted(
-            (each["id"], status) for each in (first, later) for status in ("ACCEPTED", "STARTED", "SUCCEEDED")
+            (instruction["id"], status)
+            for instruction in (first, later)
+            for status in ("ACCEPTED", "STARTED", "SUCCEEDED")
         )
 
 
@@ -347,8 +335,8 @@ async def test_control_is_gone_with_its_control_type(cem: Cem, clock: FrozenDate
         assert await cem.ask(device.instruction((DAY, 0, 0))) == "OK"
         assert await cem.ask(left := device.instruction((DAY, 0, 0), at=NOW + HOUR)) == "OK"
         assert device.power == 0
-        await cem.select(METER)
-        await cem.until(lambda: device.control_type == METER)
+        await cem.select(NOT_CONTROLABLE)
+        await cem.until(lambda: device.control_type == NOT_CONTROLABLE)
         assert device.power == -3000
         assert device.violations == [(NOW, f"PEBC.Instruction {left['id']} was left behind")]
 
@@ -358,7 +346,7 @@ async def test_a_versatile_battery_goes_from_one_control_type_to_the_other(
 ) -> None:
     async with VersatileBattery(cem.url, every=None) as device:
         await introduced(device)
-        assert cem.of("ResourceManagerDetails")[0]["available_control_types"] == [FRBC, PEBC, METER]
+        assert cem.of("ResourceManagerDetails")[0]["available_control_types"] == [FRBC, PEBC, NOT_CONTROLABLE]
         charge = device.instruction("charge", 0.5)
         assert await cem.ask(charge) == "OK"
         clock.tick(10)

@@ -1,6 +1,5 @@
 """The habits that simulated devices can have: what Resource Managers in the field do."""
 
-from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -8,14 +7,13 @@ import pytest
 from freezegun.api import FrozenDateTimeFactory
 
 from tests.parts.s2_cem import Cem, introduced
-from tests.parts.s2_device import Device, Habit
+from tests.parts.s2_device import HOUR, MINUTE, ControlledDevice, Device, Habit
 from tests.parts.s2_devices import HomeBattery, Meter
 from tests.parts.s2_envelope_devices import PvInverter
 from tests.parts.s2_messages import NOW, Message, example
 from tests.parts.s2_mode_devices import HybridHeatPump
 from tests.parts.s2_profile_devices import WashingMachine
-
-SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+from tests.parts.s2_unconnected import constant
 
 
 def revocation(instruction: Message) -> Message:
@@ -74,8 +72,9 @@ async def test_of_several_instructions_the_one_that_arrives_last_counts(
 async def test_an_envelope_that_is_acted_on_at_receipt_counts_from_then_on(
     cem: Cem, clock: FrozenDateTimeFactory
 ) -> None:
-    sun = {"production": lambda _: 3000.0, "every": None}
-    async with PvInverter(cem.url, habits={Habit.ACTS_ON_RECEIPT}, **sun) as device:
+    async with PvInverter(
+        cem.url, every=None, habits={Habit.ACTS_ON_RECEIPT}, production=constant(3000.0)
+    ) as device:
         await introduced(device)
         limits = (MINUTE, -1000, 0), (HOUR, -5000, 0)
         assert await cem.ask(device.instruction(*limits, at=NOW + HOUR)) == "OK"
@@ -128,7 +127,7 @@ async def test_it_confirms_the_revocation_of_what_it_was_never_told(
     ],
 )
 async def test_it_sends_null_in_place_of_what_it_leaves_out(
-    cem: Cem, clock: FrozenDateTimeFactory, kind, options: Any
+    cem: Cem, clock: FrozenDateTimeFactory, kind: type[Device], options: dict[str, Any]
 ) -> None:
     cem.takes_null = cem.takes_s2_python_for_the_schema = True
     async with kind(cem.url, habits={Habit.SENDS_NULL}, **{"every": None} | options) as device:
@@ -142,9 +141,9 @@ async def test_it_sends_null_in_place_of_what_it_leaves_out(
 
 
 async def settled(cem: Cem, device: Device) -> None:
-    """Wait until a device has told all there is to know, and a measurement."""
+    """Wait until a device has sent its introduction and a measurement."""
     await cem.until(device.active.is_set)
-    if device.every is None:
+    if isinstance(device, ControlledDevice):
         await device.tell()
     await cem.until(lambda: cem.of("PowerMeasurement"))
 

@@ -18,13 +18,13 @@ def test_there_is_an_example_of_every_message_type() -> None:
 
 @needs_schemas
 @pytest.mark.parametrize("message_type", TYPES)
-def test_an_example_is_valid(message_type) -> None:
+def test_an_example_is_valid(message_type: str) -> None:
     """Each example serves other tests as a valid message."""
     assert s2_schemas.problems(example(message_type)) == []
 
 
 @pytest.mark.parametrize("message_type", [name for name in TYPES if name != "DDBC.SystemDescription"])
-def test_s2_python_accepts_an_example(message_type) -> None:
+def test_s2_python_accepts_an_example(message_type: str) -> None:
     """It refuses only the official form of DDBC.SystemDescription."""
     assert S2Parser.parse_as_any_message(example(message_type)).message_type == message_type
 
@@ -56,7 +56,7 @@ def test_an_example_has_a_message_id_of_its_own() -> None:
         ([example("Handshake")], "$"),
     ],
 )
-def test_an_invalid_message_is_refused(message, where) -> None:
+def test_an_invalid_message_is_refused(message: object, where: str) -> None:
     """The problem names the place."""
     assert any(where in problem for problem in s2_schemas.problems(message))
 
