@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import aiohttp
 import yaml
@@ -191,10 +191,25 @@ class HomeAssistant:
                     return
                 await asyncio.sleep(0.05)
 
+    @overload
+    async def call(
+        self, domain: str, service: str, data: dict[str, Any] | None = None, *, return_response: Literal[True]
+    ) -> dict[str, Any]: ...
+
+    @overload
+    async def call(
+        self,
+        domain: str,
+        service: str,
+        data: dict[str, Any] | None = None,
+        *,
+        return_response: Literal[False] = False,
+    ) -> None: ...
+
     async def call(
         self, domain: str, service: str, data: dict[str, Any] | None = None, *, return_response: bool = False
     ) -> dict[str, Any] | None:
-        """Call a service; ServiceFailed has the text of what went wrong."""
+        """Call a service, and return its response if asked for. Raise ServiceFailed with the error's text."""
         answer = await self._ask(
             "call_service",
             domain=domain,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from tests.parts.s2_device import AMSTERDAM, Device
+from tests.parts.s2_device import AMSTERDAM, ControlledDevice, Device
 from tests.parts.s2_devices import Boiler, ElectricVehicle, HomeBattery, Meter, TwinBattery
 from tests.parts.s2_envelope_devices import EnvelopeCharger, PvInverter
 from tests.parts.s2_mode_devices import DistrictHeat, HeatPump, HybridHeatPump, StepCharger
@@ -22,6 +22,14 @@ class Entry(NamedTuple):
     def __call__(self, url: str, **options: Any) -> Device:
         """Return a device, with further or replaced options."""
         return self.kind(url, **{"name": self.name} | self.options(datetime.now(AMSTERDAM)) | options)
+
+
+def controlled(key: str, url: str, **options: Any) -> ControlledDevice:
+    """Return a device of the catalogue that has instructions; raise TypeError for the meter."""
+    device = DEVICES[key](url, **options)
+    if not isinstance(device, ControlledDevice):
+        raise TypeError(f"{key} has no instructions: choose another device of the catalogue")
+    return device
 
 
 def _leaves_in_the_morning(now: datetime) -> dict[str, Any]:

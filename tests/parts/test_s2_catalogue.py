@@ -53,5 +53,6 @@ def test_other_options_prevail() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_demo_can_show_what_each_is_told(name: str) -> None:
-    assert demo_devices.told.dispatch(DEVICES[name].kind) is not demo_devices.told.dispatch(object)
+def test_the_demo_can_show_the_instructions_of_every_device(name: str) -> None:
+    dispatch = demo_devices.instructions.dispatch
+    assert dispatch(DEVICES[name].kind) is not dispatch(object)
