@@ -52,7 +52,7 @@ AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 DISCONNECTED = (MediumClosedConnectionError, CouldNotReceiveStatusReceptionError)
 
 type Curve = Callable[[datetime], float]
-"""A value at each moment."""
+"""A function of time."""
 type Telling = Coroutine[Any, Any, None]
 """What a device sends while a control type is active."""
 type LogEntry[Doing] = tuple[datetime, Doing, float]
@@ -650,7 +650,7 @@ class ModeDevice[Machine: StateMachine](ControlledDevice):
 
     @property
     def doing(self) -> str:
-        """The mode and factor of each actuator."""
+        """The mode and factor of every actuator."""
         if len(self.actuators) == 1:
             return next(iter(self.actuators.values())).doing()
         return "; ".join(
@@ -786,7 +786,7 @@ def floor(moment: datetime, period: timedelta) -> datetime:
 
 
 def executed_at(instruction: Message) -> datetime:
-    """Return when an instruction is to be executed."""
+    """Return the execution time of an instruction."""
     return datetime.fromisoformat(instruction["execution_time"])
 
 

@@ -1,4 +1,4 @@
-"""The resource managers of the tests, against a CEM of a few lines."""
+"""The Resource Managers of the tests, against a minimal CEM."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The simulated devices: their physics by the clock, and what they say to a CEM of a few lines."""
+"""The simulated devices: their physics by the clock, and their messages to a minimal CEM."""
 
 import asyncio
 from collections.abc import Callable

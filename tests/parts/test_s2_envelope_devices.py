@@ -1,4 +1,4 @@
-"""The simulated devices under power envelope based control: their physics, and what they tell a CEM."""
+"""The simulated devices under power envelope based control: their physics, and their messages to a CEM."""
 
 from datetime import datetime
 from typing import Any

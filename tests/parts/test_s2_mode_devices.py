@@ -1,4 +1,4 @@
-"""The simulated devices of operation modes without a storage: their physics, and what they tell a CEM."""
+"""The simulated devices of operation modes without a storage: their physics, and their messages to a CEM."""
 
 from collections.abc import Callable
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""The simulated devices under power profile based control: what they do, and what they tell a CEM."""
+"""The simulated devices under power profile based control: what they do, and their messages to a CEM."""
 
 from collections.abc import Callable
 from datetime import timedelta

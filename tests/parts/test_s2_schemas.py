@@ -68,7 +68,7 @@ def test_a_huge_integer_is_a_number() -> None:
 
 
 def test_without_schemas_nothing_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And it is said why."""
+    """The reason is shown."""
     monkeypatch.setenv("S2_SCHEMA", str(tmp_path))
     monkeypatch.setattr(s2_schemas, "_source", s2_schemas._source.__wrapped__)
     assert not s2_schemas.available()
