@@ -1,7 +1,7 @@
-"""How soon S2 devices are told what to do by a real Home Assistant with a real FlexMeasures server.
+"""How soon S2 devices get instructions from a real Home Assistant with a real FlexMeasures server.
 
-Home Assistant, FlexMeasures and the devices are processes of their own, and only what a device sees is
-measured, so that scripts of another version can be measured too. The devices cost the machine little.
+Home Assistant, FlexMeasures and the devices are separate processes. Everything is measured at the devices, so
+that scripts of another version can be measured, too. The devices need little processor time.
 """
 
 import asyncio
@@ -12,12 +12,13 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -25,24 +26,25 @@ from tests.bench import Sender, ignore_interrupt
 from tests.demo_terminal import step
 from tests.parts import pyscript_source
 from tests.parts.flexmeasures_server import FlexMeasuresServer
-from tests.parts.s2_catalogue import DEVICES
+from tests.parts.s2_catalogue import controlled
+from tests.parts.s2_messages import Message
 from tests.torture import load
 from tests.torture.house import S2_TOKEN, STATUS, House, percentile
 
 SPAWN = multiprocessing.get_context("spawn")
 BATTERY = "battery"
 QUIET_SECONDS = 0.5
-"""How long a device hears nothing before it looks whether all is over."""
+"""The time without a message after which a device looks whether to disconnect."""
 PAUSE_SECONDS = 1.0
-"""How long after a device has gone the next one comes, and how often each of the many sends a message."""
+"""The time between a disconnection and the next connection, and between messages of one of many devices."""
 BUSY_JOBS = 4
-"""How many schedules FlexMeasures is always to make for others while it is busy."""
+"""The number of schedules that FlexMeasures computes for others at any time while it is busy."""
 IDLE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much is measured: devices after one another, at once, and for long (with the seconds of that)."""
+    """How much is measured: devices one by one, at once, and for a long time (s)."""
 
     samples: int = 7
     at_once: int = 50
@@ -57,9 +59,9 @@ SHORT = Extent(samples=3, at_once=10, fleet=20, connecting=1.0, seconds=5.0)
 
 @dataclass(frozen=True)
 class First:
-    """After how many seconds a device got its first instruction: inf where it got none.
+    """The time (s) until the first instruction of a device, inf without one.
 
-    They count from its description on, and from when the first of all devices began to connect.
+    It counts from the device's description, and from the start of the first connection of all devices.
     """
 
     after_description: float = math.inf
@@ -68,7 +70,7 @@ class First:
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How late the event loop was (ms), and how long its longest garbage collection took (ms)."""
+    """The lags of the event loop (ms), and its longest garbage collection (ms)."""
 
     lags: list[float]
     collection: float
@@ -76,9 +78,9 @@ class Loop:
 
 @dataclass
 class Figures:
-    """What was measured: the first instructions by what FlexMeasures did, and the event loop under load.
+    """The results: the first instructions by FlexMeasures' state, and the event loop under load.
 
-    `memory` is that of Home Assistant (MiB) before the load and after it, `fleet` tells of the devices.
+    `memory` is that of Home Assistant (MiB) before and after the load, `fleet` a summary of the devices.
     """
 
     alone: dict[str, list[First]] = field(default_factory=dict)
@@ -92,15 +94,15 @@ class Figures:
 
 
 def first_instructions(port: int, names: list[str], within: float) -> list[First]:
-    """Connect batteries at once, and stay until each has been instructed, or some seconds have passed."""
+    """Connect batteries at once, until all have an instruction, or for some seconds."""
     introductions = [
-        list(DEVICES[BATTERY]("ws://127.0.0.1:9/", every=None, name=name).introduction()) for name in names
+        list(controlled(BATTERY, "ws://127.0.0.1:9/", every=None, name=name).introduction()) for name in names
     ]
     is_over, waiting = threading.Event(), threading.Semaphore(0)
     began = time.perf_counter()
 
-    def live(name: str, introduction: list[dict]) -> First:
-        """Be a battery."""
+    def run(name: str, introduction: list[Message]) -> First:
+        """Run a battery."""
         first = First()
         with contextlib.suppress(ConnectionError), Sender(port, S2_TOKEN) as sender:
             sender.open_session(name)
@@ -118,7 +120,7 @@ def first_instructions(port: int, names: list[str], within: float) -> list[First
         return first
 
     def end() -> None:
-        """Let all go once each was instructed."""
+        """Disconnect all batteries once all have an instruction."""
         for _name in names:
             if not waiting.acquire(timeout=max(began + within - time.perf_counter(), 0.0)):
                 break
@@ -126,7 +128,7 @@ def first_instructions(port: int, names: list[str], within: float) -> list[First
 
     with ThreadPoolExecutor(len(names) + 1) as threads:
         ending = threads.submit(end)
-        firsts = list(threads.map(live, names, introductions))
+        firsts = list(threads.map(run, names, introductions))
         ending.result()
     return firsts
 
@@ -136,11 +138,11 @@ def first_instructions(port: int, names: list[str], within: float) -> list[First
 
 @contextlib.asynccontextmanager
 async def busy(server: FlexMeasuresServer) -> AsyncIterator[None]:
-    """Have FlexMeasures always make schedules for others."""
+    """Keep FlexMeasures busy with schedules for others."""
     token, ids = await asyncio.to_thread(server.token), server.ids
     battery = {"sensor": ids.power_sensor, "soc-at-start": "4 kWh", "soc-min": "1 kWh", "soc-max": "10 kWh"}
     battery |= {"power-capacity": "5 kW", "roundtrip-efficiency": "90 %"}
-    problem = {
+    body = {
         "start": datetime.now(UTC).isoformat(),
         "duration": "PT24H",
         "flex-model": [battery],
@@ -149,31 +151,31 @@ async def busy(server: FlexMeasuresServer) -> AsyncIterator[None]:
     }
     path = f"/api/v3_0/assets/{ids.site}/schedules/trigger"
 
-    def make_one() -> None:
-        """Have a schedule made, and wait for it."""
-        _status, reply = server.request("POST", path, problem, token)
+    def request_schedule() -> None:
+        """Request a schedule, and wait for it."""
+        _status, reply = server.request("POST", path, body, token)
         job = f"/api/v3_0/jobs/{reply['schedule']}"
         while server.request("GET", job, token=token)[0] == 202:
             time.sleep(0.2)
 
-    async def make() -> None:
-        """Have one made after the other."""
+    async def request_schedules() -> None:
+        """Request one schedule after the other."""
         while True:
-            await asyncio.to_thread(make_one)
+            await asyncio.to_thread(request_schedule)
 
-    making = [asyncio.create_task(make()) for _ in range(BUSY_JOBS)]
+    requesting = [asyncio.create_task(request_schedules()) for _ in range(BUSY_JOBS)]
     await asyncio.sleep(PAUSE_SECONDS)
     try:
         yield
     finally:
-        for task in making:
+        for task in requesting:
             task.cancel()
-        await asyncio.gather(*making, return_exceptions=True)
+        await asyncio.gather(*requesting, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
 async def away(server: FlexMeasuresServer) -> AsyncIterator[None]:
-    """Have FlexMeasures not answer."""
+    """Stop FlexMeasures' web server meanwhile."""
     await asyncio.to_thread(server.stop_web)
     try:
         yield
@@ -183,7 +185,8 @@ async def away(server: FlexMeasuresServer) -> AsyncIterator[None]:
 
 async def one_by_one(pool: Executor, house: House, what: str, extent: Extent) -> list[First]:
     """Connect new batteries one after the other."""
-    firsts, run = [], asyncio.get_running_loop().run_in_executor
+    firsts: list[First] = []
+    run = asyncio.get_running_loop().run_in_executor
     for number in range(extent.samples):
         arguments = house.home_assistant.s2_port, [f"{what} {number}"], extent.within
         firsts += await run(pool, first_instructions, *arguments)
@@ -192,7 +195,7 @@ async def one_by_one(pool: Executor, house: House, what: str, extent: Extent) ->
 
 
 async def under_load(house: House, extent: Extent, figures: Figures) -> None:
-    """Have many devices talk, from when they begin to connect on, and measure the event loop's lag."""
+    """Measure the event loop's lag while many devices connect and send messages."""
     began = time.time()
     await asyncio.sleep(IDLE_SECONDS)
     moments = {"no device": (began, time.time())}
@@ -236,7 +239,7 @@ async def measure(scripts: Path, extent: Extent) -> Figures:
             app = {"host": server.url, "schedule_duration": "PT24H"}
             house = await stack.enter_async_context(House(server, source, repository=scripts, app=app))
             await house.home_assistant.wait_for_s2()
-        states = {
+        states: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[None]]] = {
             "answers": contextlib.nullcontext,
             "is busy": partial(busy, server),
             "is away": partial(away, server),
@@ -259,7 +262,7 @@ async def measure(scripts: Path, extent: Extent) -> Figures:
     return figures
 
 
-# What is shown
+# The tables
 
 
 def instructions_table(figures: Figures, scripts: Path) -> Table:
@@ -282,20 +285,20 @@ def instructions_table(figures: Figures, scripts: Path) -> Table:
     return table
 
 
-def is_ok(state: dict) -> bool:
-    """Return whether the status is without any problem."""
-    return state["state"] == "ok"
+def is_ok(state: dict[str, Any]) -> bool:
+    """Return whether the status is ok."""
+    return bool(state["state"] == "ok")
 
 
 def summary(after: list[float]) -> list[str]:
-    """Return how many there are, their median and the greatest (s), and how many have none."""
-    had = [seconds for seconds in after if math.isfinite(seconds)]
+    """Return the number of devices, the median and maximum (s), and the number without an instruction."""
+    instructed = [seconds for seconds in after if math.isfinite(seconds)]
     median = statistics.median(after)
     return [
         f"{len(after)}",
         f"{median:.2f} s" if math.isfinite(median) else "-",
-        f"{max(had):.2f} s" if had else "-",
-        f"{len(after) - len(had)}",
+        f"{max(instructed):.2f} s" if instructed else "-",
+        f"{len(after) - len(instructed)}",
     ]
 
 

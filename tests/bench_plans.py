@@ -1,8 +1,8 @@
 """How long it takes to plan the devices of a site together, and how good the plan is: `make bench` runs it.
 
-The site model is measured by itself: simulated devices introduce themselves, the scripts read that, and what
-is timed is what the planner has in its thread. Then a real Home Assistant with a real FlexMeasures server is
-measured (see tests.bench_home).
+First the site model is measured alone: the scripts read the introductions of simulated devices, and what the
+planner runs in its thread is timed. Then a real Home Assistant with a real FlexMeasures server is measured
+(see tests.bench_home).
 """
 
 import argparse
@@ -40,8 +40,8 @@ from tests import bench_home
 from tests.demo_terminal import console, step
 from tests.parts.flexmeasures_server import DAY_AHEAD
 from tests.parts.home_assistant import REPOSITORY
-from tests.parts.s2_catalogue import DEVICES
-from tests.parts.s2_device import AMSTERDAM, ControlledDevice
+from tests.parts.s2_catalogue import controlled
+from tests.parts.s2_device import AMSTERDAM
 
 MIXED = (
     *("battery", "ev", "boiler", "twin-battery"),
@@ -57,16 +57,16 @@ DAY_SECONDS, HOUR_SECONDS, MINUTE_SECONDS = 86_400.0, 3600.0, 60.0
 QUARTER_SECONDS, FIVE_MINUTES_SECONDS = 900.0, 300.0
 LIMIT_W = 6000.0
 FEED_IN_SHARE = 0.5
-"""What a kWh that is fed in yields, of what one costs."""
+"""The price of feeding in, as a fraction of that of consumption."""
 COLUMNS = "steps", "columns", "rows", "whole", "build", "solve", "plans", "cost", "above\nbest", "bound"
 BEST_SECONDS = 20.0
 BEST_GAP = 1e-3
-"""How near to the optimum (EUR) the longer search may stop."""
+"""The distance from the optimum (EUR) at which the longer search may stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Devices of the catalogue to plan together, in steps (s), with a limit of the site (W) or none."""
+    """Devices of the catalogue to plan together, in steps (s), with an optional limit of the site (W)."""
 
     title: str
     devices: tuple[str, ...]
@@ -74,16 +74,16 @@ class Scenario:
     limit: float | None = None
 
     def __str__(self) -> str:
-        """Return what it is, in words."""
+        """Return a description."""
         limit = "" if self.limit is None else f", {self.limit / 1000:g} kW"
         return f"{self.title}, {self.step / MINUTE_SECONDS:g} min{limit}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planning:
-    """The size of a program, how long each step took (s), what its plan costs, and the best one (EUR).
+    """The size of a program, the duration of every step (s), and the costs of its and the best plan (EUR).
 
-    `whole` is how many of its variables are integers; no plan costs less than the `bound`.
+    `whole` is the number of integer variables; no plan costs less than the `bound`.
     """
 
     steps: int
@@ -99,13 +99,13 @@ class Planning:
 
     @property
     def excess(self) -> float:
-        """Return which part of the best cost the plan costs more than that."""
+        """Return the additional cost of the plan, as a fraction of the best cost."""
         return (self.cost - self.best) / max(abs(self.best), 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solving:
-    """A program that was solved by `blocks`, with its solution, and when that began and ended (s)."""
+    """A program solved by `blocks`, with its solution, and the times of its begin and end (s)."""
 
     program: Any
     blocks: list[tuple[int, int]]
@@ -115,7 +115,7 @@ class Solving:
 
 
 def scenarios(devices: tuple[str, ...] = MIXED) -> list[Scenario]:
-    """Return the scenarios of some devices: two steps, with and without a limit; with the ten, batteries."""
+    """Return the scenarios of some devices: two steps, with and without a limit; usually batteries, too."""
     is_usual = devices == MIXED
     title = "ten mixed" if is_usual else ", ".join(devices)
     together = [
@@ -127,9 +127,9 @@ def scenarios(devices: tuple[str, ...] = MIXED) -> list[Scenario]:
 
 
 def task_of(name: str, number: int, now: float) -> Any:
-    """Return the site_model.Task of a device of the catalogue; no two batteries are equally full."""
+    """Return the site_model.Task of a device of the catalogue; all batteries have different fill levels."""
     options = {"fill_level": 10.0 + 80.0 * number / len(BATTERIES)} if name == "battery" else {}
-    device: ControlledDevice = DEVICES[name]("ws://127.0.0.1:9/", every=None, **options)
+    device = controlled(name, "ws://127.0.0.1:9/", every=None, **options)
     kind = control_types.MODULES[next(iter(device.offers))]
     introduction = [messages.parse(json.dumps(message)) for message in device.introduction()]
     memory = {message_store.key_of(message): message for message in introduction}
@@ -147,7 +147,7 @@ def task_of(name: str, number: int, now: float) -> Any:
 
 
 def outlook_of(tasks: list[Any], step: float, now: float) -> Any:
-    """Return the Outlook for a day at least, with a day-ahead tariff, and nothing else at the site."""
+    """Return the Outlook for at least a day, with a day-ahead tariff, and nothing else at the site."""
     start = now // step * step
     end = max(start + DAY_SECONDS, *[task.controlled.type.until(task.device) for task in tasks])
     tariff, begin = [], start // HOUR_SECONDS * HOUR_SECONDS
@@ -161,12 +161,12 @@ def outlook_of(tasks: list[Any], step: float, now: float) -> Any:
 
 @contextmanager
 def solvings() -> Iterator[list[Solving]]:
-    """Give a list that gets each Solving meanwhile."""
+    """Give a list to which every Solving is added meanwhile."""
     solve = linear.Program.solve
     noted: list[Solving] = []
 
     def timed(program: Any, effort: Any, blocks: Iterable[tuple[int, int]] = ()) -> Any:
-        """Solve, and note it."""
+        """Solve a program, and add it to the list."""
         blocks, began = list(blocks), time.perf_counter()
         solution = solve(program, effort, blocks)
         ended = time.perf_counter()
@@ -206,14 +206,14 @@ def plan(scenario: Scenario, best_seconds: float = BEST_SECONDS) -> Planning:
 
 
 def best_of(solving: Solving, seconds: float) -> tuple[float, float]:
-    """Return the cost of the best plan, and what none costs less than (EUR), after so many seconds.
+    """Return the cost of the best plan and its lower bound (EUR), after some seconds of search.
 
-    In these HiGHS solves the whole program, and the scripts' own search has another try beside it.
+    In these HiGHS solves the whole program, and the scripts' own search runs again in parallel.
     """
     effort = search.Effort(seconds=seconds, gap=BEST_GAP, relative_gap=0.0)
 
     def solve(blocks: list[tuple[int, int]]) -> Any:
-        """Return a Solution; the one that was there before, where there was no time to find any."""
+        """Return a Solution, or the given one if none is found in time."""
         try:
             return solving.program.solve(effort, blocks)
         except search.NoSolution:
@@ -226,7 +226,7 @@ def best_of(solving: Solving, seconds: float) -> tuple[float, float]:
 
 
 def measure_plans(chosen: list[Scenario], best_seconds: float) -> Table:
-    """Plan each scenario, and return the table."""
+    """Plan the scenarios, and return the table."""
     plan(Scenario(title="warming up", devices=("battery",)), 0.0)
     table = Table(title="Devices planned together", padding=0)
     table.add_column("", no_wrap=True)
@@ -269,8 +269,10 @@ async def measure_home(scripts: Path, extent: bench_home.Extent) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench_plans", description=__doc__.splitlines()[0])
+    """Measure the chosen scenarios."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench_plans", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument(
         "devices", nargs="*", metavar="device", help="devices of the catalogue to plan, not the ten"
     )

@@ -1,9 +1,9 @@
 """The main jobs in a terminal, with a real Home Assistant and a real FlexMeasures.
 
-Home Assistant asks FlexMeasures for a battery's schedule; a meter connects to it over S2, and FlexMeasures
-gets to know what the meter forecasts and measures; other devices connect over S2, a battery and a car or
-those that are chosen, are planned, and follow the instructions that come of it. `make demo` runs it.
-Everything is started here, on the loopback address, and ends with Ctrl-C.
+Home Assistant requests a battery's schedule from FlexMeasures; a meter connects over S2, and its forecast and
+measurements are sent to FlexMeasures; other devices connect over S2, by default a battery and a car, are
+planned, and execute their instructions. `make demo` runs it. Everything is started here, on the loopback
+address, and ends with Ctrl-C.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from flexmeasures_client import FlexMeasuresClient
@@ -44,12 +45,12 @@ ONLY_MEASURED = "meter"
 USUALLY = ["battery", "ev", ONLY_MEASURED]
 METER = DEVICES[ONLY_MEASURED].name
 OTHER_PRICES = {"gas": 1.35, "heat": 0.11}
-"""What gas costs per m3, and heat per kWh (EUR)."""
+"""The prices of gas per m3, and of heat per kWh (EUR)."""
 SOC_AT_START, SOC_MIN, SOC_MAX = 2, 1, 10
 
 
 def chosen(given: list[str]) -> list[str]:
-    """Return the devices that are asked for by name, or the usual ones; end if they are only to be listed."""
+    """Return the devices that are given by name, or the usual ones; exit after `list` and unknown names."""
     names = list(dict.fromkeys(re.findall(r"[^\s,]+", " ".join(given))))
     if unknown := [name for name in names if name not in (*DEVICES, ALL, LIST)]:
         print(f"DEVICES: there is no {' or '.join(unknown)}; choose of\n{listed()}", file=sys.stderr)
@@ -61,7 +62,7 @@ def chosen(given: list[str]) -> list[str]:
 
 
 def listed() -> str:
-    """Return what can be chosen, and what each is."""
+    """Return the names that can be chosen, with their descriptions."""
     entries = {name: entry.what for name, entry in DEVICES.items()} | {ALL: "all of these"}
     return "\n".join(f"  {name:<18}{what}" for name, what in entries.items())
 
@@ -84,7 +85,7 @@ async def main(choice: list[str]) -> None:
 
 
 async def show(choice: list[str]) -> None:
-    """Show the main jobs with the chosen devices, then leave them to the user until this is cancelled."""
+    """Show the main jobs with the chosen devices, then keep them running until this is cancelled."""
     with step("Fetching pyscript"):
         source = await asyncio.to_thread(pyscript_source.source)
     console.print(f"  Scripts run on {source.description}")
@@ -93,7 +94,7 @@ async def show(choice: list[str]) -> None:
             server = await asyncio.to_thread(stack.enter_context, FlexMeasuresServer())
         config = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="home-assistant-")))
         install(config, source)
-        # A copy of each device lives through its day, and is told all of it for that.
+        # A copy of every device is simulated for the day, and needs all instructions for that.
         s2 = {"prices": OTHER_PRICES, "instruction_lead": "all"}
         home_assistant = HomeAssistant(config, battery(server) | {"s2": s2})
         try:
@@ -101,12 +102,12 @@ async def show(choice: list[str]) -> None:
                 await home_assistant.start()
             await plan(home_assistant, server)
             async with contextlib.AsyncExitStack() as connections:
-                measured = []
+                measured: list[float] = []
                 if ONLY_MEASURED in choice:
                     measured = await connections.enter_async_context(meter(home_assistant))
                     await show_meter(home_assistant, server)
                 others = [name for name in choice if name != ONLY_MEASURED]
-                devices = {}
+                devices: Devices = {}
                 if others:
                     devices = await connections.enter_async_context(connected(home_assistant, others))
                     await show_devices(home_assistant, server, devices)
@@ -118,7 +119,7 @@ async def show(choice: list[str]) -> None:
 
 
 def tell_addresses(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> None:
-    """Say where to look, and how to log in."""
+    """Print the addresses, and how to log in."""
     console.print(
         f"\nHome Assistant: [bold]{home_assistant.url}/dashboard-flexmeasures/schedule[/] "
         f"(user {NAME}, password {PASSWORD})\n"
@@ -133,7 +134,7 @@ def tell_addresses(home_assistant: HomeAssistant, server: FlexMeasuresServer) ->
     )
 
 
-def battery(server: FlexMeasuresServer) -> dict:
+def battery(server: FlexMeasuresServer) -> dict[str, Any]:
     """Return the app's configuration: a battery of 10 kWh and 5 kW."""
     return {
         "host": server.url,
@@ -150,12 +151,12 @@ def battery(server: FlexMeasuresServer) -> dict:
 
 
 def tomorrow_morning() -> datetime:
-    """Return when all is to be full: tomorrow at seven."""
+    """Return when the battery has to be full: tomorrow at seven."""
     return (datetime.now(AMSTERDAM) + timedelta(days=1)).replace(hour=7, minute=0, second=0, microsecond=0)
 
 
 async def plan(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> None:
-    """Call the service as a user does, and draw what the sensor then says."""
+    """Call the service as a user does, and draw the sensor's schedule."""
     morning = tomorrow_morning()
     call = {"soc_at_start": SOC_AT_START, "soc_targets": [{"value": 9, "datetime": morning.isoformat()}]}
     with step("Calling flexmeasures.trigger_and_get_schedule"):
@@ -163,6 +164,7 @@ async def plan(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> Non
             "flexmeasures", "trigger_and_get_schedule", call, return_response=True
         )
         state = await home_assistant.state("sensor.flexmeasures_schedule")
+    assert state is not None
     schedule = state["attributes"]
     powers = [entry["value"] for entry in schedule["schedule"]]
     prices = await ask_prices(server, schedule["start"], len(powers))
@@ -191,14 +193,15 @@ async def plan(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> Non
 async def ask_prices(server: FlexMeasuresServer, start: str, quarters: int) -> list[float]:
     """Return the prices (EUR/kWh) of the schedule's quarters."""
     async with client(server) as flexmeasures:
-        found = await flexmeasures.get_sensor_data(
+        data = await flexmeasures.get_sensor_data(
             server.ids.price_sensor,
             start=start,
             duration=timedelta(minutes=15 * quarters),
             unit="EUR/kWh",
             resolution="PT15M",
         )
-    return found["values"]
+    prices: list[float] = data["values"]
+    return prices
 
 
 @contextlib.asynccontextmanager
@@ -219,8 +222,8 @@ def usual_power(moment: datetime) -> float:
 
 @contextlib.asynccontextmanager
 async def meter(home_assistant: HomeAssistant) -> AsyncIterator[list[float]]:
-    """Connect a meter over S2; give what it has measured (W), and say at the end how much that was."""
-    measured = []
+    """Connect a meter over S2; give its measurements so far (W), and print their number at the end."""
+    measured: list[float] = []
 
     def measure(moment: datetime) -> float:
         measured.append(usual_power(moment) * random.uniform(0.9, 1.1))
@@ -239,11 +242,11 @@ async def meter(home_assistant: HomeAssistant) -> AsyncIterator[list[float]]:
 
 
 async def show_meter(home_assistant: HomeAssistant, server: FlexMeasuresServer) -> None:
-    """Say what the meter is here and there, and draw the forecast that got there."""
+    """Print the meter's entity, asset and sensor, and draw its forecast on FlexMeasures."""
     entity = entity_of(METER)
     with step("Waiting for its asset and its sensor on FlexMeasures"):
         state = await home_assistant.wait_for_state(
-            entity, lambda state: state["attributes"].get("power_sensor"), 60
+            entity, lambda state: bool(state["attributes"].get("power_sensor")), 60
         )
         number = state["attributes"]["power_sensor"]
         async with client(server) as flexmeasures:
@@ -266,21 +269,21 @@ async def show_meter(home_assistant: HomeAssistant, server: FlexMeasuresServer) 
 
 
 async def forecast(server: FlexMeasuresServer, sensor: int) -> tuple[datetime, list[float]]:
-    """Wait until all of the forecast is on the server, and return its start and values (W)."""
+    """Wait until the whole forecast is on the server, and return its start and values (W)."""
     async with client(server) as flexmeasures, asyncio.timeout(60):
         while True:
             start = floor(datetime.now(AMSTERDAM), QUARTER)
-            found = await flexmeasures.get_sensor_data(
+            data = await flexmeasures.get_sensor_data(
                 sensor, start=start, duration=QUARTERS * QUARTER, unit="W", resolution="PT15M"
             )
-            powers = [value for value in found["values"] if value is not None]
+            powers = [value for value in data["values"] if value is not None]
             if len(powers) >= QUARTERS - 1:  # the first quarter may have ended in the meantime
                 return start, powers
             await asyncio.sleep(0.5)
 
 
 async def show_devices(home_assistant: HomeAssistant, server: FlexMeasuresServer, devices: Devices) -> None:
-    """Show what the devices are to do, against the prices of a day from this quarter of an hour on."""
+    """Show the devices' plans, with the prices of a day from this quarter of an hour on."""
     begin = floor(datetime.now(AMSTERDAM), QUARTER)
     prices = await ask_prices(server, begin.isoformat(), QUARTERS)
     await show_plans(
@@ -289,7 +292,7 @@ async def show_devices(home_assistant: HomeAssistant, server: FlexMeasuresServer
 
 
 async def follow(measured: list[float], devices: Devices) -> None:
-    """Show what the meter measures and the devices do, until this is cancelled."""
+    """Show the meter's measurements and what the devices do, until this is cancelled."""
     with console.status("") as line:
         while True:
             lines = [f"{name}: {now_of(device)}" for name, device in devices.items()]

@@ -1,4 +1,4 @@
-"""The S2 devices of the demo: what they are told, what is expected of that, and what they do."""
+"""The S2 devices of the demo: their instructions, the effects expected of these, and what they do."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from functools import singledispatch
 from itertools import batched, cycle, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.columns import Columns
 from rich.markup import escape
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tests.demo_terminal import console, draw, step
 from tests.parts.home_assistant import HomeAssistant
-from tests.parts.s2_catalogue import DEVICES
+from tests.parts.s2_catalogue import DEVICES, controlled
 from tests.parts.s2_device import (
     AMSTERDAM,
     MILLISECOND,
@@ -30,40 +30,41 @@ from tests.parts.s2_device import (
 )
 from tests.parts.s2_devices import StorageDevice
 from tests.parts.s2_envelope_devices import EnvelopeDevice, Limits
+from tests.parts.s2_messages import Message
 from tests.parts.s2_mode_devices import OMBC
 from tests.parts.s2_profile_devices import CONTINUE, INTERRUPT, SCHEDULE, ProfileDevice
 
 QUARTERS = 96
-"""How many quarters of an hour the charts have."""
+"""The number of quarters of an hour in the charts."""
 SECONDS_BETWEEN_MEASUREMENTS = 1
 SECONDS_BETWEEN_LOOKS = 0.5
 SETTLED_SECONDS = 4
-"""How long no instruction comes until the plan is there: who connects makes for another plan of all."""
+"""The time without instructions after which the plan is complete: every new device causes another one."""
 PLANNED_SECONDS = 300
-"""How long the first plan of all devices may take."""
-MOST_ROWS = 12
-"""How many instructions a table shows."""
-MOST_CHARTS = 3
-"""How many devices are drawn under one chart of the prices."""
+"""The longest time that the first plan of all devices may take."""
+MAX_ROWS = 12
+"""The number of instructions in a table."""
+MAX_CHARTS = 3
+"""The number of devices drawn under one chart of the prices."""
 TRANSITION = timedelta(seconds=45)
-"""How long after an instruction its power is there."""
-LEAST_WATTS = 1
-"""What is as good as no power, and as no difference."""
+"""The time after an instruction by which its power is reached."""
+MIN_WATTS = 1
+"""Smaller powers, and differences of power, count as none (W)."""
 CONNECTION = ("active", "_new_medium", "_details", "_telling", "_medium", "_connection", "_running", "_turn")
-"""A device's attributes that its copy shares."""
+"""The attributes of a device that its copy shares."""
 WORDS = {SCHEDULE: "start", INTERRUPT: "pause", CONTINUE: "go on"}
 
-Devices = dict[str, ControlledDevice]
-"""Devices by their names."""
+type Devices = dict[str, ControlledDevice]
+"""Devices by name."""
 
 
 def entity_of(name: str) -> str:
-    """Return the entity that Home Assistant has for a device."""
+    """Return the entity of a device in Home Assistant."""
     return f"sensor.flexmeasures_s2_{name.lower().replace(' ', '_')}"
 
 
 def local(text: str) -> datetime:
-    """Return a moment of a message, or of a state's attributes."""
+    """Return a moment of a message or of a state's attributes, in Amsterdam's time."""
     return datetime.fromisoformat(text).astimezone(AMSTERDAM)
 
 
@@ -72,9 +73,9 @@ def local(text: str) -> datetime:
 
 @contextlib.asynccontextmanager
 async def connected(home_assistant: HomeAssistant, choice: list[str]) -> AsyncIterator[Devices]:
-    """Connect devices of the catalogue over S2; give them by name, and say at the end what each did."""
+    """Connect devices of the catalogue over S2; give them by name, and print at the end what they did."""
     url, every = home_assistant.s2_url, SECONDS_BETWEEN_MEASUREMENTS
-    devices = {DEVICES[each].name: DEVICES[each](url, every=every) for each in choice}
+    devices = {DEVICES[key].name: controlled(key, url, every=every) for key in choice}
     async with contextlib.AsyncExitStack() as stack:
         with step(f"Connecting {len(devices)} devices over S2 to {url}"):
             for device in devices.values():
@@ -95,7 +96,7 @@ async def connected(home_assistant: HomeAssistant, choice: list[str]) -> AsyncIt
 
 
 async def watch(devices: Devices) -> None:
-    """Print a line whenever a device got or rejected instructions, and whenever it does something else."""
+    """Print a line whenever a device receives or rejects instructions, or changes what it does."""
     received = {name: len(device.instructions) for name, device in devices.items()}
     rejected = {name: len(device.rejected) for name, device in devices.items()}
     does = {name: device.doing for name, device in devices.items()}
@@ -114,7 +115,7 @@ async def watch(devices: Devices) -> None:
 
 
 def now_of(device: ControlledDevice) -> str:
-    """Say what a device does now: in its own words, with its power and level."""
+    """Return what a device does now in words, with its power and level."""
     within = "within " if isinstance(device, EnvelopeDevice) else ""
     words = f"{within}{device.doing}, {device.power:.0f} W"
     if isinstance(device, StorageDevice):
@@ -123,38 +124,39 @@ def now_of(device: ControlledDevice) -> str:
     return words
 
 
-# What is to come
+# Plans
 
 
 async def show_plans(
     home_assistant: HomeAssistant, devices: Devices, moments: list[datetime], prices: list[float]
 ) -> None:
-    """Show what the devices were told, what is expected of it, and what Home Assistant tells of them.
+    """Show the devices' instructions, the expected powers, and their states in Home Assistant.
 
-    `moments` are the quarters of an hour from now on, `prices` (EUR/kWh) those in them.
+    `moments` are the quarters of an hour from now on, `prices` (EUR/kWh) theirs.
     """
     with step("Waiting for their plan"):
         await settled(home_assistant, devices)
-    dreams = {name: copy_of(device) for name, device in devices.items()}
-    for dream in dreams.values():
-        await asyncio.to_thread(dream.advance, moments[-1] + QUARTER)
+    forecasts = {name: copy_of(device) for name, device in devices.items()}
+    for forecast in forecasts.values():
+        await asyncio.to_thread(forecast.advance, moments[-1] + QUARTER)
     console.print(
-        Columns([table(name, device, dreams[name]) for name, device in devices.items()], padding=(0, 2))
+        Columns([table(name, device, forecasts[name]) for name, device in devices.items()], padding=(0, 2))
     )
     for name, device in devices.items():
-        tell_now(name, device, dreams[name])
-    draw_powers(dreams, moments, prices)
+        tell_now(name, device, forecasts[name])
+    draw_powers(forecasts, moments, prices)
     for name in devices:
-        tell_state(await home_assistant.state(entity_of(name)))
+        tell_state(await home_assistant.wait_for_state(entity_of(name), lambda _state: True))
 
 
 async def settled(home_assistant: HomeAssistant, devices: Devices) -> None:
-    """Wait until all devices have a schedule, and for some seconds no more instructions came."""
+    """Wait until all devices have a schedule, and no instruction has come for some seconds."""
     for name in devices:
         await home_assistant.wait_for_state(
-            entity_of(name), lambda state: state["attributes"].get("has_schedule"), PLANNED_SECONDS
+            entity_of(name), lambda state: bool(state["attributes"].get("has_schedule")), PLANNED_SECONDS
         )
-    count, since = None, time.monotonic()
+    count: list[int] = []
+    since = time.monotonic()
     while time.monotonic() - since < SETTLED_SECONDS:
         if (now := [len(device.instructions) for device in devices.values()]) != count:
             count, since = now, time.monotonic()
@@ -162,180 +164,183 @@ async def settled(home_assistant: HomeAssistant, devices: Devices) -> None:
 
 
 def copy_of(device: ControlledDevice) -> ControlledDevice:
-    """Return a device as it is now, with all that it was told: it can live on without the other."""
+    """Return a copy of a device with its instructions, which can be simulated independently."""
     device.advance(datetime.now(UTC))
-    found = object.__new__(type(device))
-    kept = {name: value for name, value in vars(device).items() if name in CONNECTION}
-    vars(found).update(
-        deepcopy({name: value for name, value in vars(device).items() if name not in kept}) | kept
+    copy = object.__new__(type(device))
+    shared = {name: value for name, value in vars(device).items() if name in CONNECTION}
+    vars(copy).update(
+        deepcopy({name: value for name, value in vars(device).items() if name not in shared}) | shared
     )
-    return found
+    return copy
 
 
-def power_after(dream: ControlledDevice, moment: datetime, following: datetime | None) -> str:
-    """Return the power that comes of an instruction, up to the following one."""
+def power_after(forecast: ControlledDevice, moment: datetime, following: datetime | None) -> str:
+    """Return the power that an instruction leads to, before the following one."""
     at = min(moment + TRANSITION, following or moment + TRANSITION)
-    place = bisect_left(dream.log, at, key=lambda entry: entry[0])
-    return f"{dream.log[place][2]:.0f} W" if place < len(dream.log) else ""
+    place = bisect_left(forecast.log, at, key=lambda entry: entry[0])
+    return f"{forecast.log[place][2]:.0f} W" if place < len(forecast.log) else ""
 
 
 class Row(NamedTuple):
-    """What a device is told for a moment, in cells."""
+    """An instruction for a moment, in cells."""
 
     moment: datetime
     cells: tuple[str, ...]
 
 
 @singledispatch
-def told(device: ControlledDevice) -> tuple[tuple[str, ...], list[Row]]:
-    """Return the titles of the cells, and what a device is told: what is in force, and what comes next."""
-    raise TypeError(f"the demo cannot show what a {type(device).__name__} is told")
+def instructions(device: ControlledDevice) -> tuple[tuple[str, ...], list[Row]]:
+    """Return the titles of the cells, and a device's instructions: those in force, and the next ones."""
+    raise TypeError(f"the demo cannot show the instructions of a {type(device).__name__}")
 
 
-@told.register
-def _(device: ModeDevice) -> tuple[tuple[str, ...], list[Row]]:
-    """Return the mode, with the actuator if there are several, and the factor where a device has such."""
+@instructions.register(ModeDevice)
+def _(device: ModeDevice[Any]) -> tuple[tuple[str, ...], list[Row]]:
+    """Return the modes, with the actuator if there are several, and the factor where a device has one."""
     has_several, has_factor = len(device.actuators) > 1, OMBC not in device.offers
     titles = ("Actuator",) * has_several + ("Mode",) + ("Factor",) * has_factor
     rows = []
-    for each in standing(device):
-        machine = device.actuator_of(each)
+    for instruction in current(device):
+        machine = device.actuator_of(instruction)
+        assert machine is not None, instruction
         cells = (machine.description.get("diagnostic_label", ""),) * has_several
-        cells += (machine.label(each[device.mode_field]),)
-        cells += (f"{each['operation_mode_factor']:.2f}",) * has_factor
-        rows.append(Row(executed_at(each), cells))
+        cells += (machine.label(instruction[device.mode_field]),)
+        cells += (f"{instruction['operation_mode_factor']:.2f}",) * has_factor
+        rows.append(Row(executed_at(instruction), cells))
     return titles, rows
 
 
-@told.register
+@instructions.register
 def _(device: EnvelopeDevice) -> tuple[tuple[str, ...], list[Row]]:
-    """Return the limits, where they change."""
+    """Return the limits where they change."""
     rows = []
-    for (lower, upper), each in groupby(limits(device), lambda limit: (limit.lower, limit.upper)):
-        rows.append(Row(next(each).start, (f"{lower:.0f} W", f"{upper:.0f} W")))
+    for (lower, upper), group in groupby(limits(device), lambda limit: (limit.lower, limit.upper)):
+        rows.append(Row(next(group).start, (f"{lower:.0f} W", f"{upper:.0f} W")))
     return ("Lower limit", "Upper limit"), rows
 
 
-@told.register
+@instructions.register
 def _(device: ProfileDevice) -> tuple[tuple[str, ...], list[Row]]:
-    """Return what is to start, pause or go on, and by which sequence."""
+    """Return the containers and sequences that start, pause or go on."""
     rows = []
-    for each in standing(device):
-        container = device.profiles[each["power_profile_id"]].containers[each["sequence_container_id"]]
-        sequence = container.sequences[each["power_sequence_id"]]
-        rows.append(
-            Row(executed_at(each), (f"{container.label}: {sequence.label}", WORDS[each["message_type"]]))
-        )
+    for instruction in current(device):
+        profile = device.profiles[instruction["power_profile_id"]]
+        container = profile.containers[instruction["sequence_container_id"]]
+        sequence = container.sequences[instruction["power_sequence_id"]]
+        cells = (f"{container.label}: {sequence.label}", WORDS[instruction["message_type"]])
+        rows.append(Row(executed_at(instruction), cells))
     return ("Programme", "Instruction"), rows
 
 
-def standing(device: ControlledDevice) -> list[dict]:
-    """Return the instructions in force, the last of each actuator, and those that come next."""
-    dropped = device.revoked | {instruction for instruction, _ in device.rejected}
-    coming = [each["id"] for each in device.pending]
-    done = [each for each in device.instructions if each["id"] not in dropped and each["id"] not in coming]
-    last = {each.get("actuator_id"): each for each in sorted(done, key=executed_at)}
+def current(device: ControlledDevice) -> list[Message]:
+    """Return the instructions in force, the last of every actuator, and the pending ones."""
+    dropped = device.revoked | {instruction_id for instruction_id, _ in device.rejected}
+    left_out = dropped | {instruction["id"] for instruction in device.pending}
+    done = [instruction for instruction in device.instructions if instruction["id"] not in left_out]
+    last = {instruction.get("actuator_id"): instruction for instruction in sorted(done, key=executed_at)}
     return sorted([*last.values(), *device.pending], key=executed_at)
 
 
 def limits(device: EnvelopeDevice) -> Iterator[Limits]:
-    """Return the limits in force and those to come, each up to where another instruction replaces it."""
-    starts = [executed_at(each) for each in device.pending]
+    """Return the limits in force and the pending ones, each up to the next instruction."""
+    starts = [executed_at(instruction) for instruction in device.pending]
     yield from cut(device.envelope.elements, starts[0] if starts else None)
-    for number, each in enumerate(device.pending, start=1):
-        yield from cut(elements(each), starts[number] if number < len(starts) else None)
+    for number, instruction in enumerate(device.pending, start=1):
+        yield from cut(elements(instruction), starts[number] if number < len(starts) else None)
 
 
-def elements(instruction: dict) -> Iterator[Limits]:
+def elements(instruction: Message) -> Iterator[Limits]:
     """Return the limits of a PEBC.Instruction with one envelope."""
     moment = executed_at(instruction)
-    for each in instruction["power_envelopes"][0]["power_envelope_elements"]:
-        end = moment + each["duration"] * MILLISECOND
-        yield Limits(moment, end, each["lower_limit"], each["upper_limit"])
+    for element in instruction["power_envelopes"][0]["power_envelope_elements"]:
+        end = moment + element["duration"] * MILLISECOND
+        yield Limits(moment, end, element["lower_limit"], element["upper_limit"])
         moment = end
 
 
-def cut(found: Iterable[Limits], end: datetime | None) -> list[Limits]:
+def cut(limits: Iterable[Limits], end: datetime | None) -> list[Limits]:
     """Return the limits that begin before an end."""
-    return [each for each in found if end is None or each.start < end]
+    return [limit for limit in limits if end is None or limit.start < end]
 
 
-def table(name: str, device: ControlledDevice, dream: ControlledDevice) -> Table:
-    """Return a table of what a device is told next, with the power that comes of it."""
-    titles, rows = told(device)
-    shown = rows[:MOST_ROWS]
+def table(name: str, device: ControlledDevice, forecast: ControlledDevice) -> Table:
+    """Return a table of a device's next instructions, with the powers that they lead to."""
+    titles, rows = instructions(device)
+    shown = rows[:MAX_ROWS]
     what = "limits" if isinstance(device, EnvelopeDevice) else "instructions"
-    found = Table("When", title=f"{name}: {len(shown)} of {len(rows)} {what}", title_justify="left")
+    table = Table("When", title=f"{name}: {len(shown)} of {len(rows)} {what}", title_justify="left")
     for title in titles:
-        found.add_column(
+        table.add_column(
             title, justify="right" if title in ("Factor", "Lower limit", "Upper limit") else "left"
         )
-    found.add_column("Power", justify="right")
+    table.add_column("Power", justify="right")
     for row in shown:
-        following = next((each.moment for each in rows if each.moment > row.moment), None)
-        power = power_after(dream, row.moment, following)
+        following = next((later.moment for later in rows if later.moment > row.moment), None)
+        power = power_after(forecast, row.moment, following)
         moment = floor(row.moment + SECOND / 2, SECOND).astimezone(AMSTERDAM)
-        found.add_row(f"{moment:%a %H:%M:%S}", *row.cells, power)
-    return found
+        table.add_row(f"{moment:%a %H:%M:%S}", *row.cells, power)
+    return table
 
 
-def tell_now(name: str, device: ControlledDevice, dream: ControlledDevice) -> None:
-    """Say what a device does now, and plainly, if its plan is to do nothing; and when all is done."""
-    _, rows = told(device)
-    coming = [each.moment for each in rows if each.moment > device.moment]
+def tell_now(name: str, device: ControlledDevice, forecast: ControlledDevice) -> None:
+    """Print what a device does now, whether its plan is to do nothing, and when it is done."""
+    _, rows = instructions(device)
+    coming = [row.moment for row in rows if row.moment > device.moment]
     until = f" until {coming[0].astimezone(AMSTERDAM):%a %H:%M}" if coming else ""
-    is_idle = abs(device.power) < LEAST_WATTS and not is_changing(device)
+    is_idle = abs(device.power) < MIN_WATTS and not is_changing(device)
     does = "does nothing now" if is_idle else "is at work now"
     done = ""
-    if isinstance(dream, ProfileDevice) and dream.runs and dream.profile:
+    if isinstance(forecast, ProfileDevice) and forecast.runs and forecast.profile:
         end, deadline = (
-            moment.astimezone(AMSTERDAM) for moment in (dream.runs[-1].end, dream.profile.deadline)
+            moment.astimezone(AMSTERDAM) for moment in (forecast.runs[-1].end, forecast.profile.deadline)
         )
         done = f"; it is done at {end:%a %H:%M}, in time for {deadline:%a %H:%M}"
     console.print(f"By its plan {name} {does}{until}: {now_of(device)}{done}.")
 
 
 def is_changing(device: ControlledDevice) -> bool:
-    """Say whether a device is on its way from one operation mode to another."""
-    return isinstance(device, ModeDevice) and any(each.ready for each in device.actuators.values())
+    """Return whether a device is in a transition between operation modes."""
+    return isinstance(device, ModeDevice) and any(machine.ready for machine in device.actuators.values())
 
 
-def draw_powers(dreams: Devices, moments: list[datetime], prices: list[float]) -> None:
-    """Draw what power is expected of devices, some at a time under the prices; say where it never changes."""
+def draw_powers(forecasts: Devices, moments: list[datetime], prices: list[float]) -> None:
+    """Draw the expected powers, some at a time under the prices, but not those that never change."""
     colours, charts = cycle(("blue", "cyan", "green")), []
-    for name, dream in dreams.items():
-        powers = [dream.energy(moment, moment + QUARTER) * 4 / 1000 for moment in moments]
-        if max(powers) - min(powers) < LEAST_WATTS / 1000:
+    for name, forecast in forecasts.items():
+        powers = [forecast.energy(moment, moment + QUARTER) * 4 / 1000 for moment in moments]
+        if max(powers) - min(powers) < MIN_WATTS / 1000:
             console.print(f"{name} is expected to stay at {powers[0]:.2f} kW: there is nothing to draw.")
         else:
             charts.append((f"{name}: planned power, kW", powers, next(colours)))
-    for some in batched(charts, MOST_CHARTS, strict=False):
+    for some in batched(charts, MAX_CHARTS, strict=False):
         draw(moments, [("Price, EUR/kWh", prices, "orange"), *some])
 
 
-# What Home Assistant tells
+# States in Home Assistant
 
 
-def tell_state(state: dict) -> None:
-    """Say what Home Assistant tells of a device."""
-    found = state["attributes"]
-    current, coming, worth = found["instruction"], found["plan"], found["energy_per_fill_level"]
-    in_force = described(current) + f" ({current['status']})" if current else "none yet"
+def tell_state(state: dict[str, Any]) -> None:
+    """Print the state of a device in Home Assistant."""
+    attributes = state["attributes"]
+    instruction, coming, energy = (
+        attributes[name] for name in ("instruction", "plan", "energy_per_fill_level")
+    )
+    in_force = described(instruction) + f" ({instruction['status']})" if instruction else "none yet"
     missed = ", ".join(
-        f"{each['reached']:g} instead of {each['asked']:g} at {local(each['datetime']):%a %H:%M}"
-        for each in found["missed_targets"]
+        f"{target['reached']:g} instead of {target['asked']:g} at {local(target['datetime']):%a %H:%M}"
+        for target in attributes["missed_targets"]
     )
     console.print(
         f"{state['entity_id']} is {state['state']}.\n"
         f"  Instruction in force: {in_force}\n"
         f"  Next instruction: {described(coming[0]) if coming else 'none'}\n"
-        f"  Planned until {local(found['planned_until']):%a %H:%M}, missed targets: {missed or 'none'}"
-        + (f"; 1 unit of its level is {worth:g} kWh" if worth else ""),
+        f"  Planned until {local(attributes['planned_until']):%a %H:%M}, missed targets: {missed or 'none'}"
+        + (f"; 1 unit of its level is {energy:g} kWh" if energy else ""),
     )
 
 
-def described(instruction: dict) -> str:
-    """Return an instruction of a state's attributes in words."""
+def described(instruction: dict[str, Any]) -> str:
+    """Return an instruction in a state's attributes in words."""
     words = [instruction["label"]]
     if "operation_mode_factor" in instruction:
         words.append(f"factor {instruction['operation_mode_factor']:.2f}")

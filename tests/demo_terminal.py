@@ -1,4 +1,4 @@
-"""What the demo shows in a terminal: steps and how long they took, and charts of a day."""
+"""The demo's output in a terminal: steps with their duration, and charts of a day."""
 
 import contextlib
 import time
@@ -12,13 +12,13 @@ COLUMNS = 100
 CHART_ROWS = 12
 console = Console(width=COLUMNS, highlight=False)
 
-Chart = tuple[str, list[float], str]
+type Chart = tuple[str, list[float], str]
 """A title, values and a colour."""
 
 
 @contextlib.contextmanager
 def step(doing: str) -> Iterator[None]:
-    """Say what is being done, and how long it took."""
+    """Print a step while it runs, and then how long it took."""
     began = time.monotonic()
     with console.status(doing):
         yield
@@ -48,7 +48,7 @@ def draw_one(starts: list[datetime], chart: Chart) -> None:
 
 
 def _plot(starts: list[datetime], title: str, values: list[float], colour: str) -> None:
-    """Plot a day's values: a schedule's power as bars, all else as a line."""
+    """Plot a day's values: a schedule's power as bars, anything else as a line."""
     hours = [number for number, start in enumerate(starts) if start.minute == 0 and start.hour % 3 == 0]
     steps = range(len(values))
     plotext.theme("clear")

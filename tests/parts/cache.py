@@ -1,4 +1,4 @@
-"""Folders that are made once per machine, in the user's cache folder."""
+"""Folders that are built once per machine, in the user's cache folder."""
 
 import fcntl
 import hashlib
@@ -20,10 +20,10 @@ def built(
     build: Callable[[Path], None],
     is_whole: Callable[[Path], bool] = lambda _path: True,
 ) -> Path:
-    """Return the folder that `build` fills, once for each content of `made_from`.
+    """Return the folder that `build` fills, once for every content of `made_from`.
 
-    What was left unfinished is made anew, and so is what `is_whole` finds broken since. It is built in
-    place: environments cannot be moved.
+    A folder that was left unfinished, or that `is_whole` rejects, is built again. It is built in place, since
+    environments cannot be moved.
     """
     key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:12]
     path = folder() / f"{name}-{key}"
@@ -35,10 +35,10 @@ def built(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(f"Waiting for another process that is making {name}")
+            progress(f"Waiting for another process that builds {name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not (complete.exists() and is_whole(path)):
-            # The mark goes first: what cannot be removed whole must not be taken for whole.
+            # Remove the mark first, so that a folder that is removed only in part never counts as complete.
             complete.unlink(missing_ok=True)
             if path.exists():
                 shutil.rmtree(path)
@@ -49,5 +49,5 @@ def built(
 
 
 def progress(line: str) -> None:
-    """Tell the user what is being done."""
+    """Print what is being done."""
     print(line, flush=True)

@@ -1,20 +1,20 @@
-"""A small CEM, and a clock that is moved by hand."""
+"""Fixtures: a minimal CEM, and a clock that tests move."""
 
-import asyncio
-import time
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from freezegun import freeze_time
+from freezegun.api import FrozenDateTimeFactory
 
 from tests.parts.s2_cem import Cem
 from tests.parts.s2_messages import NOW
+from tests.parts.virtual_time import moved_by_hand
 
 
 @pytest.fixture
-async def cem(socket_enabled):
-    """Run a CEM, and look at the end whether all it received is valid."""
+async def cem(socket_enabled: None) -> AsyncIterator[Cem]:
+    """Run a CEM, and assert at the end that all received messages are valid."""
     cem = Cem()
     app = web.Application()
     app.router.add_get("/", cem.session)
@@ -25,8 +25,7 @@ async def cem(socket_enabled):
 
 
 @pytest.fixture
-async def clock(monkeypatch):
+async def clock(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FrozenDateTimeFactory]:
     """Stop the clock at NOW, but not that of asyncio."""
-    monkeypatch.setattr(asyncio.get_running_loop(), "time", time.monotonic)
-    with freeze_time(NOW) as clock:
+    with moved_by_hand(monkeypatch, NOW) as clock:
         yield clock

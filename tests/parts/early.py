@@ -1,14 +1,15 @@
-"""A pytest plugin that is loaded before all others: what they import needs Home Assistant as it is then.
+"""A pytest plugin that is loaded before all others, since these import httpx and Home Assistant's names.
 
-Home Assistant 2026.11 puts another package in the place of httpx, which must happen before httpx is imported,
-and the newest pytest-homeassistant-custom-component is made for 2026.10.
+Home Assistant 2026.11 replaces httpx by another package, which must happen before httpx is imported, and the
+newest pytest-homeassistant-custom-component is made for 2026.10.
 """
 
-from contextlib import suppress
+import importlib
+from typing import Any
 
 from homeassistant.components import logger
 
-with suppress(ImportError):
-    from homeassistant.components.logger.helpers import _clear_logger_overwrites
-
-    logger._clear_logger_overwrites = _clear_logger_overwrites
+component: Any = logger
+helpers: Any = importlib.import_module(f"{logger.__name__}.helpers")
+if hasattr(helpers, "_clear_logger_overwrites"):
+    component._clear_logger_overwrites = helpers._clear_logger_overwrites

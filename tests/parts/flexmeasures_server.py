@@ -9,7 +9,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import IO, Any, Self
 from zoneinfo import ZoneInfo
 
 from tests.parts import cache, environments
+from tests.parts.home_assistant import free_port
 
 HOST = Path(__file__).parent / "flexmeasures_host"
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
@@ -50,14 +50,14 @@ class Account:
 
 
 class FlexMeasuresServer:
-    """A server on a run folder of its own, which lasts until `close`.
+    """A server with its own run folder, which exists until `close`.
 
-    The main account is `ids`; `foreign` is another's, and `limited` may trigger twice an hour.
+    `ids` is the main account, `foreign` another one, and `limited` may trigger twice an hour.
     """
 
     def __init__(self) -> None:
         template = _template()
-        self.port = _free_port()
+        self.port = free_port()
         self.run = Path(tempfile.mkdtemp(prefix="flexmeasures-", dir=_temporary_folder()))
         self.log = self.run / "server.log"
         shutil.copytree(template / "run", self.run, dirs_exist_ok=True)
@@ -65,7 +65,7 @@ class FlexMeasuresServer:
         self.ids = Account(**accounts["home"])
         self.foreign = Account(**accounts["foreign"])
         self.limited = Account(**accounts["limited"])
-        self._host: subprocess.Popen | None = None
+        self._host: subprocess.Popen[str] | None = None
         self._fresh = True
         self._tokens: dict[str, str] = {}
 
@@ -85,7 +85,7 @@ class FlexMeasuresServer:
         return self.ids.password
 
     def start(self) -> None:
-        """Start the server, on the data it had; the first time, it gets prices from today on."""
+        """Start the server with its data; the first time, post prices from today on."""
         cache.progress("Starting FlexMeasures (waiting for its web server, some 8 seconds)")
         python = environments.python(environments.flexmeasures())
         with self.log.open("ab") as log:
@@ -103,20 +103,21 @@ class FlexMeasuresServer:
         """Stop the server, and keep its data."""
         if not (host := self._host):
             return
+        stdin, stdout = self._pipes()
         self._host = None
         try:
-            host.stdin.write("stop\n")
-            host.stdin.close()
+            stdin.write("stop\n")
+            stdin.close()
             host.wait(30)
         except BrokenPipeError:
             host.wait()
         except subprocess.TimeoutExpired:
             os.killpg(host.pid, signal.SIGKILL)
             host.wait()
-        host.stdout.close()
+        stdout.close()
 
     def stop_web(self) -> None:
-        """Stop answering requests; the workers go on."""
+        """Stop answering requests; the workers keep running."""
         self._command("stop web")
 
     def start_web(self) -> None:
@@ -150,8 +151,10 @@ class FlexMeasuresServer:
             self._tokens[account.username] = reply["auth_token"]
         return self._tokens[account.username]
 
-    def request(self, method: str, path: str, body: dict | None = None, token: str = "") -> tuple[int, dict]:
-        """Send a request, and return the reply's status and body."""
+    def request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, token: str = ""
+    ) -> tuple[int, Any]:
+        """Send a request, and return the status and the JSON of the reply."""
         request = urllib.request.Request(
             self.url + path,
             method=method,
@@ -176,7 +179,7 @@ class FlexMeasuresServer:
     ) -> None:
         """Post prices by the hour of the day from the start of today on, and wait until they are stored.
 
-        They are known since noon of the day before, or since `prior`.
+        `prior` is when they became known, by default at noon of the day before.
         """
         start = now.astimezone(AMSTERDAM).replace(hour=0, minute=0, second=0, microsecond=0)
         times = [start.timestamp() + 3600 * hour for hour in range(hours)]
@@ -193,7 +196,7 @@ class FlexMeasuresServer:
         prior: datetime,
         account: Account | None = None,
     ) -> None:
-        """Post a value for each hour from a start on, known since `prior`, and wait until they are stored."""
+        """Post hourly values from a start on, known since `prior`, and wait until they are stored."""
         token = self.token(account)
         status, reply = self.request(
             "POST",
@@ -227,10 +230,11 @@ class FlexMeasuresServer:
         status, reply = self.request("POST", "/api/v3_0/sensors", sensor, self.token())
         if status != 201:
             raise RuntimeError(f"The sensor was refused: {status} {reply}")
-        return reply["id"]
+        sensor_id: int = reply["id"]
+        return sensor_id
 
     def forget(self, *sensors: int) -> None:
-        """Delete the data of the main account's sensors: to compare with earlier plans is half of a job."""
+        """Delete the data of sensors of the main account: comparing with earlier plans is half of a job."""
         token = self.token()
         for sensor in sensors:
             status, reply = self.request("DELETE", f"/api/v3_0/sensors/{sensor}/data", token=token)
@@ -238,42 +242,50 @@ class FlexMeasuresServer:
                 raise RuntimeError(f"The data of sensor {sensor} were not deleted: {status} {reply}")
 
     def beliefs(self, sensor: int) -> list[tuple[datetime, float]]:
-        """Return all that is stored of a sensor, an event and its value as often as it was stored."""
+        """Return the stored beliefs about a sensor as (start of the event, value), in order."""
         path = f"/api/dev/sensor/{sensor}/chart_data?most_recent_beliefs_only=false"
         _status, reply = self.request("GET", path, token=self.token())
-        found = [
-            (datetime.fromtimestamp(each["event_start"] / 1000, UTC), each["event_value"]) for each in reply
-        ]
-        return sorted(found)
+        return sorted(
+            (datetime.fromtimestamp(belief["event_start"] / 1000, UTC), belief["event_value"])
+            for belief in reply
+        )
 
     def _command(self, command: str) -> None:
-        """Have the host do something, and wait until it is done."""
-        self._host.stdin.write(f"{command}\n")
-        self._host.stdin.flush()
+        """Send a command to the host, and wait until it is done."""
+        stdin, _ = self._pipes()
+        stdin.write(f"{command}\n")
+        stdin.flush()
         self._expect("done")
 
+    def _pipes(self) -> tuple[IO[str], IO[str]]:
+        """Return the host's stdin and stdout."""
+        if not (self._host and self._host.stdin and self._host.stdout):
+            raise RuntimeError("FlexMeasures is not running: call start() first")
+        return self._host.stdin, self._host.stdout
+
     def _expect(self, word: str, seconds: float = 120) -> None:
-        """Wait for the host to say a word."""
-        readable, _, _ = select.select([self._host.stdout], [], [], seconds)
-        if not readable or self._host.stdout.readline().strip() != word:
+        """Wait until the host prints a word."""
+        _, stdout = self._pipes()
+        readable, _, _ = select.select([stdout], [], [], seconds)
+        if not readable or stdout.readline().strip() != word:
             lines = self.log.read_text(errors="replace").splitlines()[-20:]
             raise RuntimeError("FlexMeasures did not start:\n" + "\n".join(lines))
 
 
 def _template() -> Path:
-    """Return the folder with a new server's data, which is made once."""
+    """Return the folder with the data of a new server, which is built once."""
     environment = environments.flexmeasures()
     sources = [path.read_text() for path in sorted(HOST.glob("*.py")) if path.stem != "serve"]
 
     def build(path: Path) -> None:
-        cache.progress("Making the FlexMeasures database (some 20 seconds, once)")
+        cache.progress("Creating the FlexMeasures database (some 20 seconds, once)")
         with tempfile.TemporaryDirectory(prefix="flexmeasures-", dir=_temporary_folder()) as run:
-            step = subprocess.run(
+            process = subprocess.run(
                 [environments.python(environment), HOST / "seed.py", run], env=_variables(Path(run)),
                 text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
-            if step.returncode:
-                raise environments.SetupError(f"Making the database failed:\n{step.stdout}")
+            if process.returncode:
+                raise environments.SetupError(f"Creating the database failed:\n{process.stdout}")
             ignored = shutil.ignore_patterns("programs", "*.sql", "*.log", "*.cfg")
             shutil.copytree(run, path / "run", ignore=ignored)
 
@@ -281,21 +293,14 @@ def _template() -> Path:
 
 
 def _variables(run: Path) -> dict[str, str]:
-    """Return variables for the host, so that no setting of the user's reaches it."""
+    """Return the host's environment variables, without the user's settings."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
     return kept | {"HOME": str(run), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _temporary_folder() -> str | None:
-    """Return where run folders go: as root, where PostgreSQL's other user can reach them."""
+    """Return the parent of run folders: as root, one that PostgreSQL's other user can access."""
     return "/tmp" if os.geteuid() == 0 else None
-
-
-def _free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def main() -> None:

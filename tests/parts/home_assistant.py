@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import aiohttp
 import yaml
@@ -75,13 +76,15 @@ def install(config: Path, source: Source, *, repository: Path = REPOSITORY) -> N
         shutil.copy(repository / "requirements.txt", config / "pyscript")
 
 
-def _copy(source: Path, target: Path, *, replace: bool = True, ignored: tuple = ("__pycache__",)) -> None:
+def _copy(
+    source: Path, target: Path, *, replace: bool = True, ignored: tuple[str, ...] = ("__pycache__",)
+) -> None:
     if replace:
         shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignored), dirs_exist_ok=True)
 
 
-def write_configuration(config: Path, sections: dict) -> None:
+def write_configuration(config: Path, sections: dict[str, Any]) -> None:
     """Write configuration.yaml."""
     config.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
@@ -92,7 +95,8 @@ def free_port() -> int:
     """Return a port that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        port: int = listener.getsockname()[1]
+        return port
 
 
 class HomeAssistant:
@@ -101,13 +105,13 @@ class HomeAssistant:
     def __init__(
         self,
         config: Path,
-        app_config: dict,
+        app_config: dict[str, Any],
         *,
         port: int | None = None,
-        sections: dict | None = None,
+        sections: dict[str, Any] | None = None,
         python: str | Path = sys.executable,
     ) -> None:
-        """Take an installed configuration folder, the app's YAML, and sections that come on top."""
+        """Take an installed configuration folder, the app's YAML, and further or replaced sections."""
         self.config = config
         self.app_config = app_config
         self.sections = sections or {}
@@ -115,7 +119,7 @@ class HomeAssistant:
         self.url = f"http://127.0.0.1:{self.port}"
         self.s2_port = app_config.get("s2", {}).get("port") or free_port()
         self.python = python
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.token: str | None = None
 
     @property
@@ -134,12 +138,12 @@ class HomeAssistant:
         await self.start()
         return self
 
-    async def __aexit__(self, *_exc) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
 
     async def start(self, *, entity: str = "sensor.flexmeasures_status", within: float = 180) -> None:
-        """Start, and wait until it runs and our app has made its entity."""
+        """Start, and wait until our app has created its entity."""
         self._configure()
         self._spawn()
         try:
@@ -187,10 +191,25 @@ class HomeAssistant:
                     return
                 await asyncio.sleep(0.05)
 
+    @overload
     async def call(
-        self, domain: str, service: str, data: dict | None = None, *, return_response: bool = False
-    ) -> dict | None:
-        """Call a service; ServiceFailed has the text of what went wrong."""
+        self, domain: str, service: str, data: dict[str, Any] | None = None, *, return_response: Literal[True]
+    ) -> dict[str, Any]: ...
+
+    @overload
+    async def call(
+        self,
+        domain: str,
+        service: str,
+        data: dict[str, Any] | None = None,
+        *,
+        return_response: Literal[False] = False,
+    ) -> None: ...
+
+    async def call(
+        self, domain: str, service: str, data: dict[str, Any] | None = None, *, return_response: bool = False
+    ) -> dict[str, Any] | None:
+        """Call a service, and return its response if asked for. Raise ServiceFailed with the error's text."""
         answer = await self._ask(
             "call_service",
             domain=domain,
@@ -198,26 +217,28 @@ class HomeAssistant:
             service_data=data or {},
             return_response=return_response,
         )
-        return answer.get("response")
+        response: dict[str, Any] | None = answer.get("response")
+        return response
 
-    async def reload_scripts(self, **data) -> None:
+    async def reload_scripts(self, **data: Any) -> None:
         """Call `pyscript.reload`."""
         await self.call("pyscript", "reload", data)
 
     def change_sections(self, **sections: object) -> None:
-        """Write other sections into the configuration, for a reload of what they configure."""
+        """Replace sections of the configuration, for a reload of what they configure."""
         self.sections |= sections
         self._configure()
 
-    async def state(self, entity_id: str) -> dict | None:
+    async def state(self, entity_id: str) -> dict[str, Any] | None:
         """Return an entity's state with its attributes."""
         return _find(await self.states(), entity_id)
 
-    async def states(self) -> list[dict]:
+    async def states(self) -> list[dict[str, Any]]:
         """Return all states."""
-        return await self._ask("get_states")
+        states: list[dict[str, Any]] = await self._ask("get_states")
+        return states
 
-    async def set_state(self, entity_id: str, state: str, **attributes) -> None:
+    async def set_state(self, entity_id: str, state: str, **attributes: Any) -> None:
         """Set a state, as a device's integration does."""
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session:
             body = {"state": state, "attributes": attributes}
@@ -225,9 +246,9 @@ class HomeAssistant:
                 answer.raise_for_status()
 
     async def wait_for_state(
-        self, entity_id: str, predicate: Callable[[dict], bool], within: float | None = 30
-    ) -> dict:
-        """Wait until a state, the present one or a later one, satisfies the predicate."""
+        self, entity_id: str, predicate: Callable[[dict[str, Any]], bool], within: float | None = 30
+    ) -> dict[str, Any]:
+        """Wait until the present or a later state satisfies the predicate, and return it."""
         seen = None
         try:
             async with asyncio.timeout(within), self._connect() as connection:
@@ -242,22 +263,24 @@ class HomeAssistant:
         return seen
 
     @contextlib.asynccontextmanager
-    async def events(self, event_type: str) -> AsyncIterator[AsyncIterator[dict]]:
+    async def events(self, event_type: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """Subscribe to events: `async with ha.events("x") as events: async for event in events`."""
         async with self._connect() as connection:
             await connection.ask("subscribe_events", event_type=event_type)
             yield connection.events()
 
-    async def notifications(self) -> list[dict]:
+    async def notifications(self) -> list[dict[str, Any]]:
         """Return the persistent notifications."""
-        return await self._ask("persistent_notification/get")
+        notifications: list[dict[str, Any]] = await self._ask("persistent_notification/get")
+        return notifications
 
-    async def services(self) -> dict:
-        """Return what Home Assistant tells its users of all services, by domain and name."""
-        return await self._ask("get_services")
+    async def services(self) -> dict[str, Any]:
+        """Return Home Assistant's descriptions of all services, by domain and name."""
+        services: dict[str, Any] = await self._ask("get_services")
+        return services
 
     async def render(self, template: str) -> str:
-        """Return a template as Home Assistant renders it now."""
+        """Render a template."""
         async with (
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"}) as session,
             session.post(f"{self.url}/api/template", json={"template": template}) as answer,
@@ -265,7 +288,7 @@ class HomeAssistant:
             return await answer.text()
 
     def _configure(self) -> None:
-        """Write the configuration; a fresh one asks in the browser for nothing but a log-in."""
+        """Write the configuration; a new one asks for nothing but a log-in in the browser."""
         dashboards = {
             f"dashboard-{path.stem}": {
                 "mode": "yaml",
@@ -281,8 +304,8 @@ class HomeAssistant:
         own = {"http": http, "lovelace": {"dashboards": dashboards}, "pyscript": scripts}
         write_configuration(self.config, SECTIONS | own | self.sections)
 
-        # Users are saved minutes after they were made: killed before, there are none. Of the steps
-        # after the user's, which are done here, one sets up integrations that need the internet.
+        # Home Assistant saves users after minutes: if it is killed before, there are none. The onboarding
+        # steps after the user's are marked as done: one sets up integrations that need the internet.
         storage = self.config / ".storage"
         if not (storage / "auth").exists():
             storage.mkdir(exist_ok=True)
@@ -292,8 +315,8 @@ class HomeAssistant:
             (storage / "onboarding").write_text(json.dumps(content))
 
     def _spawn(self) -> None:
-        # Nothing is installed for Home Assistant's own integrations: the environment has what
-        # they need here. Pyscript still installs our requirements.txt, as it does for a user.
+        # Home Assistant's own integrations install nothing: the environment has what they need. Pyscript
+        # installs our requirements.txt all the same, as for a user.
         pyscript = self.config / "custom_components" / "pyscript"
         command = [self.python, OLD_NAMES, pyscript, "-c", self.config, "--skip-pip"]
         with (self.config / "console.log").open("wb") as console:
@@ -306,10 +329,12 @@ class HomeAssistant:
             )
 
     async def _until_answering(self) -> None:
+        process = self.process
+        assert process is not None
         async with aiohttp.ClientSession() as session:
             while True:
-                if self.process.poll() is not None:
-                    raise self._failure(f"ended with exit code {self.process.returncode}")
+                if process.poll() is not None:
+                    raise self._failure(f"ended with exit code {process.returncode}")
                 with contextlib.suppress(aiohttp.ClientError):
                     async with session.get(f"{self.url}/manifest.json") as response:
                         if response.status == 200:
@@ -322,9 +347,10 @@ class HomeAssistant:
         user = {"username": NAME, "password": PASSWORD}
         async with aiohttp.ClientSession(self.url, raise_for_status=True) as session:
 
-            async def post(path: str, **options) -> dict:
+            async def post(path: str, **options: Any) -> dict[str, Any]:
                 async with session.post(path, **options) as response:
-                    return await response.json()
+                    reply: dict[str, Any] = await response.json()
+                    return reply
 
             async with session.get("/api/onboarding", raise_for_status=False) as response:
                 steps = await response.json() if response.status == 200 else []
@@ -347,11 +373,13 @@ class HomeAssistant:
                 code = answer["result"]
             grant = {**client, "grant_type": "authorization_code", "code": code}
             self.token = (await post("/auth/token", data=grant))["access_token"]
-        return await self._ask(
+        token: str = await self._ask(
             "auth/long_lived_access_token", client_name=f"tests {uuid.uuid4()}", lifespan=365
         )
+        return token
 
-    async def _ask(self, command: str, **fields):
+    async def _ask(self, command: str, **fields: Any) -> Any:
+        """Send a command of the websocket API on a new connection, and return its result."""
         async with self._connect() as connection:
             return await connection.ask(command, **fields)
 
@@ -378,10 +406,10 @@ class _Connection:
     def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         self._websocket = websocket
         self._id = 0
-        self._events = []
+        self._events: list[dict[str, Any]] = []
 
-    async def ask(self, command: str, **fields):
-        """Send a command and return its result; events that come in between are kept."""
+    async def ask(self, command: str, **fields: Any) -> Any:
+        """Send a command and return its result; keep the events that arrive before it."""
         self._id += 1
         await self._websocket.send_json({"id": self._id, "type": command, **fields})
         while (answer := await self._websocket.receive_json())["type"] != "result":
@@ -390,26 +418,27 @@ class _Connection:
             raise ServiceFailed(answer["error"]["code"], answer["error"]["message"])
         return answer["result"]
 
-    async def event(self) -> dict:
+    async def event(self) -> dict[str, Any]:
         """Return the next event."""
         if self._events:
             return self._events.pop(0)
-        return (await self._websocket.receive_json())["event"]
+        event: dict[str, Any] = (await self._websocket.receive_json())["event"]
+        return event
 
-    async def events(self) -> AsyncIterator[dict]:
-        """Yield the events as they come."""
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield events as they arrive."""
         while True:
             yield await self.event()
 
 
-def _find(states: list[dict], entity_id: str) -> dict | None:
+def _find(states: list[dict[str, Any]], entity_id: str) -> dict[str, Any] | None:
     return next((state for state in states if state["entity_id"] == entity_id), None)
 
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """Let the kernel stop the child when we die, however that happens."""
+    """Have the kernel stop this child process when its parent ends in any way (Linux only)."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

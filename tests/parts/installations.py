@@ -1,4 +1,4 @@
-"""On which Home Assistants the main jobs run: that of this environment, and the newest supported one."""
+"""The Home Assistants that the main jobs run on: that of this environment, and the newest supported one."""
 
 import functools
 import subprocess
@@ -12,46 +12,49 @@ from tests.parts import cache, environments, old_names, pins, pyscript_source
 
 @dataclass(frozen=True)
 class Installation:
-    """A Home Assistant that can be started: its Python, and the pyscript that goes with it."""
+    """A Home Assistant that can be started: its Python, and the pyscript for it."""
 
     release: str
     python: Path
     source: pyscript_source.Source
 
     def __str__(self) -> str:
-        """Return how it is called in a test's name."""
+        """Return the name in a test's id."""
         return f"Home Assistant {self.release}"
 
 
 @functools.cache
 def installations() -> list[Installation]:
-    """Return the Home Assistant of this environment, and the newest if that is another and has its Python."""
-    here = Installation(version("homeassistant"), Path(sys.executable), pyscript_source.source())
+    """Return the Home Assistant of this environment, and the newest one if it differs and has a Python."""
+    own = Installation(version("homeassistant"), Path(sys.executable), pyscript_source.source())
     newest = environments.newest_home_assistant()
-    if newest in (None, here.release):
-        return [here]
+    if newest is None or newest == own.release:
+        return [own]
     python = environments.python(environments.home_assistant(newest))
-    return [here, Installation(newest, python, pyscript_source.source(home_assistant=newest))]
+    return [own, Installation(newest, python, pyscript_source.source(home_assistant=newest))]
 
 
 @functools.cache
 def describe() -> list[str]:
-    """Say which they are, on which Pythons and pyscripts, or why the newest is not among them."""
-    lines = [f"{each}, Python {_python(each)}, {each.source.description}" for each in installations()]
+    """Describe the installations, with their Pythons and pyscripts, and why the newest one is missing."""
+    lines = [
+        f"{installation}, Python {_python(installation)}, {installation.source.description}"
+        for installation in installations()
+    ]
     newest = pins.releases()[-1]
-    if newest not in [each.release for each in installations()]:
+    if newest not in [installation.release for installation in installations()]:
         wanted = pins.requires_python(pins.path("home-assistant", newest).read_text())
         return [*lines, f"NOT RUN on Home Assistant {newest}: no Python {wanted} was found"]
     return [lines[0], *[f"main job, S2 and reload also on {line}" for line in lines[1:]]]
 
 
 def _python(installation: Installation) -> str:
-    """Return the version of its Python, and the names of Home Assistant that are put back for pyscript."""
+    """Return the version of the Python, and the names of Home Assistant that are restored for pyscript."""
     pyscript = installation.source.path
 
     def build(path: Path) -> None:
-        version = _say(installation, "-c", "import platform; print(platform.python_version())")
-        names = _say(installation, old_names.__file__, str(pyscript))
+        version = _output(installation, "-c", "import platform; print(platform.python_version())")
+        names = _output(installation, old_names.__file__, str(pyscript))
         (path / "description").write_text(
             f"{version}, with old names put back: {names}" if names else version
         )
@@ -60,6 +63,6 @@ def _python(installation: Installation) -> str:
     return (cache.built(f"description-{installation.release}", made_from, build) / "description").read_text()
 
 
-def _say(installation: Installation, *arguments: str) -> str:
-    command = [installation.python, *arguments]
+def _output(installation: Installation, *arguments: str) -> str:
+    command = [str(installation.python), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

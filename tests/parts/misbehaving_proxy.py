@@ -1,4 +1,4 @@
-"""A proxy between Home Assistant and FlexMeasures that passes on, and does what proxies and networks do."""
+"""A proxy between Home Assistant and FlexMeasures, with the faults of real proxies and networks."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Self
+from typing import Any, Self
 
 from tests.parts.home_assistant import free_port
 
@@ -22,7 +22,7 @@ LOGIN_PAGE = b"<!DOCTYPE html><html><body><h1>Guest network</h1>Please accept ou
 
 @dataclass(kw_only=True)
 class Exchange:
-    """A request, and what there is to answer it with; `number` counts them since the fault began."""
+    """A request, and the means to answer it; `number` counts requests since the fault began."""
 
     method: str
     path: str
@@ -61,9 +61,9 @@ Answer = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What goes wrong: how each request is answered, None where nobody listens.
+    """A fault: the answer to every request, or None if connections are refused.
 
-    `asks_to_wait` tells that the server says how long it wants to be left alone.
+    `asks_to_wait` is whether the reply says how long to wait before the next request.
     """
 
     name: str
@@ -110,7 +110,7 @@ async def hanging(_exchange: Exchange) -> None:
 
 
 async def refused_once(exchange: Exchange) -> None:
-    """Find a token wrong once, as when it has expired."""
+    """Reject a token once, as when it has expired."""
     if exchange.number == 0:
         body = {
             "message": "You could not be properly authenticated.",
@@ -122,7 +122,7 @@ async def refused_once(exchange: Exchange) -> None:
 
 
 async def cut(exchange: Exchange) -> None:
-    """Send half of the JSON as if it were all."""
+    """Send half of the JSON as a complete reply."""
     head, _, body = (await exchange.forward()).partition(b"\r\n\r\n")
     status = head.split(b"\r\n")[0].decode().split(" ", 1)[1]
     await exchange.say(status, body[: len(body) // 2])
@@ -138,19 +138,19 @@ async def huge(exchange: Exchange) -> None:
 
 
 async def longer_than_it_is(exchange: Exchange) -> None:
-    """Announce more bytes than come."""
+    """Announce more bytes than are sent."""
     await exchange.say("200 OK", b"{}", Content_Length="1000")
 
 
 async def shorter_than_it_is(exchange: Exchange) -> None:
-    """Announce fewer bytes than come."""
+    """Announce fewer bytes than are sent."""
     head, _, body = (await exchange.forward()).partition(b"\r\n\r\n")
     status = head.split(b"\r\n")[0].decode().split(" ", 1)[1]
     await exchange.say(status, body, Content_Length=str(len(body) // 2))
 
 
 async def mixed_up(exchange: Exchange) -> None:
-    """Answer with the reply to another request, which was had before."""
+    """Answer with an earlier reply to another request."""
     own = f"{exchange.method} {exchange.path}"
     reply = await exchange.forward()
     other = next((earlier for name, earlier in exchange.earlier.items() if name != own), None)
@@ -159,7 +159,7 @@ async def mixed_up(exchange: Exchange) -> None:
 
 
 def saying(status: str, body: bytes = b"", kind: str = "application/json", **headers: str) -> Answer:
-    """Return a fault that answers everything alike."""
+    """Return an answer that is the same for all requests."""
 
     async def answer(exchange: Exchange) -> None:
         await exchange.say(status, body, kind, **headers)
@@ -168,7 +168,7 @@ def saying(status: str, body: bytes = b"", kind: str = "application/json", **hea
 
 
 def redirecting(to: Callable[[Exchange], str]) -> Answer:
-    """Return a fault that sends everybody elsewhere."""
+    """Return an answer that redirects all requests."""
 
     async def answer(exchange: Exchange) -> None:
         await exchange.say("302 Found", LOGIN_PAGE, "text/html", Location=to(exchange))
@@ -253,7 +253,7 @@ FAULTS: tuple[Fault, ...] = (
 
 
 class MisbehavingProxy:
-    """Passes requests on to FlexMeasures on the loopback address, but for a fault."""
+    """A proxy to FlexMeasures on the loopback address, with a fault or without."""
 
     def __init__(self, upstream_port: int) -> None:
         self.upstream_port = upstream_port
@@ -262,7 +262,7 @@ class MisbehavingProxy:
         self.requests = 0
         self.earlier: dict[str, bytes] = {}
         self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
 
     @property
     def url(self) -> str:
@@ -280,13 +280,13 @@ class MisbehavingProxy:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def begin(self, fault: Fault) -> None:
-        """Have a fault from now on."""
+        """Begin a fault."""
         self.fault, self.requests = fault, 0
         if fault.answer is None:
             await self._refuse()
 
     async def end(self) -> None:
-        """Pass on again; connections that hang go on to."""
+        """End the fault; connections that hang are left hanging."""
         self.fault = None
         if self._server is None:
             await self._listen()
@@ -301,6 +301,7 @@ class MisbehavingProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
+        assert task is not None
         self._serving.add(task)
         try:
             with suppress(OSError, asyncio.IncompleteReadError):

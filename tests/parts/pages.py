@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 MAKERS = ROOT / "docs" / "devices-over-s2-for-makers.md"
@@ -20,22 +20,22 @@ SHOWN = re.compile(r"^\*\*(RM|CEM)\*\*[^\n]*\n\n```json\n(.*?)^```$", re.DOTALL 
 
 
 class Shown(NamedTuple):
-    """A message of a dialogue, and who sends it: `RM` or `CEM`."""
+    """A message of a dialogue, and its sender: `RM` or `CEM`."""
 
     sender: str
-    message: dict
+    message: dict[str, Any]
 
 
 def dialogue(page: Path) -> list[Shown]:
-    """Return the messages that a page shows; each of its JSON blocks is one."""
+    """Return the messages that a page shows; every JSON block is one."""
     text = page.read_text(encoding="utf-8")
     shown = [Shown(sender, json.loads(block)) for sender, block in SHOWN.findall(text)]
-    assert len(shown) == text.count("```json"), "a block that does not say who sends it"
+    assert len(shown) == text.count("```json"), "a JSON block without a sender"
     return shown
 
 
 def links(page: Path) -> list[tuple[Path, str]]:
-    """Return the file and the heading (empty for the whole file) of each link within the repository."""
+    """Return the file and the heading (empty for the whole file) of every link within the repository."""
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
     targets = [target for target in LINK.findall(text) if "://" not in target]
     split = [target.partition("#") for target in targets]
@@ -43,7 +43,7 @@ def links(page: Path) -> list[tuple[Path, str]]:
 
 
 def headings(page: Path) -> set[str]:
-    """Return the names by which the headings of a page are linked to."""
+    """Return the anchors of the headings of a page."""
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
-    found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+    names = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in names}

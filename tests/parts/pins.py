@@ -12,7 +12,7 @@ HOME_ASSISTANT = REQUIREMENTS / "home-assistant.in"
 OVERRIDES = REQUIREMENTS / "overrides.txt"
 FIRST_LINE = "# Python "
 FORBIDDEN = "==1000000000"
-"""How Home Assistant's constraints rule a project out."""
+"""The version by which Home Assistant's constraints exclude a project."""
 
 
 def path(name: str, release: str) -> Path:
@@ -27,7 +27,7 @@ def releases() -> list[str]:
 
 
 def requires_python(requirements: str) -> str:
-    """Return the least Python that pinned requirements are for, e.g. `>=3.13.0`."""
+    """Return the Python versions that pinned requirements are for, e.g. `>=3.13.0`."""
     return requirements.splitlines()[0].removeprefix(FIRST_LINE)
 
 
@@ -41,7 +41,7 @@ def resolve_home_assistant(release: str, uv: Path, run: Callable[..., None]) -> 
             constraints = archive.read("homeassistant/package_constraints.txt").decode()
             [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
             metadata = archive.read(name).decode()
-        least = re.search(r"^Requires-Python: *>= *([\d.]+)", metadata, re.MULTILINE)[1]
+        least, *_ = re.findall(r"^Requires-Python: *>= *([\d.]+)", metadata, re.MULTILINE)
         own = OVERRIDES.read_text().splitlines()
         wanted, constraining, overriding = (Path(folder, name) for name in ("wanted.in", "c.txt", "o.txt"))
         wanted.write_text(f"{HOME_ASSISTANT.read_text()}\nhomeassistant=={release}\n")
@@ -59,13 +59,13 @@ def resolve_home_assistant(release: str, uv: Path, run: Callable[..., None]) -> 
 
 
 def _without(requirements: list[str], others: list[str]) -> list[str]:
-    """Return the requirements for projects that others are not for."""
+    """Return the requirements without those for the projects of others."""
     projects = {_project(line) for line in others}
     return [line for line in requirements if _project(line) not in projects]
 
 
 def _compile(uv: Path, run: Callable[..., None], source: Path, least: str, *options: str | Path) -> str:
-    """Return what a file of requirements resolves to, on this platform, for a version of Python."""
+    """Return the resolved requirements of a file, on this platform, for a version of Python."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "requirements.txt")
         quiet = "--quiet", "--no-header", "--no-annotate", "--upgrade"
@@ -76,8 +76,9 @@ def _compile(uv: Path, run: Callable[..., None], source: Path, least: str, *opti
 
 
 def _project(line: str) -> str:
-    """Return the name of the project that a requirement is for, in its normal form."""
-    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]*", line)[0]).lower()
+    """Return the normalized name of the project that a requirement is for."""
+    name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def main() -> None:

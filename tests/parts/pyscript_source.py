@@ -7,17 +7,17 @@ import compileall
 import functools
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from tests.parts import cache
+from tests.parts.git import GitError, git
 
 RELEASE = "1.7.0"
 DEVELOPMENT = "master"
-"""What stands for pyscript 2 where its repository has no release of it yet."""
+"""The branch used for pyscript 2 as long as its repository has no release of it."""
 FIRST_FOR_DEVELOPMENT = (2026, 5)
 """The first Home Assistant that needs pyscript 2."""
 REPOSITORY = "https://github.com/custom-components/pyscript"
@@ -27,7 +27,7 @@ STAND_IN = Path(__file__).parents[1] / "stand_in" / PACKAGE
 
 @dataclass(frozen=True)
 class Source:
-    """A `custom_components/pyscript` folder, and what to call it in any output."""
+    """A `custom_components/pyscript` folder, and its description for output."""
 
     path: Path
     description: str
@@ -35,9 +35,9 @@ class Source:
 
 
 def source(ref: str | None = None, *, home_assistant: str | None = None) -> Source:
-    """Return pyscript of a tag or branch: by default PYSCRIPT_REF's, else that for a Home Assistant.
+    """Return pyscript of a tag or branch.
 
-    The release of Home Assistant is by default the one of this environment.
+    The default is PYSCRIPT_REF, else the release for a Home Assistant, by default that of this environment.
     """
     ref = ref or os.environ.get("PYSCRIPT_REF") or _for(home_assistant or version("homeassistant"))
     return _stand_in("as chosen") if ref == "stand-in" else _clone(ref)
@@ -52,12 +52,12 @@ def _for(home_assistant: str) -> str:
 
 @functools.cache
 def _newest_of_version_2() -> str | None:
-    """Return the tag of the newest release 2.x, or None while there is none or it cannot be known."""
+    """Return the tag of the newest release 2.x, or None if there is none or git fails."""
     try:
-        listed = _git("ls-remote", "--tags", "--sort=-version:refname", REPOSITORY, "refs/tags/2.*")
-    except (OSError, subprocess.SubprocessError):
+        tags = git("ls-remote", "--tags", "--sort=-version:refname", REPOSITORY, "refs/tags/2.*")
+    except GitError:
         return None
-    names = [line.rpartition("/")[2] for line in listed.splitlines()]
+    names = [line.rpartition("/")[2] for line in tags.splitlines()]
     return next((name for name in names if re.fullmatch(r"2[.\d]*", name)), None)
 
 
@@ -67,38 +67,19 @@ def _stand_in(reason: str) -> Source:
 
 @functools.cache
 def _clone(ref: str) -> Source:
-    """Clone once; a failure is remembered for this process only."""
+    """Return a clone, made once; a failure is cached for this process only."""
 
     def clone(path: Path) -> None:
         cache.progress(f"Fetching pyscript {ref}")
-        _git("clone", "--quiet", "--depth", "1", "--branch", ref, REPOSITORY, str(path))
+        git("clone", "--quiet", "--depth", "1", "--branch", ref, REPOSITORY, str(path))
         compileall.compile_dir(path / PACKAGE, quiet=2)
 
     try:
-        key = ref if ref[0].isdigit() else _git("ls-remote", REPOSITORY, ref)  # a branch moves
+        key = ref if ref[0].isdigit() else git("ls-remote", REPOSITORY, ref)  # a branch moves
         path = cache.built(
-            f"pyscript-{ref.replace('/', '-')}", [REPOSITORY, key, sys.implementation.cache_tag], clone
+            f"pyscript-{ref.replace('/', '-')}", [REPOSITORY, key, str(sys.implementation.cache_tag)], clone
         )
-        commit = _git("-C", str(path), "rev-parse", "--short=7", "HEAD")
-    except FileNotFoundError:
-        return _stand_in("git is not installed")
-    except subprocess.TimeoutExpired:
-        return _stand_in("the pyscript repository did not answer within a minute")
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return _stand_in(f"the pyscript repository could not be reached: {reason}")
+        commit = git("-C", str(path), "rev-parse", "--short=7", "HEAD")
+    except GitError as error:
+        return _stand_in(f"the pyscript repository could not be cloned: {error}")
     return Source(path / PACKAGE, f"real pyscript {ref} (commit {commit})", is_real=True)
-
-
-def _git(*arguments: str) -> str:
-    """Run git, which never asks anything."""
-    run = subprocess.run(
-        ["git", *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"GIT_TERMINAL_PROMPT": "0"},
-        stdin=subprocess.DEVNULL,
-    )
-    return run.stdout.strip()

@@ -1,4 +1,4 @@
-"""A resource manager that does and says what a test wants, to try a CEM's every rule."""
+"""A Resource Manager that sends what a test wants, to test a CEM's every rule."""
 
 import asyncio
 import json
@@ -10,16 +10,16 @@ from uuid import uuid4
 import aiohttp
 
 from tests.parts import s2_schemas
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import Message, example
 
 ANSWER_WITHIN = 5
 
 
 class ResourceManager:
-    """A websocket client that records and checks what the CEM sends, and confirms it.
+    """A websocket client that records, checks and confirms the CEM's messages.
 
-    `answers` gives another status than OK for a message type, or None for no answer; without `confirm`
-    nothing is answered.
+    `answers` are the statuses by message type, where not OK, or None for no answer; without `confirm` no
+    message is answered.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ResourceManager:
         control_types: Iterable[str] = ("FILL_RATE_BASED_CONTROL",),
         versions: Iterable[str] = ("0.0.2-beta",),
         confirm: bool = True,
-        details: dict | None = None,
+        details: Message | None = None,
     ) -> None:
         self.url = url
         self.token = token
@@ -44,9 +44,9 @@ class ResourceManager:
             name=name,
             available_control_types=list(control_types),
         ) | (details or {})
-        self.received: list[dict] = []
+        self.received: list[Message] = []
         self.violations: list[str] = []
-        self._untaken: list[dict] = []
+        self._untaken: list[Message] = []
         self._ended = False
 
     async def __aenter__(self) -> Self:
@@ -69,17 +69,18 @@ class ResourceManager:
             assert not self.violations, "\n".join(self.violations)
 
     async def establish(self) -> str:
-        """Go through the dialogue that opens a session; return the control type the CEM selects."""
+        """Open a session, and return the control type that the CEM selects."""
         handshake = await self.next()
         assert (handshake["message_type"], handshake.get("role")) == ("Handshake", "CEM"), handshake
         await self._say(example("Handshake", supported_protocol_versions=self.versions))
         response = await self.next("HandshakeResponse")
         assert response["selected_protocol_version"] in self.versions, response
         await self._say(self.details)
-        return (await self.next("SelectControlType"))["control_type"]
+        control_type: str = (await self.next("SelectControlType"))["control_type"]
+        return control_type
 
-    async def ask(self, message: dict) -> dict:
-        """Send a message and return the ReceptionStatus it gets."""
+    async def ask(self, message: Message) -> Message:
+        """Send a message and return its ReceptionStatus."""
         await self.send(message)
         subject = message["message_id"]
         return await self._take(
@@ -88,15 +89,15 @@ class ResourceManager:
             ANSWER_WITHIN,
         )
 
-    async def send(self, message: dict | str | bytes) -> None:
+    async def send(self, message: Message | str | bytes) -> None:
         """Send a message, a text as it is, or a binary frame."""
         if isinstance(message, bytes):
             await self._socket.send_bytes(message)
         else:
             await self._socket.send_str(message if isinstance(message, str) else json.dumps(message))
 
-    async def next(self, message_type: str | None = None, within: float = ANSWER_WITHIN) -> dict:
-        """Return the next message of a type, or of any, that no one has taken."""
+    async def next(self, message_type: str | None = None, within: float = ANSWER_WITHIN) -> Message:
+        """Return the next message of a type, or of any type, and remove it from the queue."""
         return await self._take(
             lambda message: message_type in (None, message.get("message_type")),
             message_type or "message",
@@ -108,16 +109,16 @@ class ResourceManager:
         await self._wait(lambda: self._ended, "close", within)
         return self._socket.close_code
 
-    def statuses(self, message_id: str) -> list[dict]:
-        """Return each ReceptionStatus that a message got."""
+    def statuses(self, message_id: str) -> list[Message]:
+        """Return the ReceptionStatuses of a message."""
         return [message for message in self.received if message.get("subject_message_id") == message_id]
 
-    async def _say(self, message: dict) -> None:
+    async def _say(self, message: Message) -> None:
         status = await self.ask(message)
         assert status["status"] == "OK", status
 
-    async def _take(self, fits: Callable[[dict], bool], wanted: str, within: float) -> dict:
-        def first() -> dict | None:
+    async def _take(self, fits: Callable[[Message], bool], wanted: str, within: float) -> Message:
+        def first() -> Message | None:
             return next(filter(fits, self._untaken), None)
 
         await self._wait(lambda: first() or self._ended, wanted, within)
@@ -126,10 +127,10 @@ class ResourceManager:
         self._untaken.remove(message)
         return message
 
-    async def _wait(self, happened: Callable[[], object], wanted: str, within: float) -> None:
+    async def _wait(self, condition: Callable[[], object], wanted: str, within: float) -> None:
         try:
             async with asyncio.timeout(within), self._news:
-                await self._news.wait_for(happened)
+                await self._news.wait_for(condition)
         except TimeoutError:
             raise AssertionError(f"No {wanted} within {within} s. {self._account()}") from None
 
@@ -151,7 +152,7 @@ class ResourceManager:
         try:
             message = json.loads(frame.data)
         except ValueError:
-            self.violations.append(f"The CEM sent what is not JSON: {frame.data}")
+            self.violations.append(f"The CEM sent a text that is not JSON: {frame.data}")
             return
         self.violations += [f"{problem} in {frame.data}" for problem in s2_schemas.problems(message)]
         if not isinstance(message, dict):
@@ -161,11 +162,11 @@ class ResourceManager:
         self._untaken.append(message)
         await self._tell()
 
-    async def _confirm(self, message: dict) -> None:
-        status = self.answers.get(message.get("message_type"), "OK")
+    async def _confirm(self, message: Message) -> None:
+        status = self.answers.get(message.get("message_type", ""), "OK")
         if not (self.confirm and "message_id" in message and status):
             return
-        with suppress(ConnectionError):  # the CEM may close right after what it sent
+        with suppress(ConnectionError):  # the CEM may close right after its message
             await self.send(
                 {
                     "message_type": "ReceptionStatus",

@@ -1,10 +1,10 @@
-"""The simulated devices by the names that a user knows them by."""
+"""The simulated devices by name, for users of the demo."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tests.parts.s2_device import AMSTERDAM, Device
+from tests.parts.s2_device import AMSTERDAM, ControlledDevice, Device
 from tests.parts.s2_devices import Boiler, ElectricVehicle, HomeBattery, Meter, TwinBattery
 from tests.parts.s2_envelope_devices import EnvelopeCharger, PvInverter
 from tests.parts.s2_mode_devices import DistrictHeat, HeatPump, HybridHeatPump, StepCharger
@@ -12,35 +12,43 @@ from tests.parts.s2_profile_devices import Dishwasher, Dryer, WashingMachine
 
 
 class Entry(NamedTuple):
-    """A device's class, its name, what it is, and the options that suit a moment."""
+    """A device's class, its name and description, and its options at a moment."""
 
     kind: type[Device]
     name: str
     what: str
-    options: Callable[[datetime], dict] = lambda _: {}
+    options: Callable[[datetime], dict[str, Any]] = lambda _: {}
 
-    def __call__(self, url: str, **options) -> Device:
-        """Return such a device, with options of its own where others are given."""
+    def __call__(self, url: str, **options: Any) -> Device:
+        """Return a device, with further or replaced options."""
         return self.kind(url, **{"name": self.name} | self.options(datetime.now(AMSTERDAM)) | options)
 
 
-def _leaves_in_the_morning(now: datetime) -> dict:
-    """Return a departure at seven, which leaves four hours at least."""
+def controlled(key: str, url: str, **options: Any) -> ControlledDevice:
+    """Return a device of the catalogue that has instructions; raise TypeError for the meter."""
+    device = DEVICES[key](url, **options)
+    if not isinstance(device, ControlledDevice):
+        raise TypeError(f"{key} has no instructions: choose another device of the catalogue")
+    return device
+
+
+def _leaves_in_the_morning(now: datetime) -> dict[str, Any]:
+    """Return a departure at seven, in at least four hours."""
     return {"departure": _next(now + timedelta(hours=4), 7)}
 
 
-def _done_by_the_morning(now: datetime) -> dict:
-    """Return a deadline at seven, which leaves eight hours at least."""
+def _done_by_the_morning(now: datetime) -> dict[str, Any]:
+    """Return a deadline at seven, in at least eight hours."""
     return {"deadline": _next(now + timedelta(hours=8), 7)}
 
 
-def _lived_for_an_hour(now: datetime) -> dict:
-    """Return a start an hour ago, so that what a device supplies by itself is under way."""
+def _lived_for_an_hour(now: datetime) -> dict[str, Any]:
+    """Return a start an hour ago, so that the device already supplies its demand."""
     return {"start": now - timedelta(hours=1)}
 
 
 def _next(now: datetime, hour: int) -> datetime:
-    """Return when an hour of the day (in Amsterdam) comes next."""
+    """Return the next moment at an hour of the day (in Amsterdam)."""
     at = now.replace(hour=hour, minute=0, second=0, microsecond=0)
     return at if at > now else at + timedelta(days=1)
 

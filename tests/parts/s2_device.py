@@ -4,39 +4,38 @@ import asyncio
 import json
 from abc import ABC, abstractmethod
 from bisect import insort
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from functools import partial
 from itertools import chain, pairwise
-from typing import ClassVar, Self, get_args
+from typing import Any, ClassVar, Self, TypedDict, cast, get_args
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel
 from s2python.common import (
+    Commodity,
     CommodityQuantity,
     ControlType,
     Duration,
     ReceptionStatusValues,
     RevokeObject,
     Role,
+    RoleType,
 )
 from s2python.connection.asset_details import AssetDetails
 from s2python.connection.async_ import CouldNotReceiveStatusReceptionError, S2AsyncConnection
-from s2python.connection.async_.control_type.class_based import (
-    NoControlControlType,
-    ResourceManagerHandler,
-    S2ControlType,
-)
+from s2python.connection.async_.control_type.class_based import ResourceManagerHandler, S2ControlType
 from s2python.connection.async_.medium.s2_medium import MediumClosedConnectionError
 from s2python.connection.async_.medium.websocket import WebsocketClientMedium
-from s2python.message import S2Message
+from s2python.connection.types import S2ConnectionEventsAndMessages, SendOkayRunAsync
+from s2python.message import S2Message, S2MessageWithID
 from s2python.s2_parser import TYPE_TO_MESSAGE_CLASS, S2Parser
 
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import Message, example
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -52,33 +51,38 @@ NOT_CONTROLABLE = ControlType.NOT_CONTROLABLE.value
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 DISCONNECTED = (MediumClosedConnectionError, CouldNotReceiveStatusReceptionError)
 
-Curve = Callable[[datetime], float]
+type Curve = Callable[[datetime], float]
+"""A function of time."""
+type Telling = Coroutine[Any, Any, None]
+"""What a device sends while a control type is active."""
+type LogEntry[Doing] = tuple[datetime, Doing, float]
+"""The end of a step, what the device did or had until then, and its power (W)."""
 
 
 class Habit(Enum):
-    """What Resource Managers in the field do, though S2 has it otherwise."""
+    """A deviation from S2 that Resource Managers in the field have."""
 
     ACTS_ON_RECEIPT = auto()
-    """It carries an instruction out when it arrives, whatever its `execution_time` says."""
+    """Execute an instruction on receipt, whatever its `execution_time`."""
     IGNORES_REVOCATION = auto()
-    """It confirms a RevokeObject, and carries the instruction out all the same."""
+    """Confirm a RevokeObject, and execute the instruction all the same."""
     SENDS_NULL = auto()
-    """It sends null for each optional field that has no value, in every message."""
+    """Send null for every optional field without a value, in every message."""
     REPORTS_UNDER_MESSAGE_ID = auto()
-    """Its InstructionStatusUpdate names an instruction by the `message_id`, not by the `id`."""
+    """Name an instruction by its `message_id`, not its `id`, in InstructionStatusUpdate."""
 
 
 class Device(ABC):
-    """A device that tells what its active control type calls for, until it is stopped or disconnected.
+    """A device that sends what its active control type requires, until it is stopped or disconnected.
 
-    It has the `habits` that it is given, and none by default.
+    It has no `habits` by default.
     """
 
     role: ClassVar[str]
     commodities: ClassVar[tuple[str, ...]] = ("ELECTRICITY",)
-    provides_forecast = False
+    provides_forecast: ClassVar[bool] = False
     as_json: frozenset[str] = frozenset()
-    """The types of messages that s2-python's models would refuse or change: they are sent as they are."""
+    """The message types that s2-python's models would refuse or change; they are sent unchecked."""
 
     def __init__(
         self,
@@ -101,14 +105,17 @@ class Device(ABC):
         self._details = AssetDetails(
             resource_id=UUID(resource_id) if resource_id else uuid4(),
             name=name,
-            roles=[Role(role=self.role, commodity=commodity) for commodity in self.commodities],
+            roles=[
+                Role(role=RoleType(self.role), commodity=Commodity(commodity))
+                for commodity in self.commodities
+            ],
             instruction_processing_delay=Duration(root=0),
             provides_forecast=self.provides_forecast,
             provides_power_measurements=[self.quantity, *map(CommodityQuantity, further_quantities)],
         )
 
     async def __aenter__(self) -> Self:
-        self._telling: list[asyncio.Task] = []
+        self._telling: list[asyncio.Task[None]] = []
         self._medium = self._new_medium()
         await self._medium.connect()
         self._connection = Connection(self._medium, sends_null=Habit.SENDS_NULL in self.habits)
@@ -129,41 +136,41 @@ class Device(ABC):
     def control_types(self) -> list[S2ControlType]:
         """Return the control types the device offers, the preferred one first."""
 
-    def activate(self, control_type: str, telling: Coroutine) -> None:
-        """Tell the CEM what the control type calls for."""
+    def activate(self, control_type: str, telling: Telling) -> None:
+        """Send the CEM what the control type requires."""
         self.control_type = control_type
         self._start(telling)
         self.active.set()
 
     def deactivate(self) -> None:
-        """Fall silent."""
+        """Stop sending."""
         self.control_type = None
         self.active.clear()
         for telling in self._telling:
             telling.cancel()
 
-    async def say(self, message: dict) -> None:
+    async def say(self, message: Message) -> None:
         """Send a message, and wait until the CEM has confirmed it."""
-        as_it_is = message["message_type"] in self.as_json
-        made = _AsJson(message) if as_it_is else S2Parser.parse_as_any_message(message)
-        await self._connection.send_msg_and_await_reception_status(made)
+        is_unchecked = message["message_type"] in self.as_json
+        parsed = unchecked(message) if is_unchecked else S2Parser.parse_as_any_message(message)
+        await self._connection.send_msg_and_await_reception_status(cast(S2MessageWithID, parsed))
 
-    def _start(self, telling: Coroutine) -> None:
+    def _start(self, telling: Telling) -> None:
         task = asyncio.create_task(_while_connected(telling))
         task.add_done_callback(lambda _task: telling.close())
         self._telling.append(task)
 
 
-async def _while_connected(telling: Coroutine) -> None:
+async def _while_connected(telling: Telling) -> None:
     with suppress(*DISCONNECTED):
         await telling
 
 
 @dataclass
-class _AsJson:
-    """A message that is sent as it is, with what s2-python's connection asks of one."""
+class _Unchecked:
+    """A message without one of s2-python's models: only what its connection uses of a message."""
 
-    message: dict
+    message: Message
 
     @property
     def message_id(self) -> UUID:
@@ -174,12 +181,16 @@ class _AsJson:
         return json.dumps(self.message)
 
 
-class ControlledDevice(Device):
-    """A device that lives by the clock and follows instructions, each at its time.
+def unchecked(message: Message) -> S2Message:
+    """Return a message for s2-python's connection that is sent without a check."""
+    return cast(S2Message, _Unchecked(message))
 
-    A round is told each `every` seconds, or with None only on `tell()`. `also` are the control types that
-    it offers beside its own; without control it only measures and forecasts. Its `log` has moments, what
-    it did or had until then, and its power (W).
+
+class ControlledDevice(Device):
+    """A device that is simulated along the clock and executes instructions at their time.
+
+    It sends updates every `every` seconds, or with None only on `tell()`. `also` are control types that it
+    offers after its own; without control it only measures and forecasts.
     """
 
     offers: ClassVar[dict[str, type["Controlled"]]]
@@ -191,18 +202,19 @@ class ControlledDevice(Device):
         *,
         start: datetime | None = None,
         also: Iterable[str] = (NOT_CONTROLABLE,),
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(url, **options)
         self.moment = start or datetime.now(UTC)
         self.also = tuple(also)
-        self.log: list[tuple[datetime, object, float]] = [(self.moment, None, 0.0)]
-        self.instructions: list[dict] = []
+        self.log: list[LogEntry[Any]] = [(self.moment, None, 0.0)]
+        self.instructions: list[Message] = []
         self.revoked: set[str] = set()
         self.rejected: list[tuple[str, str]] = []
-        self.violations: list[tuple[datetime, object]] = []
-        self._agenda: list[tuple[datetime, int, dict]] = []
-        self._updates: list[dict] = []
+        self.violations: list[tuple[datetime, str | float]] = []
+        """What the device should never have to do, or the fill level that a storage was driven to."""
+        self._agenda: list[tuple[datetime, int, Message]] = []
+        self._updates: list[Message] = []
         self._message_ids: dict[str, str] = {}
         self._before: str | None = None
         self._turn = asyncio.Lock()
@@ -219,20 +231,20 @@ class ControlledDevice(Device):
         """The present power in W."""
 
     def advance(self, until: datetime) -> None:
-        """Let time pass: carry out the instructions that are due, and live by them meanwhile."""
+        """Simulate the device up to a moment, executing instructions as they fall due."""
         while self.moment < until:
             self._step(until)
             self._settle()
 
     def energy(self, start: datetime, end: datetime) -> float:
-        """Return the energy in Wh that was consumed, less what was produced, as far as the log goes back."""
+        """Return the net energy consumed (Wh) between two moments, as far as the log goes back."""
         return sum(
             power * max(timedelta(), min(to, end) - max(since, start)) / HOUR
             for since, to, power in self._logged()
         )
 
     def cost(self, price: Curve) -> float:
-        """Return what the energy in the log costs (EUR), at a price in EUR/kWh."""
+        """Return the cost of the energy in the log (EUR) at a price in EUR/kWh."""
         return sum(power / 1000 * (to - since) / HOUR * price(since) for since, to, power in self._logged())
 
     def _logged(self) -> Iterator[tuple[datetime, datetime, float]]:
@@ -240,7 +252,7 @@ class ControlledDevice(Device):
             yield since, to, power
 
     def _step(self, until: datetime) -> None:
-        """Let time pass until something may change, to the next whole minute at most."""
+        """Simulate until something may change, to the next whole minute at most."""
         since, power, doing = self.moment, self.power, self._doing()
         ends = [moment for moment, _, _ in self._agenda[:1]]
         ends += [moment for moment in self._changes() if moment > since]
@@ -249,23 +261,23 @@ class ControlledDevice(Device):
         self._note(since, doing, power)
 
     def _changes(self) -> Iterable[datetime]:
-        """Return when something may change by itself."""
+        """Return the moments at which something may change without an instruction."""
         return ()
 
     def _live(self, seconds: float) -> None:
-        """Count what comes of doing the same for some seconds, which are over."""
+        """Add up the effects of the past seconds, during which nothing changed."""
 
     @property
     @abstractmethod
     def doing(self) -> str:
-        """What it does now, in words."""
+        """What the device does now, in words."""
 
     def _doing(self) -> object:
-        """Return what the log says of the present, beside the power."""
+        """Return what the log keeps of the present state, besides the power."""
         return self.doing
 
     def _note(self, since: datetime, doing: object, power: float) -> None:
-        """Log a step, as one with those before it in the same minute that were alike."""
+        """Log a step, merged with the steps before it in the same minute if they are alike."""
         entry = (self.moment, doing, power)
         if len(self.log) > 1 and since != floor(since, MINUTE) and self._alike(self.log[-1], entry):
             self.log[-1] = entry
@@ -274,18 +286,18 @@ class ControlledDevice(Device):
         if len(self.log) > 2 * LONGEST_LOG:
             del self.log[:-LONGEST_LOG]
 
-    def _alike(self, one: tuple, other: tuple) -> bool:
-        return one[1:] == other[1:]
+    def _alike(self, last: LogEntry[Any], entry: LogEntry[Any]) -> bool:
+        return last[1:] == entry[1:]
 
     # Instructions
 
     @property
-    def pending(self) -> list[dict]:
-        """The instructions that are accepted and not yet carried out, in order of execution."""
+    def pending(self) -> list[Message]:
+        """The instructions that are accepted and not yet executed, in order of execution."""
         return [instruction for _, _, instruction in self._agenda]
 
-    def instruct(self, instruction: dict) -> str | None:
-        """Accept an instruction, and carry it out if it is due; return what is wrong with it, if anything."""
+    def instruct(self, instruction: Message) -> str | None:
+        """Accept an instruction, and execute it if it is due; else return why it is rejected."""
         self.instructions.append(instruction)
         if problem := self._problem(instruction):
             self.rejected.append((instruction["id"], problem))
@@ -297,26 +309,26 @@ class ControlledDevice(Device):
         self._settle()
         return None
 
-    def due(self, instruction: dict) -> datetime:
-        """Return when the device carries out an instruction that it is given now."""
+    def due(self, instruction: Message) -> datetime:
+        """Return when the device executes an instruction that it receives now."""
         return self.moment if Habit.ACTS_ON_RECEIPT in self.habits else executed_at(instruction)
 
     @abstractmethod
-    def _problem(self, instruction: dict) -> str | None:
-        """Return which content of an instruction refers to nothing or is out of bounds, if any."""
+    def _problem(self, instruction: Message) -> str | None:
+        """Return which field of an instruction has an unknown id or is out of bounds, if any."""
 
     @abstractmethod
-    def _execute(self, instruction: dict) -> str | None:
-        """Carry out an instruction that is due; return why not, if it cannot be."""
+    def _execute(self, instruction: Message) -> str | None:
+        """Execute an instruction that is due; return why it cannot be executed, if so."""
 
-    def _accepted(self, instruction: dict) -> None:
-        """Prepare for an instruction."""
+    def _accepted(self, instruction: Message) -> None:
+        """Prepare for an instruction that was accepted."""
 
-    def _dropped(self, instruction: dict) -> None:
-        """Forget an instruction that is not carried out."""
+    def _dropped(self, instruction: Message) -> None:
+        """Undo the preparation for an instruction that will not be executed."""
 
     def revoke(self, instruction_id: str) -> str | None:
-        """Drop an instruction that is not yet carried out; return what is wrong if it was never given."""
+        """Drop an instruction that is not yet executed; return an error if its id is unknown."""
         if Habit.IGNORES_REVOCATION in self.habits:
             return None
         if all(instruction["id"] != instruction_id for instruction in self.instructions):
@@ -328,14 +340,14 @@ class ControlledDevice(Device):
             self._update(instruction_id, "REVOKED")
         return None
 
-    def _forget(self, instructions: list[dict]) -> None:
-        """Drop instructions that are still to come, and say nothing of it."""
+    def _forget(self, instructions: list[Message]) -> None:
+        """Drop pending instructions without a status update."""
         self._agenda = [entry for entry in self._agenda if entry[2] not in instructions]
         for instruction in instructions:
             self._dropped(instruction)
 
     def _settle(self) -> None:
-        """Let end what is over by itself, and carry out the instructions that are due."""
+        """End what is over, and execute the instructions that are due."""
         self._come_to_an_end()
         while self._agenda and self._agenda[0][0] <= self.moment:
             _, _, instruction = self._agenda.pop(0)
@@ -345,7 +357,7 @@ class ControlledDevice(Device):
                 self._update(instruction["id"], "REJECTED")
 
     def _come_to_an_end(self) -> None:
-        """Let end what is over by itself."""
+        """End what is over, such as a transition."""
 
     def _update(self, instruction_id: str, status: str) -> None:
         by_message_id = Habit.REPORTS_UNDER_MESSAGE_ID in self.habits
@@ -370,28 +382,29 @@ class ControlledDevice(Device):
         own = [kind(self, self._introduce) for kind in self.offers.values()]
         return own + [OTHERS[name](self, self._tell_all_rounds) for name in self.also]
 
-    def activate(self, control_type: str, telling: Coroutine) -> None:
-        """Begin anew, without the instructions from before, which after another control type are none."""
+    def activate(self, control_type: str, telling: Telling) -> None:
+        """Start a control type without pending instructions; any left by another one are a violation."""
         self.advance(datetime.now(UTC))
         if self._before not in (None, control_type):
             for instruction in self.pending:
-                text = f"{instruction['message_type']} {instruction['id']} was left behind"
-                self.violations.append((self.moment, text))
+                self.violations.append(
+                    (self.moment, f"{instruction['message_type']} {instruction['id']} was left behind")
+                )
         self._forget(self.pending)
         self._updates.clear()
         super().activate(control_type, telling)
         self._begin(control_type)
 
     def _begin(self, control_type: str) -> None:
-        """Prepare for a session, or for another control type in it."""
+        """Prepare for a new session, or for a change of the control type."""
 
     def deactivate(self) -> None:
-        """Fall silent."""
+        """Stop sending."""
         self._before = self.control_type or self._before
         super().deactivate()
 
     async def tell(self) -> None:
-        """Tell a round at once: what is new, and the power."""
+        """Send at once what is new, and the measured power."""
         async with self._turn:
             self.advance(datetime.now(UTC))
             if self.is_controlled:
@@ -404,7 +417,7 @@ class ControlledDevice(Device):
                 await self.say(measurement(self.moment, self._measured()))
 
     def report(self) -> None:
-        """Tell soon what became of the instructions."""
+        """Send the pending InstructionStatusUpdates soon."""
         self._start(self._report())
 
     async def _report(self) -> None:
@@ -415,27 +428,27 @@ class ControlledDevice(Device):
         while self._updates:
             await self.say(self._updates.pop(0))
 
-    async def _say_under_control(self, messages: Callable[[], Iterable[dict]]) -> None:
-        """Tell something at once, if there is control."""
+    async def _say_under_control(self, messages: Callable[[], Iterable[Message]]) -> None:
+        """Send messages at once, if one of the device's own control types is active."""
         async with self._turn:
             if self.is_controlled:
                 for message in messages():
                     await self.say(message)
 
     async def _introduce(self) -> None:
-        """Tell all there is to know, then each round."""
+        """Send the introduction, then regular updates."""
         async with self._turn:
             self.advance(datetime.now(UTC))
             for message in self.introduction():
                 await self.say(message)
         await self._tell_rounds()
 
-    def introduction(self) -> Iterable[dict]:
-        """Return all that it tells first: what the active control type calls for, and its forecast."""
+    def introduction(self) -> Iterable[Message]:
+        """Return the first messages: those that the active control type requires, and the forecast."""
         return chain(self._introduction(), self._forecast_news())
 
     async def _tell_all_rounds(self) -> None:
-        """Tell each round, the first one at once if there is a forecast to tell."""
+        """Send regular updates, the first one at once if there is a forecast to send."""
         if self.every is not None and self.provides_forecast:
             await self.tell()
         await self._tell_rounds()
@@ -446,54 +459,64 @@ class ControlledDevice(Device):
             await self.tell()
 
     @abstractmethod
-    def _introduction(self) -> Iterable[dict]:
-        """Return all that the active control type calls for."""
+    def _introduction(self) -> Iterable[Message]:
+        """Return the messages that the active control type requires at its start."""
 
     @abstractmethod
-    def _news(self) -> Iterable[dict]:
-        """Return what changed since it was told."""
+    def _news(self) -> Iterable[Message]:
+        """Return messages about what changed since it was last sent."""
 
-    def _forecast_news(self) -> Iterable[dict]:
-        """Return the forecast of power, when it is time for one."""
+    def _forecast_news(self) -> Iterable[Message]:
+        """Return the PowerForecast, when one is due."""
         return ()
 
     def _measured(self) -> dict[str, float]:
-        """Return what is measured now, by commodity quantity."""
+        """Return the present measurements, by commodity quantity."""
         return {self.quantity: self.power}
 
 
 # Operation modes
 
 
+type ActuatorState = tuple[str, float, str | None, datetime | None]
+"""An actuator's mode, factor and previous mode, and the moment of the transition."""
+
+
 @dataclass
 class StateMachine:
     """An actuator of a description: its mode and factor, its transition and its timers.
 
-    `ready` is when a transition ends, if one is under way; `under_way` are the instructions that wait for
-    it. `timers` say when they finish; `untold` are those started since they were told.
+    `ready` is when the current transition ends, if any; `under_way` are the ids of the instructions that
+    wait for it. `timers` are the moments at which timers finish, by id; `timers_to_send` those started since
+    their last status; `sent_state` is the state in the last status.
     """
 
-    description: dict
+    description: Message
     factor: float = 0.0
     previous: str | None = None
     changed: datetime | None = None
     ready: datetime | None = None
     under_way: list[str] = field(default_factory=list)
     timers: dict[str, datetime] = field(default_factory=dict)
-    untold: list[str] = field(default_factory=list)
-    told: tuple | None = None
+    timers_to_send: list[str] = field(default_factory=list)
+    sent_state: ActuatorState | None = None
 
     def __post_init__(self) -> None:
-        self.modes = {mode["id"]: mode for mode in self.description["operation_modes"]}
-        self.transitions = {(each["from"], each["to"]): each for each in self.description["transitions"]}
+        self.modes: dict[str, Message] = {mode["id"]: mode for mode in self.description["operation_modes"]}
+        self.transitions: dict[tuple[str, str], Message] = {
+            (transition["from"], transition["to"]): transition
+            for transition in self.description["transitions"]
+        }
         self.mode = next(iter(self.modes))
 
-    def between(self, ends: dict) -> float:
-        """Return where the factor is in a range."""
-        return ends["start_of_range"] + self.factor * (ends["end_of_range"] - ends["start_of_range"])
+    def between(self, ends: Message) -> float:
+        """Return the value of a NumberRange at the present factor."""
+        start: float = ends["start_of_range"]
+        end: float = ends["end_of_range"]
+        return start + self.factor * (end - start)
 
     def refusal(self, mode: str, moment: datetime, abnormal: bool) -> str | None:
-        """Return why the device does not go to a mode, or None if it does."""
+        """Return why the device cannot go to a mode, or None if it can."""
         if mode == self.mode:
             return None
         names = f"{self.label(self.mode)} to {self.label(mode)}"
@@ -510,12 +533,12 @@ class StateMachine:
         return None
 
     def leave(self, mode: str, moment: datetime) -> list[str]:
-        """Start the transition to a mode; return the instructions whose transition this ends."""
+        """Start the transition to a mode; return the instructions whose transition is aborted."""
         transition = self.transitions[self.mode, mode]
         durations = {timer["id"]: timer["duration"] for timer in self.description["timers"]}
         for timer in transition["start_timers"]:
             self.timers[timer] = moment + durations[timer] * MILLISECOND
-            self.untold.append(timer)
+            self.timers_to_send.append(timer)
         duration = transition.get("transition_duration", 0) * MILLISECOND
         self.previous, self.mode, self.changed = self.mode, mode, moment
         self.ready = moment + duration if duration else None
@@ -529,32 +552,33 @@ class StateMachine:
         return done
 
     def jump(self, mode: str, factor: float, moment: datetime) -> None:
-        """Go to a mode at once, whatever the transitions and timers say."""
+        """Go to a mode at once, regardless of transitions and timers."""
         if mode != self.mode:
             self.previous, self.mode, self.changed = self.mode, mode, moment
         self.factor, self.ready = factor, None
 
     def doing(self) -> str:
-        """Return the mode and the factor in words, or where a transition leads."""
+        """Return the mode and the factor in words, or the mode that a transition leads to."""
         if self.ready:
             return f"to {self.label(self.mode)}"
         return f"{self.label(self.mode)}, factor {self.factor:.2f}"
 
     def label(self, mode: str) -> str:
         """Return the label of a mode."""
-        return self.modes[mode].get("diagnostic_label", mode)
+        label: str = self.modes[mode].get("diagnostic_label", mode)
+        return label
 
     def labelled(self, label: str) -> str:
         """Return the mode that has a label."""
         return next(mode for mode in self.modes if self.label(mode) == label)
 
-    def state(self) -> tuple:
-        """Return what its status tells."""
+    def state(self) -> ActuatorState:
+        """Return what the status contains."""
         return self.mode, self.factor, self.previous, self.changed
 
-    def status(self, message_type: str, **ids: str) -> dict:
-        """Return the status of a type, with the ids that it has."""
-        self.told = self.state()
+    def status(self, message_type: str, **ids: str) -> Message:
+        """Return a status message of a type, with the ids that it has."""
+        self.sent_state = self.state()
         return {
             "message_type": message_type,
             "message_id": str(uuid4()),
@@ -567,27 +591,27 @@ class StateMachine:
             else {}
         )
 
-    def timer_status(self, message_type: str, timer: str, **ids: str) -> dict:
+    def timer_status(self, message_type: str, timer: str, **ids: str) -> Message:
         """Return the status of a timer that was started."""
         return example(message_type, timer_id=timer, **ids, finished_at=self.timers[timer].isoformat())
 
 
-class ModeDevice(ControlledDevice):
-    """A device whose actuators are state machines: they go from mode to mode as they are instructed."""
+class ModeDevice[Machine: StateMachine](ControlledDevice):
+    """A device whose actuators are state machines: instructions take them from mode to mode."""
 
     prefix: ClassVar[str]
-    """What the types of its messages begin with."""
+    """The prefix of its message types."""
     status_type: ClassVar[str] = "ActuatorStatus"
     mode_field: ClassVar[str] = "operation_mode_id"
-    actuators: dict[str, StateMachine]
-    description: dict
+    actuators: dict[str, Machine]
+    description: Message
 
-    def actuator_of(self, instruction: dict) -> StateMachine | None:
-        """Return the actuator that an instruction is for."""
+    def actuator_of(self, instruction: Message) -> Machine | None:
+        """Return the actuator that an instruction is for, if it exists."""
         return self.actuators.get(instruction["actuator_id"])
 
     def ids_of(self, actuator: str) -> dict[str, str]:
-        """Return the ids by which a message says which actuator it is about."""
+        """Return the fields by which a message identifies an actuator."""
         return {"actuator_id": actuator}
 
     def instruction(
@@ -596,15 +620,15 @@ class ModeDevice(ControlledDevice):
         factor: float = 1.0,
         at: datetime | None = None,
         actuator: str | None = None,
-        **changes,
-    ) -> dict:
+        **changes: Any,
+    ) -> Message:
         """Return an instruction for a mode, and an actuator if there are several, by their labels."""
-        number, machine = self._labelled(actuator)
+        actuator_id, machine = self._labelled(actuator)
         return example(
             f"{self.prefix}.Instruction",
             **{
                 "id": str(uuid4()),
-                **self.ids_of(number),
+                **self.ids_of(actuator_id),
                 self.mode_field: machine.labelled(mode),
                 "operation_mode_factor": factor,
                 "execution_time": (at or self.moment).isoformat(),
@@ -612,21 +636,21 @@ class ModeDevice(ControlledDevice):
             | changes,
         )
 
-    def _labelled(self, actuator: str | None) -> tuple[str, StateMachine]:
+    def _labelled(self, actuator: str | None) -> tuple[str, Machine]:
         return next(
-            (number, machine)
-            for number, machine in self.actuators.items()
+            (actuator_id, machine)
+            for actuator_id, machine in self.actuators.items()
             if actuator in (None, machine.description.get("diagnostic_label"))
         )
 
     def switch(self, mode: str, factor: float = 1.0, actuator: str | None = None) -> None:
-        """Go to a mode at once, as one who does it by hand."""
+        """Go to a mode at once, as when a user operates the device by hand."""
         _, machine = self._labelled(actuator)
         machine.jump(machine.labelled(mode), factor, self.moment)
 
     @property
     def doing(self) -> str:
-        """The mode and factor of each actuator."""
+        """The mode and factor of every actuator."""
         if len(self.actuators) == 1:
             return next(iter(self.actuators.values())).doing()
         return "; ".join(
@@ -634,7 +658,7 @@ class ModeDevice(ControlledDevice):
             for machine in self.actuators.values()
         )
 
-    def _problem(self, instruction: dict) -> str | None:
+    def _problem(self, instruction: Message) -> str | None:
         machine = self.actuator_of(instruction)
         if machine is None:
             return f"actuator_id: {instruction['actuator_id']} is unknown"
@@ -653,8 +677,8 @@ class ModeDevice(ControlledDevice):
                 for instruction_id in machine.arrive():
                     self._update(instruction_id, "SUCCEEDED")
 
-    def _execute(self, instruction: dict) -> str | None:
-        machine = self.actuator_of(instruction)
+    def _execute(self, instruction: Message) -> str | None:
+        machine = self._instructed(instruction)
         mode = instruction[self.mode_field]
         if refusal := machine.refusal(mode, self.moment, instruction["abnormal_condition"]):
             return refusal
@@ -669,53 +693,72 @@ class ModeDevice(ControlledDevice):
             self._update(instruction["id"], "SUCCEEDED")
         return None
 
+    def _instructed(self, instruction: Message) -> Machine:
+        """Return the actuator of an instruction that was accepted."""
+        machine = self.actuator_of(instruction)
+        assert machine is not None, instruction
+        return machine
+
     def _begin(self, control_type: str) -> None:
         for machine in self.actuators.values():
             machine.under_way.clear()
 
-    def _described(self) -> dict:
-        """Return the system description, as one that holds from now on."""
+    def _described(self) -> Message:
+        """Return the SystemDescription, valid from now on."""
         return self.description | {"message_id": str(uuid4()), "valid_from": self.moment.isoformat()}
 
-    def _statuses(self) -> Iterator[dict]:
-        """Return the status of each actuator, and of its timers that run."""
-        for number, machine in self.actuators.items():
-            machine.untold.clear()
-            yield machine.status(f"{self.prefix}.{self.status_type}", **self.ids_of(number))
+    def _statuses(self) -> Iterator[Message]:
+        """Return the status of every actuator and of its running timers."""
+        for actuator, machine in self.actuators.items():
+            machine.timers_to_send.clear()
+            yield machine.status(f"{self.prefix}.{self.status_type}", **self.ids_of(actuator))
             for timer, finished_at in machine.timers.items():
                 if finished_at > self.moment:
-                    yield machine.timer_status(f"{self.prefix}.TimerStatus", timer, **self.ids_of(number))
+                    yield machine.timer_status(f"{self.prefix}.TimerStatus", timer, **self.ids_of(actuator))
 
-    def _status_news(self) -> Iterator[dict]:
-        """Return the status of each actuator that changed, and of the timers that started."""
-        for number, machine in self.actuators.items():
-            if machine.state() != machine.told:
-                yield machine.status(f"{self.prefix}.{self.status_type}", **self.ids_of(number))
-            while machine.untold:
-                timer = machine.untold.pop(0)
-                yield machine.timer_status(f"{self.prefix}.TimerStatus", timer, **self.ids_of(number))
+    def _status_news(self) -> Iterator[Message]:
+        """Return the status of every actuator that changed, and of the timers that started."""
+        for actuator, machine in self.actuators.items():
+            if machine.state() != machine.sent_state:
+                yield machine.status(f"{self.prefix}.{self.status_type}", **self.ids_of(actuator))
+            while machine.timers_to_send:
+                timer = machine.timers_to_send.pop(0)
+                yield machine.timer_status(f"{self.prefix}.TimerStatus", timer, **self.ids_of(actuator))
+
+
+class Rule(TypedDict, total=False):
+    """A transition: the labels of the timers that it starts or is blocked by, its duration and cost (EUR)."""
+
+    starts: Iterable[str]
+    blocked_by: Iterable[str]
+    seconds: float
+    costs: float
+    abnormal: bool
+
+
+type Rules = Mapping[tuple[str, str], Rule]
+"""Transitions by the labels of the modes that they lead from and to."""
+type Timers = Mapping[str, timedelta]
+"""The durations of timers by label."""
 
 
 def transitions(
     label: str,
-    of: dict[str, str],
+    ids: Mapping[str, str],
     modes: Iterable[str],
-    rules: dict[tuple[str, str], dict],
-    timers: dict[str, timedelta] | None = None,
-) -> dict:
-    """Return the transitions and timers of a description, from labels; `of` has the ids by label.
-
-    A rule may have `starts` and `blocked_by` (labels of timers), `seconds`, `costs` and `abnormal`.
-    """
+    rules: Rules,
+    timers: Timers | None = None,
+) -> Message:
+    """Return the transitions and timers of a description, from labels; `ids` are the ids by label."""
     assert {mode for pair in rules for mode in pair} <= set(modes)
     return {
         "transitions": [
             {
                 "id": named_id(label, since, to),
-                "from": of[since],
-                "to": of[to],
-                "start_timers": [of[timer] for timer in rule.get("starts", ())],
-                "blocking_timers": [of[timer] for timer in rule.get("blocked_by", ())],
+                "from": ids[since],
+                "to": ids[to],
+                "start_timers": [ids[timer] for timer in rule.get("starts", ())],
+                "blocking_timers": [ids[timer] for timer in rule.get("blocked_by", ())],
                 "transition_duration": round(rule.get("seconds", 0) * 1000),
                 "abnormal_condition_only": rule.get("abnormal", False),
             }
@@ -723,14 +766,14 @@ def transitions(
             for (since, to), rule in rules.items()
         ],
         "timers": [
-            {"id": of[timer], "diagnostic_label": timer, "duration": duration // MILLISECOND}
+            {"id": ids[timer], "diagnostic_label": timer, "duration": duration // MILLISECOND}
             for timer, duration in (timers or {}).items()
         ],
     }
 
 
-def between_all(*modes: str, seconds: float = 0) -> dict[tuple[str, str], dict]:
-    """Return the rules of transitions from each mode to each other one."""
+def between_all(*modes: str, seconds: float = 0) -> dict[tuple[str, str], Rule]:
+    """Return the transitions between every two modes."""
     return {(since, to): {"seconds": seconds} for since in modes for to in modes if since != to}
 
 
@@ -738,26 +781,26 @@ def between_all(*modes: str, seconds: float = 0) -> dict[tuple[str, str], dict]:
 
 
 def floor(moment: datetime, period: timedelta) -> datetime:
-    """Return the last moment up to this one at which a period begins."""
+    """Return the start of the period that a moment is in."""
     return moment - (moment - EPOCH) % period
 
 
-def executed_at(instruction: dict) -> datetime:
-    """Return when an instruction is to be executed."""
+def executed_at(instruction: Message) -> datetime:
+    """Return the execution time of an instruction."""
     return datetime.fromisoformat(instruction["execution_time"])
 
 
-def number_range(low: float, high: float) -> dict:
+def number_range(low: float, high: float) -> Message:
     """Return a NumberRange."""
     return {"start_of_range": low, "end_of_range": high}
 
 
-def power_range(quantity: str, low: float, high: float | None = None) -> dict:
+def power_range(quantity: str, low: float, high: float | None = None) -> Message:
     """Return a PowerRange, of one value if no end is given."""
     return number_range(low, low if high is None else high) | {"commodity_quantity": quantity}
 
 
-def measurement(moment: datetime, measured: dict[str, float]) -> dict:
+def measurement(moment: datetime, measured: dict[str, float]) -> Message:
     """Return a PowerMeasurement of values by commodity quantity."""
     return example(
         "PowerMeasurement",
@@ -767,15 +810,15 @@ def measurement(moment: datetime, measured: dict[str, float]) -> dict:
 
 
 def quarterly(curve: Curve, start: datetime) -> list[float]:
-    """Return a curve's means over the quarters of a day."""
+    """Return the means of a curve over the quarters of an hour of a day."""
     return [
         sum(curve(start + quarter * QUARTER + minute * MINUTE) for minute in range(15)) / 15
         for quarter in range(96)
     ]
 
 
-def power_forecast(start: datetime, quantity: str, powers: Iterable[float]) -> dict:
-    """Return a PowerForecast of powers (W) by quarter."""
+def power_forecast(start: datetime, quantity: str, powers: Iterable[float]) -> Message:
+    """Return a PowerForecast of powers (W) by quarter of an hour."""
     return example(
         "PowerForecast",
         start_time=start.isoformat(),
@@ -798,7 +841,7 @@ def named_id(*names: str) -> str:
 
 
 def with_nulls(value: object, model: type[BaseModel] | None) -> object:
-    """Return a message, or a part of one, with null for the optional fields of its model that it left out."""
+    """Return a message, or a part of one, with null for the optional fields of its model that are absent."""
     if isinstance(value, list):
         return [with_nulls(item, model) for item in value]
     if not isinstance(value, dict) or model is None:
@@ -814,14 +857,15 @@ def with_nulls(value: object, model: type[BaseModel] | None) -> object:
 
 
 def _model_of(annotation: object) -> type[BaseModel] | None:
-    """Return the model in a type: of itself, or of what may be left out, or of the items of a list."""
+    """Return the model in an annotation: the model itself, that of an Optional, or that of a list's items."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_model_of, get_args(annotation))), None)
+    models = (_model_of(argument) for argument in get_args(annotation))
+    return next((model for model in models if model), None)
 
 
 class Connection(S2AsyncConnection):
-    """A connection on which a message can be refused: s2-python itself only answers OK, or gives up.
+    """A connection that can refuse a message: s2-python itself only answers OK or PERMANENT_ERROR.
 
     With `sends_null`, optional fields without a value are sent as null.
     """
@@ -835,11 +879,11 @@ class Connection(S2AsyncConnection):
         if self._sends_null:
             message = json.loads(s2_msg.to_json())
             model = TYPE_TO_MESSAGE_CLASS.get(message["message_type"])
-            s2_msg = _AsJson(with_nulls(message, model))
+            s2_msg = unchecked(cast(Message, with_nulls(message, model)))
         await super().send_and_forget(s2_msg)
 
     async def refuse(self, message_id: UUID, reason: str) -> None:
-        """Answer INVALID_CONTENT, and not with the OK that s2-python sends after each handler."""
+        """Answer INVALID_CONTENT instead of the OK that s2-python sends after every handler."""
         await self.respond_with_reception_status(message_id, ReceptionStatusValues.INVALID_CONTENT, reason)
         self._refused.add(message_id)
 
@@ -852,66 +896,88 @@ class Connection(S2AsyncConnection):
         await super().respond_with_reception_status(subject_message_id, status, diagnostic_label)
 
 
-class OfDevice:
-    """What our control types share: the device tells what is called for while one is active."""
+class DeviceControlType[D: Device](S2ControlType):
+    """A control type: the device sends what it requires while it is active."""
 
-    def __init__(self, device: Device, telling: Callable[[], Coroutine]) -> None:
+    control_type: ClassVar[ControlType]
+
+    def __init__(self, device: D, telling: Callable[[], Telling]) -> None:
         self.device = device
         self.telling = telling
 
-    async def activate(self, _: S2AsyncConnection) -> None:
-        self.device.activate(self.get_protocol_control_type().value, self.telling())
+    def get_protocol_control_type(self) -> ControlType:
+        return self.control_type
 
-    async def deactivate(self, _: S2AsyncConnection) -> None:
+    def register_handlers(self, connection: S2AsyncConnection) -> None:
+        """Take no messages."""
+
+    async def activate(self, connection: S2AsyncConnection) -> None:
+        self.device.activate(self.control_type.value, self.telling())
+
+    async def deactivate(self, connection: S2AsyncConnection) -> None:
         self.device.deactivate()
 
 
-class NotControlable(OfDevice, NoControlControlType):
+class NotControlable(DeviceControlType[Device]):
     """No control."""
+
+    control_type = ControlType.NOT_CONTROLABLE
 
 
 OTHERS = {NOT_CONTROLABLE: NotControlable}
-"""Control types that any device can offer beside its own."""
+"""Control types that any device can offer after its own."""
 
 
-class Controlled(OfDevice):
-    """What the control types with instructions share: these are obeyed while the type is active.
+class Controlled(DeviceControlType[ControlledDevice]):
+    """A control type with instructions, which the device executes while it is active."""
 
-    It comes before the one of s2-python's classes whose instructions are taken.
-    """
+    instructions: ClassVar[tuple[type[S2MessageWithID], ...]]
+    """The classes of the instructions; all can be revoked."""
 
-    revokable: ClassVar[tuple[str, ...]]
-    """The types of the instructions."""
-    further: ClassVar[tuple[type, ...]] = ()
-    """The classes of instructions that s2-python's class does not take."""
-
-    def register_handlers(self, connection: Connection) -> None:
-        super().register_handlers(connection)
-        for kind in self.further:
-            connection.register_handler(kind, self.handle_instruction)
+    def register_handlers(self, connection: S2AsyncConnection) -> None:
+        for instruction in self.instructions:
+            connection.register_handler(instruction, self.handle_instruction)
         connection.register_handler(RevokeObject, self.handle_revocation)
 
-    async def handle_instruction(self, connection: Connection, message, send_okay) -> None:
-        await self._answer(
-            connection, message, send_okay, lambda: self.device.instruct(message.to_json_dict())
-        )
+    async def handle_instruction(
+        self,
+        connection: S2AsyncConnection,
+        message: S2ConnectionEventsAndMessages,
+        send_okay: SendOkayRunAsync,
+    ) -> None:
+        assert isinstance(message, self.instructions)
+        instruction = message.to_json_dict()
+        await self._answer(connection, message, send_okay, lambda: self.device.instruct(instruction))
 
-    async def handle_revocation(self, connection: Connection, message, send_okay) -> None:
+    async def handle_revocation(
+        self,
+        connection: S2AsyncConnection,
+        message: S2ConnectionEventsAndMessages,
+        send_okay: SendOkayRunAsync,
+    ) -> None:
+        assert isinstance(message, RevokeObject)
+        object_type, object_id = message.object_type.value, str(message.object_id)
+        revocable = [kind.model_fields["message_type"].default for kind in self.instructions]
+
         def revoke() -> str | None:
-            if message.object_type.value not in self.revokable:
-                return f"object_type: there is no {message.object_type.value}"
-            return self.device.revoke(str(message.object_id))
+            if object_type not in revocable:
+                return f"object_type: there is no {object_type}"
+            return self.device.revoke(object_id)
 
         await self._answer(connection, message, send_okay, revoke)
 
     async def _answer(
-        self, connection: Connection, message, send_okay, obey: Callable[[], str | None]
+        self,
+        connection: S2AsyncConnection,
+        message: S2MessageWithID,
+        send_okay: SendOkayRunAsync,
+        obey: Callable[[], str | None],
     ) -> None:
-        """Confirm a message of this control type, or refuse it; tell afterwards what became of it."""
-        control_type = self.get_protocol_control_type().value
-        if self.device.control_type != control_type:
-            problem = f"{control_type} is not active"
-        else:
+        """Confirm a message of this control type, or refuse it; then report on the instructions."""
+        assert isinstance(connection, Connection)
+        assert send_okay is not None
+        problem: str | None = f"{self.control_type.value} is not active"
+        if self.device.control_type == self.control_type.value:
             self.device.advance(datetime.now(UTC))
             problem = obey()
         if problem:

@@ -1,13 +1,14 @@
-"""Simulated devices under fill rate based control, and a meter."""
+"""Simulated devices under fill rate based control (FRBC), and a meter."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from s2python.common import ControlType
-from s2python.connection.async_.control_type.class_based import FRBCControlType, S2ControlType
+from s2python.connection.async_.control_type.class_based import S2ControlType
+from s2python.frbc import FRBCInstruction
 
 from tests.parts.s2_device import (
     AMSTERDAM,
@@ -19,10 +20,15 @@ from tests.parts.s2_device import (
     SECOND,
     THREE_PHASES,
     Controlled,
+    Curve,
     Device,
+    LogEntry,
     ModeDevice,
     NotControlable,
+    Rule,
+    Rules,
     StateMachine,
+    Timers,
     between_all,
     floor,
     measurement,
@@ -32,19 +38,19 @@ from tests.parts.s2_device import (
     quarterly,
     transitions,
 )
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import Message, example
 
 STEP = timedelta(seconds=10)
 OVERSHOOT = 0.001
-"""How far beyond an end of its range (as a part of it) a storage may be driven, and it is no violation."""
+"""How far beyond its range (as a fraction of it) a storage may be driven without a violation."""
 FRBC = ControlType.FILL_RATE_BASED_CONTROL.value
 
-Usage = Callable[[datetime], float]
-Target = Iterable[tuple[datetime, datetime, float, float]]
+type Target = Iterable[tuple[datetime, datetime, float, float]]
+"""Fill level ranges: (start, end, lowest level, highest level)."""
 
 
 class Meter(Device):
-    """A consumer that cannot be controlled: it forecasts its power in W once, then measures it."""
+    """A consumer that cannot be controlled: it forecasts its power (W) once, then measures it."""
 
     role = "ENERGY_CONSUMER"
     provides_forecast = True
@@ -53,9 +59,9 @@ class Meter(Device):
         self,
         url: str,
         *,
-        power: Callable[[datetime], float] = lambda _: 500.0,
-        forecast: Callable[[datetime], float] | None = None,
-        **options,
+        power: Curve = lambda _: 500.0,
+        forecast: Curve | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(url, **options)
         self.power = power
@@ -72,48 +78,53 @@ class Meter(Device):
         while True:
             now = datetime.now(UTC)
             await self.say(measurement(now, {self.quantity: self.power(now)}))
+            if self.every is None:
+                return
             await asyncio.sleep(self.every)
 
 
-class FillRateBased(Controlled, FRBCControlType):
-    """Control by fill rate."""
+class FillRateBased(Controlled):
+    """Fill rate based control."""
 
-    revokable = ("FRBC.Instruction",)
+    control_type = ControlType.FILL_RATE_BASED_CONTROL
+    instructions = (FRBCInstruction,)
 
 
-class StorageDevice(ModeDevice):
-    """A device of an FRBC.SystemDescription, which follows its instructions as its physics allow.
+class StorageDevice(ModeDevice["_Actuator"]):
+    """A device with an FRBC.SystemDescription, which executes instructions as far as its physics allow.
 
-    Levels are in the unit of the description, rates in that unit per second. `usage` is what is drawn from
-    the storage, `forecast` what the device tells of it; `leakage` has (low, high, rate) and `target`
-    (start, end, low, high). A round is told each `every` seconds, or with None only on `tell()`. Without
-    control the device only measures its power. Beyond an end of its range it may be driven by `overshoot`.
+    Levels are in the unit of the description, rates in that unit per second. `usage` is the rate drawn from
+    the storage, `forecast` the rate that the device forecasts; `leakage` has (low, high, rate). Without
+    control the device only measures its power. `overshoot` is the fraction of its range by which it may be
+    driven beyond an end without a violation.
     """
 
     role = "ENERGY_STORAGE"
-    offers: ClassVar = {FRBC: FillRateBased}
+    offers: ClassVar[dict[str, type[Controlled]]] = {FRBC: FillRateBased}
     prefix = "FRBC"
     mode_field = "operation_mode"
+    log: list[LogEntry[float]]
+    """The fill level and the power (W) at the end of every step."""
 
     def __init__(
         self,
         url: str,
         *,
         fill_level: float,
-        description: dict | None = None,
+        description: Message | None = None,
         leakage: Iterable[tuple[float, float, float]] = (),
-        usage: Usage | None = None,
-        forecast: Usage | None = None,
+        usage: Curve | None = None,
+        forecast: Curve | None = None,
         target: Target | None = None,
         overshoot: float = OVERSHOOT,
-        **options,
+        **options: Any,
     ) -> None:
         description = description or self.description
         first = description["actuators"][0]["operation_modes"][0]["elements"][0]["power_ranges"][0]
         super().__init__(url, quantity=first["commodity_quantity"], **options)
         self.fill_level = fill_level
         self.leakage = sorted(leakage)
-        self.usage = usage or (lambda _: 0.0)
+        self.usage: Curve = usage or (lambda _: 0.0)
         self.forecast = forecast or usage
         self.target = None if target is None else sorted(target)
         self.description = description | {
@@ -127,9 +138,10 @@ class StorageDevice(ModeDevice):
         self.log = [(self.moment, fill_level, 0.0)]
         self.shortfalls: list[tuple[datetime, float]] = []
 
-        self.actuators = {each["id"]: _Actuator(each) for each in description["actuators"]}
-        whole = description["storage"]["fill_level_range"]
-        self._low, self._high = whole["start_of_range"], whole["end_of_range"]
+        self.actuators = {actuator["id"]: _Actuator(actuator) for actuator in description["actuators"]}
+        fill_levels = description["storage"]["fill_level_range"]
+        self._low: float = fill_levels["start_of_range"]
+        self._high: float = fill_levels["end_of_range"]
         self._overshoot = overshoot * (self._high - self._low)
         self._bounds = sorted(
             {self._low, self._high}
@@ -138,7 +150,7 @@ class StorageDevice(ModeDevice):
         )
         self._beyond = 0.0
         self._is_short = False
-        self._told_level = fill_level
+        self._sent_level = fill_level
         self._forecast_at = self.moment
 
     # Physics
@@ -149,7 +161,7 @@ class StorageDevice(ModeDevice):
         return self._flow().power
 
     def _flow(self) -> "_Flow":
-        """Return what flows now; at an end of the storage, nothing flows that would lead beyond it."""
+        """Return the present flow; at an end of the fill level range, actuators that lead beyond it stop."""
         flows = [actuator.flow(self.fill_level, self.quantity) for actuator in self.actuators.values()]
         drain = self._leak() + self.usage(self.moment)
         driven = sum(rate for rate, _ in flows)
@@ -162,7 +174,7 @@ class StorageDevice(ModeDevice):
         )
 
     def _outward(self, rate: float) -> int:
-        """Return the direction of a rate, if it would lead out of the storage's range, else 0."""
+        """Return the sign of a rate if it would lead beyond the fill level range, else 0."""
         if rate > 0 and self.fill_level >= self._high:
             return 1
         if rate < 0 and self.fill_level <= self._low:
@@ -170,11 +182,11 @@ class StorageDevice(ModeDevice):
         return 0
 
     def _leak(self) -> float:
-        found = [rate for low, high, rate in self.leakage if low <= self.fill_level <= high]
-        return found[-1] if found else 0.0
+        rates = [rate for low, high, rate in self.leakage if low <= self.fill_level <= high]
+        return rates[-1] if rates else 0.0
 
     def _step(self, until: datetime) -> None:
-        """Let time pass until something may change, STEP at most."""
+        """Simulate until something may change, to the next whole STEP at most."""
         flow = self._flow()
         since = self.moment
         end = min(
@@ -194,7 +206,7 @@ class StorageDevice(ModeDevice):
         self._note(since, self.fill_level, flow.power)
 
     def _move(self, rate: float, end: datetime) -> None:
-        """Fill or drain until a moment, or until the level where the rate may change."""
+        """Fill or drain until a moment, or until a level at which the rate may change."""
         seconds = (end - self.moment) / SECOND
         reached = self.fill_level + rate * seconds
         passed = [
@@ -217,7 +229,7 @@ class StorageDevice(ModeDevice):
         self.shortfalls.append((since, units))
 
     def _watch(self, beyond: float) -> None:
-        """Note a violation, once, if the instructions drive the level too far beyond an end."""
+        """Record a violation, once, if the instructions drive the level too far beyond an end."""
         if self._low + self._overshoot < self.fill_level < self._high - self._overshoot:
             self._beyond = 0.0
         before, self._beyond = self._beyond, self._beyond + beyond
@@ -225,12 +237,12 @@ class StorageDevice(ModeDevice):
             outward = 1 if self.fill_level > (self._low + self._high) / 2 else -1
             self.violations.append((self.moment, self.fill_level + outward * self._beyond))
 
-    def _alike(self, one: tuple, other: tuple) -> bool:
-        return one[2] == other[2]
+    def _alike(self, last: LogEntry[float], entry: LogEntry[float]) -> bool:
+        return last[2] == entry[2]
 
     # Instructions
 
-    def _execute(self, instruction: dict) -> str | None:
+    def _execute(self, instruction: Message) -> str | None:
         if refusal := super()._execute(instruction):
             return refusal
         self._beyond = 0.0
@@ -239,18 +251,18 @@ class StorageDevice(ModeDevice):
     # Messages
 
     async def set_target(self, target: Target) -> None:
-        """Aim at other levels, and tell so."""
+        """Change the target levels, and send them."""
         self.target = sorted(target)
         await self._say_under_control(lambda: [self._target_profile()])
 
-    async def set_usage(self, usage: Usage, forecast: Usage | None = None) -> None:
-        """Use the storage otherwise from now on, and tell a forecast: the same, unless it is given."""
+    async def set_usage(self, usage: Curve, forecast: Curve | None = None) -> None:
+        """Change the usage from now on, and send a forecast, by default of the same."""
         self.advance(datetime.now(UTC))
         self.usage = usage
         self.forecast = forecast or usage
         await self._say_under_control(lambda: [self._usage_forecast()])
 
-    def _introduction(self) -> Iterator[dict]:
+    def _introduction(self) -> Iterable[Message]:
         yield self._described()
         yield from self._statuses()
         if self.leakage:
@@ -265,32 +277,32 @@ class StorageDevice(ModeDevice):
             yield self._usage_forecast()
         yield self._storage_status()
 
-    def _news(self) -> Iterator[dict]:
-        """Return what changed since it was told; the forecast is renewed each hour."""
+    def _news(self) -> Iterable[Message]:
+        """Return messages about what changed since it was last sent; the forecast is renewed hourly."""
         yield from self._status_news()
         if self.forecast and self.moment >= self._forecast_at + HOUR:
             yield self._usage_forecast()
-        if self.fill_level != self._told_level:
+        if self.fill_level != self._sent_level:
             yield self._storage_status()
 
-    def _storage_status(self) -> dict:
-        self._told_level = self.fill_level
+    def _storage_status(self) -> Message:
+        self._sent_level = self.fill_level
         return example("FRBC.StorageStatus", present_fill_level=self.fill_level)
 
-    def _leakage_elements(self) -> list[dict]:
+    def _leakage_elements(self) -> list[Message]:
         return [
             {"fill_level_range": number_range(low, high), "leakage_rate": rate}
             for low, high, rate in self.leakage
         ]
 
-    def _target_profile(self) -> dict:
-        """Return the target from now on: the whole storage where there is none.
+    def _target_profile(self) -> Message:
+        """Return the FRBC.FillLevelTargetProfile from now on.
 
-        Without any it is the whole storage for a day.
+        It has the whole fill level range where there is no target, for a day if there is none at all.
         """
         start = moment = self.moment
-        windows = []
-        for since, to, low, high in self.target:
+        windows: list[tuple[timedelta, float, float]] = []
+        for since, to, low, high in self.target or ():
             if since > moment:
                 windows.append((since - moment, self._low, self._high))
             if to > moment:
@@ -306,8 +318,9 @@ class StorageDevice(ModeDevice):
             ],
         )
 
-    def _usage_forecast(self) -> dict:
-        """Return the means over quarters of an hour, for a day."""
+    def _usage_forecast(self) -> Message:
+        """Return the FRBC.UsageForecast: the means over the quarters of an hour of a day."""
+        assert self.forecast is not None
         self._forecast_at = self.moment
         start = floor(self.moment, QUARTER)
         return example(
@@ -321,7 +334,7 @@ class StorageDevice(ModeDevice):
 
 
 class _Flow(NamedTuple):
-    """What flows: fill level per second, W, and by how much per second instructions push beyond an end."""
+    """Fill level per second, power (W), and fill level per second that instructions push beyond an end."""
 
     rate: float
     power: float
@@ -338,15 +351,18 @@ class _Actuator(StateMachine):
                 yield from element["fill_level_range"].values()
 
     def flow(self, fill_level: float, quantity: str) -> tuple[float, float]:
-        """Return the fill rate, and the power in W: nothing while a transition is under way."""
+        """Return the fill rate and the power (W); both are 0 during a transition."""
         if self.ready:
             return 0.0, 0.0
         elements = sorted(
-            self.modes[self.mode]["elements"], key=lambda each: each["fill_level_range"]["start_of_range"]
+            self.modes[self.mode]["elements"],
+            key=lambda element: float(element["fill_level_range"]["start_of_range"]),
         )
-        below = [each for each in elements if each["fill_level_range"]["start_of_range"] <= fill_level]
+        below = [
+            element for element in elements if element["fill_level_range"]["start_of_range"] <= fill_level
+        ]
         element = below[-1] if below else elements[0]
-        powers = [each for each in element["power_ranges"] if each["commodity_quantity"] == quantity]
+        powers = [power for power in element["power_ranges"] if power["commodity_quantity"] == quantity]
         return self.between(element["fill_rate"]), sum(map(self.between, powers))
 
 
@@ -355,7 +371,7 @@ class _Actuator(StateMachine):
 
 @dataclass(frozen=True)
 class _Storage:
-    """A storage of which one unit of fill level holds `capacity` Wh, charged and discharged with losses."""
+    """A storage that holds `capacity` Wh per unit of fill level; `efficiency` is one-way."""
 
     low: float
     high: float
@@ -363,7 +379,7 @@ class _Storage:
     efficiency: float
     quantity: str = POWER
 
-    def element(self, powers: tuple[float, float], levels: tuple[float, float] | None = None) -> dict:
+    def element(self, powers: tuple[float, float], levels: tuple[float, float] | None = None) -> Message:
         """Return an FRBC.OperationModeElement from the powers (W) at factor 0 and 1."""
         return {
             "fill_level_range": number_range(*(levels or (self.low, self.high))),
@@ -375,7 +391,7 @@ class _Storage:
         stored = power * self.efficiency if power > 0 else power / self.efficiency
         return stored / self.capacity / 3600
 
-    def describe(self, label: str, unit: str, *actuators: dict) -> dict:
+    def describe(self, label: str, unit: str, *actuators: Message) -> Message:
         """Return the FRBC.SystemDescription."""
         return example(
             "FRBC.SystemDescription",
@@ -393,32 +409,32 @@ class _Storage:
 
 def _actuator(
     label: str,
-    modes: dict[str, list[dict]],
-    rules: dict[tuple[str, str], dict],
-    timers: dict[str, timedelta] | None = None,
+    modes: dict[str, list[Message]],
+    rules: Rules,
+    timers: Timers | None = None,
     ids: dict[str, str] | None = None,
-) -> dict:
-    """Return an FRBC.ActuatorDescription from labels; a transition names its timers."""
+) -> Message:
+    """Return an FRBC.ActuatorDescription from labels, with `ids` by label where they are given."""
     timers = timers or {}
-    of = {name: named_id(label, name) for name in (label, *modes, *timers)} | (ids or {})
+    ids = {name: named_id(label, name) for name in (label, *modes, *timers)} | (ids or {})
     return {
-        "id": of[label],
+        "id": ids[label],
         "diagnostic_label": label,
         "supported_commodities": ["ELECTRICITY"],
         "operation_modes": [
             {
-                "id": of[mode],
+                "id": ids[mode],
                 "diagnostic_label": mode,
                 "elements": elements,
                 "abnormal_condition_only": False,
             }
             for mode, elements in modes.items()
         ],
-    } | transitions(label, of, modes, rules, timers)
+    } | transitions(label, ids, modes, rules, timers)
 
 
-def _home_battery() -> dict:
-    """Describe it with the ids of the example, so that the example of an instruction fits."""
+def _home_battery() -> Message:
+    """Return a description with the ids of the example, so that the example instruction fits it."""
     [inverter] = example("FRBC.SystemDescription")["actuators"]
     cells = _Storage(0, 100, capacity=100, efficiency=0.95)
     return cells.describe(
@@ -438,7 +454,7 @@ def _home_battery() -> dict:
     )
 
 
-def _electric_vehicle() -> dict:
+def _electric_vehicle() -> Message:
     cells = _Storage(0, 100, capacity=600, efficiency=0.92, quantity=THREE_PHASES)
     on, off = "minimum on time", "minimum off time"
     return cells.describe(
@@ -456,7 +472,7 @@ def _electric_vehicle() -> dict:
     )
 
 
-def _boiler() -> dict:
+def _boiler() -> Message:
     water = _Storage(40, 65, capacity=233, efficiency=0.98)
     return water.describe(
         "water",
@@ -469,9 +485,11 @@ def _boiler() -> dict:
     )
 
 
-def _twin_battery() -> dict:
+def _twin_battery() -> Message:
     cells = _Storage(0, 8, capacity=1000, efficiency=0.94)
     on = "minimum on time"
+    starting: Rule = {"starts": [on], "seconds": 5}
+    stopping: Rule = {"blocked_by": [on], "seconds": 5}
     return cells.describe(
         "cells",
         "kWh",
@@ -482,8 +500,8 @@ def _twin_battery() -> dict:
                 "charge": [cells.element((3000, 3000))],
                 "discharge": [cells.element((-3000, -3000))],
             },
-            {("idle", mode): {"starts": [on], "seconds": 5} for mode in ("charge", "discharge")}
-            | {(mode, "idle"): {"blocked_by": [on], "seconds": 5} for mode in ("charge", "discharge")},
+            {("idle", mode): starting for mode in ("charge", "discharge")}
+            | {(mode, "idle"): stopping for mode in ("charge", "discharge")},
             {on: timedelta(minutes=10)},
         ),
         _actuator(
@@ -506,7 +524,9 @@ class HomeBattery(StorageDevice):
 
     description = _home_battery()
 
-    def __init__(self, url: str, *, fill_level: float = 50.0, name: str = "Home battery", **options) -> None:
+    def __init__(
+        self, url: str, *, fill_level: float = 50.0, name: str = "Home battery", **options: Any
+    ) -> None:
         super().__init__(url, fill_level=fill_level, name=name, **options)
 
 
@@ -514,7 +534,7 @@ Battery = HomeBattery
 
 
 class ElectricVehicle(StorageDevice):
-    """A car of 60 kWh (level in %) that is to be at 80 % at its departure."""
+    """A car of 60 kWh (level in %) that needs 80 % at its departure."""
 
     description = _electric_vehicle()
 
@@ -525,7 +545,7 @@ class ElectricVehicle(StorageDevice):
         departure: datetime | None = None,
         fill_level: float = 30.0,
         name: str = "Electric vehicle",
-        **options,
+        **options: Any,
     ) -> None:
         if departure:
             options = {"target": [(departure, departure + HOUR, 80, 100)]} | options
@@ -533,7 +553,7 @@ class ElectricVehicle(StorageDevice):
 
 
 def warm_water(moment: datetime) -> float:
-    """Return how fast a household cools its boiler (K/s): 12 K in the morning, and 12 K in the evening."""
+    """Return the rate at which a household cools its boiler (K/s): 12 K each morning and evening."""
     now = moment.astimezone(AMSTERDAM).time()
     if time(6, 30) <= now < time(8):
         return 12 / 5400
@@ -554,9 +574,9 @@ class Boiler(StorageDevice):
         *,
         fill_level: float = 55.0,
         leakage: Iterable[tuple[float, float, float]] = ((40, 50, 0.3 / 3600), (50, 65, 0.6 / 3600)),
-        usage: Usage = warm_water,
+        usage: Curve = warm_water,
         name: str = "Boiler",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(url, fill_level=fill_level, leakage=leakage, usage=usage, name=name, **options)
 
@@ -566,5 +586,7 @@ class TwinBattery(StorageDevice):
 
     description = _twin_battery()
 
-    def __init__(self, url: str, *, fill_level: float = 4.0, name: str = "Twin battery", **options) -> None:
+    def __init__(
+        self, url: str, *, fill_level: float = 4.0, name: str = "Twin battery", **options: Any
+    ) -> None:
         super().__init__(url, fill_level=fill_level, name=name, **options)

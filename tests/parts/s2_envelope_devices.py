@@ -1,14 +1,14 @@
-"""Simulated devices under power envelope based control, with inner controllers of their own."""
+"""Simulated devices under power envelope based control (PEBC), with inner controllers of their own."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import ClassVar, NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, NamedTuple
 from uuid import uuid4
 
-from s2python.common import ControlType
-from s2python.connection.async_.control_type.class_based import PEBCControlType
+from s2python.common import CommodityQuantity, ControlType
+from s2python.pebc import PEBCInstruction
 
 from tests.parts.s2_device import (
     AMSTERDAM,
@@ -25,26 +25,29 @@ from tests.parts.s2_device import (
     power_forecast,
     quarterly,
 )
-from tests.parts.s2_devices import FillRateBased, HomeBattery
-from tests.parts.s2_messages import example
+from tests.parts.s2_devices import FRBC, FillRateBased, HomeBattery
+from tests.parts.s2_messages import Message, example
 
 PEBC = ControlType.POWER_ENVELOPE_BASED_CONTROL.value
-FRBC = ControlType.FILL_RATE_BASED_CONTROL.value
 UPPER, LOWER = "UPPER_LIMIT", "LOWER_LIMIT"
 SHORT = 0.001
-"""Which part of a car's energy may be missing."""
+"""The fraction of a car's energy that may be missing without a shortfall."""
 TOLERANCE = 0.001
-"""Which difference (W, Wh) is only one of rounding."""
+"""The difference (W, Wh) that comes from rounding alone."""
 
-Ranges = Iterable[tuple[float, float]]
+type Ranges = Iterable[tuple[float, float]]
+"""Powers (W): (lowest, highest)."""
+type Element = tuple[timedelta, float, float]
+"""An element of an envelope: its duration, lower and upper limit (W)."""
 
 
-class _EnvelopeBased(Controlled, PEBCControlType):
-    revokable = ("PEBC.Instruction",)
+class _EnvelopeBased(Controlled):
+    control_type = ControlType.POWER_ENVELOPE_BASED_CONTROL
+    instructions = (PEBCInstruction,)
 
 
 class Limits(NamedTuple):
-    """The limits of an element of an envelope (W), from a moment to another."""
+    """The limits (W) of an element of an envelope, between two moments."""
 
     start: datetime
     end: datetime
@@ -54,13 +57,13 @@ class Limits(NamedTuple):
 
 @dataclass
 class Envelope:
-    """What a device allows its power to be limited to, and the limits in force.
+    """The limits that a device allows for its power, and those in force.
 
-    `upper` and `lower` are the allowed ranges (W); those of `abnormal` (of type, low, high) are for
-    abnormal conditions. What begins late is counted from the time at which it was to begin.
+    `upper` and `lower` are the allowed ranges (W); those of `abnormal` (limit type, low, high) are for
+    abnormal conditions. The elements of an instruction that is executed late count from its execution time.
     """
 
-    quantity: str
+    quantity: CommodityQuantity
     consequence: str
     upper: list[tuple[float, float]]
     lower: list[tuple[float, float]]
@@ -71,11 +74,11 @@ class Envelope:
     elements: list[Limits] = field(default_factory=list)
     instruction_id: str | None = None
 
-    def constraints(self, now: datetime) -> dict:
+    def constraints(self, now: datetime) -> Message:
         """Return the PEBC.PowerConstraints."""
         ranges = [(UPPER, low, high, False) for low, high in self.upper]
         ranges += [(LOWER, low, high, False) for low, high in self.lower]
-        ranges += [(kind, low, high, True) for kind, low, high in self.abnormal]
+        ranges += [(limit_type, low, high, True) for limit_type, low, high in self.abnormal]
         message = example(
             "PEBC.PowerConstraints",
             id=self.id,
@@ -84,18 +87,18 @@ class Envelope:
             allowed_limit_ranges=[
                 {
                     "commodity_quantity": self.quantity,
-                    "limit_type": kind,
+                    "limit_type": limit_type,
                     "range_boundary": number_range(low, high),
                     "abnormal_condition_only": abnormal,
                 }
-                for kind, low, high, abnormal in ranges
+                for limit_type, low, high, abnormal in ranges
             ],
         )
         del message["valid_until"]
         return message | ({"valid_until": self.valid_until.isoformat()} if self.valid_until else {})
 
-    def instruction(self, at: datetime, elements: Iterable[tuple], **changes) -> dict:
-        """Return a PEBC.Instruction of elements (duration, lower W, upper W)."""
+    def instruction(self, at: datetime, elements: Iterable[Element], **changes: Any) -> Message:
+        """Return a PEBC.Instruction."""
         return example(
             "PEBC.Instruction",
             **{
@@ -105,7 +108,7 @@ class Envelope:
                 "power_envelopes": [
                     {
                         "id": str(uuid4()),
-                        "commodity_quantity": str(self.quantity.value),
+                        "commodity_quantity": self.quantity.value,
                         "power_envelope_elements": [
                             {
                                 "duration": round(duration / MILLISECOND),
@@ -120,7 +123,7 @@ class Envelope:
             | changes,
         )
 
-    def problem(self, instruction: dict) -> str | None:
+    def problem(self, instruction: Message) -> str | None:
         """Return what is wrong with a PEBC.Instruction, if anything."""
         if instruction["power_constraints_id"] != self.id:
             return f"power_constraints_id: {instruction['power_constraints_id']} is unknown"
@@ -131,18 +134,18 @@ class Envelope:
         abnormal = instruction["abnormal_condition"]
         for number, element in enumerate(envelope["power_envelope_elements"]):
             upper, lower = element["upper_limit"], element["lower_limit"]
-            at = f"power_envelope_elements[{number}]"
+            name = f"power_envelope_elements[{number}]"
             if lower > upper:
-                return f"{at}: the lower_limit {lower} is above the upper_limit {upper}"
+                return f"{name}: the lower_limit {lower} is above the upper_limit {upper}"
             if not _is_within(upper, self._allowed(UPPER, abnormal)):
-                return f"{at}.upper_limit: {upper} is not in the allowed ranges"
+                return f"{name}.upper_limit: {upper} is not in the allowed ranges"
             if not _is_within(lower, self._allowed(LOWER, abnormal)):
-                return f"{at}.lower_limit: {lower} is not in the allowed ranges"
+                return f"{name}.lower_limit: {lower} is not in the allowed ranges"
         return None
 
-    def _allowed(self, kind: str, abnormal: bool) -> list[tuple[float, float]]:
-        normal = self.upper if kind == UPPER else self.lower
-        further = [(low, high) for each, low, high in self.abnormal if each == kind and abnormal]
+    def _allowed(self, limit_type: str, abnormal: bool) -> list[tuple[float, float]]:
+        normal = self.upper if limit_type == UPPER else self.lower
+        further = [(low, high) for kind, low, high in self.abnormal if kind == limit_type and abnormal]
         return [*normal, *further]
 
     def refusal(self, moment: datetime) -> str | None:
@@ -153,8 +156,8 @@ class Envelope:
             return f"the power constraints held until {self.valid_until}"
         return None
 
-    def begin(self, instruction: dict, moment: datetime) -> None:
-        """Put the limits of an instruction in force from a moment on, and those before it out of force."""
+    def begin(self, instruction: Message, moment: datetime) -> None:
+        """Replace the limits in force by those of an instruction, from a moment on."""
         self.instruction_id = instruction["id"]
         self.elements = []
         for element in instruction["power_envelopes"][0]["power_envelope_elements"]:
@@ -163,16 +166,16 @@ class Envelope:
             moment = end
 
     def lift(self) -> str | None:
-        """Put the limits out of force; return the instruction that they were of, if any."""
+        """End the limits in force; return the instruction that they came from, if any."""
         self.elements = []
         ended, self.instruction_id = self.instruction_id, None
         return ended
 
     def limits(self, moment: datetime) -> tuple[float, float]:
-        """Return the lower and upper limit at a moment (W): the widest there are, unless there is one."""
-        for each in self.elements:
-            if each.start <= moment < each.end:
-                return each.lower, each.upper
+        """Return the lower and upper limit at a moment (W): the widest allowed if none is in force."""
+        for element in self.elements:
+            if element.start <= moment < element.end:
+                return element.lower, element.upper
         return min(low for low, _ in self.lower), max(high for _, high in self.upper)
 
     @property
@@ -186,21 +189,21 @@ def _is_within(value: float, ranges: Ranges) -> bool:
 
 
 class EnvelopeDevice(ControlledDevice):
-    """A device whose power stays in the envelopes that it is told.
+    """A device that keeps its power within the envelopes that it is instructed.
 
-    An envelope that comes to its end, with no other to follow, is a violation.
+    An envelope that ends without a successor is a violation.
     """
 
-    offers: ClassVar = {PEBC: _EnvelopeBased}
+    offers: ClassVar[dict[str, type[Controlled]]] = {PEBC: _EnvelopeBased}
     envelope: Envelope
 
-    def instruction(self, *elements: tuple, at: datetime | None = None, **changes) -> dict:
-        """Return a PEBC.Instruction of elements (duration, lower W, upper W)."""
+    def instruction(self, *elements: Element, at: datetime | None = None, **changes: Any) -> Message:
+        """Return a PEBC.Instruction."""
         return self.envelope.instruction(at or self.moment, elements, **changes)
 
     @property
     def doing(self) -> str:
-        """The limits that it keeps."""
+        """The limits in force."""
         lower, upper = self.envelope.limits(self.moment)
         return f"{lower:.0f} to {upper:.0f} W"
 
@@ -212,7 +215,7 @@ class EnvelopeDevice(ControlledDevice):
         valid_from: datetime | None = None,
         valid_until: datetime | None = None,
     ) -> None:
-        """Allow other limits from now on, and none of those before; tell so."""
+        """Replace the allowed limits from now on, and send them."""
         self.advance(datetime.now(UTC))
         before = self.envelope
         self._forget(self.pending)
@@ -228,12 +231,12 @@ class EnvelopeDevice(ControlledDevice):
         await self._say_under_control(lambda: [revocation, self.envelope.constraints(self.moment)])
 
     def _changes(self) -> Iterable[datetime]:
-        return (each.end for each in self.envelope.elements)
+        return (element.end for element in self.envelope.elements)
 
     def _come_to_an_end(self) -> None:
         if self.envelope.end and self.envelope.end <= self.moment:
-            followed = any(at <= self.moment for at, _, _ in self._agenda)
-            if not followed and self._is_in_use():
+            has_successor = any(at <= self.moment for at, _, _ in self._agenda)
+            if not has_successor and self._is_in_use():
                 self.violations.append((self.envelope.end, "the envelope came to its end"))
             self._update(self.envelope.lift(), "SUCCEEDED")
 
@@ -241,10 +244,10 @@ class EnvelopeDevice(ControlledDevice):
         """Whether there is something to limit."""
         return True
 
-    def _problem(self, instruction: dict) -> str | None:
+    def _problem(self, instruction: Message) -> str | None:
         return self.envelope.problem(instruction)
 
-    def _execute(self, instruction: dict) -> str | None:
+    def _execute(self, instruction: Message) -> str | None:
         if refusal := self.envelope.refusal(self.moment):
             return refusal
         if replaced := self.envelope.lift():
@@ -255,15 +258,15 @@ class EnvelopeDevice(ControlledDevice):
         return None
 
     def _begin(self, control_type: str) -> None:
-        """Be limited no longer under another control type; an instruction of another session is over."""
+        """Lift the limits under another control type or in a new session; forget the instruction."""
         if control_type != PEBC or self._before is not None:
             self.envelope.lift()
         self.envelope.instruction_id = None
 
-    def _introduction(self) -> Iterator[dict]:
+    def _introduction(self) -> Iterable[Message]:
         yield self.envelope.constraints(self.moment)
 
-    def _news(self) -> Iterable[dict]:
+    def _news(self) -> Iterable[Message]:
         return ()
 
     def _update(self, instruction_id: str | None, status: str) -> None:
@@ -287,10 +290,10 @@ def sunny(peak: float = 4000.0, rise: float = 6.5, fall: float = 19.5) -> Curve:
 
 
 class PvInverter(EnvelopeDevice):
-    """A solar inverter that can be curtailed, as far as its `lower` ranges (W) allow: what is cut is lost.
+    """A solar inverter that can be curtailed, as far as its `lower` ranges (W) allow; the energy is lost.
 
-    `production` is what the sun gives (W, positive), looked at each minute; `forecast` what the device
-    tells of it each hour, for a day, the same unless it is given.
+    `production` is the power available (W, positive), evaluated every minute; the device sends a `forecast`
+    of it every hour, by default of the same.
     """
 
     role = "ENERGY_PRODUCER"
@@ -304,24 +307,24 @@ class PvInverter(EnvelopeDevice):
         forecast: Curve | None = None,
         lower: Ranges = ((-5000.0, 0.0),),
         name: str = "Solar panels",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(url, name=name, **options)
         self.production = production or sunny()
         self.forecast = forecast or self.production
         self.envelope = Envelope(self.quantity, "VANISH", [(0.0, 0.0)], list(lower))
         self.curtailed = 0.0
-        """The energy that was cut (Wh)."""
+        """The energy that was curtailed (Wh)."""
         self._forecast_at: datetime | None = None
 
     @property
     def available(self) -> float:
-        """What the sun gives in the present minute (W)."""
+        """The power available in the present minute (W)."""
         return max(0.0, self.production(floor(self.moment, MINUTE)))
 
     @property
     def power(self) -> float:
-        """The present power in W, which is negative."""
+        """The present power (W), negative."""
         lower, _ = self.envelope.limits(self.moment)
         return max(-self.available, min(lower, 0.0)) + 0.0
 
@@ -331,11 +334,11 @@ class PvInverter(EnvelopeDevice):
         self.curtailed += cut * ((self.moment - since) / HOUR)
 
     def earned(self, price: Curve) -> float:
-        """Return what the production in the log earned (EUR), at a price in EUR/kWh."""
+        """Return what the production in the log earned (EUR) at a price in EUR/kWh."""
         return -self.cost(price)
 
     async def set_production(self, production: Curve, forecast: Curve | None = None) -> None:
-        """Let the sun shine otherwise from now on, and tell a forecast: the same, unless it is given."""
+        """Change the production from now on, and send a forecast, by default of the same."""
         self.advance(datetime.now(UTC))
         self.production, self.forecast = production, forecast or production
         self._forecast_at = None
@@ -345,7 +348,7 @@ class PvInverter(EnvelopeDevice):
         super()._begin(control_type)
         self._forecast_at = None
 
-    def _forecast_news(self) -> Iterator[dict]:
+    def _forecast_news(self) -> Iterable[Message]:
         if self._forecast_at is None or self.moment >= self._forecast_at + HOUR:
             self._forecast_at = self.moment
             start = floor(self.moment, QUARTER)
@@ -356,10 +359,10 @@ class PvInverter(EnvelopeDevice):
 
 
 class EnvelopeCharger(EnvelopeDevice):
-    """A charger with an inner controller, which charges a car as fast as it may: what is cut is deferred.
+    """A charger that charges a car as fast as its envelope allows; curtailed energy is deferred.
 
-    The car takes `energy` (Wh) until its departure; without one there is no car. `least` and `most` are
-    the powers (W) between which it charges; below it does not. Who leaves with less has a shortfall.
+    The car takes `energy` (Wh) until its departure; without one there is no car. It charges between the
+    powers `least` and `most` (W). A car that leaves with less energy is a shortfall.
     """
 
     role = "ENERGY_CONSUMER"
@@ -374,22 +377,22 @@ class EnvelopeCharger(EnvelopeDevice):
         most: float = 11_040.0,
         quantity: str = THREE_PHASES,
         name: str = "Envelope charger",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(url, quantity=quantity, name=name, **options)
         self.least, self.most = least, most
         self.envelope = Envelope(self.quantity, "DEFER", [(0.0, 0.0), (least, most)], [(0.0, 0.0)])
         self.departure = departure
         self.wanted = energy
-        """What the car is to have been given by its departure (Wh)."""
+        """The energy that the car needs until its departure (Wh)."""
         self.delivered = 0.0
-        """What the car was given (Wh)."""
+        """The energy that the car received (Wh)."""
         self.shortfalls: list[tuple[datetime, float]] = []
         self._constraint_id: str | None = None
 
     @property
     def left(self) -> float:
-        """What the car still takes (Wh)."""
+        """The energy that the car still takes (Wh)."""
         return max(0.0, self.wanted - self.delivered) if self.departure else 0.0
 
     @property
@@ -421,19 +424,19 @@ class EnvelopeCharger(EnvelopeDevice):
         super()._come_to_an_end()
 
     async def plug_in(self, departure: datetime, energy: float) -> None:
-        """Connect a car that takes an energy (Wh) until its departure, and tell so."""
+        """Connect a car that takes an energy (Wh) until its departure, and send the constraint."""
         self.advance(datetime.now(UTC))
         self.departure, self.wanted, self.delivered = departure, energy, 0.0
-        await self._say_under_control(lambda: [self._energy_constraint()])
+        await self._say_under_control(lambda: [self._energy_constraint(departure)])
 
     async def unplug(self) -> None:
-        """Disconnect the car, and tell that nothing is asked for any longer."""
+        """Disconnect the car, and revoke its constraint."""
         self.advance(datetime.now(UTC))
         self.departure = None
         if self._constraint_id:
             await self._say_under_control(lambda: [self._revocation()])
 
-    def _revocation(self) -> dict:
+    def _revocation(self) -> Message:
         revoked, self._constraint_id = self._constraint_id, None
         return example("RevokeObject", object_type="PEBC.EnergyConstraint", object_id=revoked)
 
@@ -441,48 +444,48 @@ class EnvelopeCharger(EnvelopeDevice):
         super()._begin(control_type)
         self._constraint_id = None
 
-    def _introduction(self) -> Iterator[dict]:
+    def _introduction(self) -> Iterable[Message]:
         yield from super()._introduction()
         if self.departure:
-            yield self._energy_constraint()
+            yield self._energy_constraint(self.departure)
 
-    def _energy_constraint(self) -> dict:
-        """Return what the car takes from now on, as a mean power until its departure."""
+    def _energy_constraint(self, departure: datetime) -> Message:
+        """Return the PEBC.EnergyConstraint of the car: the mean power from now until its departure."""
         self._constraint_id = str(uuid4())
-        mean = self.left / ((self.departure - self.moment) / HOUR)
+        mean = self.left / ((departure - self.moment) / HOUR)
         return example(
             "PEBC.EnergyConstraint",
             id=self._constraint_id,
             valid_from=self.moment.isoformat(),
-            valid_until=self.departure.isoformat(),
+            valid_until=departure.isoformat(),
             upper_average_power=mean,
             lower_average_power=mean,
             commodity_quantity=self.quantity,
         )
 
 
-# A battery of two kinds
+# A battery with two control types
 
 
 class VersatileBattery(HomeBattery):
-    """A battery that can be controlled by fill rate, and by power envelope: then it only rests within it."""
+    """A battery that can be controlled by fill rate, and by power envelope: then it is idle within it."""
 
-    offers: ClassVar = {FRBC: FillRateBased, PEBC: _EnvelopeBased}
+    offers: ClassVar[dict[str, type[Controlled]]] = {FRBC: FillRateBased, PEBC: _EnvelopeBased}
 
-    def __init__(self, url: str, *, name: str = "Versatile battery", **options) -> None:
+    def __init__(self, url: str, *, name: str = "Versatile battery", **options: Any) -> None:
         super().__init__(url, name=name, **options)
         self.envelope = Envelope(self.quantity, "DEFER", [(0.0, 5000.0)], [(-5000.0, 0.0)])
 
-    def envelope_instruction(self, *elements: tuple, at: datetime | None = None, **changes) -> dict:
-        """Return a PEBC.Instruction of elements (duration, lower W, upper W)."""
+    def envelope_instruction(self, *elements: Element, at: datetime | None = None, **changes: Any) -> Message:
+        """Return a PEBC.Instruction."""
         return self.envelope.instruction(at or self.moment, elements, **changes)
 
-    def _problem(self, instruction: dict) -> str | None:
+    def _problem(self, instruction: Message) -> str | None:
         if _is_envelope(instruction):
             return self.envelope.problem(instruction)
         return super()._problem(instruction)
 
-    def _execute(self, instruction: dict) -> str | None:
+    def _execute(self, instruction: Message) -> str | None:
         if not _is_envelope(instruction):
             return super()._execute(instruction)
         if replaced := self.envelope.lift():
@@ -492,25 +495,25 @@ class VersatileBattery(HomeBattery):
         return None
 
     def _begin(self, control_type: str) -> None:
-        """Rest when control by envelope begins, and forget the envelope when it ends."""
+        """Be idle when control by envelope begins, and forget the envelope when it ends."""
         super()._begin(control_type)
         self.envelope.lift()
         if control_type == PEBC:
             self.switch("idle")
 
-    async def _say_under_control(self, messages: Callable[[], Iterable[dict]]) -> None:
-        """Tell what is new of the storage under control by fill rate only."""
+    async def _say_under_control(self, messages: Callable[[], Iterable[Message]]) -> None:
+        """Send news of the storage under control by fill rate only."""
         if self.control_type == FRBC:
             await super()._say_under_control(messages)
 
-    def _introduction(self) -> Iterable[dict]:
+    def _introduction(self) -> Iterable[Message]:
         if self.control_type == PEBC:
             return [self.envelope.constraints(self.moment)]
         return super()._introduction()
 
-    def _news(self) -> Iterable[dict]:
+    def _news(self) -> Iterable[Message]:
         return () if self.control_type == PEBC else super()._news()
 
 
-def _is_envelope(instruction: dict) -> bool:
-    return instruction["message_type"] == "PEBC.Instruction"
+def _is_envelope(instruction: Message) -> bool:
+    return bool(instruction["message_type"] == "PEBC.Instruction")

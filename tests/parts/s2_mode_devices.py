@@ -1,13 +1,14 @@
-"""Simulated devices of operation modes without a storage: under OMBC, and under DDBC."""
+"""Simulated devices of operation modes without a storage: under OMBC and DDBC."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
 from s2python.common import CommodityQuantity, ControlType
-from s2python.connection.async_.control_type.class_based import DDBCControlType, OMBCControlType
+from s2python.ddbc import DDBCInstruction
+from s2python.ombc import OMBCInstruction
 
 from tests.parts.s2_device import (
     AMSTERDAM,
@@ -20,8 +21,12 @@ from tests.parts.s2_device import (
     THREE_PHASES,
     Controlled,
     Curve,
+    LogEntry,
     ModeDevice,
+    Rule,
+    Rules,
     StateMachine,
+    Timers,
     between_all,
     floor,
     named_id,
@@ -30,7 +35,7 @@ from tests.parts.s2_device import (
     quarterly,
     transitions,
 )
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import Message, example
 
 OMBC = ControlType.OPERATION_MODE_BASED_CONTROL.value
 DDBC = ControlType.DEMAND_DRIVEN_BASED_CONTROL.value
@@ -38,38 +43,38 @@ GAS_FLOW = CommodityQuantity.NATURAL_GAS_FLOW_RATE
 HEAT = CommodityQuantity.HEAT_THERMAL_POWER
 ELECTRIC = "ELECTRIC."
 KWH_PER_M3 = 9.77
-"""The energy in natural gas."""
+"""The energy in natural gas (higher heating value)."""
 SHORT = 0.02
-"""Which part of the demand may be missing without a violation."""
+"""The fraction of the demand that may be missing without a violation."""
 
 
 class _Machine(StateMachine):
-    """An actuator, of which nothing flows while a transition is under way."""
+    """An actuator of which nothing flows during a transition."""
 
     def flow(self, quantity: str) -> float:
-        """Return what flows of a commodity quantity: W, l/s, ..., as its unit is."""
+        """Return the flow of a commodity quantity, in its own unit (W, l/s, ...)."""
         if self.ready:
             return 0.0
         powers = self.modes[self.mode]["power_ranges"]
-        return sum(self.between(each) for each in powers if each["commodity_quantity"] == quantity)
+        return sum(self.between(power) for power in powers if power["commodity_quantity"] == quantity)
 
     def running_costs(self) -> float:
-        """Return what it costs to be in the mode, in EUR/s: the middle of what it may be."""
+        """Return the running costs of the mode (EUR/s): the middle of their range."""
         costs = self.modes[self.mode].get("running_costs") or number_range(0, 0)
-        return (costs["start_of_range"] + costs["end_of_range"]) / 2
+        return float(costs["start_of_range"] + costs["end_of_range"]) / 2
 
 
-class _FlowingDevice(ModeDevice):
-    """A device of operation modes whose commodities flow as the modes say, and cost as they say."""
+class _FlowingDevice[Machine: _Machine](ModeDevice[Machine]):
+    """A device whose commodities flow, and whose costs arise, as its operation modes say."""
 
     role = "ENERGY_CONSUMER"
 
-    def __init__(self, url: str, **options) -> None:
+    def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         self.running_costs = 0.0
-        """What being in the modes has cost (EUR), without the commodities."""
+        """The running costs so far (EUR), without the commodities."""
         self.transition_costs = 0.0
-        """What going from mode to mode has cost (EUR)."""
+        """The costs of transitions so far (EUR)."""
 
     @property
     def power(self) -> float:
@@ -80,10 +85,10 @@ class _FlowingDevice(ModeDevice):
         return sum(machine.flow(quantity) for machine in self.actuators.values())
 
     def _live(self, seconds: float) -> None:
-        self.running_costs += seconds * sum(each.running_costs() for each in self.actuators.values())
+        self.running_costs += seconds * sum(machine.running_costs() for machine in self.actuators.values())
 
-    def _execute(self, instruction: dict) -> str | None:
-        machine = self.actuator_of(instruction)
+    def _execute(self, instruction: Message) -> str | None:
+        machine = self._instructed(instruction)
         before = machine.mode
         if refusal := super()._execute(instruction):
             return refusal
@@ -92,29 +97,30 @@ class _FlowingDevice(ModeDevice):
             self.transition_costs += passed.get("transition_costs", 0.0)
         return None
 
-    def _introduction(self) -> Iterator[dict]:
+    def _introduction(self) -> Iterable[Message]:
         yield self._described()
         yield from self._statuses()
 
-    def _news(self) -> Iterator[dict]:
+    def _news(self) -> Iterable[Message]:
         yield from self._status_news()
 
 
 # Operation mode based control
 
 
-class _OperationModeBased(Controlled, OMBCControlType):
-    revokable = ("OMBC.Instruction",)
+class _OperationModeBased(Controlled):
+    control_type = ControlType.OPERATION_MODE_BASED_CONTROL
+    instructions = (OMBCInstruction,)
 
 
-class OperationModeDevice(_FlowingDevice):
-    """A device of an OMBC.SystemDescription, which is first in the first of its modes."""
+class OperationModeDevice(_FlowingDevice[_Machine]):
+    """A device with an OMBC.SystemDescription, which starts in the first of its modes."""
 
-    offers: ClassVar = {OMBC: _OperationModeBased}
+    offers: ClassVar[dict[str, type[Controlled]]] = {OMBC: _OperationModeBased}
     prefix = "OMBC"
     status_type = "Status"
 
-    def __init__(self, url: str, *, description: dict, **options) -> None:
+    def __init__(self, url: str, *, description: Message, **options: Any) -> None:
         quantity = description["operation_modes"][0]["power_ranges"][0]["commodity_quantity"]
         super().__init__(url, quantity=quantity, **options)
         self.description = description
@@ -126,8 +132,8 @@ class OperationModeDevice(_FlowingDevice):
         """The label of the active mode."""
         return self.machine.label(self.machine.mode)
 
-    def actuator_of(self, instruction: dict) -> StateMachine:
-        """Return the only one: the device as a whole."""
+    def actuator_of(self, instruction: Message) -> _Machine:
+        """Return the device as a whole: it is the only actuator."""
         return self.machine
 
     def ids_of(self, actuator: str) -> dict[str, str]:
@@ -135,21 +141,27 @@ class OperationModeDevice(_FlowingDevice):
         return {}
 
 
+class Mode(TypedDict, total=False):
+    """An operation mode: its PowerRanges, running costs (EUR/h) and supply (a NumberRange)."""
+
+    power_ranges: Required[list[Message]]
+    per_hour: float
+    supply: Message
+    abnormal: bool
+
+
 def operation_modes(
     label: str,
-    modes: dict[str, dict],
-    rules: dict[tuple[str, str], dict],
-    timers: dict[str, timedelta] | None = None,
-) -> dict:
-    """Return operation modes, transitions and timers, from labels.
-
-    A mode has `power_ranges`, and maybe `per_hour` (EUR), `supply` (a NumberRange) and `abnormal`.
-    """
-    of = {name: named_id(label, name) for name in (*modes, *(timers or {}))}
+    modes: Mapping[str, Mode],
+    rules: Rules,
+    timers: Timers | None = None,
+) -> Message:
+    """Return operation modes, transitions and timers, from labels."""
+    ids = {name: named_id(label, name) for name in (*modes, *(timers or {}))}
     return {
         "operation_modes": [
             {
-                "id": of[name],
+                "id": ids[name],
                 "diagnostic_label": name,
                 "power_ranges": mode["power_ranges"],
                 "running_costs": number_range(*[mode.get("per_hour", 0.0) / 3600] * 2),
@@ -158,14 +170,14 @@ def operation_modes(
             | ({"supply_range": mode["supply"]} if "supply" in mode else {})
             for name, mode in modes.items()
         ]
-    } | transitions(label, of, modes, rules, timers)
+    } | transitions(label, ids, modes, rules, timers)
 
 
 class HeatPump(OperationModeDevice):
-    """A heat pump of 2.5 kW that is on or off, each for some time at least.
+    """A heat pump of 2.5 kW with minimum on and off times.
 
-    To be off costs comfort, to be on wears it (EUR/h): it is worth its power up to a price of
-    (comfort - wear) / 2.5 kWh. With `boost` (W) it can do more; in an emergency, 6 kW of plain heating.
+    Being off costs `comfort`, being on `wear` (EUR/h): running is worth it up to a price of
+    (comfort - wear) / 2.5 EUR/kWh. It can have a `boost` mode (W), and has emergency heating of 6 kW.
     """
 
     def __init__(
@@ -180,15 +192,15 @@ class HeatPump(OperationModeDevice):
         off_time: timedelta = 20 * MINUTE,
         starting: timedelta = 30 * SECOND,
         name: str = "Heat pump",
-        **options,
+        **options: Any,
     ) -> None:
         on, off = "minimum on time", "minimum off time"
-        modes = {
+        modes: dict[str, Mode] = {
             "off": {"power_ranges": [power_range(POWER, 0)], "per_hour": comfort},
             "on": {"power_ranges": [power_range(POWER, power)], "per_hour": wear},
             "emergency heat": {"power_ranges": [power_range(POWER, 6000)], "abnormal": True},
         }
-        rules = {
+        rules: dict[tuple[str, str], Rule] = {
             ("off", "on"): {"starts": [on], "blocked_by": [off], "seconds": starting / SECOND},
             ("on", "off"): {"starts": [off], "blocked_by": [on]},
             ("off", "emergency heat"): {"abnormal": True},
@@ -198,15 +210,15 @@ class HeatPump(OperationModeDevice):
         if boost:
             modes["boost"] = {"power_ranges": [power_range(POWER, boost)], "per_hour": 2 * wear}
             rules |= between_all("on", "boost", seconds=10)
-        described = operation_modes(name, modes, rules, {on: on_time, off: off_time})
-        description = example("OMBC.SystemDescription", **described)
+        fields = operation_modes(name, modes, rules, {on: on_time, off: off_time})
+        description = example("OMBC.SystemDescription", **fields)
         super().__init__(url, description=description, name=name, **options)
 
 
 class StepCharger(OperationModeDevice):
-    """A charger of three steps, which goes from each to its neighbours only.
+    """A charger of three steps (W), with transitions between neighbouring steps only.
 
-    `worth` is what each step more is worth (EUR/kWh): what is not charged costs as much.
+    `worth` is the value of what each further step charges (EUR/kWh), a cost where it is not charged.
     """
 
     def __init__(
@@ -217,22 +229,22 @@ class StepCharger(OperationModeDevice):
         worth: Iterable[float] = (0.30, 0.25, 0.20),
         seconds: float = 10,
         name: str = "Step charger",
-        **options,
+        **options: Any,
     ) -> None:
         powers = [0.0, *steps]
         labels = ["off", *(f"{power / 1000:g} kW" for power in powers[1:])]
         gains = [
-            (upper - lower) / 1000 * each
-            for (lower, upper), each in zip(pairwise(powers), worth, strict=True)
+            (upper - lower) / 1000 * value
+            for (lower, upper), value in zip(pairwise(powers), worth, strict=True)
         ]
-        modes = {
+        modes: dict[str, Mode] = {
             label: {"power_ranges": [power_range(THREE_PHASES, power)], "per_hour": sum(gains[step:])}
             for step, (label, power) in enumerate(zip(labels, powers, strict=True))
         }
-        rules = {
+        rules: dict[tuple[str, str], Rule] = {
             pair: {"seconds": seconds}
-            for one, other in pairwise(labels)
-            for pair in ((one, other), (other, one))
+            for lower, upper in pairwise(labels)
+            for pair in ((lower, upper), (upper, lower))
         }
         description = example("OMBC.SystemDescription", **operation_modes(name, modes, rules))
         super().__init__(url, description=description, name=name, **options)
@@ -241,22 +253,23 @@ class StepCharger(OperationModeDevice):
 # Demand driven based control
 
 
-class _DemandDriven(Controlled, DDBCControlType):
-    revokable = ("DDBC.Instruction",)
+class _DemandDriven(Controlled):
+    control_type = ControlType.DEMAND_DRIVEN_BASED_CONTROL
+    instructions = (DDBCInstruction,)
 
 
 class _Source(_Machine):
-    """An actuator that supplies what is demanded."""
+    """An actuator that supplies the demand."""
 
     def supply(self) -> float:
-        """Return what it supplies now."""
+        """Return the present supply."""
         return 0.0 if self.ready else self.between(self.modes[self.mode]["supply_range"])
 
     def come_near(self, demand: float, moment: datetime) -> None:
-        """Go at once to the mode and factor that supply a demand, or else come nearest from below."""
+        """Go at once to the mode and factor that supply a demand, or else the most below it."""
         if self.ready:
             return
-        best = None
+        best: tuple[float, str, float] | None = None
         for mode, described in self.modes.items():
             low, high = described["supply_range"].values()
             if described["abnormal_condition_only"] or low > demand:
@@ -266,55 +279,56 @@ class _Source(_Machine):
             if best is None or reached > best[0]:
                 best = (reached, mode, factor)
         if best:
-            self.jump(*best[1:], moment)
+            _, mode, factor = best
+            self.jump(mode, factor, moment)
 
 
 class Output(NamedTuple):
-    """What a device did until a moment of its log: in words, and what flowed of each further quantity."""
+    """A log entry: what the device did, in words, and the flow of every further commodity quantity."""
 
     doing: str
     flows: tuple[tuple[str, float], ...]
 
 
-class DemandDevice(_FlowingDevice):
-    """A device of a DDBC.SystemDescription, which supplies what is demanded as far as it is instructed to.
+class DemandDevice(_FlowingDevice[_Source]):
+    """A device with a DDBC.SystemDescription, which supplies a demand as instructed.
 
-    `demand` is what is demanded at a moment; it is looked at each minute. `forecast` is what the device
-    tells of it, the same unless it is given; without `foretells` it tells none, and the present demand
-    when that changes. Until it is instructed, and without control, each actuator in turn supplies what it
-    can of the demand. `official` sends the description as the official schema has it, and not as s2-python
-    has it.
+    `demand` is evaluated every minute. The device sends a `forecast` of it, by default of the same; without
+    `foretells` it sends the present demand instead, whenever that changes. Until its first instruction, and
+    without control, each actuator in turn supplies what it can of the demand. With `official` the description
+    follows the official schema instead of s2-python's.
     """
 
-    offers: ClassVar = {DDBC: _DemandDriven}
+    offers: ClassVar[dict[str, type[Controlled]]] = {DDBC: _DemandDriven}
     prefix = "DDBC"
+    log: list[LogEntry[Output]]
 
     def __init__(
         self,
         url: str,
         *,
-        description: dict,
+        description: Message,
         demand: Curve,
         forecast: Curve | None = None,
         foretells: bool = True,
         official: bool = False,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(url, **options)
-        self.actuators = {each["id"]: _Source(each) for each in description["actuators"]}
+        self.actuators = {source["id"]: _Source(source) for source in description["actuators"]}
         self.demand = demand
         self.forecast = (forecast or demand) if foretells else None
         self.as_json = frozenset({"DDBC.SystemDescription"}) if official else frozenset()
         self.official = official
         self.description = description
         self.unmet = 0.0
-        """What was demanded and not supplied, in the unit of the demand times hours."""
+        """The demand that was not supplied, in the unit of the demand times hours."""
         self.surplus = 0.0
-        """What was supplied and not demanded, in the same unit."""
+        """The supply beyond the demand, in the same unit."""
         self._by_itself = True
         self._short_since: datetime | None = None
         self._is_noted = False
-        self._told_demand = 0.0
+        self._sent_demand = 0.0
         self._forecast_at = self.moment
         self._supply_by_itself()
 
@@ -326,11 +340,10 @@ class DemandDevice(_FlowingDevice):
         return sum(machine.supply() for machine in self.actuators.values())
 
     def consumed(self, quantity: str) -> float:
-        """Return how much of a quantity was consumed as far as the log goes back: its unit times hours."""
+        """Return the consumption in the log of a commodity quantity, in its unit times hours."""
         return sum(
-            dict(self.log[place][1].flows).get(quantity, 0.0)
-            * ((self.log[place][0] - self.log[place - 1][0]) / HOUR)
-            for place in range(1, len(self.log))
+            dict(output.flows).get(quantity, 0.0) * ((end - start) / HOUR)
+            for (start, _, _), (end, output, _) in pairwise(self.log)
         )
 
     def _doing(self) -> Output:
@@ -344,13 +357,13 @@ class DemandDevice(_FlowingDevice):
     def _step(self, until: datetime) -> None:
         since, demand, supply = self.moment, self._demanded(), self.supply
         super()._step(until)
-        lasted = self.moment - since
-        self.unmet += max(0.0, demand - supply) * (lasted / HOUR)
-        self.surplus += max(0.0, supply - demand) * (lasted / HOUR)
+        hours = (self.moment - since) / HOUR
+        self.unmet += max(0.0, demand - supply) * hours
+        self.surplus += max(0.0, supply - demand) * hours
         self._watch(since, supply < demand * (1 - SHORT))
 
     def _watch(self, since: datetime, is_short: bool) -> None:
-        """Note a violation, once, if an instructed device does not meet the demand for more than a minute."""
+        """Record a violation, once, if an instructed device misses the demand for more than a minute."""
         if not is_short or self._by_itself:
             self._short_since, self._is_noted = None, False
             return
@@ -370,7 +383,7 @@ class DemandDevice(_FlowingDevice):
             machine.come_near(left, self.moment)
             left = max(0.0, left - machine.supply())
 
-    def _execute(self, instruction: dict) -> str | None:
+    def _execute(self, instruction: Message) -> str | None:
         refusal = super()._execute(instruction)
         if not refusal:
             self._by_itself = False
@@ -384,43 +397,44 @@ class DemandDevice(_FlowingDevice):
             self._by_itself = True
 
     async def set_demand(self, demand: Curve, forecast: Curve | None = None) -> None:
-        """Demand otherwise from now on, and tell so: a forecast of the same, unless it is given."""
+        """Change the demand from now on, and send it with a forecast, by default of the same."""
         self.advance(datetime.now(UTC))
         self.demand = demand
         if self.forecast:
             self.forecast = forecast or demand
         await self._say_under_control(self._introduction)
 
-    def _introduction(self) -> Iterator[dict]:
+    def _introduction(self) -> Iterable[Message]:
         yield from super()._introduction()
         if self.forecast:
             yield self._demand_forecast()
 
-    def _news(self) -> Iterator[dict]:
-        """Return what changed since it was told, or all anew: each hour, or when the demand changed."""
+    def _news(self) -> Iterable[Message]:
+        """Return messages about what changed; all of them every hour, or when the demand changed."""
         if self.forecast:
             is_old = self.moment >= self._forecast_at + HOUR
         else:
-            is_old = abs(self._demanded() - self._told_demand) > SHORT * self._told_demand
+            is_old = abs(self._demanded() - self._sent_demand) > SHORT * self._sent_demand
         yield from self._introduction() if is_old else super()._news()
 
-    def _described(self) -> dict:
-        self._told_demand = self._demanded()
+    def _described(self) -> Message:
+        self._sent_demand = self._demanded()
         actuators = self.description["actuators"]
-        made = _officially if self.official else _as_s2_python_has_it
+        convert = _officially if self.official else _as_s2_python_has_it
         return example(
             "DDBC.SystemDescription",
             valid_from=self.moment.isoformat(),
             actuators=[
-                each | {"operation_modes": [made(mode) for mode in each["operation_modes"]]}
-                for each in actuators
+                source | {"operation_modes": [convert(mode) for mode in source["operation_modes"]]}
+                for source in actuators
             ],
-            present_demand_rate=number_range(self._told_demand, self._told_demand),
+            present_demand_rate=number_range(self._sent_demand, self._sent_demand),
             provides_average_demand_rate_forecast=self.forecast is not None,
         )
 
-    def _demand_forecast(self) -> dict:
-        """Return the means over quarters of an hour, for a day."""
+    def _demand_forecast(self) -> Message:
+        """Return the DDBC.AverageDemandRateForecast: the means over the quarters of an hour of a day."""
+        assert self.forecast is not None
         self._forecast_at = self.moment
         start = floor(self.moment, QUARTER)
         return example(
@@ -436,27 +450,33 @@ class DemandDevice(_FlowingDevice):
         return {quantity: self._flow(quantity) for quantity in self._details.provides_power_measurements}
 
 
-def _officially(mode: dict) -> dict:
+def _officially(mode: Message) -> Message:
     """Return an operation mode as the official schema has it."""
     return {"Id": mode["id"]} | {name: value for name, value in mode.items() if name != "id"}
 
 
-def _as_s2_python_has_it(mode: dict) -> dict:
+def _as_s2_python_has_it(mode: Message) -> Message:
     """Return an operation mode as s2-python has it: its id twice, and a list of supply ranges."""
     return mode | {"Id": mode["id"], "supply_range": [mode["supply_range"]]}
 
 
-def actuator(label: str, commodities: Iterable[str], *modes_and_more) -> dict:
+def actuator(
+    label: str,
+    commodities: Iterable[str],
+    modes: Mapping[str, Mode],
+    rules: Rules,
+    timers: Timers | None = None,
+) -> Message:
     """Return a DDBC.ActuatorDescription whose modes have `id`; see `operation_modes`."""
     return {
         "id": named_id(label),
         "diagnostic_label": label,
         "supported_commodites": list(commodities),
-    } | operation_modes(label, *modes_and_more)
+    } | operation_modes(label, modes, rules, timers)
 
 
 def heating(moment: datetime) -> float:
-    """Return what a house needs (kW) on a winter's day: 2.6 at the least, by night, and up to 9."""
+    """Return the heat that a house needs (kW) on a winter's day: from 2.6 at night up to 9."""
     middle = (floor(moment, QUARTER) + QUARTER / 2).astimezone(AMSTERDAM)
     hour = middle.hour + middle.minute / 60
     by_day = 5.0 + 1.5 * math.cos(2 * math.pi * (hour - 7) / 24)
@@ -470,7 +490,7 @@ def heating(moment: datetime) -> float:
 class HybridHeatPump(DemandDevice):
     """A heat pump of 2 to 8 kW (heat) with a gas boiler of 3 to 20 kW, for a demand of heat in kW.
 
-    The heat pump's `cop` is (at 2 kW, at 8 kW).
+    The heat pump's `cop` is given at 2 kW and at 8 kW.
     """
 
     commodities = ("ELECTRICITY", "GAS")
@@ -484,7 +504,7 @@ class HybridHeatPump(DemandDevice):
         efficiency: float = 0.95,
         boiler_time: timedelta = 15 * MINUTE,
         name: str = "Hybrid heat pump",
-        **options,
+        **options: Any,
     ) -> None:
         minimum = "minimum on time"
         pump = actuator(
@@ -534,7 +554,7 @@ class HybridHeatPump(DemandDevice):
         return self.consumed(GAS_FLOW) * 3600 / 1000
 
     def cost(self, price: Curve, gas_price: float = 0.0) -> float:
-        """Return what the energy in the log costs (EUR), at a price in EUR/kWh, and of gas in EUR/m3."""
+        """Return the cost of the energy in the log (EUR), at prices in EUR/kWh, and EUR/m3 of gas."""
         return super().cost(price) + self.gas * gas_price
 
 
@@ -551,15 +571,15 @@ class DistrictHeat(DemandDevice):
         exchanger: float = 15.0,
         steps: Iterable[float] = (3.0, 6.0, 9.0),
         name: str = "District heat",
-        **options,
+        **options: Any,
     ) -> None:
-        closed = {"power_ranges": [power_range(HEAT, 0)], "supply": number_range(0, 0)}
-        opened = {
+        closed: Mode = {"power_ranges": [power_range(HEAT, 0)], "supply": number_range(0, 0)}
+        opened: Mode = {
             "power_ranges": [power_range(HEAT, 0, exchanger * 1000)],
             "supply": number_range(0, exchanger),
         }
         labels = {"off": 0.0} | {f"{step:g} kW": step for step in steps}
-        elements = {
+        elements: dict[str, Mode] = {
             label: {
                 "power_ranges": [power_range(THREE_PHASES, step * 1000)],
                 "supply": number_range(step, step),
@@ -593,5 +613,5 @@ class DistrictHeat(DemandDevice):
         return self.consumed(HEAT) / 1000
 
     def cost(self, price: Curve, heat_price: float = 0.0) -> float:
-        """Return what the energy in the log costs (EUR), at prices of electricity and heat in EUR/kWh."""
+        """Return the cost of the energy in the log (EUR), at prices of electricity and heat in EUR/kWh."""
         return super().cost(price) + self.heat * heat_price

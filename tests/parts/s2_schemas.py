@@ -4,35 +4,39 @@ import functools
 import json
 import math
 import os
-import subprocess
 from pathlib import Path
+from typing import Any, cast
 
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator, FormatChecker, TypeChecker
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
 from tests.parts import cache
+from tests.parts.git import GitError, git
 
 REPOSITORY = "https://github.com/flexiblepower/s2-ws-json"
 COMMIT = "60a3d3cd9c7beacbf37c175c430c157de58c69ea"
 BESIDE = Path(__file__).parents[3] / "shared" / "s2-schema"
 
 
+type Schema = dict[str, Any]
+
+
 def available() -> bool:
-    """Say whether there are schemas to check against."""
+    """Return whether there are schemas to check against."""
     return _source()[0] is not None
 
 
 def describe() -> str:
-    """Say where the schemas are from, or why nothing is checked."""
+    """Return where the schemas are from, or why nothing is checked."""
     folder, where = _source()
     if folder:
         return f"official S2 schemas (from {where})"
-    return f"THE WIRE FORMAT WENT UNCHECKED: the official schemas could not be had ({where})"
+    return f"THE WIRE FORMAT WAS NOT CHECKED: the official schemas are not available ({where})"
 
 
 def problems(message: object) -> list[str]:
-    """Return what the schemas object to in a message: nothing if it is valid, or if there are no schemas."""
+    """Return the violations of the schemas in a message; none if there are no schemas."""
     if not available():
         return []
     if not isinstance(message, dict):
@@ -45,7 +49,7 @@ def problems(message: object) -> list[str]:
 
 @functools.cache
 def _source() -> tuple[Path | None, str]:
-    """Return the folder with the schemas and where it is from, or None and why there is none."""
+    """Return the folder with the schemas and its origin, or None and the reason why there is none."""
     if given := os.environ.get("S2_SCHEMA"):
         if Path(given, "messages").is_dir():
             return Path(given), given
@@ -54,67 +58,55 @@ def _source() -> tuple[Path | None, str]:
         return BESIDE, str(BESIDE)
     try:
         path = cache.built(f"s2-ws-json-{COMMIT[:7]}", [REPOSITORY, COMMIT], _clone)
-    except FileNotFoundError:
-        return None, "git is not installed"
-    except subprocess.TimeoutExpired:
-        return None, f"{REPOSITORY} did not answer within a minute"
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return None, f"{REPOSITORY} could not be reached: {reason}"
+    except GitError as error:
+        return None, f"{REPOSITORY} could not be cloned: {error}"
     return path / "s2-json-schema", f"{REPOSITORY}, commit {COMMIT[:7]}"
 
 
 def _clone(path: Path) -> None:
     cache.progress("Fetching the official S2 schemas")
-    _git("clone", "--quiet", "--no-checkout", REPOSITORY, str(path))
-    _git("-C", str(path), "checkout", "--quiet", COMMIT)
+    git("clone", "--quiet", "--no-checkout", REPOSITORY, str(path))
+    git("-C", str(path), "checkout", "--quiet", COMMIT)
 
 
-def _git(*arguments: str) -> None:
-    """Run git, which never asks anything."""
-    subprocess.run(
-        ["git", *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"GIT_TERMINAL_PROMPT": "0"},
-        stdin=subprocess.DEVNULL,
-    )
+def _load(path: Path) -> Schema:
+    """Read a schema, and add the type object, which those with properties leave out.
 
-
-def _load(path: Path) -> dict:
-    """Read a schema. It does not say that what has properties is an object, but means it.
-
-    Without its own `$schema`, the validator that refers to it stays as strict as it is.
+    Without its own `$schema`, a schema does not replace the strict validator that refers to it.
     """
-    schema = json.loads(path.read_text())
+    schema: Schema = json.loads(path.read_text())
     del schema["$schema"]
     return {"type": "object"} | schema if "properties" in schema else schema
 
 
 @functools.cache
-def _message_types() -> dict[str, dict]:
-    """Return the schema of each message type."""
+def _message_types() -> dict[str, Schema]:
+    """Return the schema of every message type."""
     return {
-        path.name.removesuffix(".schema.json"): _inlined(_load(path))
-        for path in (_source()[0] / "messages").glob("*.schema.json")
+        path.name.removesuffix(".schema.json"): cast(Schema, _inlined(_load(path)))
+        for path in _files("messages")
     }
 
 
 @functools.cache
-def _parts() -> dict[str, dict]:
-    """Return the schemas of what messages are made of, by the names of their files."""
-    return {path.name: _load(path) for path in (_source()[0] / "schemas").glob("*.schema.json")}
+def _parts() -> dict[str, Schema]:
+    """Return the schemas that messages refer to, by file name."""
+    return {path.name: _load(path) for path in _files("schemas")}
+
+
+def _files(part: str) -> list[Path]:
+    folder, reason = _source()
+    assert folder is not None, reason
+    return list((folder / part).glob("*.schema.json"))
 
 
 def _inlined(node: object) -> object:
-    """Return a schema with what it refers to in its place: that is looked up once, not for each message."""
+    """Replace the references in a schema by what they refer to, for speed."""
     if isinstance(node, list):
-        return [_inlined(each) for each in node]
+        return [_inlined(item) for item in node]
     if not isinstance(node, dict):
         return node
-    own = {key: _inlined(each) for key, each in node.items() if key not in ("$ref", "$id")}
+    own = {key: _inlined(value) for key, value in node.items() if key not in ("$ref", "$id")}
     if "$ref" not in node:
         return own
     part = _inlined(_parts()[node["$ref"].rpartition("/")[2]])
@@ -126,12 +118,13 @@ def _validator(message_type: str) -> Validator:
     return _Strict(_message_types()[message_type], format_checker=FormatChecker(["date-time"]))
 
 
-def _is_number(checker, value: object) -> bool:
-    """Say whether JSON has this number: Python reads and writes NaN and Infinity too."""
-    is_number = Draft202012Validator.TYPE_CHECKER.is_type(value, "number")
-    return is_number and (isinstance(value, int) or math.isfinite(value))
+def _is_number(_checker: TypeChecker, value: object) -> bool:
+    """Return whether JSON has this number: Python reads and writes NaN and Infinity too."""
+    if not Draft202012Validator.TYPE_CHECKER.is_type(value, "number"):
+        return False
+    return not isinstance(value, float) or math.isfinite(value)
 
 
-_Strict = extend(
+_Strict: type[Validator] = extend(
     Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)
 )

@@ -1,4 +1,7 @@
-"""What is made once per machine is whole, or is made again."""
+"""What is built once per machine is complete, or is built again."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -6,64 +9,67 @@ from tests.parts import cache
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use a cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return cache.folder()
 
 
-def write(content):
+def write(content: str) -> Callable[[Path], None]:
     """Return a builder that writes a file."""
-    return lambda path: (path / "file").write_text(content)
+
+    def build(path: Path) -> None:
+        (path / "file").write_text(content)
+
+    return build
 
 
-def fail_halfway(path):
+def fail_halfway(path: Path) -> None:
     """Write a part, and fail."""
     (path / "file").write_text("half")
     (path / "rest").mkdir()
     raise KeyboardInterrupt
 
 
-def refuse(path):
-    """Fail, since nothing is to be made."""
+def refuse(path: Path) -> None:
+    """Fail, since nothing must be built."""
     raise AssertionError(path)
 
 
-def test_what_is_whole_is_made_once():
-    made = cache.built("part", ["source"], write("whole"))
-    assert cache.built("part", ["source"], refuse) == made
-    assert (made / "file").read_text() == "whole"
+def test_what_is_whole_is_made_once() -> None:
+    path = cache.built("part", ["source"], write("whole"))
+    assert cache.built("part", ["source"], refuse) == path
+    assert (path / "file").read_text() == "whole"
 
 
-def test_from_another_source_another_is_made():
+def test_from_another_source_another_is_made() -> None:
     first = cache.built("part", ["source"], write("first"))
     second = cache.built("part", ["another source"], write("second"))
-    assert [(each / "file").read_text() for each in (first, second)] == ["first", "second"]
+    assert [(path / "file").read_text() for path in (first, second)] == ["first", "second"]
 
 
-def test_what_a_failure_left_is_made_again_and_nothing_of_it_stays():
+def test_what_a_failure_left_is_made_again_and_nothing_of_it_stays() -> None:
     with pytest.raises(KeyboardInterrupt):
         cache.built("part", ["source"], fail_halfway)
-    made = cache.built("part", ["source"], write("whole"))
-    assert (made / "file").read_text() == "whole"
-    assert not (made / "rest").exists()
+    path = cache.built("part", ["source"], write("whole"))
+    assert (path / "file").read_text() == "whole"
+    assert not (path / "rest").exists()
 
 
-def test_what_has_broken_since_is_made_again():
-    made = cache.built("part", ["source"], write("whole"))
-    (made / "file").write_text("broken")
+def test_what_has_broken_since_is_made_again() -> None:
+    path = cache.built("part", ["source"], write("whole"))
+    (path / "file").write_text("broken")
 
-    def is_whole(path):
+    def is_whole(path: Path) -> bool:
         return (path / "file").read_text() == "whole"
 
     again = cache.built("part", ["source"], write("whole"), is_whole)
-    assert again == made
-    assert is_whole(made)
+    assert again == path
+    assert is_whole(path)
 
 
-def test_a_repair_that_fails_is_not_taken_for_whole():
+def test_a_repair_that_fails_is_not_taken_for_whole() -> None:
     cache.built("part", ["source"], write("whole"))
     with pytest.raises(KeyboardInterrupt):
         cache.built("part", ["source"], fail_halfway, lambda _path: False)
-    made = cache.built("part", ["source"], write("whole"))
-    assert (made / "file").read_text() == "whole"
+    path = cache.built("part", ["source"], write("whole"))
+    assert (path / "file").read_text() == "whole"

@@ -2,6 +2,7 @@
 
 import urllib.error
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from flexmeasures_client import FlexMeasuresClient
@@ -18,9 +19,9 @@ BATTERY = {
 }
 
 
-def trigger(server: FlexMeasuresServer, account: Account, price_sensor: int) -> tuple[int, dict]:
+def trigger(server: FlexMeasuresServer, account: Account, price_sensor: int) -> tuple[int, Any]:
     """Trigger a schedule for an account's battery."""
-    problem = {
+    body = {
         "start": datetime.now(UTC).isoformat(),
         "duration": "PT6H",
         "flex-model": [{"sensor": account.power_sensor} | BATTERY],
@@ -28,10 +29,10 @@ def trigger(server: FlexMeasuresServer, account: Account, price_sensor: int) -> 
         "force-new-job-creation": True,
     }
     path = f"/api/v3_0/assets/{account.site}/schedules/trigger"
-    return server.request("POST", path, problem, server.token(account))
+    return server.request("POST", path, body, server.token(account))
 
 
-async def test_plans_the_battery_by_the_prices(flexmeasures_server):
+async def test_plans_the_battery_by_the_prices(flexmeasures_server: FlexMeasuresServer) -> None:
     ids = flexmeasures_server.ids
     client = FlexMeasuresClient(
         host=f"127.0.0.1:{flexmeasures_server.port}",
@@ -67,7 +68,7 @@ async def test_plans_the_battery_by_the_prices(flexmeasures_server):
     assert sum(power * price for power, price in zip(schedule["values"], prices["values"], strict=True)) < 0
 
 
-def test_refuses_the_sensor_of_another_account(flexmeasures_server):
+def test_refuses_the_sensor_of_another_account(flexmeasures_server: FlexMeasuresServer) -> None:
     ids, foreign = flexmeasures_server.ids, flexmeasures_server.foreign
 
     status, reply = trigger(flexmeasures_server, ids, foreign.price_sensor)
@@ -76,7 +77,7 @@ def test_refuses_the_sensor_of_another_account(flexmeasures_server):
     assert "a sensor you cannot read" in reply["message"]
 
 
-def test_limits_the_rate_of_an_account_with_such_a_plan(flexmeasures_server):
+def test_limits_the_rate_of_an_account_with_such_a_plan(flexmeasures_server: FlexMeasuresServer) -> None:
     limited = flexmeasures_server.limited
 
     statuses = [trigger(flexmeasures_server, limited, limited.price_sensor)[0] for _ in range(3)]
@@ -85,7 +86,7 @@ def test_limits_the_rate_of_an_account_with_such_a_plan(flexmeasures_server):
     assert set(statuses[:-1]) <= {202, 429}
 
 
-def test_limits_no_other_account(flexmeasures_server):
+def test_limits_no_other_account(flexmeasures_server: FlexMeasuresServer) -> None:
     ids = flexmeasures_server.ids
 
     statuses = [trigger(flexmeasures_server, ids, ids.price_sensor)[0] for _ in range(12)]
@@ -93,7 +94,9 @@ def test_limits_no_other_account(flexmeasures_server):
     assert set(statuses) == {202}
 
 
-def test_answers_again_on_the_same_port_after_its_web_server_was_stopped(flexmeasures_server):
+def test_answers_again_on_the_same_port_after_its_web_server_was_stopped(
+    flexmeasures_server: FlexMeasuresServer,
+) -> None:
     flexmeasures_server.stop_web()
     with pytest.raises(urllib.error.URLError, match="refused"):
         flexmeasures_server.request("GET", "/api/v3_0")
@@ -103,7 +106,7 @@ def test_answers_again_on_the_same_port_after_its_web_server_was_stopped(flexmea
     assert flexmeasures_server.request("GET", "/api/v3_0")[0] == 200
 
 
-def test_keeps_its_data_over_a_restart(flexmeasures_server):
+def test_keeps_its_data_over_a_restart(flexmeasures_server: FlexMeasuresServer) -> None:
     ids = flexmeasures_server.ids
     start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
 

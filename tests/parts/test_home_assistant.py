@@ -1,6 +1,8 @@
 """The Home Assistant process that the end-to-end tests and the demo use."""
 
 import asyncio
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import pytest_socket
@@ -51,7 +53,7 @@ def expose(domain, name):
 
 
 @pytest.fixture(scope="module")
-def home_assistant(tmp_path_factory):
+def home_assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HomeAssistant]:
     """Run one Home Assistant with a small app for all tests of this file."""
     pytest_socket.enable_socket()
     repository = tmp_path_factory.mktemp("repository")
@@ -74,17 +76,18 @@ def home_assistant(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _sockets(socket_enabled):
+def _sockets(socket_enabled: None) -> None:
     """Let these tests use the network."""
 
 
-async def test_gives_the_app_its_configuration(home_assistant):
+async def test_gives_the_app_its_configuration(home_assistant: HomeAssistant) -> None:
     state = await home_assistant.state("sensor.flexmeasures_status")
+    assert state is not None
     given = {"host": "example", "s2": {"port": home_assistant.s2_port}}
     assert (state["state"], state["attributes"]) == ("ok", given)
 
 
-async def test_returns_a_service_response(home_assistant):
+async def test_returns_a_service_response(home_assistant: HomeAssistant) -> None:
     answer = await home_assistant.call("flexmeasures", "echo", {"value": 3}, return_response=True)
     assert answer == {"value": 3}
 
@@ -92,7 +95,7 @@ async def test_returns_a_service_response(home_assistant):
 pytestmark = pytest.mark.xdist_group("test_home_assistant")
 """The tests share a Home Assistant, and build on one another."""
 NOT_INSTALLED = ("Unable to import component", "No such file or directory: 'ffmpeg'")
-"""What components of Home Assistant say whose own requirements the tests do without."""
+"""The errors of components of Home Assistant whose requirements the tests do not install."""
 
 
 @pytest.mark.parametrize(
@@ -103,28 +106,30 @@ NOT_INSTALLED = ("Unable to import component", "No such file or directory: 'ffmp
         ({"value": "x"}, "invalid_format", "expected int"),
     ],
 )
-async def test_raises_what_the_user_would_read(home_assistant, data, code, message):
+async def test_raises_what_the_user_would_read(
+    home_assistant: HomeAssistant, data: dict[str, Any], code: str, message: str
+) -> None:
     with pytest.raises(ServiceFailed) as failure:
         await home_assistant.call("flexmeasures", "echo", data)
     assert failure.value.code == code
     assert message in failure.value.message
 
 
-async def test_delivers_events_and_notifications(home_assistant):
+async def test_delivers_events_and_notifications(home_assistant: HomeAssistant) -> None:
     async with home_assistant.events("echoed") as events:
         await home_assistant.call("flexmeasures", "echo", {"value": 4})
         assert (await anext(events))["data"] == {"value": 4}
-    assert "echo" in [one["notification_id"] for one in await home_assistant.notifications()]
+    assert "echo" in [shown["notification_id"] for shown in await home_assistant.notifications()]
 
 
-async def test_waits_for_a_state(home_assistant):
+async def test_waits_for_a_state(home_assistant: HomeAssistant) -> None:
     with pytest.raises(TimeoutError, match="flexmeasures_status stayed at"):
         await home_assistant.wait_for_state(
             "sensor.flexmeasures_status", lambda state: state["state"] == "never", within=0.2
         )
 
 
-async def test_reloads_an_edited_script(home_assistant):
+async def test_reloads_an_edited_script(home_assistant: HomeAssistant) -> None:
     app = home_assistant.config / "pyscript" / "apps" / "flexmeasures" / "__init__.py"
     app.write_text(app.read_text().replace('"ok"', '"edited"'))
     await home_assistant.reload_scripts()
@@ -133,13 +138,15 @@ async def test_reloads_an_edited_script(home_assistant):
     )
 
 
-async def test_starts_again_after_a_power_failure(home_assistant):
+async def test_starts_again_after_a_power_failure(home_assistant: HomeAssistant) -> None:
     home_assistant.kill()
     await home_assistant.start()
-    assert (await home_assistant.state("sensor.flexmeasures_status"))["state"] == "edited"
+    state = await home_assistant.state("sensor.flexmeasures_status")
+    assert state is not None
+    assert state["state"] == "edited"
 
 
-async def test_stops_within_seconds_and_logs_no_error(home_assistant):
+async def test_stops_within_seconds_and_logs_no_error(home_assistant: HomeAssistant) -> None:
     assert await home_assistant.stop(within=20) == 0
     errors = [
         line

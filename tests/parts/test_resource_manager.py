@@ -1,8 +1,10 @@
-"""The resource managers of the tests, against a CEM of a few lines."""
+"""The Resource Managers of the tests, against a minimal CEM."""
 
 import asyncio
 import json
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,16 +14,25 @@ from aiohttp.test_utils import TestServer
 from tests.parts import s2_schemas
 from tests.parts.resource_manager import ResourceManager
 from tests.parts.s2_devices import Battery, Meter
-from tests.parts.s2_messages import example
+from tests.parts.s2_messages import Message, example
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 TOKEN = "secret"
 
 
+@dataclass
+class Cem:
+    """A CEM that confirms everything and selects the first control type, then sends `extra`."""
+
+    received: list[Message] = field(default_factory=list)
+    extra: list[Any] = field(default_factory=list)
+    url: str = ""
+
+
 @pytest.fixture
-async def cem(socket_enabled):
-    """Run a CEM that confirms everything and selects the first control type; it says `extra` after that."""
-    cem = SimpleNamespace(received=[], extra=[], close=False)
+async def cem(socket_enabled: None) -> AsyncIterator[Cem]:
+    """Run a CEM."""
+    cem = Cem()
 
     async def session(request: web.Request) -> web.WebSocketResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -55,18 +66,18 @@ async def cem(socket_enabled):
         yield cem
 
 
-async def received(cem, message_type: str, times: int = 1) -> list[dict]:
+async def received(cem: Cem, message_type: str, times: int = 1) -> list[Message]:
     """Wait until the CEM has received messages of a type."""
     async with asyncio.timeout(5):
         while True:
-            found = [message for message in cem.received if message["message_type"] == message_type]
-            if len(found) >= times:
-                return found
+            messages = [message for message in cem.received if message["message_type"] == message_type]
+            if len(messages) >= times:
+                return messages
             await asyncio.sleep(0.01)
 
 
-async def test_it_establishes_a_session_and_confirms(cem):
-    """The CEM's Handshake, HandshakeResponse and SelectControlType are each confirmed."""
+async def test_it_establishes_a_session_and_confirms(cem: Cem) -> None:
+    """The CEM's Handshake, HandshakeResponse and SelectControlType are all confirmed."""
     async with ResourceManager(cem.url, TOKEN, name="EV", details={"model": "T"}) as rm:
         assert await rm.establish() == "FILL_RATE_BASED_CONTROL"
         await received(cem, "ReceptionStatus", times=3)
@@ -77,7 +88,7 @@ async def test_it_establishes_a_session_and_confirms(cem):
     }
 
 
-async def test_a_message_gets_its_reception_status(cem):
+async def test_a_message_gets_its_reception_status(cem: Cem) -> None:
     """Whatever else arrives meanwhile."""
     async with ResourceManager(cem.url, TOKEN) as rm:
         await rm.establish()
@@ -95,7 +106,9 @@ async def test_a_message_gets_its_reception_status(cem):
         (False, {}, set()),
     ],
 )
-async def test_a_test_says_what_is_answered(cem, confirm, answers, expected):
+async def test_a_test_says_what_is_answered(
+    cem: Cem, confirm: bool, answers: dict[str, str | None], expected: set[str]
+) -> None:
     """By type, or nothing at all."""
     async with ResourceManager(cem.url, TOKEN, confirm=confirm) as rm:
         rm.answers = answers
@@ -104,14 +117,14 @@ async def test_a_test_says_what_is_answered(cem, confirm, answers, expected):
     assert {m["status"] for m in cem.received if m["message_type"] == "ReceptionStatus"} == expected
 
 
-async def test_it_sends_text_as_it_is(cem):
+async def test_it_sends_text_as_it_is(cem: Cem) -> None:
     """Also what no dict can say."""
     async with ResourceManager(cem.url, TOKEN) as rm:
         await rm.send(json.dumps(example("SessionRequest")).replace("{", "{ ", 1))
         assert (await rm.next("ReceptionStatus"))["status"] == "OK"
 
 
-async def test_it_returns_the_close_code(cem):
+async def test_it_returns_the_close_code(cem: Cem) -> None:
     """A binary frame is what this CEM does not bear."""
     async with ResourceManager(cem.url, TOKEN) as rm:
         await rm.send(b"\0")
@@ -120,7 +133,7 @@ async def test_it_returns_the_close_code(cem):
             await rm.next("SelectControlType")
 
 
-async def test_it_says_what_it_received_instead(cem):
+async def test_it_says_what_it_received_instead(cem: Cem) -> None:
     """A test that waits in vain shows what came."""
     async with ResourceManager(cem.url, TOKEN) as rm:
         with pytest.raises(AssertionError, match=r"No FRBC.Instruction within 0.1 s(.|\n)*Handshake"):
@@ -129,7 +142,7 @@ async def test_it_says_what_it_received_instead(cem):
             await rm.closed(within=0.1)
 
 
-async def test_it_is_refused_without_the_token(cem):
+async def test_it_is_refused_without_the_token(cem: Cem) -> None:
     """As by any HTTP server."""
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         async with ResourceManager(cem.url):
@@ -146,7 +159,7 @@ async def test_it_is_refused_without_the_token(cem):
         ("{", "not JSON"),
     ],
 )
-async def test_it_finds_what_the_cem_may_not_send(cem, extra, problem):
+async def test_it_finds_what_the_cem_may_not_send(cem: Cem, extra: object, problem: str) -> None:
     """At the end of the session, whatever the test itself looks at."""
     if not s2_schemas.available() and not isinstance(extra, str):
         pytest.skip(s2_schemas.describe())
@@ -161,7 +174,7 @@ async def test_it_finds_what_the_cem_may_not_send(cem, extra, problem):
         await session()
 
 
-async def test_a_meter_measures_and_forecasts(cem):
+async def test_a_meter_measures_and_forecasts(cem: Cem) -> None:
     """Over the connection of s2-python."""
     async with Meter(cem.url, token=TOKEN, name="House", every=0.01, power=lambda _: 321.0) as meter:
         await asyncio.wait_for(meter.active.wait(), 5)
@@ -174,7 +187,7 @@ async def test_a_meter_measures_and_forecasts(cem):
     assert [problem for message in cem.received for problem in s2_schemas.problems(message)] == []
 
 
-async def test_a_battery_tells_its_state_and_keeps_instructions(cem):
+async def test_a_battery_tells_its_state_and_keeps_instructions(cem: Cem) -> None:
     """Over the connection of s2-python."""
     instruction = example("FRBC.Instruction")
     cem.extra = [instruction]
@@ -182,8 +195,8 @@ async def test_a_battery_tells_its_state_and_keeps_instructions(cem):
         await received(cem, "FRBC.StorageStatus", times=3)
         assert battery.control_type == "FILL_RATE_BASED_CONTROL"
         assert [kept["message_id"] for kept in battery.instructions] == [instruction["message_id"]]
-    told = [message["message_type"] for message in cem.received]
-    assert [name for name in told if name.startswith("FRBC")][:3] == [
+    types = [message["message_type"] for message in cem.received]
+    assert [name for name in types if name.startswith("FRBC")][:3] == [
         "FRBC.SystemDescription",
         "FRBC.ActuatorStatus",
         "FRBC.StorageStatus",

@@ -1,22 +1,22 @@
 """The habits that simulated devices can have: what Resource Managers in the field do."""
 
-from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from freezegun.api import FrozenDateTimeFactory
 
-from tests.parts.s2_cem import introduced
-from tests.parts.s2_device import Device, Habit
+from tests.parts.s2_cem import Cem, introduced
+from tests.parts.s2_device import HOUR, MINUTE, ControlledDevice, Device, Habit
 from tests.parts.s2_devices import HomeBattery, Meter
 from tests.parts.s2_envelope_devices import PvInverter
-from tests.parts.s2_messages import NOW, example
+from tests.parts.s2_messages import NOW, Message, example
 from tests.parts.s2_mode_devices import HybridHeatPump
 from tests.parts.s2_profile_devices import WashingMachine
+from tests.parts.s2_unconnected import constant
 
-SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 
-
-def revocation(instruction: dict) -> dict:
+def revocation(instruction: Message) -> Message:
     """Return the RevokeObject of an instruction."""
     kind = instruction["message_type"]
     return example("RevokeObject", object_type=kind, object_id=instruction["id"])
@@ -34,7 +34,9 @@ def nulls(message: object) -> list[str]:
 # Acts on receipt
 
 
-async def test_it_acts_on_receipt_whatever_the_execution_time_says(cem, clock):
+async def test_it_acts_on_receipt_whatever_the_execution_time_says(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HomeBattery(cem.url, every=None, habits={Habit.ACTS_ON_RECEIPT}) as device:
         await introduced(device)
         assert await cem.ask(device.instruction("charge", at=NOW + HOUR)) == "OK"
@@ -51,7 +53,9 @@ async def test_it_acts_on_receipt_whatever_the_execution_time_says(cem, clock):
         assert device.power == 0, "it is empty, and did not charge when the hour was over"
 
 
-async def test_of_several_instructions_the_one_that_arrives_last_counts(cem, clock):
+async def test_of_several_instructions_the_one_that_arrives_last_counts(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HomeBattery(cem.url, every=None, habits={Habit.ACTS_ON_RECEIPT}) as device:
         await introduced(device)
         later, sooner = (
@@ -65,9 +69,12 @@ async def test_of_several_instructions_the_one_that_arrives_last_counts(cem, clo
         assert device.power == 5000
 
 
-async def test_an_envelope_that_is_acted_on_at_receipt_counts_from_then_on(cem, clock):
-    sun = {"production": lambda _: 3000.0, "every": None}
-    async with PvInverter(cem.url, habits={Habit.ACTS_ON_RECEIPT}, **sun) as device:
+async def test_an_envelope_that_is_acted_on_at_receipt_counts_from_then_on(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
+    async with PvInverter(
+        cem.url, every=None, habits={Habit.ACTS_ON_RECEIPT}, production=constant(3000.0)
+    ) as device:
         await introduced(device)
         limits = (MINUTE, -1000, 0), (HOUR, -5000, 0)
         assert await cem.ask(device.instruction(*limits, at=NOW + HOUR)) == "OK"
@@ -80,7 +87,9 @@ async def test_an_envelope_that_is_acted_on_at_receipt_counts_from_then_on(cem, 
 # Ignores RevokeObject
 
 
-async def test_it_confirms_a_revocation_and_carries_the_instruction_out_all_the_same(cem, clock):
+async def test_it_confirms_a_revocation_and_carries_the_instruction_out_all_the_same(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HomeBattery(cem.url, every=None, habits={Habit.IGNORES_REVOCATION}) as device:
         await introduced(device)
         instruction = device.instruction("charge", at=NOW + MINUTE)
@@ -94,7 +103,9 @@ async def test_it_confirms_a_revocation_and_carries_the_instruction_out_all_the_
         assert "REVOKED" not in [status for _, status in cem.updates()]
 
 
-async def test_it_confirms_the_revocation_of_what_it_was_never_told(cem, clock):
+async def test_it_confirms_the_revocation_of_what_it_was_never_told(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HomeBattery(cem.url, every=None, habits={Habit.IGNORES_REVOCATION}) as device:
         await introduced(device)
         unknown = device.instruction("charge", id=str(uuid4()))
@@ -115,7 +126,9 @@ async def test_it_confirms_the_revocation_of_what_it_was_never_told(cem, clock):
         (WashingMachine, {"deadline": NOW + 8 * HOUR}),
     ],
 )
-async def test_it_sends_null_in_place_of_what_it_leaves_out(cem, clock, kind, options):
+async def test_it_sends_null_in_place_of_what_it_leaves_out(
+    cem: Cem, clock: FrozenDateTimeFactory, kind: type[Device], options: dict[str, Any]
+) -> None:
     cem.takes_null = cem.takes_s2_python_for_the_schema = True
     async with kind(cem.url, habits={Habit.SENDS_NULL}, **{"every": None} | options) as device:
         await settled(cem, device)
@@ -127,15 +140,17 @@ async def test_it_sends_null_in_place_of_what_it_leaves_out(cem, clock, kind, op
     assert len(cem.received) > 4
 
 
-async def settled(cem, device: Device) -> None:
-    """Wait until a device has told all there is to know, and a measurement."""
+async def settled(cem: Cem, device: Device) -> None:
+    """Wait until a device has sent its introduction and a measurement."""
     await cem.until(device.active.is_set)
-    if device.every is None:
+    if isinstance(device, ControlledDevice):
         await device.tell()
     await cem.until(lambda: cem.of("PowerMeasurement"))
 
 
-async def test_null_is_in_the_parts_of_a_message_and_in_its_confirmations(cem, clock):
+async def test_null_is_in_the_parts_of_a_message_and_in_its_confirmations(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     cem.takes_null = True
     async with HomeBattery(cem.url, every=None, habits={Habit.SENDS_NULL}) as device:
         await introduced(device)
@@ -148,7 +163,7 @@ async def test_null_is_in_the_parts_of_a_message_and_in_its_confirmations(cem, c
     assert set(nulls(first)) == {"previous_operation_mode_id", "transition_timestamp"}
 
 
-async def test_a_device_without_the_habit_sends_no_null(cem, clock):
+async def test_a_device_without_the_habit_sends_no_null(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with HomeBattery(cem.url, every=None) as device:
         await introduced(device)
     assert nulls(cem.received) == []
@@ -157,7 +172,9 @@ async def test_a_device_without_the_habit_sends_no_null(cem, clock):
 # Reports under the message_id
 
 
-async def test_it_reports_an_instruction_under_the_id_of_its_message(cem, clock):
+async def test_it_reports_an_instruction_under_the_id_of_its_message(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with HomeBattery(cem.url, every=None, habits={Habit.REPORTS_UNDER_MESSAGE_ID}) as device:
         await introduced(device)
         instruction = device.instruction("charge")

@@ -1,11 +1,15 @@
-"""The simulated devices under power profile based control: what they do, and what they tell a CEM."""
+"""The simulated devices under power profile based control: what they do, and their messages to a CEM."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from freezegun.api import FrozenDateTimeFactory
 
-from tests.parts.s2_cem import introduced
+from tests.parts.s2_cem import Cem, introduced
+from tests.parts.s2_device import DAY, HOUR, MINUTE, NOT_CONTROLABLE, SECOND
 from tests.parts.s2_messages import NOW, example
 from tests.parts.s2_profile_devices import (
     CONTINUE,
@@ -15,40 +19,33 @@ from tests.parts.s2_profile_devices import (
     Dishwasher,
     Dryer,
     PoolPump,
+    Profile,
     ProfileDevice,
     Run,
     Sequence,
     WashingMachine,
 )
+from tests.parts.s2_unconnected import instructed, reasons, rejection, unconnected
 
 pytestmark = pytest.mark.long
 
-NOWHERE = "ws://nowhere"
-METER = "NOT_CONTROLABLE"
-SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 DEADLINE = NOW + 8 * HOUR
 
 
-def made(kind, **options):
-    """Return a device that is not connected, at NOW, with something to do."""
-    return kind(NOWHERE, start=NOW, **{"deadline": DEADLINE} | options)
+def announced[D: ProfileDevice](kind: Callable[..., D], **options: Any) -> D:
+    """Return a device that is not connected, at NOW, and has announced a profile."""
+    return unconnected(kind, **{"deadline": DEADLINE} | options)
 
 
-def instructed(device, *arguments, **changes) -> dict:
-    """Give a device an instruction, which it is to accept; return it."""
-    instruction = device.instruction(*arguments, **changes)
-    assert device.instruct(instruction) is None
-    return instruction
+def profile(device: ProfileDevice) -> Profile:
+    """Return the profile that a device announced last."""
+    assert device.profile is not None
+    return device.profile
 
 
-def states(device) -> list[str]:
-    """Return the status of each container of what was announced last."""
-    return [each.status for each in device.profile.containers.values()]
-
-
-def reasons(device) -> list[str]:
-    """Return why the device rejected instructions."""
-    return [reason for _, reason in device.rejected]
+def states(device: ProfileDevice) -> list[str]:
+    """Return the status of every container of the last profile."""
+    return [container.status for container in profile(device).containers.values()]
 
 
 # What is done
@@ -61,15 +58,14 @@ def reasons(device) -> list[str]:
         ("quick", 60, 2200 / 3 + 0.5 * 300 + 600 / 6),
     ],
 )
-def test_a_programme_runs_when_it_is_scheduled_to(sequence, minutes, energy):
-    device = made(WashingMachine)
+def test_a_programme_runs_when_it_is_scheduled_to(sequence: str, minutes: float, energy: float) -> None:
+    device = announced(WashingMachine)
     instructed(device, sequence, NOW + HOUR)
     assert states(device) == ["SCHEDULED"]
     device.advance(NOW + 1.1 * HOUR)
     assert states(device) == ["EXECUTING"]
-    assert device.power == device.profile.containers[next(iter(device.profile.containers))].sequence.power(
-        6 * MINUTE
-    )
+    [container] = profile(device).containers.values()
+    assert device.power == container.running.power(6 * MINUTE)
     device.advance(NOW + DAY)
     assert states(device) == ["FINISHED"]
     assert device.runs == [Run(sequence, NOW + HOUR, NOW + HOUR + minutes * MINUTE)]
@@ -78,24 +74,24 @@ def test_a_programme_runs_when_it_is_scheduled_to(sequence, minutes, energy):
     assert (device.power, device.violations) == (0, [])
 
 
-def test_what_is_not_scheduled_is_not_done_and_violates_its_deadline():
-    device = made(WashingMachine)
+def test_what_is_not_scheduled_is_not_done_and_violates_its_deadline() -> None:
+    device = announced(WashingMachine)
     device.advance(NOW + DAY)
     assert (states(device), device.runs) == (["NOT_SCHEDULED"], [])
     assert device.violations == [(DEADLINE, "not done in time: laundry")]
 
 
 @pytest.mark.parametrize(("late", "count"), [(timedelta(), 0), (SECOND / 2, 0), (MINUTE, 1)])
-def test_what_is_finished_after_its_deadline_is_a_violation(late, count):
-    device = made(WashingMachine)
+def test_what_is_finished_after_its_deadline_is_a_violation(late: timedelta, count: int) -> None:
+    device = announced(WashingMachine)
     instructed(device, "quick", DEADLINE - HOUR + late)
     device.advance(NOW + DAY)
     assert states(device) == ["FINISHED"]
     assert len(device.violations) == count
 
 
-def test_a_dishwasher_dries_after_a_pause_that_may_be():
-    device = made(Dishwasher)
+def test_a_dishwasher_dries_after_a_pause_that_may_be() -> None:
+    device = announced(Dishwasher)
     instructed(device, at=NOW, container="wash")
     instructed(device, at=NOW + 105 * MINUTE, container="dry")
     device.advance(NOW + DAY)
@@ -103,16 +99,16 @@ def test_a_dishwasher_dries_after_a_pause_that_may_be():
     assert (states(device), device.violations) == (["FINISHED", "FINISHED"], [])
 
 
-def test_containers_may_follow_each_other_at_once():
-    device = made(Dishwasher)
+def test_containers_may_follow_each_other_at_once() -> None:
+    device = announced(Dishwasher)
     instructed(device, at=NOW + 75 * MINUTE, container="dry")
     instructed(device, at=NOW, container="wash")
     device.advance(NOW + DAY)
     assert (states(device), device.violations) == (["FINISHED", "FINISHED"], [])
 
 
-def test_a_pause_that_is_too_long_is_a_violation():
-    device = made(Dishwasher)
+def test_a_pause_that_is_too_long_is_a_violation() -> None:
+    device = announced(Dishwasher)
     instructed(device, at=NOW, container="wash")
     instructed(device, at=NOW + 106 * MINUTE, container="dry")
     device.advance(NOW + DAY)
@@ -120,24 +116,24 @@ def test_a_pause_that_is_too_long_is_a_violation():
     assert (moment, text) == (NOW + 106 * MINUTE, "a pause of 0:31:00 before dry is too long")
 
 
-def test_the_wrong_order_is_rejected_and_a_violation():
-    device = made(Dishwasher)
+def test_the_wrong_order_is_rejected_and_a_violation() -> None:
+    device = announced(Dishwasher)
     instructed(device, container="dry")
     assert device.violations == [(NOW, "dry is to begin before wash")]
     assert reasons(device) == ["dry is to begin before wash"]
     assert states(device) == ["NOT_SCHEDULED", "NOT_SCHEDULED"]
 
 
-def test_nothing_begins_before_its_time():
-    device = made(WashingMachine)
-    device.profile.start = NOW + HOUR
+def test_nothing_begins_before_its_time() -> None:
+    device = announced(WashingMachine)
+    profile(device).start = NOW + HOUR
     instructed(device, "eco", NOW + 0.5 * HOUR)
     device.advance(NOW + HOUR)
     assert (len(device.rejected), len(device.violations), device.runs) == (1, 1, [])
 
 
-def test_what_was_begun_is_not_begun_again():
-    device = made(WashingMachine)
+def test_what_was_begun_is_not_begun_again() -> None:
+    device = announced(WashingMachine)
     instructed(device, "eco")
     instructed(device, "quick", NOW + MINUTE)
     device.advance(NOW + DAY)
@@ -145,9 +141,9 @@ def test_what_was_begun_is_not_begun_again():
     assert [run.label for run in device.runs] == ["eco"]
 
 
-def test_a_programme_for_abnormal_conditions_needs_one():
+def test_a_programme_for_abnormal_conditions_needs_one() -> None:
     steps = {"run": (Sequence("forced", ((HOUR, 100.0),), abnormal_only=True),)}
-    device = made(ProfileDevice, steps=steps, name="Machine")
+    device = announced(ProfileDevice, steps=steps, name="Machine")
     instructed(device)
     assert reasons(device) == ["forced is for abnormal conditions only"]
     instructed(device, abnormal_condition=True)
@@ -155,8 +151,8 @@ def test_a_programme_for_abnormal_conditions_needs_one():
 
 
 @pytest.mark.parametrize("kind", [Dryer, PoolPump])
-def test_what_is_interruptible_pauses_and_goes_on(kind):
-    device = made(kind)
+def test_what_is_interruptible_pauses_and_goes_on(kind: type[ProfileDevice]) -> None:
+    device = announced(kind)
     label = next(iter(device.steps))
     instructed(device)
     instructed(device, kind=INTERRUPT, at=NOW + HOUR)
@@ -174,8 +170,8 @@ def test_what_is_interruptible_pauses_and_goes_on(kind):
     assert device.violations == []
 
 
-def test_what_does_not_run_is_not_interrupted():
-    device = made(Dryer)
+def test_what_does_not_run_is_not_interrupted() -> None:
+    device = announced(Dryer)
     instructed(device, kind=INTERRUPT)
     instructed(device, kind=CONTINUE)
     assert reasons(device) == [
@@ -184,20 +180,20 @@ def test_what_does_not_run_is_not_interrupted():
     ]
 
 
-def test_a_washing_machine_cannot_be_interrupted():
-    device = made(WashingMachine)
-    assert "cannot be interrupted" in device.instruct(device.instruction(kind=INTERRUPT))
+def test_a_washing_machine_cannot_be_interrupted() -> None:
+    device = announced(WashingMachine)
+    assert "cannot be interrupted" in rejection(device, device.instruction(kind=INTERRUPT))
 
 
 @pytest.mark.parametrize("field", ["power_profile_id", "sequence_container_id", "power_sequence_id"])
-def test_an_instruction_that_refers_to_nothing_is_not_accepted(field):
-    device = made(WashingMachine)
-    assert field in device.instruct(device.instruction(**{field: str(uuid4())}))
+def test_an_instruction_that_refers_to_nothing_is_not_accepted(field: str) -> None:
+    device = announced(WashingMachine)
+    assert field in rejection(device, device.instruction() | {field: str(uuid4())})
     assert (device.pending, states(device)) == ([], ["NOT_SCHEDULED"])
 
 
-def test_what_is_revoked_is_scheduled_no_longer():
-    device = made(WashingMachine)
+def test_what_is_revoked_is_scheduled_no_longer() -> None:
+    device = announced(WashingMachine)
     first = instructed(device, "eco", NOW + HOUR)
     second = instructed(device, "quick", NOW + 2 * HOUR)
     assert device.revoke(second["id"]) is None
@@ -208,8 +204,8 @@ def test_what_is_revoked_is_scheduled_no_longer():
     assert device.runs == []
 
 
-def test_how_often_time_passes_makes_no_difference():
-    at_once, by_and_by = made(Dryer), made(Dryer)
+def test_how_often_time_passes_makes_no_difference() -> None:
+    at_once, by_and_by = announced(Dryer), announced(Dryer)
     for device in (at_once, by_and_by):
         instructed(device, at=NOW + 77.7 * SECOND)
         instructed(device, kind=INTERRUPT, at=NOW + HOUR)
@@ -224,27 +220,29 @@ def test_how_often_time_passes_makes_no_difference():
 # Over a websocket
 
 
-def told(cem) -> list[list[tuple]]:
-    """Return each status that was told: of each container, its state and its progress (min)."""
+def statuses(cem: Cem) -> list[list[tuple[str, float | None]]]:
+    """Return every PowerProfileStatus: the status and the progress (min) of every container."""
     return [
         [
-            (each["status"], each["progress"] / 60_000 if "progress" in each else None)
-            for each in message["sequence_container_status"]
+            (status["status"], status["progress"] / 60_000 if "progress" in status else None)
+            for status in message["sequence_container_status"]
         ]
         for message in cem.of("PPBC.PowerProfileStatus")
     ]
 
 
 @pytest.mark.parametrize("kind", [WashingMachine, Dishwasher, Dryer, PoolPump])
-async def test_a_device_introduces_itself(cem, clock, kind):
+async def test_a_device_introduces_itself(
+    cem: Cem, clock: FrozenDateTimeFactory, kind: type[ProfileDevice]
+) -> None:
     async with kind(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         assert device.control_type == PPBC
     [details] = cem.of("ResourceManagerDetails")
-    assert details["available_control_types"] == [PPBC, METER]
+    assert details["available_control_types"] == [PPBC, NOT_CONTROLABLE]
     [definition] = cem.of("PPBC.PowerProfileDefinition")
     assert len(definition["power_sequences_containers"]) == len(device.steps)
-    assert told(cem) == [[("NOT_SCHEDULED", None)] * len(device.steps)]
+    assert statuses(cem) == [[("NOT_SCHEDULED", None)] * len(device.steps)]
     assert cem.kinds()[2:] == [
         "PPBC.PowerProfileDefinition",
         "PPBC.PowerProfileStatus",
@@ -252,15 +250,17 @@ async def test_a_device_introduces_itself(cem, clock, kind):
     ]
 
 
-async def test_a_pause_is_told_where_there_is_a_longest_one(cem, clock):
+async def test_a_pause_is_told_where_there_is_a_longest_one(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with Dishwasher(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
     [definition] = cem.of("PPBC.PowerProfileDefinition")
-    sequences = [each["power_sequences"][0] for each in definition["power_sequences_containers"]]
-    assert [each.get("max_pause_before") for each in sequences] == [None, 1_800_000]
+    sequences = [container["power_sequences"][0] for container in definition["power_sequences_containers"]]
+    assert [sequence.get("max_pause_before") for sequence in sequences] == [None, 1_800_000]
 
 
-async def test_it_tells_its_state_and_what_became_of_an_instruction(cem, clock):
+async def test_it_tells_its_state_and_what_became_of_an_instruction(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with WashingMachine(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         instruction = device.instruction("quick", NOW + HOUR)
@@ -269,13 +269,13 @@ async def test_it_tells_its_state_and_what_became_of_an_instruction(cem, clock):
         for minutes in (1, 58, 2, 10, 60):
             clock.tick(minutes * 60)
             await device.tell()
-        assert told(cem) == [[("SCHEDULED", None)], [("EXECUTING", 1)], [("FINISHED", 60)]]
+        assert statuses(cem) == [[("SCHEDULED", None)], [("EXECUTING", 1)], [("FINISHED", 60)]]
         ids = [instruction["id"]] * 2
         assert cem.updates()[-2:] == list(zip(ids, ["STARTED", "SUCCEEDED"], strict=True))
         assert len(cem.of("PowerMeasurement")) == 5
 
 
-async def test_an_interruption_is_told(cem, clock):
+async def test_an_interruption_is_told(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with Dryer(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         for instruction in (
@@ -289,12 +289,14 @@ async def test_an_interruption_is_told(cem, clock):
             await device.tell()
             clock.tick(15 * 60)
         await device.tell()
-        assert told(cem) == [[("EXECUTING", 0)], [("INTERRUPTED", 10)], [("EXECUTING", 10)]]
+        assert statuses(cem) == [[("EXECUTING", 0)], [("INTERRUPTED", 10)], [("EXECUTING", 10)]]
         assert [status for _, status in cem.updates()].count("SUCCEEDED") == 2
 
 
 @pytest.mark.parametrize("kind", [SCHEDULE, INTERRUPT, CONTINUE])
-async def test_each_kind_of_instruction_can_be_revoked(cem, clock, kind):
+async def test_each_kind_of_instruction_can_be_revoked(
+    cem: Cem, clock: FrozenDateTimeFactory, kind: str
+) -> None:
     async with Dryer(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         instruction = device.instruction(kind=kind, at=NOW + HOUR)
@@ -304,7 +306,7 @@ async def test_each_kind_of_instruction_can_be_revoked(cem, clock, kind):
         assert (device.pending, device.revoked) == ([], {instruction["id"]})
 
 
-async def test_what_is_announced_replaces_what_was_not_begun(cem, clock):
+async def test_what_is_announced_replaces_what_was_not_begun(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with WashingMachine(cem.url, every=None) as device:
         await introduced(device)
         assert cem.kinds()[2:] == ["PowerMeasurement"]
@@ -320,14 +322,14 @@ async def test_what_is_announced_replaces_what_was_not_begun(cem, clock):
         assert await cem.ask(device.instruction("eco")) == "OK"
         third = await device.announce(DEADLINE + 2 * HOUR)
         assert list(device.profiles) == [second.id, third.id]
-        assert [len(each) for each in told(cem)][-1] == 2
+        assert len(statuses(cem)[-1]) == 2
         clock.tick(3600)
         assert await cem.ask(device.instruction("quick")) == "OK"
         await device.tell()
         assert reasons(device)[-1] == "laundry is still running"
 
 
-async def test_who_opens_the_door_aborts_it(cem, clock):
+async def test_who_opens_the_door_aborts_it(cem: Cem, clock: FrozenDateTimeFactory) -> None:
     async with Dishwasher(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         instruction = device.instruction()
@@ -337,7 +339,7 @@ async def test_who_opens_the_door_aborts_it(cem, clock):
         await device.tell()
         device.abort()
         await device.tell()
-        assert told(cem)[-1] == [("ABORTED", 1), ("ABORTED", None)]
+        assert statuses(cem)[-1] == [("ABORTED", 1), ("ABORTED", None)]
         assert cem.updates()[-1] == (instruction["id"], "ABORTED")
         assert (device.power, device.pending) == (0, [])
         clock.tick(24 * 3600)
@@ -345,7 +347,9 @@ async def test_who_opens_the_door_aborts_it(cem, clock):
         assert device.violations == []
 
 
-async def test_a_machine_that_connects_again_tells_how_far_it_is(cem, clock):
+async def test_a_machine_that_connects_again_tells_how_far_it_is(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     device = Dishwasher(cem.url, every=None, deadline=DEADLINE)
     async with device:
         await introduced(device)
@@ -355,17 +359,19 @@ async def test_a_machine_that_connects_again_tells_how_far_it_is(cem, clock):
     clock.tick(600)
     async with device:
         await introduced(device)
-        assert told(cem) == [[("EXECUTING", 10), ("NOT_SCHEDULED", None)]]
+        assert statuses(cem) == [[("EXECUTING", 10), ("NOT_SCHEDULED", None)]]
         assert (device.pending, device.violations) == ([], [])
         assert cem.updates() == []
 
 
-async def test_what_was_scheduled_is_left_behind_by_another_control_type(cem, clock):
+async def test_what_was_scheduled_is_left_behind_by_another_control_type(
+    cem: Cem, clock: FrozenDateTimeFactory
+) -> None:
     async with WashingMachine(cem.url, every=None, deadline=DEADLINE) as device:
         await introduced(device)
         left = device.instruction("eco", NOW + HOUR)
         assert await cem.ask(left) == "OK"
-        await cem.select(METER)
-        await cem.until(lambda: device.control_type == METER)
+        await cem.select(NOT_CONTROLABLE)
+        await cem.until(lambda: device.control_type == NOT_CONTROLABLE)
         assert device.violations == [(NOW, f"PPBC.ScheduleInstruction {left['id']} was left behind")]
         assert states(device) == ["NOT_SCHEDULED"]

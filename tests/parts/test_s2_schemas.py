@@ -1,5 +1,7 @@
 """The official S2 schemas, the examples of every message, and what the schemas refuse."""
 
+from pathlib import Path
+
 import pytest
 from s2python.s2_parser import TYPE_TO_MESSAGE_CLASS, S2Parser
 
@@ -9,25 +11,25 @@ from tests.parts.s2_messages import TYPES, example
 needs_schemas = pytest.mark.skipif(not s2_schemas.available(), reason=s2_schemas.describe())
 
 
-def test_there_is_an_example_of_every_message_type():
+def test_there_is_an_example_of_every_message_type() -> None:
     """The library knows the same types."""
     assert sorted(TYPE_TO_MESSAGE_CLASS) == TYPES
 
 
 @needs_schemas
 @pytest.mark.parametrize("message_type", TYPES)
-def test_an_example_is_valid(message_type):
+def test_an_example_is_valid(message_type: str) -> None:
     """Each example serves other tests as a valid message."""
     assert s2_schemas.problems(example(message_type)) == []
 
 
 @pytest.mark.parametrize("message_type", [name for name in TYPES if name != "DDBC.SystemDescription"])
-def test_s2_python_accepts_an_example(message_type):
+def test_s2_python_accepts_an_example(message_type: str) -> None:
     """It refuses only the official form of DDBC.SystemDescription."""
     assert S2Parser.parse_as_any_message(example(message_type)).message_type == message_type
 
 
-def test_an_example_has_a_message_id_of_its_own():
+def test_an_example_has_a_message_id_of_its_own() -> None:
     """A message may be sent once."""
     assert example("Handshake")["message_id"] != example("Handshake")["message_id"]
 
@@ -54,24 +56,24 @@ def test_an_example_has_a_message_id_of_its_own():
         ([example("Handshake")], "$"),
     ],
 )
-def test_an_invalid_message_is_refused(message, where):
+def test_an_invalid_message_is_refused(message: object, where: str) -> None:
     """The problem names the place."""
     assert any(where in problem for problem in s2_schemas.problems(message))
 
 
 @needs_schemas
-def test_a_huge_integer_is_a_number():
+def test_a_huge_integer_is_a_number() -> None:
     """It has no float, but JSON has it."""
     assert s2_schemas.problems(example("FRBC.StorageStatus", present_fill_level=10**400)) == []
 
 
-def test_without_schemas_nothing_is_checked(monkeypatch, tmp_path):
-    """And it is said why."""
+def test_without_schemas_nothing_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The reason is shown."""
     monkeypatch.setenv("S2_SCHEMA", str(tmp_path))
     monkeypatch.setattr(s2_schemas, "_source", s2_schemas._source.__wrapped__)
     assert not s2_schemas.available()
     assert s2_schemas.problems({"message_type": "Handshake2"}) == []
     assert s2_schemas.describe() == (
-        "THE WIRE FORMAT WENT UNCHECKED: the official schemas could not be had "
+        "THE WIRE FORMAT WAS NOT CHECKED: the official schemas are not available "
         f"(S2_SCHEMA is {tmp_path}, which has no folder messages)"
     )

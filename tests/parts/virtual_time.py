@@ -1,35 +1,51 @@
-"""A clock of the event loop's own: it does not wait, and time passes only when nothing else can happen."""
+"""Clocks for tests: one that never waits, and one that a test moves.
+
+With the first, time passes only when nothing else can happen in the event loop.
+"""
 
 import asyncio
 import math
 import selectors
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from unittest.mock import patch
 
+import pytest
 from freezegun import freeze_time
 from freezegun.api import FrozenDateTimeFactory
 
 DELIVERY_SECONDS = 0.001
-"""How long the system may take to deliver what was sent on a socket of this process."""
+"""The time the system may take to deliver data between sockets of this process."""
 THREAD_SECONDS = 0.1
-"""After what time it is looked again whether a thread of the executor has finished."""
+"""The longest wait for a thread of the executor before another look at the selector."""
 MICROSECOND = timedelta(microseconds=1)
+
+type Events = list[tuple[selectors.SelectorKey, int]]
 
 
 class VirtualTime:
-    """The clock on the wall and that of an event loop, while the loop has them jump from timer to timer.
+    """The wall clock and the clock of an event loop, which jump from timer to timer.
 
-    A jump waits for what is on its way: data on the sockets of this process, and work in the executor.
-    Nothing may depend on another process.
+    A jump waits for data on the sockets of this process, and for work in the executor. Nothing may depend on
+    another process.
     """
 
-    def __init__(self, loop: asyncio.SelectorEventLoop, start: float, wall: FrozenDateTimeFactory) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        selector: selectors.BaseSelector,
+        start: float,
+        wall: FrozenDateTimeFactory,
+    ) -> None:
         self.wall = wall
         self._start = start
         self._elapsed = timedelta()
         self._in_executor = 0
-        self._select = loop._selector.select
+        self._select = selector.select
         self._run_in_executor = loop.run_in_executor
 
     def time(self) -> float:
@@ -37,18 +53,20 @@ class VirtualTime:
         return self._start + self._elapsed / timedelta(seconds=1)
 
     def move_to(self, moment: datetime | str) -> None:
-        """Set the clock on the wall, as a user does: timers of the loop take no notice."""
+        """Set the wall clock, as a user does; it does not affect timers of the loop."""
         self.wall.move_to(moment)
 
-    def run_in_executor(self, *args: object) -> asyncio.Future:
-        """Count what runs in threads."""
-        future = self._run_in_executor(*args)
+    def run_in_executor[T](
+        self, executor: Executor | None, function: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """Run a function in a thread, and count it as long as it runs."""
+        future = self._run_in_executor(executor, function, *args)
         self._in_executor += 1
         future.add_done_callback(self._leave_executor)
         return future
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what can be read or written; else jump to the next timer."""
+    def select(self, timeout: float | None = None) -> Events:
+        """Return the sockets that are ready; if there are none, jump to the next timer."""
         ready = self._select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready
@@ -61,21 +79,31 @@ class VirtualTime:
         self.wall.tick(step)
         return []
 
-    def _leave_executor(self, _future: asyncio.Future) -> None:
+    def _leave_executor(self, _future: asyncio.Future[Any]) -> None:
         self._in_executor -= 1
 
 
 @contextmanager
 def virtual_time(start: datetime | None = None) -> Iterator[VirtualTime]:
-    """Give the running event loop a clock of its own, from a moment on, by default from now."""
+    """Give the running event loop a virtual clock that starts at a moment, by default now."""
     loop = asyncio.get_running_loop()
-    # A frozen monotonic clock counts from 1970: as a float it is too coarse for the loop to tell "now".
+    selector: selectors.BaseSelector = cast(Any, loop)._selector
+    # A frozen monotonic clock counts from 1970: as a float that is too coarse for the loop's timers.
     loop_start = loop.time()
     with freeze_time(start or datetime.now(UTC)) as wall:
-        clock = VirtualTime(loop, loop_start, wall)
-        loop.time, loop.run_in_executor = clock.time, clock.run_in_executor
-        loop._selector.select = clock.select
-        try:
+        assert isinstance(wall, FrozenDateTimeFactory)
+        clock = VirtualTime(loop, selector, loop_start, wall)
+        with (
+            patch.multiple(loop, time=clock.time, run_in_executor=clock.run_in_executor),
+            patch.object(selector, "select", clock.select),
+        ):
             yield clock
-        finally:
-            del loop.time, loop.run_in_executor, loop._selector.select
+
+
+@contextmanager
+def moved_by_hand(monkeypatch: pytest.MonkeyPatch, start: datetime) -> Iterator[FrozenDateTimeFactory]:
+    """Stop the clock at a moment, but not that of asyncio; `move_to` moves it."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", time.monotonic)
+    with freeze_time(start) as clock:
+        assert isinstance(clock, FrozenDateTimeFactory)
+        yield clock

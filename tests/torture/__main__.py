@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.demo import console
+from tests.demo_terminal import console
 from tests.parts import pyscript_source
 from tests.parts.flexmeasures_server import FlexMeasuresServer
 from tests.torture import attacks, calls, files, kills, load, proxy, report
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 @dataclass(frozen=True)
 class Scenario:
-    """A part of the torture, in a house of its own."""
+    """A part of the torture, in its own house."""
 
     title: str
     what: str
@@ -34,7 +34,7 @@ class Scenario:
 
 
 def scenarios(short: bool) -> dict[str, Scenario]:
-    """Return all scenarios by their names."""
+    """Return all scenarios by name."""
     number, seconds = (20, 5) if short else (200, 120)
     runs = {
         "kills": (kills.TITLE, kills.WHAT, lambda house: kills.run(house, 2 if short else 50)),
@@ -53,7 +53,7 @@ def scenarios(short: bool) -> dict[str, Scenario]:
 
 
 def machine() -> str:
-    """Return when, where and on what this is run."""
+    """Return the date, the machine and the versions of this run."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores, {memory:.0f} GiB, shared; Home Assistant "
@@ -63,7 +63,7 @@ def machine() -> str:
 
 
 async def outcomes_of(scenario: Scenario, source: pyscript_source.Source) -> list[report.Outcome]:
-    """Run a scenario on a server of its own; where it ends unexpectedly, that is its outcome."""
+    """Run a scenario on its own server; an unexpected error is its outcome."""
     server = await asyncio.to_thread(FlexMeasuresServer)
     try:
         await asyncio.to_thread(server.start)
@@ -77,12 +77,13 @@ async def outcomes_of(scenario: Scenario, source: pyscript_source.Source) -> lis
 
 
 async def main(names: list[str], short: bool, page: Path | None) -> bool:
-    """Run scenarios; return whether all that must hold did."""
+    """Run scenarios, and return whether there was no failure."""
     source = await asyncio.to_thread(pyscript_source.source)
-    every, failures = scenarios(short), []
+    by_name = scenarios(short)
+    failures: list[str] = []
 
     async def one(name: str) -> None:
-        scenario, began = every[name], time.monotonic()
+        scenario, began = by_name[name], time.monotonic()
         section = report.Section(
             title=scenario.title,
             command=f"python -m tests.torture --only {name}{' --short' * short}",
@@ -94,7 +95,7 @@ async def main(names: list[str], short: bool, page: Path | None) -> bool:
         console.print(f"{scenario.title}: {(time.monotonic() - began) / 60:.1f} minutes")
         failures.extend(section.failures)
         if page:
-            report.write(page, [section], [each.title for each in every.values()])
+            report.write(page, [section], [scenario.title for scenario in by_name.values()])
 
     await asyncio.gather(*[one(name) for name in names if name in MOSTLY_WAITING])
     for name in names:
@@ -106,7 +107,9 @@ async def main(names: list[str], short: bool, page: Path | None) -> bool:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--only", nargs="+", choices=list(scenarios(False)), help="run these parts alone")
     parser.add_argument("--short", action="store_true", help="a few cases of each, and no page")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (docs/reliability.md)")

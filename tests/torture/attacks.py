@@ -1,4 +1,4 @@
-"""The port that S2 devices connect to is attacked, beside a device that behaves well."""
+"""Attack the port for S2 devices, while a well-behaved device is connected."""
 
 import asyncio
 import functools
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
@@ -30,23 +31,23 @@ WHAT = (
 )
 SPAWN = multiprocessing.get_context("spawn")
 MAX_ROUND_TRIP_SECONDS = 10
-"""How long a device waits for a confirmation, before it takes its connection for lost."""
+"""The time after which a device without a confirmation assumes that its connection is lost."""
 MAX_GROWTH_MIB = 64
 HEAD = "GET /s2 HTTP/1.1\r\nHost: localhost\r\n"
 EVIL = "Heater\r\n2026-01-01 00:00:00.000 ERROR (MainThread) [root] forged\x1b[31m\x00\u202e **bold** " + (
     "<img src=x onerror=alert(1)> [here](http://127.0.0.1/)"
 )
-Attack = Callable[["Target"], Awaitable[str]]
+type Attack = Callable[["Target"], Awaitable[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is attacked, for how long, and with how much of it."""
+    """The house to attack, the duration of an attack, and the share of its full strength."""
 
     house: House
     seconds: float
     share: float
-    run: Callable
+    run: Callable[..., Awaitable[Any]]
 
     @property
     def port(self) -> int:
@@ -59,7 +60,7 @@ class Target:
         return self.house.home_assistant.s2_url
 
     def several(self, number: int) -> int:
-        """Return how many of a number this run makes."""
+        """Return this run's share of a number of connections or messages, at least 10."""
         return max(10, int(number * self.share))
 
 
@@ -70,7 +71,7 @@ async def nothing(target: Target) -> str:
 
 
 async def half_open(target: Target) -> str:
-    """Connect, and say nothing."""
+    """Connect, and send nothing."""
     number = target.several(2000)
     async with AsyncExitStack() as stack:
         for _ in range(number):
@@ -127,7 +128,7 @@ async def long_headers(target: Target) -> str:
 
 
 async def frames(target: Target, frame: str | bytes, what: str, number: int) -> str:
-    """Send a frame that is not to be, again and again, as a device that is let in."""
+    """Send an invalid frame repeatedly, as a device with the token."""
     codes, answers = set(), set()
     for _ in range(number):
         async with ResourceManager(target.url, S2_TOKEN, name="Attacker") as attacker:
@@ -148,7 +149,7 @@ async def large_frames(target: Target) -> str:
 
 
 async def binary_frames(target: Target) -> str:
-    """Send what is no text."""
+    """Send binary frames."""
     return await frames(target, bytes(1000), "binary frames", target.several(100))
 
 
@@ -165,7 +166,7 @@ async def flooded(target: Target) -> str:
 
 
 async def names(target: Target) -> str:
-    """Say names and labels that are meant to be more than that."""
+    """Send names and labels that try to inject text."""
     home_assistant = target.house.home_assistant
     details = {"manufacturer": EVIL, "model": EVIL, "serial_number": EVIL, "firmware_version": EVIL}
     description = json.loads(json.dumps(example("FRBC.SystemDescription")))
@@ -186,9 +187,9 @@ async def names(target: Target) -> str:
         notifications = await home_assistant.notifications()
     faults = [text for state in shown for text in texts_of(state) if not text.isprintable()]
     faults += [
-        each["message"]
-        for each in notifications
-        for text in each["message"].split("\n\n")
+        notification["message"]
+        for notification in notifications
+        for text in notification["message"].split("\n\n")
         if not text.isprintable()
     ]
     if faults:
@@ -199,14 +200,14 @@ async def names(target: Target) -> str:
 def texts_of(value: object) -> list[str]:
     """Return all texts in a value."""
     if isinstance(value, dict):
-        return [text for key, each in value.items() for text in [*texts_of(key), *texts_of(each)]]
+        return [text for key, item in value.items() for text in [*texts_of(key), *texts_of(item)]]
     if isinstance(value, list):
-        return [text for each in value for text in texts_of(each)]
+        return [text for item in value for text in texts_of(item)]
     return [value] if isinstance(value, str) else []
 
 
 async def impostors(target: Target) -> str:
-    """Claim to be the device that has a token of its own, by its resource_id and by its name, without it."""
+    """Claim the resource_id and the name of a device that has its own token, without that token."""
     number, ends = target.several(50), set()
     for _ in range(number):
         async with ResourceManager(
@@ -216,15 +217,15 @@ async def impostors(target: Target) -> str:
                 await impostor.establish()
                 ends.add("was let in")
             except AssertionError:
-                ends.add(f"was refused ({[each.get('status') for each in impostor.received][-1:]})")
-    state = await target.house.home_assistant.state(DEVICE_ENTITY)
+                ends.add(f"was refused ({[message.get('status') for message in impostor.received][-1:]})")
+    state = await target.house.state(DEVICE_ENTITY)
     if "was let in" in ends or state["state"] == "disconnected":
         raise AssertionError(f"an impostor {ends}; the device is {state['state']}")
     return f"{number} devices claim the resource_id of one with a token of its own, without it: refused"
 
 
 async def namesakes(target: Target) -> str:
-    """Take the name of the device that has a token of its own, with a resource_id of another."""
+    """Claim the name of a device that has its own token, with another resource_id."""
     home_assistant, number = target.house.home_assistant, target.several(50)
     before = await target.house.device_entity()
     for _ in range(number):
@@ -245,7 +246,7 @@ async def namesakes(target: Target) -> str:
 
 
 async def successor(target: Target) -> str:
-    """Claim to be it with its token, as it does itself when it has lost its connection."""
+    """Connect as the device with its own token, as when it has lost its connection."""
     async with ResourceManager(
         target.url, OWN_TOKEN, resource_id=DEVICE_ID, name=DEVICE, control_types=["NOT_CONTROLABLE"]
     ) as second:
@@ -273,7 +274,7 @@ SHORT = ("half-open connections", "deep JSON", "names and labels", "impostors", 
 
 
 async def run(house: House, names: Sequence[str] = tuple(ATTACKS)) -> list[Outcome]:
-    """Try attacks, all of them at length, or some in short; return what came of it."""
+    """Try all attacks at length, or some in short, and return the outcomes."""
     short = len(names) < len(ATTACKS)
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384), hard))
@@ -291,7 +292,7 @@ async def run(house: House, names: Sequence[str] = tuple(ATTACKS)) -> list[Outco
 
 
 async def one(target: Target, name: str) -> Outcome:
-    """Attack, with a device beside it."""
+    """Try an attack, while two devices are connected."""
     house, failures, what = target.house, [], name
     before, log_before = house.memory(), len(house.home_assistant.log)
     async with talking(house.home_assistant, "Well-behaved", S2_TOKEN) as device, house.device() as battery:

@@ -1,7 +1,8 @@
-"""A bit of everything on one home, in a fraction of a minute: what each run of the tests tries."""
+"""Some of every scenario on one home, in a fraction of a minute, for every run of the tests."""
 
 import asyncio
 
+from tests.parts import misbehaving_proxy
 from tests.torture import attacks, files, kills, proxy
 from tests.torture.house import House, posting
 from tests.torture.report import Outcome
@@ -11,16 +12,15 @@ FAULTS = ("reset in mid-reply", "200 with `[]`")
 ATTACKS = ("impostors", "namesakes")
 DAMAGED = files.Case({"measurements": "cut in half"})
 WITHIN_SECONDS = 120
-"""Within what time each step must have come to its end, on a machine that is busy with other tests."""
+"""The time limit of every step, on a machine that is busy with other tests."""
 
 
 async def run(house: House) -> list[Outcome]:
     """Try faults of the network, and attacks; then kill while the server is away, and damage a file."""
     await house.plan(duration="PT1H")
-    first, second = [fault for fault in proxy.FAULTS if fault.name in FAULTS]
+    first, second = [fault for fault in misbehaving_proxy.FAULTS if fault.name in FAULTS]
     outcomes = [await proxy.one(house, first, lasting=0)]
-    beside = asyncio.gather(proxy.one(house, second, lasting=0), attacks.run(house, ATTACKS))
-    last, attacked = await beside
+    last, attacked = await asyncio.gather(proxy.one(house, second, lasting=0), attacks.run(house, ATTACKS))
     return [*outcomes, last, *attacked, await killed(house)]
 
 
@@ -39,13 +39,13 @@ async def killed(house: House) -> Outcome:
     for name, way in DAMAGED.ways.items():
         await asyncio.to_thread(files.DAMAGES[way], house.storage / f"{files.PREFIX}{name}")
     await home_assistant.start()
-    failures += await files.told_soon(house, DAMAGED, WITHIN_SECONDS)
+    failures += await files.reporting_faults_in_time(house, DAMAGED, WITHIN_SECONDS)
     waited = (await house.status())["attributes"]["outbox"]
     if waited < (accepted := len(house.ledger.accepted) - accepted_before):
         failures.append(f"{waited} values wait, but {accepted} were accepted")
     await house.proxy.end()
     try:
-        await house.device_told(WITHIN_SECONDS)
+        await house.device_instructed(WITHIN_SECONDS)
         await house.until_none_waits(WITHIN_SECONDS)
     except (TimeoutError, OSError) as error:
         failures.append(f"after the kill: {error}")

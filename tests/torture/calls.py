@@ -1,4 +1,4 @@
-"""The services are called with whatever comes to mind."""
+"""Call the services with random and malicious fields."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from tests.torture.house import DEVICE, DEVICE_ENTITY, S2_TOKEN, House, percentile, unclear
 from tests.torture.neighbour import talking
@@ -27,12 +28,12 @@ EXPECTED = ("ServiceValidationError", "HomeAssistantError")
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-def nested(depth: int) -> list:
+def nested(depth: int) -> list[Any]:
     """Return lists in lists."""
-    found: list = []
+    outer: list[Any] = []
     for _ in range(depth):
-        found = [found]
-    return found
+        outer = [outer]
+    return outer
 
 
 NASTY: tuple[object, ...] = (
@@ -81,12 +82,12 @@ NASTY: tuple[object, ...] = (
 
 
 def plausible(choose: random.Random, sensors: Sequence[int]) -> dict[str, dict[str, Callable[[], object]]]:
-    """Return fields as they are meant, so that some of each call are right."""
+    """Return functions that make valid fields, by service and field."""
 
     def moment() -> str:
         return (NOW + timedelta(hours=choose.randint(-48, 48))).isoformat()
 
-    def wish() -> list[dict]:
+    def wish() -> list[dict[str, object]]:
         return [{"value": choose.choice([5, "50 %", 1e9]), "datetime": moment()}]
 
     device = choose.choice([CALLED, CALLED, "nobody"])
@@ -137,8 +138,8 @@ def plausible(choose: random.Random, sensors: Sequence[int]) -> dict[str, dict[s
     }
 
 
-def random_call(choose: random.Random, sensors: Sequence[int]) -> tuple[str, dict]:
-    """Return a service and its fields: some left out, some as they are meant, one or two nasty."""
+def random_call(choose: random.Random, sensors: Sequence[int]) -> tuple[str, dict[str, object]]:
+    """Return a service and its fields: some left out, some valid, up to two nasty."""
     services = plausible(choose, sensors)
     service = choose.choice(list(services))
     fields = services[service]
@@ -152,13 +153,15 @@ def random_call(choose: random.Random, sensors: Sequence[int]) -> tuple[str, dic
 
 
 async def run(house: House, number: int) -> list[Outcome]:
-    """Make so many calls; return what came of them."""
+    """Make a number of calls, and return the outcome."""
     choose = random.Random(number)
     await house.plan()
     await house.device_planned()
     sensors = [await asyncio.to_thread(house.server.add_sensor, "kW", 15), 999_999]
     calls = iter([random_call(choose, sensors) for _ in range(number)])
-    failures, seconds, ends = [], [], Counter()
+    failures: list[str] = []
+    seconds: list[tuple[float, str]] = []
+    ends: Counter[str] = Counter()
     began = time.time()
 
     async def caller() -> None:
@@ -178,9 +181,9 @@ async def run(house: House, number: int) -> list[Outcome]:
     failures += [f"the device was cut off: {error}" for error in device.record.errors]
     failures += await goes_on(house)
     failures += house.log_faults()
-    told = ", ".join(f"{count} {end}" for end, count in ends.most_common())
+    counts = ", ".join(f"{count} {end}" for end, count in ends.most_common())
     (slowest, service), trips = max(seconds), device.record.round_trips
-    happened = f"{told}; then a plan, a value and the device went through"
+    happened = f"{counts}; then a plan, a value and the device went through"
     trip = f"p99 {percentile(trips, 99):.0f} ms, at most {max(trips, default=0):.0f} ms"
     figure = (
         f"{slowest:.1f} s at most ({service}); the loop's lag p99 {percentile(lags, 99):.1f} ms, at most "
@@ -190,8 +193,8 @@ async def run(house: House, number: int) -> list[Outcome]:
     return [Outcome(f"{number} random calls, {AT_ONCE} at once", happened, figure, failures)]
 
 
-async def called(house: House, service: str, call: dict) -> dict:
-    """Call a service from inside Home Assistant, and return what came of it."""
+async def called(house: House, service: str, call: dict[str, object]) -> dict[str, Any]:
+    """Call a service from inside Home Assistant, and return the result or the error."""
     data = {"domain": "flexmeasures", "service": service, "data": json.dumps(call)}
     try:
         async with asyncio.timeout(MAX_SECONDS):
@@ -201,8 +204,8 @@ async def called(house: House, service: str, call: dict) -> dict:
     return answer
 
 
-def faults_of(service: str, call: dict, answer: dict, secrets: list[str]) -> list[str]:
-    """Return what is wrong with how a call ended."""
+def faults_of(service: str, call: dict[str, object], answer: dict[str, Any], secrets: list[str]) -> list[str]:
+    """Return the faults of the end of a call."""
     if "kinds" not in answer:
         return []
     shown = f"{service} {json.dumps(call)[:200]}"
@@ -213,7 +216,7 @@ def faults_of(service: str, call: dict, answer: dict, secrets: list[str]) -> lis
 
 
 async def goes_on(house: House) -> list[str]:
-    """Return what does not work any more."""
+    """Return what no longer works."""
     home_assistant = house.home_assistant
     call = {"control_type": "FRBC", "resource_id": DEVICE}
     try:

@@ -1,4 +1,4 @@
-"""Our files in Home Assistant's storage folder are damaged while it is down."""
+"""Damage our files in Home Assistant's storage folder while it is down."""
 
 import asyncio
 import json
@@ -23,44 +23,44 @@ WHAT = (
     "file beside it; what is in the other files must go on, and so must planning, posting and S2. The "
     "figure is how long the start took."
 )
-TOLD_WITHIN_SECONDS = 20
+REPORTED_WITHIN_SECONDS = 20
 PREFIX = "flexmeasures_for_pyscript."
 NAMES = ("schedule", "measurements", "resources", "outbox.db")
 REFUSED = next(fault for fault in FAULTS if fault.answer is None)
 NOTIFICATION = "flexmeasures_file_set_aside"
 FILLER = "filler"
 TRIES_TO_MOUNT = 40
-"""A disk stays writable for as long as a file of it is open to be written."""
+"""The number of attempts: a disk stays writable as long as one of its files is open for writing."""
 
 
 def empty(path: Path) -> None:
-    """Leave nothing in it, as a power failure does on some file systems."""
+    """Empty a file, as a power failure does on some file systems."""
     path.write_bytes(b"")
 
 
 def cut(path: Path) -> None:
-    """Lose its second half."""
+    """Remove the second half of a file."""
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
 
 
 def random_bytes(path: Path) -> None:
-    """Write what nobody can read."""
+    """Replace a file by random bytes."""
     path.write_bytes(random.Random(1).randbytes(4096))
 
 
 def null(path: Path) -> None:
-    """Write JSON's nothing."""
+    """Replace a file by JSON's null."""
     path.write_text("null")
 
 
 def a_list(path: Path) -> None:
-    """Write JSON of another kind."""
+    """Replace a file by a list in JSON."""
     path.write_text("[]")
 
 
 def version_99(path: Path) -> None:
-    """Have it be one of a version to come."""
+    """Set a future version."""
     if path.suffix == ".db":
         with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA user_version = 99")
@@ -69,25 +69,25 @@ def version_99(path: Path) -> None:
 
 
 def another_shape(path: Path) -> None:
-    """Have all its values be of another kind."""
+    """Change the types of all values."""
     if path.suffix == ".db":
         with closing(sqlite3.connect(path)) as database, database:
             database.execute("DROP TABLE runs")
     else:
-        found = json.loads(path.read_text())
-        found["data"] = {key: bent(value) for key, value in found["data"].items()}
-        path.write_text(json.dumps(found))
+        content = json.loads(path.read_text())
+        content["data"] = {key: bent(value) for key, value in content["data"].items()}
+        path.write_text(json.dumps(content))
 
 
 def bent(value: object) -> object:
-    """Return a value of another kind, and texts and numbers as they are: they say whose the file is."""
+    """Return an object or list with another content; texts and numbers stay, since they identify the file."""
     if isinstance(value, dict):
         return {"unknown": [1, 2], **dict.fromkeys(value, 5)} if value else [1]
     return {"unknown": 1} if isinstance(value, list) else value
 
 
 def a_folder(path: Path) -> None:
-    """Put a folder in its place, with something in it."""
+    """Replace a file by a folder that is not empty."""
     path.unlink()
     path.mkdir()
     (path / "something").write_text("else")
@@ -107,7 +107,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Files that are damaged together: a way of each."""
+    """Files that are damaged together, with the kind of damage."""
 
     ways: dict[str, str]
 
@@ -116,19 +116,19 @@ class Case:
 
 
 def cases(short: bool) -> Iterator[Case]:
-    """Yield two files at a time, until each has been damaged in each way."""
+    """Yield two files at a time, until all files have been damaged in all ways."""
     ways = list(DAMAGES)
     if short:
         yield Case({"schedule": "another shape", "outbox.db": "cut in half"})
         return
     for number, way in enumerate(ways):
-        other = ways[(number + 3) % len(ways)]
-        yield Case({"schedule": way, "outbox.db": other})
-        yield Case({"measurements": way, "resources": other})
+        second_way = ways[(number + 3) % len(ways)]
+        yield Case({"schedule": way, "outbox.db": second_way})
+        yield Case({"measurements": way, "resources": second_way})
 
 
 async def run(house: House, short: bool) -> list[Outcome]:
-    """Try each case; return what came of it."""
+    """Try all cases, and return the outcomes."""
     outcomes = [await guarded(str(case), one(house, case)) for case in cases(short)]
     if not short:
         outcomes += [await guarded(way.name, small_disk(house, way)) for way in WAYS]
@@ -136,7 +136,7 @@ async def run(house: House, short: bool) -> list[Outcome]:
 
 
 async def one(house: House, case: Case) -> Outcome:
-    """Damage files, start, and look at what goes on."""
+    """Damage files, start, and check what still works."""
     home_assistant, failures = house.home_assistant, []
     await house.plan()
     await house.device_planned()
@@ -146,7 +146,7 @@ async def one(house: House, case: Case) -> Outcome:
     for _ in range(3):
         await house.ledger.post(home_assistant)
     waiting = set(house.ledger.accepted) - first
-    shown = (await home_assistant.state(SCHEDULE))["attributes"]
+    shown = (await house.state(SCHEDULE))["attributes"]
     await home_assistant.stop()
     for name, way in case.ways.items():
         await asyncio.to_thread(DAMAGES[way], house.storage / f"{PREFIX}{name}")
@@ -154,9 +154,9 @@ async def one(house: House, case: Case) -> Outcome:
     began = asyncio.get_running_loop().time()
     await home_assistant.start()
     took = asyncio.get_running_loop().time() - began
-    failures += await told_soon(house, case)
+    failures += await reporting_faults_in_time(house, case)
     if "schedule" not in case.ways:
-        restored = (await home_assistant.state(SCHEDULE))["attributes"]
+        restored = (await house.state(SCHEDULE))["attributes"]
         if restored.get("schedule") != shown.get("schedule"):
             failures.append("the schedule was not restored")
     if "outbox.db" in case.ways:
@@ -166,7 +166,7 @@ async def one(house: House, case: Case) -> Outcome:
     failures += await goes_on(house)
     new = set(house.storage.glob(f"{PREFIX}*.corrupt.*")) - asides
     for name in case.ways:
-        if not any(each.name.startswith(f"{PREFIX}{name}.corrupt.") for each in new):
+        if not any(path.name.startswith(f"{PREFIX}{name}.corrupt.") for path in new):
             failures.append(f"{name}: the damaged file was not kept")
     failures += house.log_faults()
     for path in new:
@@ -175,35 +175,38 @@ async def one(house: House, case: Case) -> Outcome:
     return Outcome(str(case), happened, f"{took:.1f} s", failures)
 
 
-async def told_soon(house: House, case: Case, within: float = TOLD_WITHIN_SECONDS) -> list[str]:
-    """Return what is not told, or not well, once the app has had the time to read all its files."""
-    until = time.monotonic() + within
-    while (failures := await told(house, case)) and time.monotonic() < until:
+async def reporting_faults_in_time(
+    house: House, case: Case, within: float = REPORTED_WITHIN_SECONDS
+) -> list[str]:
+    """Return the faults of the reports of damage, once the app has had the time to read all its files."""
+    deadline = time.monotonic() + within
+    while (failures := await reporting_faults(house, case)) and time.monotonic() < deadline:
         await asyncio.sleep(0.5)
     return failures
 
 
-async def told(house: House, case: Case) -> list[str]:
-    """Return which damage was not told, or not well."""
+async def reporting_faults(house: House, case: Case) -> list[str]:
+    """Return which damage is not reported, or not well."""
     failures, last_error = [], (await house.status())["attributes"]["last_error"] or ""
     if "cannot be read" not in last_error and "cannot be reached" not in last_error:
-        failures.append(f"the status does not tell of it: {last_error}")
-    notifications = {each["notification_id"]: each for each in await house.home_assistant.notifications()}
+        failures.append(f"the status does not report it: {last_error}")
+    shown = await house.home_assistant.notifications()
+    notifications = {notification["notification_id"]: notification for notification in shown}
     text = notifications.get(NOTIFICATION, {}).get("message", "")
     for name in case.ways:
         if f"{PREFIX}{name} with" not in text:
-            failures.append(f"{name}: no notification tells of it ({text[:200]})")
+            failures.append(f"{name}: no notification reports it ({text[:200]})")
     for part in text.split("\n\n"):
         failures += unclear(part, house.secrets) if part else []
     return failures
 
 
 async def goes_on(house: House) -> list[str]:
-    """Return what does not work: planning, posting, S2, and what waited."""
+    """Return what does not work: planning, posting, S2, and the values that waited."""
     try:
         await house.plan()
         await house.ledger.post(house.home_assistant)
-        await house.device_told(60)
+        await house.device_instructed(60)
         await house.until_none_waits(90)
     except Exception as error:
         return [f"it does not go on: {type(error).__name__} {error}"]
@@ -212,7 +215,7 @@ async def goes_on(house: House) -> list[str]:
 
 @dataclass(frozen=True)
 class Way:
-    """How a disk cannot be written to for a while: what begins that, and what ends it."""
+    """A way to make a disk not writable for a while, with its begin and end."""
 
     name: str
     begin: Callable[[Path], Awaitable[object]]
@@ -220,7 +223,7 @@ class Way:
 
 
 async def small_disk(house: House, way: Way) -> Outcome:
-    """Let the disk of the storage folder not be written to for a while, where a small one can be mounted."""
+    """Make the disk of the storage folder not writable for a while, if a small one can be mounted."""
     what = way.name
     if os.geteuid():
         return Outcome(what, "left out: it needs root, to mount a small disk", "")
@@ -243,9 +246,9 @@ async def small_disk(house: House, way: Way) -> Outcome:
 
 
 async def on_a_bad_disk(house: House, way: Way) -> Outcome:
-    """Have the disk take nothing, post, and have it take more again."""
+    """Post a value while the disk is not writable, and check that it is delivered."""
     await house.home_assistant.start()
-    failures = []
+    failures: list[str] = []
     await house.proxy.begin(REFUSED)
     await way.begin(house.storage)
     text, in_memory = None, FIRST + len(house.ledger.tried) * QUARTER
@@ -256,10 +259,10 @@ async def on_a_bad_disk(house: House, way: Way) -> Outcome:
         text = getattr(error, "message", repr(error)).replace(f"{house.home_assistant.config}/", "")
         failures += unclear(text, house.secrets)
         if "in memory alone" not in text:
-            failures.append(f"the call does not tell of it: {text[:200]}")
-    ids = [each["notification_id"] for each in await house.home_assistant.notifications()]
-    if "flexmeasures_file_not_saved" not in ids:
-        failures.append("no notification tells of it")
+            failures.append(f"the call does not report it: {text[:200]}")
+    shown = await house.home_assistant.notifications()
+    if "flexmeasures_file_not_saved" not in [notification["notification_id"] for notification in shown]:
+        failures.append("no notification reports it")
     await way.end(house.storage)
     began = asyncio.get_running_loop().time()
     outbox = house.storage / f"{PREFIX}outbox.db"
@@ -280,19 +283,19 @@ async def on_a_bad_disk(house: House, way: Way) -> Outcome:
 
 
 async def mount(path: Path) -> int:
-    """Mount a disk of 8 MiB in memory; return 0 where that was done."""
+    """Mount a disk of 8 MiB in memory; return 0 if that succeeded."""
     process = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path)
     return await process.wait()
 
 
 async def unmount(path: Path) -> None:
-    """Take it away."""
+    """Unmount the disk."""
     process = await asyncio.create_subprocess_exec("umount", path)
     await process.wait()
 
 
 async def mount_again(path: Path, mode: str) -> None:
-    """Have it be read-only (ro), as after a fault of the disk, or be written to again (rw)."""
+    """Mount the disk read-only (ro), as after a fault of a disk, or writable again (rw)."""
     for _ in range(TRIES_TO_MOUNT):
         process = await asyncio.create_subprocess_exec("mount", "-o", f"remount,{mode}", path)
         if not await process.wait():
@@ -302,7 +305,7 @@ async def mount_again(path: Path, mode: str) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Write until there is no room."""
+    """Write until the disk is full."""
     with (folder / FILLER).open("wb", buffering=0) as file:
         for size in (65_536, 1):
             try:

@@ -1,4 +1,4 @@
-"""Devices that talk S2, in a process of their own: they obey, and come back when they are sent away."""
+"""Devices that speak S2, in a separate process: they execute instructions, and reconnect."""
 
 import json
 import random
@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from itertools import chain
 from uuid import uuid4
 
-from tests.bench import Message, Sender, framed
-from tests.parts.s2_messages import example
+from tests.bench import Framed, Sender, framed
+from tests.parts.s2_messages import Message, example
 
 DISCONNECTED = (OSError, ValueError, KeyError)
 NOT_CONTROLABLE = "NOT_CONTROLABLE"
@@ -21,9 +21,9 @@ FILL_LEVEL = 50.0
 
 @dataclass
 class Record:
-    """What devices saw: each round trip (ms), when (s since 1970) they were cut off and back, and why.
+    """The round trips of devices (ms), the times (s since 1970) of dis- and reconnections, and the errors.
 
-    `instructed` is how many of several got any of the `instructions`.
+    `instructed` is the number of devices with an instruction, `instructions` the number of instructions.
     """
 
     round_trips: list[float] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Record:
     instructed: int = 0
 
     def add(self, other: "Record") -> None:
-        """Count another device in."""
+        """Add the record of another device."""
         self.round_trips += other.round_trips
         self.cut_off += other.cut_off
         self.back += other.back
@@ -44,67 +44,68 @@ class Record:
 
 
 class Battery:
-    """A battery of the example's description: what it does, and what it tells of that."""
+    """A battery with the example's description."""
 
     def __init__(self) -> None:
         description = example("FRBC.SystemDescription")
-        modes = chain.from_iterable(each["operation_modes"] for each in description["actuators"])
-        self.elements = {mode["id"]: mode["elements"][0] for mode in modes}
+        modes = chain.from_iterable(actuator["operation_modes"] for actuator in description["actuators"])
+        self.elements: dict[str, Message] = {mode["id"]: mode["elements"][0] for mode in modes}
         self.power = self.rate = 0.0
         self.level = FILL_LEVEL
-        self.told_at = time.monotonic()
+        self.updated_at = time.monotonic()
 
-    def obey(self, instruction: dict) -> None:
-        """Do what an instruction says."""
+    def obey(self, instruction: Message) -> None:
+        """Execute an instruction."""
         element, factor = self.elements[instruction["operation_mode"]], instruction["operation_mode_factor"]
         self.power = within(element["power_ranges"][0], factor)
         self.rate = within(element["fill_rate"], factor)
 
-    def told(self, number: int) -> Message:
-        """Return its power or its fill level, in turns."""
+    def next_message(self, number: int) -> Framed:
+        """Return its power and its fill level, in turns."""
         now = time.monotonic()
-        self.level = min(max(self.level + self.rate * (now - self.told_at), 0.0), 100.0)
-        self.told_at = now
+        self.level = min(max(self.level + self.rate * (now - self.updated_at), 0.0), 100.0)
+        self.updated_at = now
         if number % 2:
             return as_frame(example("FRBC.StorageStatus", present_fill_level=self.level))
         return as_frame(measurement(self.power))
 
 
-def within(limits: dict, factor: float) -> float:
-    """Return the value at a factor from the start of a range, to its end."""
-    return limits["start_of_range"] + factor * (limits["end_of_range"] - limits["start_of_range"])
+def within(limits: Message, factor: float) -> float:
+    """Return the value of a NumberRange at a factor."""
+    start, end = float(limits["start_of_range"]), float(limits["end_of_range"])
+    return start + factor * (end - start)
 
 
-def measurement(power: float) -> dict:
-    """Return a measurement of now."""
+def measurement(power: float) -> Message:
+    """Return a PowerMeasurement of now."""
     values = [{"commodity_quantity": "ELECTRIC.POWER.L1", "value": power}]
     return example("PowerMeasurement", measurement_timestamp=datetime.now(UTC).isoformat(), values=values)
 
 
-def as_frame(message: dict) -> Message:
+def as_frame(message: Message) -> Framed:
     """Return a message's id, and its frame."""
     return message["message_id"].encode(), framed(json.dumps(message).encode())
 
 
 def fleet(port: int, token: str, number: int, pause: float, seconds: float, connecting: float = 0) -> Record:
-    """Have several devices send a message each `pause` seconds, for some seconds.
+    """Have several devices send a message every `pause` seconds, for some seconds.
 
     They connect one after the other, all within `connecting` seconds.
     """
-    whole, until = Record(), time.time() + connecting + seconds
+    total, end = Record(), time.time() + connecting + seconds
 
-    def one(index: int) -> Record:
+    def device(index: int) -> Record:
         time.sleep(connecting * index / number)
-        return live(port, token, f"Fleet {index}", pause, lambda: time.time() >= until)
+        return live(port, token, f"Fleet {index}", pause, lambda: time.time() >= end)
 
     with ThreadPoolExecutor(number) as threads:
-        for record in threads.map(one, range(number)):
-            whole.add(record)
-    return whole
+        for record in threads.map(device, range(number)):
+            total.add(record)
+    return total
 
 
 def live(port: int, token: str, name: str, pause: float, is_over: Callable[[], bool]) -> Record:
-    """Be a device for as long as is wanted; come back soon after each end of the connection."""
+    """Run a device; reconnect soon after every disconnection."""
     record, battery, is_back = Record(), Battery(), False
     while not is_over():
         try:
@@ -122,11 +123,11 @@ def live(port: int, token: str, name: str, pause: float, is_over: Callable[[], b
 
 
 def talk(sender: Sender, battery: Battery, pause: float, is_over: Callable[[], bool], record: Record) -> None:
-    """Tell one thing after the other, and do what is told in between."""
+    """Send messages one after the other, and execute the instructions in between."""
     time.sleep(random.uniform(0, pause))
     number = 0
     while not is_over():
-        message = battery.told(number)
+        message = battery.next_message(number)
         began = time.perf_counter()
         sender.send([message])
         confirm_until_confirmed(sender, message, battery, record)
@@ -135,8 +136,8 @@ def talk(sender: Sender, battery: Battery, pause: float, is_over: Callable[[], b
         time.sleep(max(0.0, pause - (time.perf_counter() - began)))
 
 
-def confirm_until_confirmed(sender: Sender, message: Message, battery: Battery, record: Record) -> None:
-    """Wait for the confirmation of a message; confirm and do what comes before it."""
+def confirm_until_confirmed(sender: Sender, message: Framed, battery: Battery, record: Record) -> None:
+    """Wait for the confirmation of a message; confirm and execute the instructions before it."""
     while True:
         if not sender.texts:
             sender.receive()
@@ -148,16 +149,16 @@ def confirm_until_confirmed(sender: Sender, message: Message, battery: Battery, 
                 battery.obey(answer)
         elif answer["subject_message_id"].encode() == message[0]:
             if answer["status"] != "OK":
-                raise ValueError(f"{answer} came for {message}")
+                raise ValueError(f"{message} was not accepted: {answer}")
             return
 
 
 def flood(port: int, token: str, seconds: float) -> float:
-    """Send as fast as messages are confirmed; return how many a second were."""
+    """Send as fast as messages are confirmed; return the messages per second."""
     frames = []
     for _ in range(int(20_000 * seconds)):
         message_id = str(uuid4())
-        status = {"message_type": "PowerMeasurement", "message_id": message_id}
+        status: Message = {"message_type": "PowerMeasurement", "message_id": message_id}
         values = [{"commodity_quantity": "ELECTRIC.POWER.L1", "value": 1.0}]
         status |= {"measurement_timestamp": datetime.now(UTC).isoformat(), "values": values}
         frames.append((message_id.encode(), framed(json.dumps(status).encode())))

@@ -1,4 +1,4 @@
-"""The home that is tortured: its parts, what was accepted from its users, and what must never be seen."""
+"""The home under test: its parts, the values accepted from its users, and what must never be shown."""
 
 import asyncio
 import contextlib
@@ -8,11 +8,11 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 
@@ -30,25 +30,25 @@ DEVICE_ID = "5f0a6e0e-1f0d-4f6b-9d7f-6f1f4d1b2c3a"
 S2_TOKEN, OWN_TOKEN = "guess-me-if-you-can", "only-for-the-battery"
 FIRST, QUARTER = datetime(2026, 1, 1, tzinfo=UTC), timedelta(minutes=15)
 DISCONNECTED = (aiohttp.ClientError, OSError, TypeError, PermissionError)
-"""What a call raises while Home Assistant is killed: the websocket has no JSON to read then (TypeError)."""
+"""The errors of a call while Home Assistant is killed: the websocket has no JSON to read (TypeError)."""
 LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ [A-Z]+ \(.*?\) \[(?P<logger>[^\]]+)\] (?P<text>.*)$")
 COLOUR = re.compile(r"\x1b\[\d*(;\d+)*m")
 OURS = re.compile(r"pyscript|flexmeasures")
 MAX_ERROR = 1000
-"""How many characters an error for the user may have."""
+"""The maximum number of characters of an error for the user."""
 
 
 @dataclass
 class Ledger:
-    """Values that were posted to a sensor, one at each quarter, and those whose call returned success."""
+    """Values posted to a sensor, one every quarter of an hour, and those whose call succeeded."""
 
     sensor: int
     tried: dict[datetime, float] = field(default_factory=dict)
     accepted: dict[datetime, float] = field(default_factory=dict)
     delivered: set[datetime] = field(default_factory=set)
 
-    async def post(self, home_assistant: HomeAssistant) -> dict:
-        """Post a value that no other call posts, and return the response."""
+    async def post(self, home_assistant: HomeAssistant) -> dict[str, Any]:
+        """Post a new value, and return the response."""
         number = len(self.tried)
         start = FIRST + number * QUARTER
         self.tried[start] = float(number)
@@ -65,7 +65,7 @@ class Ledger:
         return response
 
     def lost_and_doubled(self, stored: list[tuple[datetime, float]]) -> tuple[int, int]:
-        """Return how many accepted values are not stored, and how many are stored more than once."""
+        """Return the number of accepted values that are not stored, and of values stored more than once."""
         times = Counter(start for start, _value in stored)
         lost = sum(start not in times for start in self.accepted)
         return lost, sum(count > 1 for count in times.values())
@@ -76,16 +76,16 @@ class Ledger:
         lost = [start for start in self.accepted if start not in times]
         twice = [start for start, count in times.items() if count > 1]
         wrong = [start for start, value in stored if self.tried.get(start) != value]
-        told = {"lost": lost, "stored twice": twice, "stored with another value": wrong}
+        faults = {"lost": lost, "stored twice": twice, "stored with another value": wrong}
         return [
             f"{len(starts)} values {what}, the first of {min(starts):%Y-%m-%d %H:%M}"
-            for what, starts in told.items()
+            for what, starts in faults.items()
             if starts
         ]
 
 
 class House:
-    """A Home Assistant with the scripts, a battery of the app's own, and one that speaks S2.
+    """A Home Assistant with the scripts, the app's own battery, and one that speaks S2.
 
     It reaches FlexMeasures through a proxy, unless the fields of the `app` have another host. The scripts are
     those of a `repository`.
@@ -97,7 +97,7 @@ class House:
         source: pyscript_source.Source,
         *,
         repository: Path = REPOSITORY,
-        app: dict | None = None,
+        app: dict[str, Any] | None = None,
     ) -> None:
         self.server = server
         self.source = source
@@ -139,76 +139,85 @@ class House:
 
     @property
     def secrets(self) -> list[str]:
-        """Return what no text may show."""
+        """Return the secrets, which no text may contain."""
         return [self.server.password, S2_TOKEN, OWN_TOKEN]
 
-    def device(self, **options: object) -> HomeBattery:
+    def device(self, **options: Any) -> HomeBattery:
         """Return the battery that speaks S2."""
-        options = {"every": 0.2, "token": OWN_TOKEN} | options
-        return HomeBattery(self.home_assistant.s2_url, name=DEVICE, resource_id=DEVICE_ID, **options)
+        own: dict[str, Any] = {"name": DEVICE, "resource_id": DEVICE_ID, "every": 0.2, "token": OWN_TOKEN}
+        return HomeBattery(self.home_assistant.s2_url, **own | options)
 
-    async def plan(self, **fields: object) -> dict:
-        """Have the app's own battery planned."""
+    async def plan(self, **fields: object) -> dict[str, Any]:
+        """Plan the app's own battery."""
         call = {"soc_at_start": 4} | fields
         return await self.home_assistant.call(
             "flexmeasures", "trigger_and_get_schedule", call, return_response=True
         )
 
-    async def status(self) -> dict:
-        """Return the state of how things are."""
-        return await self.home_assistant.state(STATUS)
+    async def state(self, entity_id: str) -> dict[str, Any]:
+        """Return the state of an entity that must exist."""
+        state = await self.home_assistant.state(entity_id)
+        if state is None:
+            raise AssertionError(f"{entity_id} does not exist")
+        return state
+
+    async def status(self) -> dict[str, Any]:
+        """Return the state of the app's status."""
+        return await self.state(STATUS)
 
     async def until_delivered(self, within: float) -> None:
-        """Wait until nothing waits for the server, and nothing is wrong."""
+        """Wait until no value waits for the server, and the status is ok."""
         await self.home_assistant.wait_for_state(
             STATUS, lambda state: state["state"] == "ok" and state["attributes"]["outbox"] == 0, within
         )
 
     async def until_none_waits(self, within: float) -> None:
-        """Wait until nothing waits for the server, whatever else is wrong."""
+        """Wait until no value waits for the server, whatever the status."""
         await self.home_assistant.wait_for_state(
             STATUS, lambda state: state["attributes"]["outbox"] == 0, within
         )
 
     async def ledger_faults(self) -> list[str]:
-        """Return in what the server's data differ from what was accepted."""
+        """Return the differences between the server's data and the accepted values."""
         stored = await asyncio.to_thread(self.server.beliefs, self.ledger.sensor)
         return self.ledger.faults(stored)
 
     async def ledger_faults_in_the_end(self, within: float = 90) -> list[str]:
-        """Return the same, once there is none, or after some time: a value may still wait for the server."""
+        """Return the same once there are none, or after some seconds: values may still be waiting."""
         until = time.monotonic() + within
         while (faults := await self.ledger_faults()) and time.monotonic() < until:
             await asyncio.sleep(1)
         return faults
 
-    async def device_entity(self) -> dict:
-        """Return whose the battery's entity is, with its sensors, once it is controlled and has them."""
+    async def device_entity(self) -> dict[str, Any]:
+        """Return the resource id and sensors of the battery's entity, once it is controlled and has them."""
         state = await self.home_assistant.wait_for_state(
             DEVICE_ENTITY,
-            lambda state: state["state"] == "FILL_RATE_BASED_CONTROL" and state["attributes"]["power_sensor"],
+            lambda state: bool(
+                state["state"] == "FILL_RATE_BASED_CONTROL" and state["attributes"]["power_sensor"]
+            ),
             60,
         )
         return {name: state["attributes"][name] for name in ("resource_id", "power_sensor", "soc_sensor")}
 
-    async def device_told(self, within: float = 30) -> float:
-        """Connect the battery, and return after how many seconds it is told what to do by its plan."""
+    async def device_instructed(self, within: float = 30) -> float:
+        """Connect the battery, and return the seconds until its first instruction."""
         await self.home_assistant.wait_for_s2()
         began = time.monotonic()
         async with self.device() as device:
             while not device.instructions:
                 if time.monotonic() > began + within:
-                    raise TimeoutError(f"the device was told nothing within {within:g} s")
+                    raise TimeoutError(f"the device got no instruction within {within:g} s")
                 await asyncio.sleep(0.05)
-            told_after = time.monotonic() - began
+            seconds = time.monotonic() - began
             await self.home_assistant.wait_for_state(
                 DEVICE_ENTITY, lambda state: state["attributes"].get("has_schedule") is True, within
             )
-        return told_after
+        return seconds
 
     async def device_planned(self) -> None:
         """Have the battery planned for the first time, and wait until its plan is in the file."""
-        await self.device_told(60)
+        await self.device_instructed(60)
         file = self.storage / "flexmeasures_for_pyscript.resources"
         async with asyncio.timeout(30):
             while '"described"' not in await asyncio.to_thread(read_text, file):
@@ -219,16 +228,18 @@ class House:
         return log_faults(self.home_assistant.log, self.secrets)
 
     def memory(self) -> float:
-        """Return how much memory Home Assistant has (MiB)."""
-        ps = ["ps", "-o", "rss=", "-p", str(self.home_assistant.process.pid)]
+        """Return the memory that Home Assistant uses (MiB)."""
+        process = self.home_assistant.process
+        assert process is not None, "Home Assistant does not run"
+        ps = ["ps", "-o", "rss=", "-p", str(process.pid)]
         return int(subprocess.run(ps, capture_output=True, text=True, check=True).stdout) / 1024
 
     def lags(self, since: float, until: float) -> list[float]:
-        """Return how late (ms) the event loop was between two moments (s since 1970)."""
+        """Return the lags of the event loop (ms) between two moments (s since 1970)."""
         return [lag for _pause, lags in self._watched(since, until) for lag in lags]
 
     def longest_collection(self, since: float, until: float) -> float:
-        """Return how long (ms) the longest garbage collection took between two moments (s since 1970)."""
+        """Return the duration (ms) of the longest garbage collection between two moments (s since 1970)."""
         return max([pause for pause, _lags in self._watched(since, until)], default=0.0)
 
     def _watched(self, since: float, until: float) -> Iterator[tuple[float, list[float]]]:
@@ -239,7 +250,7 @@ class House:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text, empty where there is none."""
+    """Return the text of a file, empty if it does not exist."""
     return path.read_text(errors="replace") if path.exists() else ""
 
 
@@ -264,7 +275,7 @@ def log_faults(log: str, secrets: list[str]) -> list[str]:
 
 
 def unclear(text: str, secrets: list[str]) -> list[str]:
-    """Return what is wrong with an error as a user reads it."""
+    """Return the faults of the text of an error for the user."""
     faults = []
     if "please report" in text.lower():
         faults.append(f"it is told as a fault of ours: {text[:200]}")
@@ -275,8 +286,8 @@ def unclear(text: str, secrets: list[str]) -> list[str]:
     return faults
 
 
-async def failure_of(call: object) -> str | None:
-    """Return the text that a call fails with, or None."""
+async def failure_of(call: Awaitable[object]) -> str | None:
+    """Return the text of a call's error, or None."""
     try:
         await call
     except ServiceFailed as failed:
@@ -286,7 +297,7 @@ async def failure_of(call: object) -> str | None:
 
 @contextlib.asynccontextmanager
 async def posting(house: House, writers: int, pause: float = 0.05) -> AsyncIterator[None]:
-    """Have values posted all the time, by several at once."""
+    """Post values all the time, by several writers at once."""
 
     async def write() -> None:
         while True:
@@ -304,6 +315,6 @@ async def posting(house: House, writers: int, pause: float = 0.05) -> AsyncItera
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Return the value that so many percent do not exceed, 0 of none."""
+    """Return a percentile of values, 0 if there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0

@@ -1,4 +1,4 @@
-"""Home Assistant is killed while measurements flow and a device talks."""
+"""Kill Home Assistant while values are posted and a device sends messages."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,21 @@ WHAT = (
     "its plan after each start."
 )
 WRITERS = 4
-SERVER_AWAY_EACH, KILLED_AT_START_EACH = 5, 4
+SERVER_AWAY_EVERY, KILLED_AT_START_EVERY = 5, 4
+"""One in this many kills is with FlexMeasures away, or during a start."""
 
 
 async def run(house: House, number: int) -> list[Outcome]:
-    """Kill so often; return what came of it."""
+    """Kill Home Assistant a number of times, and return the outcome."""
     choose = random.Random(number)
     await house.plan()
     await house.device_planned()
-    starts, told, failures, waited = [], [], [], 0
+    starts: list[float] = []
+    instructed_after: list[float] = []
+    failures: list[str] = []
+    waited = 0
     for kill in range(number):
-        is_away = kill % SERVER_AWAY_EACH == 1
+        is_away = kill % SERVER_AWAY_EVERY == 1
         if is_away:
             await asyncio.to_thread(house.server.stop_web)
         async with posting(house, WRITERS):
@@ -38,7 +42,7 @@ async def run(house: House, number: int) -> list[Outcome]:
             house.home_assistant.kill()
         if is_away:
             await asyncio.to_thread(house.server.start_web)
-        if kill % KILLED_AT_START_EACH == 2:
+        if kill % KILLED_AT_START_EVERY == 2:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(house.home_assistant.start(), choose.uniform(1, 5))
             house.home_assistant.kill()
@@ -47,7 +51,7 @@ async def run(house: House, number: int) -> list[Outcome]:
         starts.append(time.monotonic() - began)
         waited = max(waited, (await house.status())["attributes"]["outbox"])
         try:
-            told.append(await house.device_told())
+            instructed_after.append(await house.device_instructed())
         except (TimeoutError, OSError) as error:
             failures.append(f"after kill {kill + 1}: {error}")
     try:
@@ -62,8 +66,9 @@ async def run(house: House, number: int) -> list[Outcome]:
         f"{len(ledger.tried)} values were posted, {len(ledger.accepted)} of them accepted, each of which is "
         f"on the server once. Up to {waited} waited over a kill. The device was told its plan each time"
     )
+    slowest = max(instructed_after, default=0)
     figure = (
-        f"{lost} of {len(ledger.accepted)} lost, {doubled} twice; told {max(told, default=0):.1f} s "
+        f"{lost} of {len(ledger.accepted)} lost, {doubled} twice; told {slowest:.1f} s "
         f"after connecting at most; a start took {max(starts):.1f} s at most"
     )
     return [Outcome(f"{number} × SIGKILL", happened, figure, failures)]

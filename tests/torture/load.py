@@ -1,4 +1,4 @@
-"""Many devices talk at once; and the scripts are reloaded under them."""
+"""Many devices send messages at once; and the scripts are reloaded meanwhile."""
 
 import asyncio
 import contextlib
@@ -34,10 +34,10 @@ MAX_RELOAD_SECONDS = 60
 @contextlib.asynccontextmanager
 async def devices(
     house: House, number: int, seconds: float, connecting: float, pause: float = PAUSE_SECONDS
-) -> AsyncIterator[asyncio.Future]:
-    """Have devices talk for some seconds once all are connected; give what they saw, once it is over.
+) -> AsyncIterator[asyncio.Future[fleet.Record]]:
+    """Have devices send messages for some seconds once all are connected; give their future record.
 
-    Each sends a message every `pause` seconds.
+    Every device sends a message every `pause` seconds.
     """
     await house.home_assistant.wait_for_s2()
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
@@ -48,8 +48,8 @@ async def devices(
 
 
 async def load(house: House, number: int, seconds: float, max_lag_ms: float = MAX_LAG_MS) -> list[Outcome]:
-    """Have devices talk, and measure."""
-    failures = []
+    """Measure Home Assistant while devices send messages."""
+    failures: list[str] = []
     connecting, settling = number / 20, min(SETTLING_SECONDS, seconds)
     async with devices(house, number, settling + seconds, connecting) as talking:
         await asyncio.sleep(connecting + settling)
@@ -83,7 +83,7 @@ async def load(house: House, number: int, seconds: float, max_lag_ms: float = MA
 
 
 async def planned_devices(house: House) -> int:
-    """Return how many devices have a plan."""
+    """Return the number of devices with a plan."""
     states = await house.home_assistant.states()
     return sum(
         state["attributes"].get("has_schedule") is True
@@ -93,7 +93,7 @@ async def planned_devices(house: House) -> int:
 
 
 async def reload(house: House, number: int, reloads: int = RELOADS, apart: float = 15) -> list[Outcome]:
-    """Reload the scripts so often under devices that talk, some seconds apart."""
+    """Reload the scripts repeatedly, some seconds apart, while devices send messages."""
     connecting = number / 20
     settling = min(SETTLING_SECONDS, number / 8)
     seconds = settling + reloads * (settling + apart)
@@ -126,8 +126,9 @@ async def reload(house: House, number: int, reloads: int = RELOADS, apart: float
 
 
 async def one_reload(house: House) -> tuple[float, float, list[str]]:
-    """Reload; return when that began (s since 1970), after which seconds the port listened, and failures."""
-    began, failures = time.time(), []
+    """Reload; return the begin (s since 1970), the seconds until the port listened, and failures."""
+    began = time.time()
+    failures: list[str] = []
     was_closed, listening_after = False, 0.0
     reloading = asyncio.create_task(house.home_assistant.reload_scripts(global_ctx="*"))
     while time.time() < began + MAX_RELOAD_SECONDS:

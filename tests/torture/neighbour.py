@@ -1,4 +1,4 @@
-"""A device that behaves well beside whatever else happens, in a process of its own."""
+"""A well-behaved device in a separate process, whatever else happens."""
 
 import asyncio
 import contextlib
@@ -19,27 +19,27 @@ PAUSE_SECONDS = 0.05
 
 @dataclass
 class Neighbour:
-    """A device, and what it saw once it has gone."""
+    """A device, and its record once it has disconnected."""
 
     record: fleet.Record = field(default_factory=fleet.Record)
 
 
 @contextlib.asynccontextmanager
 async def talking(home_assistant: HomeAssistant, name: str, token: str) -> AsyncIterator[Neighbour]:
-    """Have a device send a message each 50 ms meanwhile."""
+    """Have a device send a message every 50 ms meanwhile."""
     neighbour, loop = Neighbour(), asyncio.get_running_loop()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
         await loop.run_in_executor(pool, ignore_interrupt)
         stop = Path(folder) / "stop"
-        live = loop.run_in_executor(pool, be_a_device, home_assistant.s2_port, token, name, str(stop))
+        device = loop.run_in_executor(pool, run_device, home_assistant.s2_port, token, name, str(stop))
         try:
             await asyncio.sleep(2 * PAUSE_SECONDS)
             yield neighbour
         finally:
             stop.touch()
-            neighbour.record = await live
+            neighbour.record = await device
 
 
-def be_a_device(port: int, token: str, name: str, stop: str) -> fleet.Record:
-    """Be a device until there is a file."""
+def run_device(port: int, token: str, name: str, stop: str) -> fleet.Record:
+    """Run a device until a file exists."""
     return fleet.live(port, token, name, PAUSE_SECONDS, Path(stop).exists)

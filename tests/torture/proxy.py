@@ -2,10 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from tests.parts.home_assistant import ServiceFailed
 from tests.parts.misbehaving_proxy import FAULTS, Fault
-from tests.torture.house import FIRST, QUARTER, SCHEDULE, House, log_faults, unclear
+from tests.torture.house import FIRST, QUARTER, SCHEDULE, House, failure_of, log_faults, unclear
 from tests.torture.report import Outcome, guarded
 
 TITLE = "The server, and the network before it"
@@ -17,7 +19,7 @@ WHAT = (
     "the next call of a user."
 )
 MIN_FAULT_SECONDS, MAX_FAULT_SECONDS = 5, 45
-"""How long a fault lasts: until all calls have returned, within these."""
+"""The bounds of a fault's duration, which lasts until all calls have returned."""
 CALL_SECONDS = 180
 BY_ITSELF_SECONDS = 45
 AFTER_A_CALL_SECONDS = 60
@@ -25,7 +27,7 @@ SHORT = ("connections refused", "200 with `[]`")
 
 
 async def run(house: House, short: bool) -> list[Outcome]:
-    """Try each fault; return what came of it."""
+    """Try every fault, and return the outcomes."""
     faults = [fault for fault in FAULTS if not short or fault.name in SHORT]
     await house.plan()
     lasting = 1 if short else MIN_FAULT_SECONDS
@@ -34,12 +36,13 @@ async def run(house: House, short: bool) -> list[Outcome]:
 
 async def one(house: House, fault: Fault, lasting: float) -> Outcome:
     """Try a fault for some seconds, or until all calls have returned."""
-    failures, told = [], []
+    failures: list[str] = []
+    events: list[str] = []
     logged = len(house.home_assistant.log)
     first = len(house.ledger.tried)
     await house.proxy.begin(fault)
     began = time.monotonic()
-    calls = {
+    calls: dict[str, Coroutine[Any, Any, object]] = {
         "post_measurements": posted(house, 3),
         "trigger_and_get_schedule": house.plan(),
         "get_measurements": read(house),
@@ -47,7 +50,7 @@ async def one(house: House, fault: Fault, lasting: float) -> Outcome:
     tasks = {name: asyncio.create_task(timed(call)) for name, call in calls.items()}
     await asyncio.sleep(lasting)
     await asyncio.wait(tasks.values(), timeout=MAX_FAULT_SECONDS - lasting)
-    shown = await house.home_assistant.state(SCHEDULE)
+    shown = await house.state(SCHEDULE)
     if not shown["attributes"].get("schedule"):
         failures.append("the schedule in force is gone")
     status = await house.status()
@@ -66,19 +69,19 @@ async def one(house: House, fault: Fault, lasting: float) -> Outcome:
         except TimeoutError:
             failures.append(f"{name} did not return within {CALL_SECONDS} s")
             continue
-        told.append(f"{name} {'returned' if answer is None else 'failed'} after {seconds:.0f} s")
+        events.append(f"{name} {'returned' if answer is None else 'failed'} after {seconds:.0f} s")
         if answer:
-            failures += [f"{name}: {each}" for each in unclear(answer, house.secrets)]
+            failures += [f"{name}: {flaw}" for flaw in unclear(answer, house.secrets)]
     waited = house.ledger.tried.keys() - house.ledger.delivered
     of_these = [FIRST + number * QUARTER for number in range(first, len(house.ledger.tried))]
-    told.append(f"{sum(start in waited for start in of_these)} of {len(of_these)} values waited")
+    events.append(f"{sum(start in waited for start in of_these)} of {len(of_these)} values waited")
     failures += await house.ledger_faults()
     failures += log_faults_since(house, logged)
-    return Outcome(f"{fault.name}, for {lasted:.0f} s", "; ".join(told), figure, failures)
+    return Outcome(f"{fault.name}, for {lasted:.0f} s", "; ".join(events), figure, failures)
 
 
 def log_faults_since(house: House, logged: int) -> list[str]:
-    """Return what must not be in the log, of what came after so many characters."""
+    """Return what must not be in the log after its first `logged` characters."""
     return log_faults(house.home_assistant.log[logged:], house.secrets)
 
 
@@ -94,18 +97,15 @@ async def read(house: House) -> None:
     await house.home_assistant.call("flexmeasures", "get_measurements", call, return_response=True)
 
 
-async def timed(call) -> tuple[str | None, float]:
-    """Return the text that a call failed with, or None, and how long it took (s)."""
+async def timed(call: Awaitable[object]) -> tuple[str | None, float]:
+    """Return the text of a call's error, or None, and its duration (s)."""
     began = time.monotonic()
-    try:
-        await call
-    except ServiceFailed as failed:
-        return failed.message, time.monotonic() - began
-    return None, time.monotonic() - began
+    failure = await failure_of(call)
+    return failure, time.monotonic() - began
 
 
 async def recovery(house: House, fault: Fault) -> str:
-    """Return how long it takes until all is delivered, and a schedule can be had; raise TimeoutError."""
+    """Return how long it takes until all values are delivered and planning works; raise TimeoutError."""
     began = time.monotonic()
     by_itself = not fault.asks_to_wait
     if by_itself:

@@ -1,4 +1,4 @@
-"""What came of each fault, in the terminal and on the page of the manual."""
+"""The outcomes of faults, in the terminal and on the page of the manual."""
 
 import re
 import textwrap
@@ -26,7 +26,7 @@ Times are those of the machine that is named, with all parts on it: they tell th
 
 @dataclass
 class Outcome:
-    """What came of a fault: the figure, and what should not have happened."""
+    """The outcome of a fault: what happened, a figure, and what should not have happened."""
 
     fault: str
     happened: str
@@ -34,8 +34,8 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
 
     @property
-    def told(self) -> str:
-        """Return what happened, failures first."""
+    def text(self) -> str:
+        """Return the failures, or what happened if there are none."""
         if not self.failures:
             return self.happened
         shown = self.failures[:MAX_SHOWN_FAILURES]
@@ -45,7 +45,7 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Section:
-    """A scenario's outcomes: its title, command, what is done in it, and where and when it was run."""
+    """A scenario's title, command, description and outcomes, and where and when it was run."""
 
     title: str
     command: str
@@ -56,26 +56,30 @@ class Section:
     @property
     def failures(self) -> list[str]:
         """Return what should not have happened."""
-        return [f"{each.fault}: {failure}" for each in self.outcomes for failure in each.failures]
+        return [f"{outcome.fault}: {failure}" for outcome in self.outcomes for failure in outcome.failures]
 
     def markdown(self) -> str:
         """Return the section of the page."""
-        rows = [f"| {cell(each.fault)} | {cell(each.told)} | {cell(each.figure)} |" for each in self.outcomes]
+        rows = [
+            f"| {cell(outcome.fault)} | {cell(outcome.text)} | {cell(outcome.figure)} |"
+            for outcome in self.outcomes
+        ]
         table = "\n".join(["| fault | what happened | figure |", "|---|---|---|", *rows])
         return f"\n{textwrap.fill(self.what, 118)}\n\n`{self.command}`\n\n{self.run_on}\n\n{table}\n"
 
     def show(self, console: Console) -> None:
-        """Print it."""
+        """Print the section."""
         table = Table(title=self.title, title_justify="left")
         for name in ("fault", "what happened", "figure"):
             table.add_column(name, overflow="fold")
-        for each in self.outcomes:
-            table.add_row(each.fault, each.told, each.figure, style="red" if each.failures else "")
+        for outcome in self.outcomes:
+            style = "red" if outcome.failures else ""
+            table.add_row(outcome.fault, outcome.text, outcome.figure, style=style)
         console.print(table)
 
 
 async def guarded(fault: str, trial: Awaitable[Outcome]) -> Outcome:
-    """Return what comes of a trial; one that ends unexpectedly is a failure, and the next ones go on."""
+    """Return the outcome of a trial; an unexpected error is a failure, and does not stop the next ones."""
     try:
         return await trial
     except Exception as error:
@@ -83,15 +87,15 @@ async def guarded(fault: str, trial: Awaitable[Outcome]) -> Outcome:
 
 
 def cell(text: str) -> str:
-    """Return a text for a cell of a table."""
+    """Return a text as the cell of a table."""
     flat = " ".join(text.split()).replace("|", "\\|")
     return flat if len(flat) <= MAX_CELL else f"{flat[:MAX_CELL]}…"
 
 
 def write(page: Path, sections: Iterable[Section], order: Iterable[str]) -> None:
-    """Renew the sections on the page; those that were not run stay as they are."""
+    """Update the sections of the page that were run; the others stay as they are."""
     before = page.read_text(encoding="utf-8") if page.exists() else ""
-    texts = dict(SECTION.findall(before)) | {each.title: each.markdown() for each in sections}
+    texts = dict(SECTION.findall(before)) | {section.title: section.markdown() for section in sections}
     page.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"## {title}\n{texts[title].rstrip()}\n" for title in order if title in texts]
     page.write_text("\n".join([INTRODUCTION, *parts]), encoding="utf-8")

@@ -20,9 +20,8 @@ async def day(monkeypatch, start, app_config, flexmeasures_server):
     }
     home = await start(config)
     await home.checked()
-    with a_day(monkeypatch, Side(home, config, flexmeasures_server), begin) as side:
-        side.price = worth
-        yield side
+    with a_day(monkeypatch, Side(home, config, flexmeasures_server), begin, worth) as day:
+        yield day
 
 
 @pytest.mark.long

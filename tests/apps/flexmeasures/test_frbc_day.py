@@ -20,9 +20,8 @@ async def day(monkeypatch, start, app_config, flexmeasures_server, request):
         config["schedule_duration"] = "PT24H"
     home = await start(config)
     await home.checked()
-    with a_day(monkeypatch, Side(home, config, flexmeasures_server), begin) as side:
-        side.price = consumed
-        yield side
+    with a_day(monkeypatch, Side(home, config, flexmeasures_server), begin, consumed) as day:
+        yield day
 
 
 async def test_a_battery_lives_through_an_evening(day):

@@ -1,6 +1,6 @@
 """Fill a new database: `python seed.py <run folder>`. Runs in FlexMeasures' environment.
 
-Leaves the ids of what it made in accounts.json.
+Writes the ids of what it creates to accounts.json.
 """
 
 import json
@@ -9,20 +9,22 @@ import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import services
 
 TIMEZONE = "Europe/Amsterdam"
-ACCOUNTS = {
-    "home": {"name": "Test site account", "email": "battery@example.org", "limit": None},
-    "foreign": {"name": "Foreign account", "email": "foreign@example.org", "limit": None},
-    "limited": {"name": "Limited account", "email": "limited@example.org", "limit": "2 per hour"},
+ACCOUNTS: dict[str, tuple[str, str, str | None]] = {
+    "home": ("Test site account", "battery@example.org", None),
+    "foreign": ("Foreign account", "foreign@example.org", None),
+    "limited": ("Limited account", "limited@example.org", "2 per hour"),
 }
+"""The name, e-mail address and trigger limit of every account, by key."""
 
 
 def main(run: Path) -> None:
-    """Make the database, its tables and its accounts."""
+    """Create the database, its tables and its accounts."""
     os.chdir(run)
     (run / "secrets.json").touch(mode=0o600)
     (run / "secrets.json").write_text(json.dumps(services.make_secrets()))
@@ -34,7 +36,7 @@ def main(run: Path) -> None:
         app = services.create_app(run, postgres.uri, services.free_port(), "")
         with app.app_context():
             migrate()
-            accounts = {key: add_account(key, **account) for key, account in ACCOUNTS.items()}
+            accounts = {key: add_account(key, *account) for key, account in ACCOUNTS.items()}
             app.db.session.commit()
             app.db.engine.dispose()
         (run / "accounts.json").write_text(json.dumps(accounts))
@@ -43,7 +45,7 @@ def main(run: Path) -> None:
 
 
 def migrate() -> None:
-    """Make the tables, and the rows that each server has."""
+    """Create the tables, and the rows that every server has."""
     import flask_migrate
     from flexmeasures.data import db
     from flexmeasures.data.scripts.data_gen import populate_initial_structure
@@ -54,8 +56,8 @@ def migrate() -> None:
     populate_initial_structure(db)
 
 
-def add_account(key: str, name: str, email: str, limit: str | None) -> dict:
-    """Add an account with a user, and a site with batteries and prices; return what to know of it."""
+def add_account(key: str, name: str, email: str, limit: str | None) -> dict[str, Any]:
+    """Add an account with a user, and a site with batteries and prices; return its log-in and ids."""
     from flask_security.utils import hash_password
     from flexmeasures.data import db
     from flexmeasures.data.models.user import Account, Plan, Role, User
@@ -75,27 +77,31 @@ def add_account(key: str, name: str, email: str, limit: str | None) -> dict:
     return {"username": email, "password": password, "account": account.id} | add_site(account)
 
 
-def add_site(account) -> dict:
+def add_site(account: Any) -> dict[str, int]:
     """Add a building with three batteries and two price sensors; return their ids."""
     site = add_asset(account, "Site", "building")
     batteries = {
         minutes: add_asset(account, f"Battery {minutes}", "battery", site) for minutes in (15, 5, 60)
     }
-    power = {"unit": "kW", "attributes": {"consumption_is_positive": True}}
+
+    def power(minutes: int) -> int:
+        attributes = {"consumption_is_positive": True}
+        return add_sensor(batteries[minutes], "power", minutes, "kW", attributes)
+
     return {
         "site": site.id,
         "battery": batteries[15].id,
-        "power_sensor": add_sensor(batteries[15], "power", 15, **power),
-        "power_sensor_5min": add_sensor(batteries[5], "power", 5, **power),
-        "power_sensor_60min": add_sensor(batteries[60], "power", 60, **power),
+        "power_sensor": power(15),
+        "power_sensor_5min": power(5),
+        "power_sensor_60min": power(60),
         "soc_sensor": add_sensor(batteries[15], "state of charge", 0, unit="kWh"),
         "price_sensor": add_sensor(site, "day-ahead price", 60, unit="EUR/kWh"),
         "empty_price_sensor": add_sensor(site, "price without data", 60, unit="EUR/kWh"),
     }
 
 
-def add_asset(account, name: str, asset_type: str, parent=None):
-    """Add an asset to an account."""
+def add_asset(account: Any, name: str, asset_type: str, parent: Any = None) -> Any:
+    """Add an asset to an account, and return it."""
     from flexmeasures.data import db
     from flexmeasures.data.models.generic_assets import GenericAsset, GenericAssetType
 
@@ -110,7 +116,9 @@ def add_asset(account, name: str, asset_type: str, parent=None):
     return asset
 
 
-def add_sensor(asset, name: str, minutes: int, unit: str, attributes: dict | None = None) -> int:
+def add_sensor(
+    asset: Any, name: str, minutes: int, unit: str, attributes: dict[str, Any] | None = None
+) -> int:
     """Add a sensor to an asset, and return its id."""
     from flexmeasures.data import db
     from flexmeasures.data.models.time_series import Sensor
@@ -121,7 +129,8 @@ def add_sensor(asset, name: str, minutes: int, unit: str, attributes: dict | Non
     )  # fmt: skip
     db.session.add(sensor)
     db.session.flush()
-    return sensor.id
+    sensor_id: int = sensor.id
+    return sensor_id
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Serve FlexMeasures from a run folder: `python serve.py <run folder> <port>`.
 
-Runs in FlexMeasures' environment. FlexMeasures is imported once; the workers and the web server are
-forked from that. Lines on stdin start and stop the web server, or stop it all; when stdin ends, the
-parent has ended, and the run folder goes too. A line on stdout confirms each step.
+Runs in FlexMeasures' environment. FlexMeasures is imported once; the workers and the web server are forked
+from that process. Lines on stdin start and stop the web server, or stop everything; when stdin ends, the
+parent has ended, and the run folder is removed. A line on stdout confirms every command.
 """
 
 import gc
@@ -14,7 +14,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import services
 
@@ -22,7 +24,7 @@ QUEUES = ("scheduling", "forecasting", "ingestion")
 
 
 def main(run: Path, port: int) -> None:
-    """Start everything, follow the commands on stdin, and stop everything."""
+    """Start everything, execute the commands on stdin, and stop everything."""
     os.chdir(run)
     say = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -38,7 +40,7 @@ def main(run: Path, port: int) -> None:
         warm_up()
         leave_no_connection(app)
         for queue in QUEUES:
-            children[queue] = fork(lambda queue=queue: work(app, queue))
+            children[queue] = fork(partial(work, app, queue))
         children["web"] = start_web(app, port)
         say.write("serving\n")
         for line in sys.stdin:
@@ -62,22 +64,22 @@ def main(run: Path, port: int) -> None:
 
 
 def warm_up() -> None:
-    """Import what each job would import otherwise."""
+    """Import what every job would import otherwise."""
     import highspy  # noqa: F401
     from sqlalchemy.orm import configure_mappers
 
     configure_mappers()
 
 
-def leave_no_connection(app) -> None:
-    """Close what the app opened: forked processes cannot share a connection."""
+def leave_no_connection(app: Any) -> None:
+    """Close the app's connections: forked processes cannot share them."""
     with app.app_context():
         app.db.session.remove()
         app.db.engine.dispose()
     app.redis_connection.connection_pool.disconnect()
 
 
-def start_web(app, port: int) -> int:
+def start_web(app: Any, port: int) -> int:
     """Start the web server, and wait until it answers."""
     child = fork(lambda: serve(app, port))
     deadline = time.monotonic() + 30
@@ -91,24 +93,26 @@ def start_web(app, port: int) -> int:
             time.sleep(0.02)
 
 
-def serve(app, port: int) -> None:
+def serve(app: Any, port: int) -> None:
     """Answer HTTP requests."""
     from werkzeug.serving import make_server
 
     make_server("127.0.0.1", port, app, threaded=True).serve_forever()
 
 
-def work(app, queue: str) -> None:
-    """Do a queue's jobs."""
+def work(app: Any, queue: str) -> None:
+    """Do the jobs of a queue."""
     import rq
     from flexmeasures.cli.jobs import get_exception_handler
 
-    class Worker(rq.SimpleWorker if sys.platform == "darwin" else rq.Worker):
-        """A worker whose job ends with it."""
+    base: Any = rq.SimpleWorker if sys.platform == "darwin" else rq.Worker
 
-        def main_work_horse(self, *args) -> None:
+    class Worker(base):
+        """A worker whose jobs end with it."""
+
+        def main_work_horse(self, *args: Any) -> None:
             services.die_with_parent()
-            gc.disable()  # the process ends before it has made much garbage, and has much to look through
+            gc.disable()  # the process ends before collecting its little garbage is worth the time
             super().main_work_horse(*args)
 
     with app.app_context():

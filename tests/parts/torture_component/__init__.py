@@ -1,8 +1,8 @@
-"""Watches the event loop from inside Home Assistant, and calls services with what JSON cannot carry.
+"""Measure the event loop's lag inside Home Assistant, and call services with data that JSON cannot represent.
 
-It is installed into the configuration folder of a test alone, and owes nothing to pyscript. `loop_lag.log`
-has a line for each second: when it ended (s since 1970), how long the longest garbage collection took (ms),
-and how much later (ms) than asked for each of its sleeps ended.
+It is installed in the configuration folder of a test only, and does not use pyscript. `loop_lag.log` has a
+line per second: its end (s since 1970), the duration of the longest garbage collection (ms), and the delays
+of its sleeps (ms).
 """
 
 import asyncio
@@ -20,14 +20,14 @@ SLEEP_SECONDS = 0.01
 
 
 async def async_setup(hass: HomeAssistant, _config: dict[str, Any]) -> bool:
-    """Start the watch, and offer the service."""
+    """Start measuring, and register the service."""
     watching = hass.async_create_background_task(watch(hass), "torture watching the loop")
 
     async def stop(_event: Event) -> None:
         watching.cancel()
 
     async def call(given: ServiceCall) -> dict[str, Any]:
-        """Call a service with data in Python's JSON, which knows NaN; return what came of it."""
+        """Call a service with data in Python's JSON, which has NaN; return the response or the error."""
         data = json.loads(given.data["data"])
         began = time.monotonic()
         try:
@@ -45,12 +45,12 @@ async def async_setup(hass: HomeAssistant, _config: dict[str, Any]) -> bool:
 
 
 async def watch(hass: HomeAssistant) -> None:
-    """Note how late the loop is."""
+    """Log the delays of the loop."""
     path, lags, noted_at = Path(hass.config.path("loop_lag.log")), [], time.time()
     began_at, pauses = [0.0], [0.0]
 
     def note_collection(phase: str, _info: dict[str, int]) -> None:
-        """Note how long a collection takes."""
+        """Record the duration of a garbage collection."""
         if phase == "start":
             began_at[0] = time.perf_counter()
         else:
