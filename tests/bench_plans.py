@@ -26,6 +26,7 @@ import tests.parts.without_pyscript  # noqa: F401
 
 # isort: split
 
+import flexmeasures_api.prices as prices
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.optimisation.linear as linear
@@ -33,7 +34,6 @@ import flexmeasures_cem.optimisation.search as search
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.site_model as site_model
-import flexmeasures_optimiser.prices as prices
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.session as sessions
 from tests import bench_home

@@ -8,6 +8,7 @@ import math
 import uuid
 from typing import Any
 
+import flexmeasures_api.storage as storages
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.frbc_plan as frbc_plan
@@ -15,7 +16,6 @@ import flexmeasures_cem.models.alone as alone
 import flexmeasures_cem.models.frbc as model
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
-import flexmeasures_optimiser.storage as storages
 import flexmeasures_s2.texts as texts
 
 CONTROL_TYPE = "FILL_RATE_BASED_CONTROL"

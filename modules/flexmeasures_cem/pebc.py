@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import flexmeasures_api.storage as storages
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.models.alone as alone
@@ -17,7 +18,6 @@ import flexmeasures_cem.models.pebc as model
 import flexmeasures_cem.pebc_device as devices
 import flexmeasures_cem.pebc_plan as envelopes
 import flexmeasures_cem.plans as plans
-import flexmeasures_optimiser.storage as storages
 import flexmeasures_s2.commodities as commodities
 
 CONTROL_TYPE = "POWER_ENVELOPE_BASED_CONTROL"

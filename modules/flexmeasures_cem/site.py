@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import flexmeasures_api.connection as server_connection
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.market as markets
-import flexmeasures_optimiser.connection as server_connection
 import flexmeasures_s2.session as sessions
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
@@ -153,11 +153,11 @@ def records():
     class Site:
         """Who is controlled, by resource_id, and how the site's plan is made.
 
-        `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise an
-        OptimiserError. `loads` maps the power sensors of other devices to their powers (start, end, W), or to
-        None where the server has them; `limits` are the capacities of the
+        `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise a
+        FlexMeasuresError. `loads` maps the power sensors of other devices to their powers (start, end, W), or
+        to None where the server has them; `limits` are the capacities of the
         connection (start, end, W) that vary, by their names.
-        `prices(start, end)` (async) returns flexmeasures_optimiser.prices.PriceIntervals, in order and
+        `prices(start, end)` (async) returns flexmeasures_api.prices.PriceIntervals, in order and
         without a gap; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None
         while they are not known, `power(resource)` the power that it measures (W), or None. `lead` is how
         long before its time an instruction is sent (s), math.inf for as soon as it is planned, and

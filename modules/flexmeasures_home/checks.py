@@ -5,13 +5,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.planning as planning
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.entities as entities
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 SENSOR_KEYS = ("power_sensor", "consumption_price_sensor", "production_price_sensor", "soc_sensor")
 MEASUREMENTS, FLEX_CONTEXT = "measurements", "flex_context"
@@ -25,7 +25,7 @@ NO_ENTITY = "no_entity"
 
 
 @pyscript_compile
-async def look_up(device: Any) -> errors.OptimiserError | None:
+async def look_up(device: Any) -> errors.FlexMeasuresError | None:
     """Ask for each sensor, and the site; return the first error, or None. All that is right is learnt."""
     given, link = device.configuration, device.link
     link.sensors.clear()
@@ -46,7 +46,7 @@ async def look_up(device: Any) -> errors.OptimiserError | None:
             await ask()
         except outboxes.OF_THE_SERVER as error:
             return error
-        except errors.OptimiserError as error:
+        except errors.FlexMeasuresError as error:
             first = first or error
     return first
 

@@ -20,6 +20,10 @@ from homeassistant.helpers.event import (
 )
 from homeassistant.helpers.start import async_at_started
 
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
 import flexmeasures_home.checks as checks
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
@@ -36,10 +40,6 @@ import flexmeasures_home.schedule_store as schedule_store
 import flexmeasures_home.state_of_charge as states_of_charge
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 CLIENT_LOGGER = "custom_components.pyscript.flexmeasures.client"
@@ -525,7 +525,7 @@ def told(device, call: dict[str, Any] | None):
             raise ServiceValidationError(str(error)) from error
         if device.cron:
             crons.failed(device.cron, error)
-        if isinstance(error, errors.OptimiserError):
+        if isinstance(error, errors.FlexMeasuresError):
             text = checks.with_key(device, error)
             statuses.fail_with(status, PLAN, error, text)
             raise HomeAssistantError(text) from error

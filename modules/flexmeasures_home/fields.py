@@ -14,8 +14,8 @@ import isodate
 import voluptuous as vol
 from homeassistant.const import WEEKDAYS
 
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.storage as storages
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.storage as storages
 import flexmeasures_s2.control_types as control_types
 
 LONGEST_SCHEDULE = timedelta(days=31)

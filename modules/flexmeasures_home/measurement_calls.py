@@ -7,14 +7,14 @@ import isodate
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.util.unit_conversion import EnergyConverter
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.device as devices
 import flexmeasures_home.entities as entities
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 
 @pyscript_compile
@@ -43,10 +43,10 @@ async def post_measurements(device, call):
 @pyscript_compile
 @contextmanager
 def raised():
-    """Raise an optimiser's error as Home Assistant's own: what is refused for good lies in the call."""
+    """Raise an error of FlexMeasures as Home Assistant's own: what is refused for good lies in the call."""
     try:
         yield
-    except errors.OptimiserError as error:
+    except errors.FlexMeasuresError as error:
         kind = ServiceValidationError if error.final else HomeAssistantError
         raise kind(str(error)) from error
 

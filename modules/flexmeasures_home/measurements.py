@@ -12,15 +12,15 @@ from homeassistant.core import HassJob, callback
 from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_state_change_event
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
+import flexmeasures_api.connection as connection
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.entities as entities
 import flexmeasures_home.fields as fields
 import flexmeasures_home.kept as kept
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 UNTIL_THE_SENSOR_IS_KNOWN = timedelta(minutes=5)
 LATEST = 0.1

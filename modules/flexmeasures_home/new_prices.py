@@ -10,12 +10,12 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import HomeAssistantError
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.prices as prices
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.prices as prices
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 BETWEEN_LOOKS = timedelta(minutes=5)
@@ -50,7 +50,7 @@ async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
     sensors = given.consumption_price_sensor, given.production_price_sensor
     try:
         tariff, _fields = await prices.for_plan(device.link, *sensors, raw, now, schedules.end(schedule))
-    except errors.OptimiserError as error:
+    except errors.FlexMeasuresError as error:
         LOGGER.debug("Prices cannot be read: %s", error)
         return
     statuses.succeed(device.status, None)

@@ -14,12 +14,12 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.fields as fields
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 MATTER, FULL = "measurements", "outbox"
@@ -395,7 +395,7 @@ async def deliver_all(outbox):
             await deliver(outbox, parcel)
         except OF_THE_SERVER as error:
             return error
-        except errors.OptimiserError as error:
+        except errors.FlexMeasuresError as error:
             hold_up_or_drop(outbox, parcel, error)
         else:
             remove(outbox, parcel)
@@ -414,7 +414,7 @@ async def deliver_all(outbox):
 
 @pyscript_compile
 async def deliver(outbox, parcel):
-    """Post a parcel, part by part, and wait until each is stored; raise an OptimiserError.
+    """Post a parcel, part by part, and wait until each is stored; raise a FlexMeasuresError.
 
     A part that was posted already is waited for only.
     """
@@ -431,13 +431,13 @@ async def deliver(outbox, parcel):
             outbox.changed.set()
     except (*OF_THE_SERVER, errors.JobTimedOut):
         raise
-    except errors.OptimiserError:
+    except errors.FlexMeasuresError:
         parcel.job = None
         raise
     except Exception as error:
         LOGGER.exception("Delivering values of sensor %s failed unexpectedly", parcel.run.sensor)
         text = f"Delivering failed unexpectedly ({fields.short(repr(error))}): please report the log"
-        raise errors.OptimiserError(text) from error
+        raise errors.FlexMeasuresError(text) from error
 
 
 @pyscript_compile

@@ -16,8 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.kept as kept
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 NAME, WHAT = "outbox.db", "the values that wait for FlexMeasures"
 NAME_AS_JSON = "outbox"

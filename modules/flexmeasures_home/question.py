@@ -8,14 +8,14 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import ServiceValidationError
 
+import flexmeasures_api.planning as planning
+import flexmeasures_api.prices as prices
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.storage as storages
 import flexmeasures_home.fields as fields
 import flexmeasures_home.grid_connection as grid_connection
 import flexmeasures_home.state_of_charge as states_of_charge
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.prices as prices
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.storage as storages
 
 DAYS_AHEAD = 8
 """How many days are looked through for the next time of a daily target."""
@@ -36,7 +36,7 @@ async def ask(
 
     `state_of_charge` is that of `soc_entity`, or None without one; `change_planned(begin, end)` returns by
     how much (Wh) the schedules in force change it. `beside(start, end, step, raw)` returns the flex-context's
-    fields that count other devices in, where `raw` are the user's own. Raise an OptimiserError,
+    fields that count other devices in, where `raw` are the user's own. Raise a FlexMeasuresError,
     NoStateOfCharge or ServiceValidationError. It was `asked_at` a moment before its turn.
     """
     now = dt_util.utcnow()

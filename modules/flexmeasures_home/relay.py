@@ -15,6 +15,9 @@ import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.helpers.event import async_call_later, async_track_point_in_utc_time
 
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_home.means as means
@@ -22,9 +25,6 @@ import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.pace as paces
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_s2.commodities as commodities
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")

@@ -10,6 +10,9 @@ from typing import Any
 from homeassistant.core import valid_entity_id
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as cem_errors
 import flexmeasures_cem.instructions as instructions
@@ -23,9 +26,6 @@ import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.listener as listeners
@@ -483,7 +483,7 @@ async def find_sensors(side, relay):
             async with side.provisioning:
                 await make_what_is_missing(side, relay)
             await look_up(side, relay)
-        except errors.OptimiserError as error:
+        except errors.FlexMeasuresError as error:
             text = f"{relay.resource.name} ({relay.resource.resource_id}): {error}"
             statuses.fail_with(side.status, matter, error, text)
             if isinstance(error, errors.UnknownSensor):

@@ -7,8 +7,8 @@ import isodate
 from homeassistant.const import STATE_UNKNOWN
 from homeassistant.helpers.json import json_bytes
 
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
 
 ENTITY_ID = "sensor.flexmeasures_schedule"
 FRIENDLY_NAME = "FlexMeasures Schedule"

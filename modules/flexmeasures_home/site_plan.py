@@ -10,6 +10,14 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.planning as planning
+import flexmeasures_api.prices as tariffs
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.sensor_data as sensor_data
+import flexmeasures_api.storage as storages
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
 import flexmeasures_cem.plans as plans
@@ -19,14 +27,6 @@ import flexmeasures_cem.triggers as triggers
 import flexmeasures_home.grid_connection as grid_connection
 import flexmeasures_home.relay as relays
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.prices as tariffs
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
-import flexmeasures_optimiser.storage as storages
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MATTER = "s2 plan"
@@ -99,7 +99,7 @@ def new(asker, relay_of, unfit):
 
 @pyscript_compile
 async def solve(asker, problems, window, powers, limits):
-    """Return the Schedule (W) of each power sensor; raise an OptimiserError.
+    """Return the Schedule (W) of each power sensor; raise a FlexMeasuresError.
 
     `powers` maps the power sensors of other devices to what they are to have, which is posted first, and
     `limits` are the site's capacities that vary: see site.Site.
@@ -127,8 +127,8 @@ async def solve(asker, problems, window, powers, limits):
 async def beside(asker, start, end, step, raw):
     """Return the flex-context's fields that count in what all but the app's own device are to have.
 
-    They are for its own plan from `start` to `end`, in steps, beside the `raw` fields of the user. Raise an
-    OptimiserError.
+    They are for its own plan from `start` to `end`, in steps, beside the `raw` fields of the user. Raise a
+    FlexMeasuresError.
     """
     site = asker.planner
     seconds = step.total_seconds()
@@ -176,7 +176,7 @@ async def sensor_with(asker, sensor_id, powers):
     """Return the sensor of a given device, once the server has what that is to have.
 
     One that cannot be used is left out for an hour, and None is returned: it keeps no other device from its
-    plan. Raise an OptimiserError where the server cannot be asked at all.
+    plan. Raise a FlexMeasuresError where the server cannot be asked at all.
     """
     try:
         sensor = await planning.power_sensor(asker.link, sensor_id)
@@ -192,7 +192,7 @@ async def sensor_with(asker, sensor_id, powers):
 
 @pyscript_compile
 async def post(link, sensor, powers):
-    """Post what a device is to have (start, end, W), and have it stored; raise an OptimiserError."""
+    """Post what a device is to have (start, end, W), and have it stored; raise a FlexMeasuresError."""
     values = [power for _start, _end, power in powers]
     start, end, _power = powers[0]
     step = timedelta(seconds=end - start)
@@ -232,7 +232,7 @@ def limits_over_time(raw: dict[str, Any], limits: dict[str, list]) -> dict[str, 
 
 @pyscript_compile
 async def prices(asker, start, end):
-    """Return the PriceIntervals from `start` to `end` (s since 1970); raise an OptimiserError.
+    """Return the PriceIntervals from `start` to `end` (s since 1970); raise a FlexMeasuresError.
 
     Where the user's raw fields have prices that only FlexMeasures reads, they are those of the sensors.
     """
@@ -265,7 +265,7 @@ async def site_prices(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the Tariff (None: only FlexMeasures reads it) and the flex-context's prices of the site.
 
-    Raise an OptimiserError.
+    Raise a FlexMeasuresError.
     """
     sensors = asker.given.consumption_price_sensor, asker.given.production_price_sensor
     tariff, fields = await tariffs.for_plan(asker.link, *sensors, raw, start, end)

@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 import highspy
 import numpy as np
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.prices as prices
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.storage as storages
 import flexmeasures_cem.site as sites
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.prices as prices
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.storage as storages
 
 BREACH, SITE_BREACH = 1000.0, 10_000.0
 """What a kWh of a wish costs that is not fulfilled, at each step, and a kW beyond the site's limit."""

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.storage as storages
 import flexmeasures_cem.site as sites
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.storage as storages
 from tests.parts.local_optimum import Optimiser, priced
 
 BEGIN = datetime(2026, 1, 14, 18, tzinfo=UTC)

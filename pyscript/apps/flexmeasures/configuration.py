@@ -10,12 +10,12 @@ import homeassistant.util.dt as dt_util
 import voluptuous as vol
 from homeassistant.const import WEEKDAYS
 
+import flexmeasures_api.connection as connection
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.secrecy as secrecy
 import flexmeasures_cem.site as sites
 import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.secrecy as secrecy
 import flexmeasures_s2.listener as listener
 
 

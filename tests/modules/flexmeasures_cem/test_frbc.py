@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexmeasures_api.storage as storages
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc as frbc
-import flexmeasures_optimiser.storage as storages
 from flexmeasures_cem.site import Means, Window
 from tests.modules.flexmeasures_cem.frbc_cases import (
     QUARTER,

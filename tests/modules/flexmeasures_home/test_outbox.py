@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 from flexmeasures_client.exceptions import JobTimeoutError
 
+import flexmeasures_api.errors as errors
 import flexmeasures_home.outbox as outbox
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
+from flexmeasures_api.connection import Connection, Sensor
+from flexmeasures_api.sensor_data import Run
 from flexmeasures_home.status import Status
-from flexmeasures_optimiser.connection import Connection, Sensor
-from flexmeasures_optimiser.sensor_data import Run
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)

@@ -22,7 +22,7 @@ import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.services as services
 import flexmeasures_home.status as statuses
-from flexmeasures_optimiser.sensor_data import Run
+from flexmeasures_api.sensor_data import Run
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)

@@ -13,9 +13,9 @@ from sqlalchemy import text
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.relay as relays
 import flexmeasures_s2.messages as messages
+from flexmeasures_api.connection import Sensor
 from flexmeasures_cem.cem import Resource
 from flexmeasures_home.status import Status
-from flexmeasures_optimiser.connection import Sensor
 from flexmeasures_s2.session import Session
 from tests.parts.s2_messages import example
 

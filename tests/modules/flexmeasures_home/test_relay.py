@@ -13,10 +13,10 @@ import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_home.relay as relays
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.session as sessions
+from flexmeasures_api.connection import Sensor
 from flexmeasures_cem.cem import Resource
 from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
-from flexmeasures_optimiser.connection import Sensor
 from flexmeasures_s2.session import Session
 from tests.parts.s2_messages import example
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 from homeassistant.exceptions import HomeAssistantError
 
+import flexmeasures_api.errors as errors
 import flexmeasures_cem.cem as cems
 import flexmeasures_home.kept as kept
 import flexmeasures_home.relay as relays
 import flexmeasures_home.resources as resources
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
 from flexmeasures_cem.market import Connection
 
 

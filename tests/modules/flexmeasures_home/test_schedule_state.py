@@ -11,7 +11,7 @@ from homeassistant.helpers.json import json_bytes
 
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.schedule_store as store
-from flexmeasures_optimiser.schedule import Schedule
+from flexmeasures_api.schedule import Schedule
 
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

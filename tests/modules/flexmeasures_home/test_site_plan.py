@@ -9,10 +9,10 @@ import pytest
 
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
+from flexmeasures_api.connection import Sensor
+from flexmeasures_api.errors import InvalidProblem
+from flexmeasures_api.quantities import PowerPrice
 from flexmeasures_cem.site import Window
-from flexmeasures_optimiser.connection import Sensor
-from flexmeasures_optimiser.errors import InvalidProblem
-from flexmeasures_optimiser.quantities import PowerPrice
 
 HOUR = 3600.0
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.schedule as schedules
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.schedule as schedules
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 FIRST_POLL_SECONDS = 0.1
@@ -90,7 +90,7 @@ def on_the_clock(run, sensor):
 async def post(link: Any, run: Run) -> str | None:
     """Post a run; return the id of the job that will store its end, or None if it is stored.
 
-    Raise an OptimiserError; `InvalidData` names the field.
+    Raise a FlexMeasuresError; `InvalidData` names the field.
     """
     while True:
         job, part = await post_part(link, run)
@@ -105,7 +105,7 @@ async def post(link: Any, run: Run) -> str | None:
 async def post_part(link: Any, run: Run) -> tuple[str | None, Part]:
     """Post what FlexMeasures takes of a run at once; return the id of the job that will store it, and it.
 
-    The id is None if it is stored, or there was nothing but gaps. Raise an OptimiserError; `InvalidData`
+    The id is None if it is stored, or there was nothing but gaps. Raise a FlexMeasuresError; `InvalidData`
     names the field.
     """
     sensor = await connection.sensor(link, run.sensor)
@@ -202,7 +202,7 @@ def turned(values: list[float | None], sign: int, sensor: Any) -> list[float | N
 
 @pyscript_compile
 async def stored(link, job):
-    """Wait until a job has stored what was posted; raise an OptimiserError."""
+    """Wait until a job has stored what was posted; raise a FlexMeasuresError."""
     await connection.ask(
         link,
         link.client.wait_for_job(
@@ -286,8 +286,8 @@ async def read(link, sensor_id, start, duration, unit=None, resolution=None, sou
 
     `start` is shifted down to the resolution's clock, without which the server finds nothing; the end
     stays within. An instantaneous sensor is read each 5 minutes unless `resolution` says otherwise.
-    Powers, and energies of intervals, are positive for consumption, however the server holds them. Raise an
-    OptimiserError.
+    Powers, and energies of intervals, are positive for consumption, however the server holds them. Raise a
+    FlexMeasuresError.
     """
     sensor = await connection.sensor(link, sensor_id)
     step = resolution or sensor.resolution or RESOLUTION_OF_INSTANTS

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import ClientResponse, ContentTypeError
 from homeassistant.util.json import json_loads
 
-import flexmeasures_optimiser.errors as errors
+import flexmeasures_api.errors as errors
 
 MAX_BYTES = 2**22
 """A month of values of a minute comes to 1 MB, the assets of a site to 150 bytes each. To parse a text holds
@@ -49,13 +49,13 @@ def kinds() -> tuple[type, type, type]:
         size: int | None = None
 
         async def read(self) -> bytes:
-            """Return its body, which text() and json() read too; raise an OptimiserError."""
+            """Return its body, which text() and json() read too; raise a FlexMeasuresError."""
             if self._body is None:
                 self._body = await limited_body(self)
             return await super().read()
 
         async def json(self, **_named: Any) -> Any:
-            """Return its JSON; raise ContentTypeError, ValueError or an OptimiserError."""
+            """Return its JSON; raise ContentTypeError, ValueError or a FlexMeasuresError."""
             if self.size is None:
                 if "json" not in self.headers.get("Content-Type", ""):
                     raise ContentTypeError(
@@ -74,13 +74,13 @@ LongDict, LongList, LimitedResponse = kinds()
 
 @pyscript_compile
 async def limited_body(response: Any) -> bytes:
-    """Return an answer's body; raise an OptimiserError where it is too long."""
+    """Return an answer's body; raise a FlexMeasuresError where it is too long."""
     parts, size = [], 0
     async for part in response.content.iter_any():
         size += len(part)
         if size > MAX_BYTES:
             response.close()
-            raise errors.OptimiserError(
+            raise errors.FlexMeasuresError(
                 f"FlexMeasures at {response.url.origin()} answered {response.method} {response.url.path} "
                 f"with more than {MAX_BYTES // 2**20} MiB: ask for less, such as a shorter duration"
             )

@@ -13,10 +13,10 @@ from statistics import fmean
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.sensor_data as sensor_data
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.sensor_data as sensor_data
 
 CONSUMPTION, PRODUCTION = "consumption-price", "production-price"
 """The flex-context's fields."""
@@ -82,7 +82,7 @@ async def for_plan(
     start: datetime,
     end: datetime,
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the Tariff from `start` to `end`, and the flex-context's prices; raise an OptimiserError.
+    """Return the Tariff from `start` to `end`, and the flex-context's prices; raise a FlexMeasuresError.
 
     Raw fields of the `flex_context` prevail over the sensors. Where one of them has prices that only
     FlexMeasures reads, the Tariff has the other's for both; where both have, there is none (None).
@@ -129,7 +129,7 @@ def parse(text: str) -> tuple[float, str] | None:
 
 @pyscript_compile
 async def read(link: Any, consumption: Any, production: Any, start: datetime, end: datetime) -> Any:
-    """Return the Tariff of two Sources from `start` to `end`; raise an OptimiserError.
+    """Return the Tariff of two Sources from `start` to `end`; raise a FlexMeasuresError.
 
     `PricesMissing` where no price is known from the day before `start` on.
     """
@@ -186,7 +186,7 @@ async def missing(link: Any, sensor: Any, start: datetime, end: datetime) -> Exc
     zone = ZoneInfo(sensor.timezone)
     try:
         spans = await sensor_data.spans(link, sensor.id)
-    except errors.OptimiserError:
+    except errors.FlexMeasuresError:
         spans = []
     moments = start, end, *[moment for span in spans for moment in span]
     first, last, *others = [moment.astimezone(zone).isoformat(timespec="minutes") for moment in moments]

@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.prices as prices
-import flexmeasures_optimiser.sensor_data as sensor_data
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.prices as prices
+import flexmeasures_api.sensor_data as sensor_data
 
 AMSTERDAM = "Europe/Amsterdam"
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -21,10 +21,10 @@ from flexmeasures_client import FlexMeasuresClient
 from flexmeasures_client.exceptions import ContentTypeError, JobFailedError, JobTimeoutError
 from homeassistant.helpers.aiohttp_client import SERVER_SOFTWARE
 
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.replies as replies
-import flexmeasures_optimiser.responses as responses
-import flexmeasures_optimiser.secrecy as secrecy
+import flexmeasures_api.errors as errors
+import flexmeasures_api.replies as replies
+import flexmeasures_api.responses as responses
+import flexmeasures_api.secrecy as secrecy
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
 REQUEST_SECONDS = 30
@@ -244,7 +244,7 @@ async def raise_by_meaning(response):
 
 @pyscript_compile
 async def refuse_what_is_foreign(response: Any) -> None:
-    """Raise Unreachable for an answer below 400 of something else, OptimiserError for an odd one.
+    """Raise Unreachable for an answer below 400 of something else, FlexMeasuresError for an odd one.
 
     One that is empty may be anybody's, and so may one that only asks to come back (202).
     """
@@ -261,9 +261,9 @@ async def refuse_what_is_foreign(response: Any) -> None:
     if is_believed:
         return
     if response.status == 303 and is_own:
-        raise errors.OptimiserError(moved(response))
+        raise errors.FlexMeasuresError(moved(response))
     if response.status < 300 and is_own:
-        raise errors.OptimiserError(
+        raise errors.FlexMeasuresError(
             f"FlexMeasures at {response.url.origin()} answered {response.method} {path} in a form that is "
             f"not known: see that its release is supported ({short(payload)})"
         )
@@ -386,10 +386,10 @@ def whole_number(digits: str, most: int) -> int:
 
 @pyscript_compile
 async def ask(connection, request):
-    """Await one of the client's requests; raise only `errors.OptimiserError`s."""
+    """Await one of the client's requests; raise only `errors.FlexMeasuresError`s."""
     try:
         return await request
-    except errors.OptimiserError:
+    except errors.FlexMeasuresError:
         raise
     except JobTimeoutError as error:
         raise errors.JobTimedOut(f"{error} Is a worker running on the server?") from error
@@ -409,7 +409,7 @@ async def ask(connection, request):
 @pyscript_compile
 def odd(connection: Connection, error: Exception) -> Exception:
     """Return the error for an answer that cannot be understood, from what happened over it."""
-    return errors.OptimiserError(
+    return errors.FlexMeasuresError(
         f"FlexMeasures at {connection.host} answered unexpectedly: see that its release is supported "
         f"({type(error).__name__}: {short(error)})"
     )
@@ -418,7 +418,7 @@ def odd(connection: Connection, error: Exception) -> Exception:
 @pyscript_compile
 @contextmanager
 def understood(connection: Connection) -> Iterator[None]:
-    """Raise an OptimiserError where an answer turns out to be of another form than it is taken for."""
+    """Raise a FlexMeasuresError where an answer turns out to be of another form than it is taken for."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

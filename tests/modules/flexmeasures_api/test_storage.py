@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-import flexmeasures_optimiser.storage as storages
+import flexmeasures_api.storage as storages
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 END = START + timedelta(hours=24)

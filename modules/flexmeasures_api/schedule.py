@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import isodate
 
-import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_api.quantities as quantities
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

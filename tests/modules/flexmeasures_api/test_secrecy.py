@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 import voluptuous as vol
 
-import flexmeasures_optimiser.secrecy as secrecy
+import flexmeasures_api.secrecy as secrecy
 
 SECRETS = ["geheim", "it's", 'a"b\\c', "pässwörd", "a b&c/d", "<xy>", 12345]
 WAYS = [

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-import flexmeasures_optimiser.sensor_data as sensor_data
-from flexmeasures_optimiser.connection import Connection, Sensor
-from flexmeasures_optimiser.errors import InvalidData
+import flexmeasures_api.sensor_data as sensor_data
+from flexmeasures_api.connection import Connection, Sensor
+from flexmeasures_api.errors import InvalidData
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER, HOUR, MINUTE = timedelta(minutes=15), timedelta(hours=1), timedelta(minutes=1)

@@ -5,9 +5,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.schedule as schedules
-from flexmeasures_optimiser.storage import Storage, Wish
+import flexmeasures_api.planning as planning
+import flexmeasures_api.schedule as schedules
+from flexmeasures_api.storage import Storage, Wish
 
 AMSTERDAM = "Europe/Amsterdam"
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

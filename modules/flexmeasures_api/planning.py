@@ -4,12 +4,12 @@ import asyncio
 
 import isodate
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
-import flexmeasures_optimiser.storage as storages
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.sensor_data as sensor_data
+import flexmeasures_api.storage as storages
 
 FIRST_POLL_SECONDS = 0.25
 SLOWEST_POLL_SECONDS = 4
@@ -39,7 +39,7 @@ async def plan(link, storage, flex_context, start, duration, unit, soc_unit, sit
 
     `start` is shifted up to the power sensor's resolution; wishes beyond `duration` lengthen it.
     `site` is the asset that is planned as a whole, by default the device's parent, else its own.
-    Consumption is positive. Raise an OptimiserError.
+    Consumption is positive. Raise a FlexMeasuresError.
     """
     sensor = await power_sensor(link, storage.power_sensor)
     start = schedules.shift_up(start, sensor.resolution, sensor.timezone)
@@ -102,7 +102,7 @@ async def plan_site(link, site, devices, flex_context, start, duration, resoluti
     """Ask for the schedules of several devices in one trigger, so that the site's limits hold for all.
 
     Return a Schedule (W) for each power sensor. `start` is on the sensors' clock, `resolution` that of the
-    plan. Raise an OptimiserError.
+    plan. Raise a FlexMeasuresError.
     """
     job = await trigger(
         link,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_api.quantities as quantities
 
 BACK_AT_ONCE = 0.05
 """How far outside its range, as a part of soc_max, a state of charge is brought back as soon as possible."""

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.secrecy as secrecy
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.secrecy as secrecy
 
 
 @pytest.mark.parametrize(

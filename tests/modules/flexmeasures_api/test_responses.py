@@ -9,12 +9,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.responses as responses
-import flexmeasures_optimiser.sensor_data as sensor_data
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.planning as planning
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.responses as responses
+import flexmeasures_api.sensor_data as sensor_data
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
@@ -50,7 +50,7 @@ async def link(aiohttp_server, socket_enabled):
 async def test_an_answer_beyond_the_limit_is_refused_without_being_kept(link):
     link.answers["/data"] = json.dumps(SERIES | {"x": "y" * 2**22})
     with pytest.raises(
-        errors.OptimiserError, match=r"GET /api/v3_0/sensors/8/data with more than 4 MiB: ask"
+        errors.FlexMeasuresError, match=r"GET /api/v3_0/sensors/8/data with more than 4 MiB: ask"
     ):
         await sensor_data.read(link, 8, NOON, QUARTER)
 
@@ -58,7 +58,7 @@ async def test_an_answer_beyond_the_limit_is_refused_without_being_kept(link):
 async def test_a_text_beyond_the_limit_is_refused_too(link):
     link.answers["/x"] = json.dumps("y" * 2**22)
     async with link.client.session.get(f"{link.host}/x", raise_for_status=False) as response:
-        with pytest.raises(errors.OptimiserError, match="more than 4 MiB"):
+        with pytest.raises(errors.FlexMeasuresError, match="more than 4 MiB"):
             await response.text()
 
 
@@ -77,7 +77,7 @@ async def test_an_answer_can_be_read_again_in_whatever_form(link):
 async def test_a_refused_correction_is_told_from_a_refused_user(link, status, kind):
     said = {"result": "Rejected", "status": status, "message": "Not INVALID_REPLACEMENT itself."}
     link.answers["/data"] = (403, json.dumps(said))
-    with pytest.raises(errors.OptimiserError) as caught:
+    with pytest.raises(errors.FlexMeasuresError) as caught:
         await sensor_data.post(link, sensor_data.Run(8, NOON, [1.0]))
     assert type(caught.value) is getattr(errors, kind)
 
@@ -148,7 +148,7 @@ async def test_an_odd_schedule_is_one_sentence(link, odd):
     link.answers["/jobs/a-b"] = json.dumps({"status": "FINISHED"})
     link.answers["/schedules/a-b"] = json.dumps(SERIES | odd)
     storage = planning.storages.Storage(power_sensor=8, soc_at_start=1, soc_min=0, soc_max=2)
-    with pytest.raises(errors.OptimiserError, match="answered") as caught:
+    with pytest.raises(errors.FlexMeasuresError, match="answered") as caught:
         await planning.plan_site(link, 3, [storage], {}, NOON, QUARTER, QUARTER, NOON)
     assert len(str(caught.value)) < 300
 
@@ -157,7 +157,7 @@ async def test_an_odd_schedule_is_one_sentence(link, odd):
 async def test_an_odd_asset_is_one_sentence(link, odd):
     link.answers["/assets"] = json.dumps([ASSET | {"attributes": odd}])
     link.answers["/types"] = json.dumps([{"id": 1, "name": "battery"}])
-    with pytest.raises(errors.OptimiserError) as caught:
+    with pytest.raises(errors.FlexMeasuresError) as caught:
         await provisioning.provide(link, 3, "r", "Battery", "ENERGY_STORAGE", False)
     assert "answered unexpectedly: see that its release is supported" in str(caught.value)
     assert len(str(caught.value)) < 300
@@ -167,7 +167,7 @@ async def test_an_odd_asset_is_one_sentence(link, odd):
 async def test_an_odd_sensor_is_one_sentence(link, odd):
     sensor = {"id": 12, "unit": "kW", "event_resolution": "PT15M", "timezone": "UTC", "generic_asset_id": 3}
     link.answers["/sensors/12"] = json.dumps(sensor | odd)
-    with pytest.raises(errors.OptimiserError) as caught:
+    with pytest.raises(errors.FlexMeasuresError) as caught:
         await connection.sensor(link, 12)
     assert "see that its release is supported" in str(caught.value)
     assert len(str(caught.value)) < 300
@@ -175,5 +175,5 @@ async def test_an_odd_sensor_is_one_sentence(link, odd):
 
 async def test_odd_statistics_are_one_sentence(link):
     link.answers["/stats"] = json.dumps({"x": {"First event start": "then", "Last event end": 7}})
-    with pytest.raises(errors.OptimiserError, match="answered unexpectedly"):
+    with pytest.raises(errors.FlexMeasuresError, match="answered unexpectedly"):
         await sensor_data.spans(link, 8)

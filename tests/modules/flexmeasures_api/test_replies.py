@@ -7,12 +7,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.replies as replies
-import flexmeasures_optimiser.sensor_data as sensor_data
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.planning as planning
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.replies as replies
+import flexmeasures_api.sensor_data as sensor_data
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
@@ -163,7 +163,7 @@ async def test_no_call_believes_what_is_not_from_flexmeasures(serving, foreign):
 async def test_an_odd_answer_of_flexmeasures_is_told_as_such(serving):
     link = await serving(200, json.dumps({"x": "y" * 1000}), "application/json", OWN)
     for name, call in CALLS.items():
-        with pytest.raises(errors.OptimiserError) as caught:
+        with pytest.raises(errors.FlexMeasuresError) as caught:
             await call(link)
         assert "in a form that is not known" in str(caught.value), name
         assert len(str(caught.value)) < 400
@@ -172,9 +172,9 @@ async def test_an_odd_answer_of_flexmeasures_is_told_as_such(serving):
 async def test_a_schedule_that_flexmeasures_refers_to_by_another_scheme_is_told_as_such(serving):
     moved = {"Location": "https://127.0.0.1/api/v3_0/sensors/8/schedules/c-d"}
     link = await serving(303, "{}", "application/json", OWN | moved)
-    with pytest.raises(errors.OptimiserError, match=r"X-Forwarded-Proto.*ProxyFix") as caught:
+    with pytest.raises(errors.FlexMeasuresError, match=r"X-Forwarded-Proto.*ProxyFix") as caught:
         await CALLS["fetch"](link)
-    assert type(caught.value) is errors.OptimiserError
+    assert type(caught.value) is errors.FlexMeasuresError
     assert "refers to https://127.0.0.1 for a schedule" in str(caught.value)
 
 

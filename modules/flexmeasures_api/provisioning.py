@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
 
 RESOURCE_ID = "resource_id"
 """The asset's attribute that says whose it is."""
@@ -42,7 +42,7 @@ async def site_of(link, power_sensor):
 
 @pyscript_compile
 async def provide(link, site_id, resource_id, name, role, with_soc):
-    """Return the Provision of a device under a site, found there or made now; raise an OptimiserError.
+    """Return the Provision of a device under a site, found there or made now; raise a FlexMeasuresError.
 
     The asset is known by its attribute `resource_id`, the sensors by their names in it, so that what
     was left unfinished is completed.

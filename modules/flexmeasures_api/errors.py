@@ -14,7 +14,7 @@ MAX_RETRY_AFTER_SECONDS = 900
 def kinds():
     """Define the errors: natively, so that compiled code can raise them."""
 
-    class OptimiserError(Exception):
+    class FlexMeasuresError(Exception):
         """FlexMeasures did not do what was asked."""
 
         status = "error"
@@ -31,50 +31,50 @@ def kinds():
             """Tell whether somebody has to put something right first."""
             return self.final or self.cause == "unauthorized"
 
-    class Unauthorized(OptimiserError):
+    class Unauthorized(FlexMeasuresError):
         """The server refuses the username or password."""
 
         status = "unauthorized"
         cause = "unauthorized"
 
-    class Unreachable(OptimiserError):
+    class Unreachable(FlexMeasuresError):
         """The server cannot be reached, or is no working FlexMeasures server."""
 
         status = "unreachable"
         cause = "unreachable"
         temporary = True
 
-    class ServerFault(OptimiserError):
+    class ServerFault(FlexMeasuresError):
         """The server answered, but failed over this question (500)."""
 
         cause = "server_fault"
         temporary = True
 
-    class NoAccess(OptimiserError):
+    class NoAccess(FlexMeasuresError):
         """The user may not use a sensor or asset (403)."""
 
         cause = "no_access"
         final = True
 
-    class UnknownSensor(OptimiserError):
+    class UnknownSensor(FlexMeasuresError):
         """A sensor or asset does not exist on the server, or is of the wrong kind."""
 
         cause = "unknown_sensor"
         final = True
 
-    class RateLimited(OptimiserError):
+    class RateLimited(FlexMeasuresError):
         """The server asks to wait (429); the text says until when."""
 
         cause = "rate_limited"
         temporary = True
 
-    class InvalidProblem(OptimiserError):
+    class InvalidProblem(FlexMeasuresError):
         """The server does not accept the flex-model, the flex-context or another field (422)."""
 
         cause = "invalid_problem"
         final = True
 
-    class InvalidData(OptimiserError):
+    class InvalidData(FlexMeasuresError):
         """Values do not fit their sensor, or the server does not accept them (422)."""
 
         cause = "invalid_data"
@@ -83,17 +83,17 @@ def kinds():
     class AlreadyKnown(InvalidData):
         """Another value of the same moment is known at the same time, to the second."""
 
-    class PricesMissing(OptimiserError):
+    class PricesMissing(FlexMeasuresError):
         """A price sensor has no data in the planning window."""
 
         cause = "prices_missing"
 
-    class Infeasible(OptimiserError):
+    class Infeasible(FlexMeasuresError):
         """No schedule meets all hard constraints."""
 
         cause = "infeasible"
 
-    class JobFailed(OptimiserError):
+    class JobFailed(FlexMeasuresError):
         """A job failed on the server for another reason."""
 
         cause = "job_failed"
@@ -101,13 +101,13 @@ def kinds():
     class JobLost(JobFailed):
         """The server does not know a job of ours any more."""
 
-    class JobTimedOut(OptimiserError):
+    class JobTimedOut(FlexMeasuresError):
         """A job did not finish in time."""
 
         cause = "job_timed_out"
 
     return (
-        OptimiserError,
+        FlexMeasuresError,
         Unauthorized,
         Unreachable,
         ServerFault,
@@ -126,7 +126,7 @@ def kinds():
 
 
 (
-    OptimiserError,
+    FlexMeasuresError,
     Unauthorized,
     Unreachable,
     ServerFault,
