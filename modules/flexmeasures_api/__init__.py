@@ -1,4 +1,5 @@
-"""The FlexMeasures side: the calls we need on flexmeasures-client, and its errors by meaning.
+"""The FlexMeasures server: the calls that are needed on flexmeasures-client, and its errors by meaning.
 
-Inside, power is in W, energy in Wh, consumption is positive and times are aware datetimes.
+Power is in W, energy in Wh, consumption is positive and times are aware datetimes, unless a name says
+otherwise.
 """

@@ -1,120 +1,167 @@
-"""A site's prices over some time: what FlexMeasures knows, and what is assumed where it knows none.
+"""A site's prices over some time: those of FlexMeasures, and those assumed where it has none.
 
-FlexMeasures takes an hour without a price as free. So whoever plans at the site, here or on the server, has
-these prices: the known one, else the price of the same hour of the day before, else the mean of all known
-ones.
+FlexMeasures takes an hour without a price as free. So both the plans made here and those of the server use
+these prices: the known one, else that of the same hour of the day before, else the mean of all known ones.
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import flexmeasures_api.connection as connection
 import flexmeasures_api.errors as errors
 import flexmeasures_api.quantities as quantities
 import flexmeasures_api.sensor_data as sensor_data
+from flexmeasures_api.connection import Connection, Sensor
 
 CONSUMPTION, PRODUCTION = "consumption-price", "production-price"
 """The flex-context's fields."""
 DAY = timedelta(days=1)
-LOOK_AHEAD = timedelta(days=2)
-"""How far is looked for known prices at least."""
-MAX_SPANS = 3
-"""How many times a warning lists."""
-ENOUGH_KNOWN = 0.5
-"""The part of a plan's time for which prices must be known, without which there is a warning."""
+MIN_LOOK_AHEAD = timedelta(days=2)
+"""How far ahead known prices are looked for, also for a shorter plan."""
+MIN_SHARE_KNOWN = 0.5
+"""There is a warning if prices are known for less than this part of a plan."""
+MAX_LISTED_SPANS = 3
+"""How many spans of time a warning lists."""
 
 
-@pyscript_compile
-def records() -> tuple[type, type, type]:
-    """Define the records: natively, so that compiled code can make them."""
+@dataclass(frozen=True, kw_only=True)
+class _PriceSource:
+    """The source of a price: a sensor, with a `default` (currency per kWh) or without, or a fixed price.
 
-    @dataclass(frozen=True, kw_only=True)
-    class Source:
-        """Where a price is from: a sensor, with a `default` (currency per kWh) or without, or a fixed one.
+    `field` is its form in the flex-context, and `currency` that of `default`, else None.
+    """
 
-        `field` is how the flex-context says so, and `unit` is that of `default`, else None.
+    field: Any
+    sensor: int | None = None
+    default: float | None = None
+    currency: str | None = None
+
+
+PriceSource = _PriceSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SourcePrice:
+    """A price (currency per kWh) of one source from `start` to `end` (s since 1970), known or assumed."""
+
+    start: float
+    end: float
+    value: float
+    is_known: bool = True
+
+
+SourcePrice = _SourcePrice
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PriceInterval:
+    """Prices (currency per kWh) from `start` to `end` (s since 1970); `is_known`: both of them are."""
+
+    start: float
+    end: float
+    consumption: float
+    production: float
+    is_known: bool = True
+
+
+PriceInterval = _PriceInterval
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tariff:
+    """Prices in order and without a gap, and their currency (such as EUR).
+
+    `known_until` (s since 1970) is the end of the last known price, also beyond the intervals; None without
+    any.
+    """
+
+    intervals: list[PriceInterval]
+    currency: str
+    known_until: float | None = None
+
+    @property
+    @pyscript_compile
+    def share_known(self) -> float:
+        """Return the part of the time for which prices are known."""
+        known = sum([each.end - each.start for each in self.intervals if each.is_known])
+        return known / sum([each.end - each.start for each in self.intervals])
+
+    @property
+    @pyscript_compile
+    def assumed_spans(self) -> list[list[float]]:
+        """Return the [start, end] (s since 1970) of each time for which a price is assumed."""
+        return joined_spans([interval for interval in self.intervals if not interval.is_known])
+
+    @property
+    @pyscript_compile
+    def feasible(self) -> "_Tariff":
+        """Return the Tariff with a production price that is nowhere above the consumption price.
+
+        Where feeding in pays more than consuming costs, energy that goes round through the meter would gain
+        without end: FlexMeasures then finds no schedule.
         """
-
-        field: Any
-        sensor: int | None = None
-        default: float | None = None
-        unit: str | None = None
-
-    @dataclass(frozen=True, kw_only=True)
-    class PriceInterval:
-        """Prices (currency per kWh) from `start` to `end` (s since 1970); `is_known`: both of them are."""
-
-        start: float
-        end: float
-        consumption: float
-        production: float
-        is_known: bool = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Tariff:
-        """Prices without a gap, in order, and their currency (such as EUR).
-
-        `known_until` is until when (s since 1970) prices are known, but for gaps, also beyond the intervals;
-        None where none is.
-        """
-
-        intervals: list
-        currency: str
-        known_until: float | None = None
-
-    return Source, PriceInterval, Tariff
+        return replace(
+            self,
+            intervals=[
+                replace(interval, production=min(interval.production, interval.consumption))
+                for interval in self.intervals
+            ],
+        )
 
 
-Source, PriceInterval, Tariff = records()
+Tariff = _Tariff
 
 
 @pyscript_compile
 async def for_plan(
-    link: Any,
+    connection: Connection,
+    *,
     consumption_sensor: int,
     production_sensor: int,
-    flex_context: dict[str, Any],
+    flex_context: Mapping[str, Any],
     start: datetime,
     end: datetime,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Tariff | None, dict[str, Any]]:
     """Return the Tariff from `start` to `end`, and the flex-context's prices; raise a FlexMeasuresError.
 
     Raw fields of the `flex_context` prevail over the sensors. Where one of them has prices that only
-    FlexMeasures reads, the Tariff has the other's for both; where both have, there is none (None).
+    FlexMeasures can read, the Tariff has the other's for both; where both have, there is none (None).
     """
-    consumption = source(CONSUMPTION, consumption_sensor, flex_context)
-    production = source(PRODUCTION, production_sensor, flex_context)
-    unread = {name: flex_context[name] for name in (CONSUMPTION, PRODUCTION) if name in flex_context}
-    if consumption is None and production is None:
-        return None, unread
-    tariff = await read(link, consumption or production, production or consumption, start, end)
-    fields = as_fields(tariff, consumption or production, production or consumption)
+    consumption = price_source(CONSUMPTION, consumption_sensor, flex_context)
+    production = price_source(PRODUCTION, production_sensor, flex_context)
+    raw = {name: flex_context[name] for name in (CONSUMPTION, PRODUCTION) if name in flex_context}
+    readable = consumption or production
+    if readable is None:
+        return None, raw
+    sources = consumption or readable, production or readable
+    tariff = await read(connection, *sources, start=start, end=end)
+    fields = as_fields(tariff, *sources)
     if consumption is None:
-        return tariff, fields | {CONSUMPTION: unread[CONSUMPTION]}
-    return tariff, fields if production else fields | {PRODUCTION: unread[PRODUCTION]}
+        return tariff, fields | {CONSUMPTION: raw[CONSUMPTION]}
+    return tariff, fields if production else fields | {PRODUCTION: raw[PRODUCTION]}
 
 
 @pyscript_compile
-def source(name: str, sensor_id: int, flex_context: dict[str, Any]) -> Any:
-    """Return the Source of a price: the raw field of this name, else the sensor.
+def price_source(name: str, sensor_id: int, flex_context: Mapping[str, Any]) -> PriceSource | None:
+    """Return the source of a price: the raw field of this name, else the sensor.
 
-    None for a field that we do not read, such as a time series: FlexMeasures gets it as it is.
+    None for a field that only FlexMeasures can read, such as a time series: it is sent as it is.
     """
     raw = flex_context.get(name)
     if raw is None:
-        return Source(field={"sensor": sensor_id}, sensor=sensor_id)
-    if isinstance(raw, str) and (parsed := parse(raw)):
-        return Source(field=raw, default=parsed[0], unit=parsed[1])
+        return PriceSource(field={"sensor": sensor_id}, sensor=sensor_id)
+    if isinstance(raw, str) and (price := parse(raw)):
+        return PriceSource(field=raw, default=price[0], currency=price[1])
     if isinstance(raw, dict) and raw.keys() <= {"sensor", "default"} and isinstance(raw.get("sensor"), int):
         if "default" not in raw:
-            return Source(field=raw, sensor=raw["sensor"])
-        if isinstance(raw["default"], str) and (parsed := parse(raw["default"])):
-            return Source(field=raw, sensor=raw["sensor"], default=parsed[0], unit=parsed[1])
+            return PriceSource(field=raw, sensor=raw["sensor"])
+        if isinstance(raw["default"], str) and (price := parse(raw["default"])):
+            return PriceSource(field=raw, sensor=raw["sensor"], default=price[0], currency=price[1])
     return None
 
 
@@ -128,21 +175,31 @@ def parse(text: str) -> tuple[float, str] | None:
 
 
 @pyscript_compile
-async def read(link: Any, consumption: Any, production: Any, start: datetime, end: datetime) -> Any:
-    """Return the Tariff of two Sources from `start` to `end`; raise a FlexMeasuresError.
+async def read(
+    connection: Connection,
+    consumption: PriceSource,
+    production: PriceSource,
+    *,
+    start: datetime,
+    end: datetime,
+) -> Tariff:
+    """Return the Tariff of two sources from `start` to `end`; raise a FlexMeasuresError.
 
-    `PricesMissing` where no price is known from the day before `start` on.
+    Raise PricesMissing where no price is known from the day before `start` on.
     """
-    last = max(end, start + LOOK_AHEAD)
-    consumed, currency = await read_source(link, consumption, start, end, last)
-    produced, other_currency = consumed, currency
+    last = max(end, start + MIN_LOOK_AHEAD)
+    consumption_prices, currency = await read_source(connection, consumption, start=start, end=end, last=last)
+    production_prices, production_currency = consumption_prices, currency
     if production != consumption:
-        produced, other_currency = await read_source(link, production, start, end, last)
-    if currency != other_currency:
-        raise errors.InvalidProblem(
-            f"consumption-price is in {currency}, and production-price in {other_currency}: give one currency"
+        production_prices, production_currency = await read_source(
+            connection, production, start=start, end=end, last=last
         )
-    ahead = side_by_side(consumed, produced, start.timestamp(), last.timestamp())
+    if currency != production_currency:
+        raise errors.InvalidProblem(
+            f"consumption-price is in {currency}, and production-price in {production_currency}: "
+            f"give one currency"
+        )
+    ahead = side_by_side(consumption_prices, production_prices, start.timestamp(), last.timestamp())
     known_until = max([interval.end for interval in ahead if interval.is_known], default=None)
     return Tariff(
         intervals=between(ahead, start.timestamp(), end.timestamp()),
@@ -153,55 +210,65 @@ async def read(link: Any, consumption: Any, production: Any, start: datetime, en
 
 @pyscript_compile
 async def read_source(
-    link: Any, price: Any, start: datetime, end: datetime, last: datetime
-) -> tuple[list[tuple[float, float, float, bool]], str]:
-    """Return (start, end, price per kWh, whether it is known) from a day before `start` to `last`.
+    connection: Connection, source: PriceSource, *, start: datetime, end: datetime, last: datetime
+) -> tuple[list[SourcePrice], str]:
+    """Return the prices of a source from a day before `start` to `last`, and their currency.
 
-    And the currency. Raise PricesMissing where none is known up to `end`.
+    Raise PricesMissing where none is known up to `end`.
     """
-    if price.sensor is None:
-        return [((start - DAY).timestamp(), last.timestamp(), price.default, True)], price.unit
-    sensor_id = price.sensor
-    sensor = await connection.sensor(link, sensor_id)
+    if source.sensor is None:
+        if source.default is None or source.currency is None:
+            raise ValueError("a price has a sensor or a default")
+        fixed = SourcePrice(start=(start - DAY).timestamp(), end=last.timestamp(), value=source.default)
+        return [fixed], source.currency
+    sensor = await connection.sensor(source.sensor)
     try:
         factor = quantities.per_kilowatt_hour(sensor.unit)
     except ValueError as error:
-        raise errors.UnknownSensor(f"Sensor {sensor_id} is no sensor of prices: {error}") from error
-    found = await sensor_data.read(link, sensor_id, start - DAY, last - start + DAY, unit=sensor.unit)
-    first, step, known = found["start"], found["resolution"], found["values"]
-    values = [price.default if value is None else value * factor for value in known]
+        raise errors.UnknownSensor(f"Sensor {sensor.id} is no sensor of prices: {error}") from error
+    data = await sensor_data.read(connection, sensor.id, start - DAY, last - start + DAY, unit=sensor.unit)
+    first, step, held = data["start"], data["resolution"], data["values"]
+    values = [source.default if value is None else value * factor for value in held]
     if all(value is None for value in values[: -((first - end) // step)]):
-        raise await missing(link, sensor, start, end)
-    prices = with_assumed(values, first, step, sensor.timezone)
-    begin, seconds = first.timestamp(), step.total_seconds()
+        raise await missing(connection, sensor, start, end)
+    step_seconds = step.total_seconds()
     return [
-        (begin + place * seconds, begin + (place + 1) * seconds, each, known[place] is not None)
-        for place, each in enumerate(prices)
+        SourcePrice(
+            start=first.timestamp() + place * step_seconds,
+            end=first.timestamp() + (place + 1) * step_seconds,
+            value=value,
+            is_known=held[place] is not None,
+        )
+        for place, value in enumerate(with_assumed(values, first, step, sensor.timezone))
     ], sensor.unit.rpartition("/")[0]
 
 
 @pyscript_compile
-async def missing(link: Any, sensor: Any, start: datetime, end: datetime) -> Exception:
-    """Return the error that no price at all is known, with what the sensor has at other times."""
+async def missing(
+    connection: Connection, sensor: Sensor, start: datetime, end: datetime
+) -> errors.PricesMissing:
+    """Return the error for a sensor without prices, which says at what other times it has some."""
     zone = ZoneInfo(sensor.timezone)
     try:
-        spans = await sensor_data.spans(link, sensor.id)
+        spans = await sensor_data.recorded_spans(connection, sensor.id)
     except errors.FlexMeasuresError:
         spans = []
     moments = start, end, *[moment for span in spans for moment in span]
-    first, last, *others = [moment.astimezone(zone).isoformat(timespec="minutes") for moment in moments]
-    there = f"it has some from {min(others)} to {max(others)}" if others else "it has none at all"
+    first, last, *recorded = [moment.astimezone(zone).isoformat(timespec="minutes") for moment in moments]
+    available = f"it has some from {min(recorded)} to {max(recorded)}" if recorded else "it has none at all"
     return errors.PricesMissing(
         f"FlexMeasures has no prices for the planning window on sensor {sensor.id}, from {first} to {last}, "
-        f"nor for the day before ({there}): see that its prices arrive, or plan another time"
+        f"nor for the day before ({available}): see that its prices arrive, or plan another time"
     )
 
 
 @pyscript_compile
-def with_assumed(values: list[float | None], first: datetime, step: timedelta, timezone: str) -> list[float]:
+def with_assumed(
+    values: Sequence[float | None], first: datetime, step: timedelta, timezone: str
+) -> list[float]:
     """Return a price for each step: the known one, else that of the hour a day before, else the mean.
 
-    The hour is that of the clock on the wall, also over clock changes.
+    The hour is that of the local clock, also over clock changes.
     """
     zone = ZoneInfo(timezone)
     mean = fmean([value for value in values if value is not None])
@@ -216,30 +283,36 @@ def with_assumed(values: list[float | None], first: datetime, step: timedelta, t
 
 
 @pyscript_compile
-def side_by_side(consumption: list[tuple], production: list[tuple], start: float, end: float) -> list:
+def side_by_side(
+    consumption: Sequence[SourcePrice], production: Sequence[SourcePrice], start: float, end: float
+) -> list[PriceInterval]:
     """Return PriceIntervals from `start` to `end` of the two prices, on the finer one's clock."""
-    moments = {start, end, *[price[0] for price in (*consumption, *production) if start < price[0] < end]}
-    found = []
-    for begin, until in pairwise(sorted(moments)):
-        (_, _, consumed, is_known), (_, _, produced, is_other_known) = (
-            prices[bisect_right(prices, begin, key=lambda price: price[0]) - 1]
+    moments = {
+        start,
+        end,
+        *[price.start for price in (*consumption, *production) if start < price.start < end],
+    }
+    intervals = []
+    for interval_start, interval_end in pairwise(sorted(moments)):
+        consumed, produced = (
+            prices[bisect_right(prices, interval_start, key=lambda price: price.start) - 1]
             for prices in (consumption, production)
         )
-        found.append(
+        intervals.append(
             PriceInterval(
-                start=begin,
-                end=until,
-                consumption=consumed,
-                production=produced,
-                is_known=is_known and is_other_known,
+                start=interval_start,
+                end=interval_end,
+                consumption=consumed.value,
+                production=produced.value,
+                is_known=consumed.is_known and produced.is_known,
             )
         )
-    return found
+    return intervals
 
 
 @pyscript_compile
-def between(intervals: list, start: float, end: float) -> list:
-    """Return the PriceIntervals of a time (s since 1970), cut to it."""
+def between(intervals: Iterable[PriceInterval], start: float, end: float) -> list[PriceInterval]:
+    """Return the PriceIntervals from `start` to `end` (s since 1970), cut to it."""
     return [
         replace(interval, start=max(interval.start, start), end=min(interval.end, end))
         for interval in intervals
@@ -248,14 +321,8 @@ def between(intervals: list, start: float, end: float) -> list:
 
 
 @pyscript_compile
-def assumed(tariff: Any) -> list[list[float]]:
-    """Return the [start, end] (s since 1970) of each time for which a price is assumed."""
-    return spans_of([interval for interval in tariff.intervals if not interval.is_known])
-
-
-@pyscript_compile
-def spans_of(intervals: list) -> list[list[float]]:
-    """Return the [start, end] of PriceIntervals, those that follow one another together."""
+def joined_spans(intervals: Iterable[PriceInterval]) -> list[list[float]]:
+    """Return the [start, end] of PriceIntervals, consecutive ones as one."""
     spans: list[list[float]] = []
     for interval in intervals:
         if spans and spans[-1][1] == interval.start:
@@ -266,32 +333,9 @@ def spans_of(intervals: list) -> list[list[float]]:
 
 
 @pyscript_compile
-def share_known(tariff: Any) -> float:
-    """Return the part of the time for which prices are known."""
-    seconds = [(interval.end - interval.start, interval.is_known) for interval in tariff.intervals]
-    return sum([length for length, is_known in seconds if is_known]) / sum([length for length, _ in seconds])
-
-
-@pyscript_compile
-def feasible(tariff: Any) -> Any:
-    """Return the Tariff with a production price that is nowhere above the consumption price.
-
-    Where feeding in pays more than consuming costs, energy that goes round through the meter would gain
-    without end: FlexMeasures then finds no schedule.
-    """
-    return replace(
-        tariff,
-        intervals=[
-            replace(interval, production=min(interval.production, interval.consumption))
-            for interval in tariff.intervals
-        ],
-    )
-
-
-@pyscript_compile
-def as_fields(tariff: Any, consumption: Any, production: Any) -> dict[str, Any]:
-    """Return the flex-context's prices: as the Sources say, or as series where the Tariff has more."""
-    planned = feasible(tariff)
+def as_fields(tariff: Tariff, consumption: PriceSource, production: PriceSource) -> dict[str, Any]:
+    """Return the flex-context's prices: the fields of the sources, or series where the Tariff differs."""
+    planned = tariff.feasible
     is_known = all(interval.is_known for interval in tariff.intervals)
     return {
         CONSUMPTION: consumption.field if is_known else as_series(planned, "consumption"),
@@ -300,49 +344,49 @@ def as_fields(tariff: Any, consumption: Any, production: Any) -> dict[str, Any]:
 
 
 @pyscript_compile
-def as_series(tariff: Any, name: str) -> list[dict[str, str]]:
-    """Write one of the prices as FlexMeasures' time series, an item for as long as it stays the same."""
-    spans: list[list] = []
+def as_series(tariff: Tariff, name: str) -> list[dict[str, str]]:
+    """Write one of the prices as FlexMeasures' time series, equal neighbours as one item."""
+    items: list[SourcePrice] = []
     for interval in tariff.intervals:
-        price = getattr(interval, name)
-        if spans and spans[-1][2] == price:
-            spans[-1][1] = interval.end
+        price: float = getattr(interval, name)
+        if items and items[-1].value == price:
+            items[-1] = replace(items[-1], end=interval.end)
         else:
-            spans.append([interval.start, interval.end, price])
+            items.append(SourcePrice(start=interval.start, end=interval.end, value=price))
     return [
         {
-            "start": datetime.fromtimestamp(start, UTC).isoformat(),
-            "end": datetime.fromtimestamp(end, UTC).isoformat(),
-            "value": f"{quantities.tidy(price)} {tariff.currency}/kWh",
+            "start": datetime.fromtimestamp(item.start, UTC).isoformat(),
+            "end": datetime.fromtimestamp(item.end, UTC).isoformat(),
+            "value": f"{quantities.rounded(item.value)} {tariff.currency}/kWh",
         }
-        for start, end, price in spans
+        for item in items
     ]
 
 
 @pyscript_compile
-def warnings(tariff: Any, zone: Any) -> list[str]:
-    """Return a sentence for what a user should know of the prices of a plan, times in the given zone."""
+def warnings(tariff: Tariff, zone: tzinfo) -> list[str]:
+    """Return sentences on what a user should know of the prices of a plan, with times in the given zone."""
 
-    def at(moment: float | None) -> str:
-        return "" if moment is None else datetime.fromtimestamp(moment, zone).isoformat(timespec="minutes")
+    def at(moment: float) -> str:
+        return datetime.fromtimestamp(moment, zone).isoformat(timespec="minutes")
 
-    def in_words(spans: list[list[float]]) -> str:
-        listed = [f"from {at(start)} to {at(end)}" for start, end in spans[:MAX_SPANS]]
-        more = len(spans) - MAX_SPANS
-        return ", ".join(listed) + (f" and {more} times more" if more > 0 else "")
+    def listed(spans: Sequence[Sequence[float]]) -> str:
+        texts = [f"from {at(start)} to {at(end)}" for start, end in spans[:MAX_LISTED_SPANS]]
+        more = len(spans) - MAX_LISTED_SPANS
+        return ", ".join(texts) + (f" and {more} times more" if more > 0 else "")
 
-    found, until = [], tariff.known_until
-    if share_known(tariff) < ENOUGH_KNOWN:
-        found.append(
-            f"Prices are known for {share_known(tariff):.0%} of the schedule"
+    sentences, until = [], tariff.known_until
+    if tariff.share_known < MIN_SHARE_KNOWN:
+        sentences.append(
+            f"Prices are known for {tariff.share_known:.0%} of the schedule"
             + (f", until {at(until)}" if until else "")
             + ": those of the day before, or the mean, are assumed for the rest"
         )
-    if gaps := [span for span in assumed(tariff) if until is not None and span[1] < until]:
-        found.append(f"No price is known {in_words(gaps)}: that of the day before, or the mean, is assumed")
+    if gaps := [span for span in tariff.assumed_spans if until is not None and span[1] < until]:
+        sentences.append(f"No price is known {listed(gaps)}: that of the day before, or the mean, is assumed")
     if dearer := [interval for interval in tariff.intervals if interval.production > interval.consumption]:
-        found.append(
-            f"Feeding in pays more than consuming costs {in_words(spans_of(dearer))}: there the consumption "
-            f"price counts for both, since FlexMeasures finds no schedule otherwise"
+        sentences.append(
+            f"Feeding in pays more than consuming costs {listed(joined_spans(dearer))}: there the "
+            f"consumption price counts for both, since FlexMeasures finds no schedule otherwise"
         )
-    return found
+    return sentences

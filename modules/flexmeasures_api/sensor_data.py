@@ -1,4 +1,4 @@
-"""Sensor data: measurements and forecasts that are posted, and what the server holds."""
+"""The data of sensors: measurements and forecasts that are posted, and values that the server holds."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,191 +8,212 @@ from typing import Any
 
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
-import flexmeasures_api.connection as connection
+import flexmeasures_api.error_mapping as error_mapping
 import flexmeasures_api.errors as errors
-import flexmeasures_api.schedule as schedules
+import flexmeasures_api.sensor_clock as sensor_clock
+from flexmeasures_api.connection import Connection, Sensor
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 FIRST_POLL_SECONDS = 0.1
-SLOWEST_POLL_SECONDS = 4
 STORING_SECONDS = 120
-RESOLUTION_OF_INSTANTS = timedelta(minutes=5)
+"""How soon a job that stores values is polled, and how long it may take."""
+MAX_STORED_VALUES = 1_000
+"""Per request: FlexMeasures needs 13 ms for each value that it stores, and ends a job at 180 s."""
+INSTANT_RESOLUTION = timedelta(minutes=5)
+"""At which an instantaneous sensor is read, unless the caller says otherwise."""
 FLOW_UNITS = EnergyConverter.VALID_UNITS | PowerConverter.VALID_UNITS
-MAX_STORED = 1_000
-"""How many values FlexMeasures is to store of a request: it needs 13 ms for each, and ends a job at 180 s."""
 CONSUMPTION, PRODUCTION = 1, -1
 """The sign of consumption, where consumption or production is positive."""
 
 
-@pyscript_compile
-def records():
-    """Define the records: natively, so that compiled code can make them."""
+@dataclass(kw_only=True)
+class _SensorData:
+    """Consecutive values of one sensor, by its id; None is a gap.
 
-    @dataclass
-    class Run:
-        """Values of one sensor, one after the other; None is a gap.
-
-        `step` is from one value to the next, None for the sensor's own resolution. `unit` is the
-        values', None for the sensor's own. `prior` is when the values were known, None for when they
-        arrive at the server. `sign` is that of consumption in powers and energies, None where the values are
-        as the sensor holds them. Up to `stored_until`, if that is given, the server has stored it.
-        """
-
-        sensor: int
-        start: datetime
-        values: list
-        unit: str | None = None
-        step: timedelta | None = None
-        prior: datetime | None = None
-        sign: int | None = None
-        stored_until: datetime | None = None
-
-    @dataclass
-    class Part:
-        """What is posted of a Run in one request, as FlexMeasures takes it; all values last for `duration`.
-
-        `end` is up to when it reaches, None for the Run's end. `rest` is where the Run's first value starts
-        that is not, or not wholly, in it; `step` is that of the Run's values.
-        """
-
-        start: datetime
-        values: list
-        unit: str
-        duration: timedelta
-        step: timedelta
-        rest: datetime
-        end: datetime | None
-
-    return Run, Part
-
-
-Run, Part = records()
-
-
-@pyscript_compile
-def on_the_clock(run, sensor):
-    """Return a run with its step told, so that others can continue it, as the server understands it.
-
-    It floors starts to the sensor's clock. A single value of an instantaneous sensor counts as one of
-    a minute.
+    `step` is the time from one value to the next, None for the sensor's own resolution. `unit` is the
+    values', None for the sensor's own. `prior` is when the values became known, None for when they arrive at
+    the server. `sign` is that of consumption in powers and energies, None where the values are as the sensor
+    holds them. The server has stored the values up to `stored_until`.
     """
-    if run.step:
-        return run
-    if sensor.resolution:
-        start = schedules.shift_down(run.start, sensor.resolution, sensor.timezone)
-        return run if run.step is not None else replace(run, start=start, step=sensor.resolution)
-    if len(run.values) > 1 or run.start.second or run.start.microsecond:
-        return run
-    return replace(run, step=MINUTE)
+
+    sensor: int
+    start: datetime
+    values: list[float | None]
+    unit: str | None = None
+    step: timedelta | None = None
+    prior: datetime | None = None
+    sign: int | None = None
+    stored_until: datetime | None = None
+
+
+SensorData = _SensorData
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """What is posted of SensorData in one request, as FlexMeasures takes it.
+
+    `duration` is that of all values together. `end` is up to when the chunk reaches, None for the end of the
+    data. `rest` is the start of the first value that the chunk does not contain, or not wholly; `step` is
+    that of the data.
+    """
+
+    start: datetime
+    values: list[float | None]
+    unit: str
+    duration: timedelta
+    step: timedelta
+    rest: datetime
+    end: datetime | None
+
+
+Chunk = _Chunk
 
 
 @pyscript_compile
-async def post(link: Any, run: Run) -> str | None:
-    """Post a run; return the id of the job that will store its end, or None if it is stored.
+def with_known_step(data: SensorData, sensor: Sensor) -> SensorData:
+    """Return the data with their step filled in, so that later values can be appended, as the server reads
+    them.
+
+    The server floors starts to the sensor's clock. A single value of an instantaneous sensor stands for a
+    minute.
+    """
+    if data.step:
+        return data
+    if sensor.resolution:
+        start = sensor_clock.floor(data.start, sensor.resolution, sensor.timezone)
+        return data if data.step is not None else replace(data, start=start, step=sensor.resolution)
+    if len(data.values) > 1 or data.start.second or data.start.microsecond:
+        return data
+    return replace(data, step=MINUTE)
+
+
+@pyscript_compile
+async def post(connection: Connection, data: SensorData) -> str | None:
+    """Post data; return the id of the job that will store their end, or None if they are stored.
 
     Raise a FlexMeasuresError; `InvalidData` names the field.
     """
     while True:
-        job, part = await post_part(link, run)
-        if part.end is None:
+        job, chunk = await post_chunk(connection, data)
+        if chunk.end is None:
             return job
         if job is not None:
-            await stored(link, job)
-        run = without_stored(run, part)
+            await wait_until_stored(connection, job)
+        data = without_stored(data, chunk)
 
 
 @pyscript_compile
-async def post_part(link: Any, run: Run) -> tuple[str | None, Part]:
-    """Post what FlexMeasures takes of a run at once; return the id of the job that will store it, and it.
+async def post_chunk(connection: Connection, data: SensorData) -> tuple[str | None, Chunk]:
+    """Post as much of the data as FlexMeasures takes at once; return the id of the storing job, and the
+    Chunk.
 
-    The id is None if it is stored, or there was nothing but gaps. Raise a FlexMeasuresError; `InvalidData`
+    The id is None if the values are stored, or all of them are gaps. Raise a FlexMeasuresError; `InvalidData`
     names the field.
     """
-    sensor = await connection.sensor(link, run.sensor)
-    part = part_of(run, sensor)
-    if all(value is None for value in part.values):
-        return None, part
-    answer, status = await connection.ask(
-        link,
-        link.client.post_sensor_data(
+    sensor = await connection.sensor(data.sensor)
+    chunk = next_chunk(data, sensor)
+    if all(value is None for value in chunk.values):
+        return None, chunk
+    answer, status = await connection.request(
+        connection.client.post_sensor_data(
             sensor.id,
-            start=part.start,
-            duration=part.duration,
-            values=part.values,
-            unit=part.unit,
-            prior=run.prior,
-        ),
+            start=chunk.start,
+            duration=chunk.duration,
+            values=chunk.values,
+            unit=chunk.unit,
+            prior=data.prior,
+        )
     )
-    return answer.get("job") if status == 202 else None, part
+    return answer.get("job") if status == 202 else None, chunk
 
 
 @pyscript_compile
-def without_stored(run: Run, part: Part) -> Run:
-    """Return what remains of a run once a Part of it is stored: `end` was not None."""
-    count = max((part.rest - run.start) // part.step, 0)
-    return replace(run, start=run.start + count * part.step, values=run.values[count:], stored_until=part.end)
+def without_stored(data: SensorData, chunk: Chunk) -> SensorData:
+    """Return what remains of the data once a Chunk of them, which has an `end`, is stored."""
+    count = max((chunk.rest - data.start) // chunk.step, 0)
+    return replace(
+        data, start=data.start + count * chunk.step, values=data.values[count:], stored_until=chunk.end
+    )
 
 
 @pyscript_compile
-def part_of(run: Run, sensor: Any) -> Part:
-    """Return what is to be posted of a run next: no more than FlexMeasures stores in time."""
-    step = fitting_step(run, sensor)
+def next_chunk(data: SensorData, sensor: Sensor) -> Chunk:
+    """Return what is to be posted of the data next: no more than FlexMeasures stores in time."""
+    step = fitting_step(data, sensor)
     if step and step < sensor.resolution:
-        return averaged_part(run, sensor, step)
-    stored_each = step // sensor.resolution if sensor.resolution else 1
-    start, values, length, end = run.start, run.values, step, None
-    if stored_each > MAX_STORED:
-        start = max(run.stored_until or run.start, run.start)
-        length = min(run.start + step - start, MAX_STORED * sensor.resolution)
-        values = run.values[:1]
+        return averaged_chunk(data, sensor, step)
+    stored_per_value = step // sensor.resolution if sensor.resolution else 1
+    start, values, length = data.start, data.values, step
+    end: datetime | None = None
+    if stored_per_value > MAX_STORED_VALUES:
+        start = max(data.stored_until or data.start, data.start)
+        length = min(data.start + step - start, MAX_STORED_VALUES * sensor.resolution)
+        values = data.values[:1]
         end = start + length
-    elif len(values) * stored_each > MAX_STORED:
-        values = values[: whole_minutes(MAX_STORED // stored_each, step)]
+    elif len(values) * stored_per_value > MAX_STORED_VALUES:
+        values = values[: whole_minutes(MAX_STORED_VALUES // stored_per_value, step)]
         end = start + len(values) * step
-    if end == run.start + len(run.values) * step:
+    if end == data.start + len(data.values) * step:
         end = None
-    rest = run.start if end is None else run.start + (end - run.start) // step * step
-    values, unit = as_held(values, run, step, sensor)
-    return Part(start, values, unit, length * len(values), step, rest, end)
+    rest = data.start if end is None else data.start + (end - data.start) // step * step
+    values, unit = as_held(values, data, step, sensor)
+    return Chunk(
+        start=start,
+        values=values,
+        unit=unit,
+        duration=length * len(values),
+        step=step,
+        rest=rest,
+        end=end,
+    )
 
 
 @pyscript_compile
-def averaged_part(run: Run, sensor: Any, step: timedelta) -> Part:
-    """Return what is to be posted next of a run that is finer than its sensor: means."""
-    in_reach = (MAX_STORED + 1) * sensor.resolution // step
-    values, unit = as_held(run.values[:in_reach], run, step, sensor)
-    start, values = averaged(run.start, values, step, sensor)
-    end = start + MAX_STORED * sensor.resolution
-    rest = run.start - (run.start - end) // step * step
-    if rest >= run.start + len(run.values) * step:
+def averaged_chunk(data: SensorData, sensor: Sensor, step: timedelta) -> Chunk:
+    """Return what is to be posted next of data that are finer than their sensor: averages."""
+    in_reach = (MAX_STORED_VALUES + 1) * sensor.resolution // step
+    values, unit = as_held(data.values[:in_reach], data, step, sensor)
+    start, values = averaged(data.start, values, step, sensor)
+    end: datetime | None = start + MAX_STORED_VALUES * sensor.resolution
+    rest = data.start - (data.start - start - MAX_STORED_VALUES * sensor.resolution) // step * step
+    if rest >= data.start + len(data.values) * step:
         end = None
-    values = values[:MAX_STORED]
-    return Part(start, values, unit, sensor.resolution * len(values), step, rest, end)
+    values = values[:MAX_STORED_VALUES]
+    return Chunk(
+        start=start,
+        values=values,
+        unit=unit,
+        duration=sensor.resolution * len(values),
+        step=step,
+        rest=rest,
+        end=end,
+    )
 
 
 @pyscript_compile
 def as_held(
-    values: list[float | None], run: Run, step: timedelta, sensor: Any
+    values: list[float | None], data: SensorData, step: timedelta, sensor: Sensor
 ) -> tuple[list[float | None], str]:
-    """Return values of a run, and their unit, in the quantity and the sign that the sensor holds."""
-    values, unit = converted(values, run.unit or sensor.unit, step, sensor)
-    return values if run.sign is None else turned(values, run.sign, sensor), unit
+    """Return values of the data, and their unit, in the quantity and with the sign that the sensor holds."""
+    values, unit = converted(values, data.unit or sensor.unit, step, sensor)
+    return values if data.sign is None else with_sign(values, data.sign, sensor), unit
 
 
 @pyscript_compile
 def whole_minutes(count: int, step: timedelta) -> int:
-    """Return the greatest number of steps, up to `count`, that come to whole minutes, or else `count`."""
+    """Return the greatest number of steps, up to `count`, that last whole minutes, or else `count`."""
     micro = timedelta(microseconds=1)
-    unit = MINUTE // micro // math.gcd(MINUTE // micro, step // micro)
-    return count // unit * unit or count
+    divisor = MINUTE // micro // math.gcd(MINUTE // micro, step // micro)
+    return count // divisor * divisor or count
 
 
 @pyscript_compile
-def turned(values: list[float | None], sign: int, sensor: Any) -> list[float | None]:
-    """Return values in the other of two signs, that of a sensor and another one, where those differ.
+def with_sign(values: list[float | None], sign: int, sensor: Sensor) -> list[float | None]:
+    """Return values negated where the sensor's sign of consumption differs from `sign`: to and from the
+    server.
 
-    A sensor of power, or of the energy of its intervals, holds consumption as positive if it has the
-    attribute `consumption_is_positive`, else production. Others have no sign.
+    Only a sensor of power, or of the energy of its intervals, has such a sign.
     """
     is_flow = sensor.resolution and sensor.unit in FLOW_UNITS
     if not is_flow or sign == sensor.sign:
@@ -201,43 +222,35 @@ def turned(values: list[float | None], sign: int, sensor: Any) -> list[float | N
 
 
 @pyscript_compile
-async def stored(link, job):
+async def wait_until_stored(connection: Connection, job: str) -> None:
     """Wait until a job has stored what was posted; raise a FlexMeasuresError."""
-    await connection.ask(
-        link,
-        link.client.wait_for_job(
-            job,
-            timeout=STORING_SECONDS,
-            polling_interval=FIRST_POLL_SECONDS,
-            max_polling_interval=SLOWEST_POLL_SECONDS,
-        ),
-    )
+    await connection.wait_for_job(job, seconds=STORING_SECONDS, first_poll_seconds=FIRST_POLL_SECONDS)
 
 
 @pyscript_compile
-def fitting_step(run, sensor):
-    """Return the time from one value to the next; refuse one that does not fit the sensor."""
-    if run.step is None:
+def fitting_step(data: SensorData, sensor: Sensor) -> timedelta:
+    """Return the time from one value to the next; raise InvalidData where it does not fit the sensor."""
+    if data.step is None:
         step = sensor.resolution
     else:
-        step = run.step
+        step = data.step
         check_step(step, sensor)
     is_averaged = step and step < sensor.resolution
-    if not is_averaged and step * len(run.values) % MINUTE:
+    if not is_averaged and step * len(data.values) % MINUTE:
         raise errors.InvalidData(
-            f"duration: FlexMeasures takes whole minutes, not {step * len(run.values)} (sensor {sensor.id})"
+            f"duration: FlexMeasures takes whole minutes, not {step * len(data.values)} (sensor {sensor.id})"
         )
-    if not step and len(run.values) > 1:
+    if not step and len(data.values) > 1:
         raise errors.InvalidData(
             f"duration: sensor {sensor.id} is instantaneous: give one value, or a duration over which "
-            f"the {len(run.values)} values are spread"
+            f"the {len(data.values)} values are spread"
         )
     return step
 
 
 @pyscript_compile
-def check_step(step, sensor):
-    """Refuse a time from one value to the next that is not None and does not fit the sensor."""
+def check_step(step: timedelta | None, sensor: Sensor) -> None:
+    """Raise InvalidData for a time from one value to the next that does not fit the sensor."""
     if step is None or not sensor.resolution:
         return
     if not step or (step % sensor.resolution and sensor.resolution % step):
@@ -248,108 +261,120 @@ def check_step(step, sensor):
 
 
 @pyscript_compile
-def converted(values, unit, step, sensor):
-    """Return values and unit as the server takes them rightly: power to power, energy to energy.
+def converted(
+    values: list[float | None], unit: str, step: timedelta, sensor: Sensor
+) -> tuple[list[float | None], str]:
+    """Return values and their unit as the server converts them correctly: power to power, energy to energy.
 
-    The server repeats a coarse value before it converts it, so 1 kWh in an hour would become four
-    times 4 kW on a sensor of 15 minutes; and it refuses a power on a sensor of energy.
+    The server repeats a coarse value before it converts it, so 1 kWh in an hour would become four times 4 kW
+    on a sensor of 15 minutes; and it refuses a power on a sensor of energy.
     """
-    is_energy, wants_energy = (each in EnergyConverter.VALID_UNITS for each in (unit, sensor.unit))
-    if not sensor.resolution or not (is_energy or wants_energy) or not {unit, sensor.unit} <= FLOW_UNITS:
+    is_energy, holds_energy = (each in EnergyConverter.VALID_UNITS for each in (unit, sensor.unit))
+    if not sensor.resolution or not (is_energy or holds_energy) or not {unit, sensor.unit} <= FLOW_UNITS:
         return values, unit
-    if is_energy and wants_energy and step == sensor.resolution:
+    if is_energy and holds_energy and step == sensor.resolution:
         return values, unit
-    to_kw = EnergyConverter.converter_factory(unit, "kWh") if is_energy else None
-    to_kw = to_kw or PowerConverter.converter_factory(unit, "kW")
-    factor = (HOUR / step if is_energy else 1) * (sensor.resolution / HOUR if wants_energy else 1)
-    scaled = [None if value is None else to_kw(value) * factor for value in values]
-    return scaled, "kWh" if wants_energy else "kW"
+    if is_energy:
+        to_kilo = EnergyConverter.converter_factory(unit, "kWh")
+    else:
+        to_kilo = PowerConverter.converter_factory(unit, "kW")
+    factor = (HOUR / step if is_energy else 1) * (sensor.resolution / HOUR if holds_energy else 1)
+    scaled = [None if value is None else to_kilo(value) * factor for value in values]
+    return scaled, "kWh" if holds_energy else "kW"
 
 
 @pyscript_compile
-def averaged(start, values, step, sensor):
-    """Return the start and the means of values over the sensor's intervals, to which they are finer.
+def averaged(
+    start: datetime, values: list[float | None], step: timedelta, sensor: Sensor
+) -> tuple[datetime, list[float | None]]:
+    """Return the first start and the averages of finer values over the sensor's intervals.
 
-    The server would shift them as a whole to the beginning of the first interval.
+    The server would shift finer values as a whole to the beginning of the first interval.
     """
-    parts = {}
+    intervals: dict[datetime, list[float | None]] = {}
     for number, value in enumerate(values):
-        interval = schedules.shift_down(start + number * step, sensor.resolution, sensor.timezone)
-        parts.setdefault(interval, []).append(value)
-    known = [[value for value in part if value is not None] for part in parts.values()]
-    return next(iter(parts)), [fmean(part) if part else None for part in known]
+        interval = sensor_clock.floor(start + number * step, sensor.resolution, sensor.timezone)
+        intervals.setdefault(interval, []).append(value)
+    numbers = [[value for value in interval if value is not None] for interval in intervals.values()]
+    return next(iter(intervals)), [fmean(interval) if interval else None for interval in numbers]
 
 
 @pyscript_compile
-async def read(link, sensor_id, start, duration, unit=None, resolution=None, source=None):
+async def read(
+    connection: Connection,
+    sensor_id: int,
+    start: datetime,
+    duration: timedelta,
+    unit: str | None = None,
+    resolution: timedelta | None = None,
+    source: int | None = None,
+) -> dict[str, Any]:
     """Return what the server holds: `values` (None for a gap), `start`, `duration`, `resolution`, `unit`.
 
-    `start` is shifted down to the resolution's clock, without which the server finds nothing; the end
-    stays within. An instantaneous sensor is read each 5 minutes unless `resolution` says otherwise.
-    Powers, and energies of intervals, are positive for consumption, however the server holds them. Raise a
-    FlexMeasuresError.
+    `start` is floored to the clock of the resolution, without which the server returns nothing; the end is
+    not before that of `duration`. Powers, and energies of intervals, are positive for consumption, however
+    the server holds them. Raise a FlexMeasuresError.
     """
-    sensor = await connection.sensor(link, sensor_id)
-    step = resolution or sensor.resolution or RESOLUTION_OF_INSTANTS
-    first = schedules.shift_down(start, step, sensor.timezone)
+    sensor = await connection.sensor(sensor_id)
+    step = resolution or sensor.resolution or INSTANT_RESOLUTION
+    first = sensor_clock.floor(start, step, sensor.timezone)
     count = -((first - start - duration) // step)
-    reply = await connection.ask(
-        link,
-        link.client.get_sensor_data(
+    answer = await connection.request(
+        connection.client.get_sensor_data(
             sensor_id,
             start=first,
             duration=count * step,
             unit=unit or sensor.unit,
             resolution=step,
             **({} if source is None else {"source": source}),
-        ),
+        )
     )
     return {
-        "values": turned(reply["values"], CONSUMPTION, sensor),
+        "values": with_sign(answer["values"], CONSUMPTION, sensor),
         "start": first,
         "duration": count * step,
         "resolution": step,
-        "unit": reply["unit"],
+        "unit": answer["unit"],
     }
 
 
 @pyscript_compile
-async def spans(link: Any, sensor_id: int) -> list[tuple[datetime, datetime]]:
-    """Return the first start and the last end of what each source has told of a sensor."""
-    found, _status = await connection.ask(
-        link, link.client.request(uri=f"sensors/{sensor_id}/stats", method="GET")
+async def recorded_spans(connection: Connection, sensor_id: int) -> list[tuple[datetime, datetime]]:
+    """Return the start of the first and the end of the last value of each source of a sensor."""
+    statistics, _status = await connection.request(
+        connection.client.request(uri=f"sensors/{sensor_id}/stats", method="GET")
     )
-    with connection.understood(link):
+    with error_mapping.reading_answer(connection.host):
         return [
             (
-                datetime.fromisoformat(told["First event start"]),
-                datetime.fromisoformat(told["Last event end"]),
+                datetime.fromisoformat(source["First event start"]),
+                datetime.fromisoformat(source["Last event end"]),
             )
-            for told in found.values()
-            if isinstance(told, dict)
+            for source in statistics.values()
+            if isinstance(source, dict)
         ]
 
 
 @pyscript_compile
-async def of_state_of_charge(link, sensor_id):
-    """Return a sensor; refuse one that is of no state of charge."""
-    found = await connection.sensor(link, sensor_id)
-    if found.unit != "%" and found.unit not in EnergyConverter.VALID_UNITS:
+async def soc_sensor(connection: Connection, sensor_id: int) -> Sensor:
+    """Return a sensor of a state of charge; raise UnknownSensor for another unit."""
+    sensor = await connection.sensor(sensor_id)
+    if sensor.unit != "%" and sensor.unit not in EnergyConverter.VALID_UNITS:
         raise errors.UnknownSensor(
-            f"soc_sensor: sensor {sensor_id} is in {found.unit}, which is no state of charge such as kWh or "
+            f"soc_sensor: sensor {sensor_id} is in {sensor.unit}, which is no state of charge such as kWh or "
             f"%: check the number"
         )
-    return found
+    return sensor
 
 
 @pyscript_compile
-async def of_power(link, sensor_id):
-    """Return a sensor; refuse one that takes no means of power."""
-    found = await connection.sensor(link, sensor_id)
-    if found.unit not in FLOW_UNITS or not found.resolution:
-        each = f"each {found.resolution}" if found.resolution else "instantaneous"
+async def flow_sensor(connection: Connection, sensor_id: int) -> Sensor:
+    """Return a sensor of mean power or of energy per interval; raise UnknownSensor for another one."""
+    sensor = await connection.sensor(sensor_id)
+    if sensor.unit not in FLOW_UNITS or not sensor.resolution:
+        resolution = f"each {sensor.resolution}" if sensor.resolution else "instantaneous"
         raise errors.UnknownSensor(
-            f"power_sensor: sensor {sensor_id} is in {found.unit}, {each}: give one of "
+            f"power_sensor: sensor {sensor_id} is in {sensor.unit}, {resolution}: give one of "
             f"power, such as kW each 15 minutes"
         )
-    return found
+    return sensor

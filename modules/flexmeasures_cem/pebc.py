@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import flexmeasures_api.storage as storages
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.models.alone as alone
@@ -162,7 +162,7 @@ def deferred(found, needs, means, window, side):
     spans = storages.as_spans(powers, window.start, window.step)
     consumes = side > 0
     made = [
-        storages.Wish(plans.moment(at), plans.moment(at), energy if consumes else full - energy)
+        storages.SocEvent(plans.moment(at), plans.moment(at), energy if consumes else full - energy)
         for at, energy in wishes
     ]
     return storages.Storage(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import flexmeasures_api.errors as api_errors
-import flexmeasures_api.storage as storages
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.frbc as frbc
 import flexmeasures_cem.instructions as instructions
@@ -204,7 +204,7 @@ def left(site: Any) -> int:
     if told.limit is None:
         return MOST_WITH_CALLS - lately
     is_over = site.now() >= told.resets_at
-    since = told.resets_at if is_over else told.told_at
+    since = told.resets_at if is_over else told.updated_at
     return (told.limit if is_over else told.remaining) - sum(moment > since for moment in site.made)
 
 

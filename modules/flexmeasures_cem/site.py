@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import flexmeasures_api.connection as server_connection
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.market as markets
 import flexmeasures_s2.session as sessions
+from flexmeasures_api.rate_limit import RateLimit
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 SETTLING_SECONDS = 1.0
@@ -221,7 +221,7 @@ def records():
         urged: asyncio.Event = field(default_factory=asyncio.Event)
         asking_urged: asyncio.Event = field(default_factory=asyncio.Event)
         made: deque = field(default_factory=deque)
-        rate_limit: Any = field(default_factory=server_connection.RateLimit)
+        rate_limit: Any = field(default_factory=RateLimit)
         known_prices: list | None = None
         prices_due: float = 0.0
         pause: float = FIRST_PAUSE_SECONDS

@@ -114,15 +114,12 @@ def new(hass, configuration, status):
 async def start(device):
     """Connect, go on where the one before stopped, and check the server in the background."""
     hass, given, status = device.hass, device.configuration, device.status
-    rate_limit = connection.RateLimit()
-    session = connection.session(async_get_clientsession(hass).connector, rate_limit)
     device.link = connection.connect(
-        given.host,
-        given.username,
-        given.password,
-        session,
-        CLIENT_LOGGER,
-        rate_limit,
+        host=given.host,
+        username=given.username,
+        password=given.password,
+        connector=async_get_clientsession(hass).connector,
+        logger_name=CLIENT_LOGGER,
         secrets=(given.s2.token, *[each.get("token") for each in given.s2.resources.values()]),
         other_loggers=(LOGGER.name, f"{LOGGER.name}.s2"),
     )
@@ -252,7 +249,7 @@ def check_entities_soon(device: Any) -> None:
 def own_schedule(device):
     """Return the schedule in force, or None after its end."""
     schedule = device.schedule
-    return schedule if schedule and schedules.end(schedule) > dt_util.utcnow() else None
+    return schedule if schedule and schedule.end > dt_util.utcnow() else None
 
 
 @pyscript_compile
@@ -290,8 +287,8 @@ def soc_reading(device):
         return None, None
     sensor = device.measurements.sensors.get(given.soc_sensor)
     if sensor and sensor.unit == "%":
-        return quantities.tidy(soc / given.soc_max * 100), "%"
-    return quantities.tidy(soc / quantities.energy(1, given.soc_unit)), given.soc_unit
+        return quantities.rounded(soc / given.soc_max * 100), "%"
+    return quantities.rounded(soc / quantities.energy(1, given.soc_unit)), given.soc_unit
 
 
 @pyscript_compile
@@ -339,7 +336,7 @@ async def stop(device):
         partial(outboxes.stop, device.outbox) if device.outbox else None,
     )
     if device.link:
-        connection.close(device.link)
+        device.link.close()
 
 
 @pyscript_compile
@@ -558,7 +555,7 @@ def lies_in_call(device: Any, error: BaseException, call: dict[str, Any]) -> boo
 def accept(device, schedule):
     """Put a new schedule in force: remember it, show it, tell it."""
     before = device.schedule
-    if before and before.unit == schedule.unit and schedules.covers(before, schedule.updated_at):
+    if before and before.unit == schedule.unit and before.covers(schedule.updated_at):
         device.previous = before
     elif device.previous and device.previous.unit != schedule.unit:
         device.previous = None
@@ -600,7 +597,7 @@ def show(device):
     device.hass.states.async_set(
         schedule_state.ENTITY_ID, value, device.attributes, state_info=schedule_state.STATE_INFO
     )
-    ended = device.schedule is not None and schedules.end(device.schedule) <= now
+    ended = device.schedule is not None and device.schedule.end <= now
     device.status.resting = "stale" if ended else "ok"
     statuses.show(device.status)
     if device.forget_boundary:

@@ -28,7 +28,7 @@ async def post_measurements(device, call):
     devices.refuse_if_stopped(device)
     run = run_of(device, call)
     if sensor := known_sensor(device, run.sensor):
-        run = sensor_data.on_the_clock(run, sensor)
+        run = sensor_data.with_known_step(run, sensor)
     parcel = outboxes.add(device.outbox, run)
     with raised():
         delivered = await outboxes.delivered(device.outbox, parcel)
@@ -65,7 +65,7 @@ def run_of(device, call):
     if len(values) > 1 and "start" not in call:
         raise ServiceValidationError("start is missing: give the time of the first value")
     duration = call.get("duration")
-    return sensor_data.Run(
+    return sensor_data.SensorData(
         sensor=call["sensor_id"],
         start=call.get("start", dt_util.utcnow().replace(second=0, microsecond=0)),
         values=values,

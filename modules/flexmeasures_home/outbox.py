@@ -48,7 +48,7 @@ def records():
         `key` is its own in the file; `is_saved` tells whether it is there as it is now.
         """
 
-        run: sensor_data.Run
+        run: sensor_data.SensorData
         key: int = 0
         is_saved: bool = False
         failing_since: datetime | None = None
@@ -216,7 +216,7 @@ def remove(outbox: Outbox, parcel: Parcel) -> None:
 
 
 @pyscript_compile
-def settle_without_values(outbox: Outbox, run: sensor_data.Run) -> None:
+def settle_without_values(outbox: Outbox, run: sensor_data.SensorData) -> None:
     """End what kept a sensor's values from being stored, where none of them wait any more."""
     problem = outbox.status.problems.get(refusals_of(run))
     is_over = problem and problem.cause != statuses.DROPPED
@@ -421,9 +421,9 @@ async def deliver(outbox, parcel):
     try:
         while True:
             if parcel.job is None:
-                parcel.job, parcel.part = await sensor_data.post_part(outbox.link, parcel.run)
+                parcel.job, parcel.part = await sensor_data.post_chunk(outbox.link, parcel.run)
             if parcel.job is not None:
-                await sensor_data.stored(outbox.link, parcel.job)
+                await sensor_data.wait_until_stored(outbox.link, parcel.job)
             parcel.job = parcel.failing_since = None
             if parcel.part.end is None:
                 return
@@ -448,7 +448,7 @@ def hold_up_or_drop(outbox, parcel, error):
     """
     now = dt_util.utcnow()
     parcel.failing_since = parcel.failing_since or now
-    corrects = isinstance(error, errors.AlreadyKnown) and parcel.run.prior is None
+    corrects = isinstance(error, errors.ConflictingValue) and parcel.run.prior is None
     if (error.final and not corrects) or now - parcel.failing_since > PATIENCE_WITH_A_RUN:
         drop(outbox, parcel, error)
         return

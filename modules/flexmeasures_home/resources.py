@@ -333,11 +333,11 @@ def use_sensors(side, relay):
     given, made = side.given, relay.made
     listed = listed_for(side, relay)
     if not given.s2.auto_provision:
-        made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
+        made = provisioning.DeviceIds(None, given.power_sensor, given.soc_sensor)
     relay.energy_per_fill_level = listed.get("energy_per_fill_level")
     relay.instruction_lead = listed.get("instruction_lead")
     relay.cycle_cost = listed.get("cycle_cost", 0.0)
-    relay.provision = provisioning.Provision(
+    relay.provision = provisioning.DeviceIds(
         made.asset,
         listed.get("power_sensor") or made.power_sensor,
         listed.get("soc_sensor") or made.soc_sensor,
@@ -487,7 +487,7 @@ async def find_sensors(side, relay):
             text = f"{relay.resource.name} ({relay.resource.resource_id}): {error}"
             statuses.fail_with(side.status, matter, error, text)
             if isinstance(error, errors.UnknownSensor):
-                relay.made = provisioning.Provision()
+                relay.made = provisioning.DeviceIds()
             wait = max(pause, error.retry_after or 0)
         else:
             statuses.succeed(side.status, matter)
@@ -520,8 +520,8 @@ def complain_of_sharing(side, relay):
 async def look_up(side, relay):
     """Ask the server what the sensors are, and remember it for times when it is away."""
     found = relay.provision
-    power = await sensor_data.of_power(side.link, found.power_sensor)
-    soc = await sensor_data.of_state_of_charge(side.link, found.soc_sensor) if found.soc_sensor else None
+    power = await sensor_data.flow_sensor(side.link, found.power_sensor)
+    soc = await sensor_data.soc_sensor(side.link, found.soc_sensor) if found.soc_sensor else None
     relay.power_sensor, relay.soc_sensor, relay.are_sensors_checked = power, soc, True
     await measurements.learn(side.meters, {each.id: each for each in (power, soc) if each})
 
@@ -542,7 +542,12 @@ async def make_what_is_missing(side, relay):
     side.new += not relay.made.asset
     role = resource.last_session.details.roles[0].role.value
     relay.made = await provisioning.provide(
-        side.link, site, resource.resource_id, resource.name, role, wants_soc(relay)
+        side.link,
+        site,
+        resource_id=resource.resource_id,
+        name=resource.name,
+        role=role,
+        has_soc=wants_soc(relay),
     )
     use_sensors(side, relay)
 

@@ -14,7 +14,7 @@ from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.service import async_set_service_schema
 
 import flexmeasures_api.errors as errors
-import flexmeasures_api.secrecy as secrecy
+import flexmeasures_api.redaction as redaction
 import flexmeasures_home.device as devices
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurement_calls as measurement_calls
@@ -183,7 +183,9 @@ async def run(app, name, data):
     given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
     redact = device.link.redact
     try:
-        return secrecy.redacted(redact, await act(device, checked(schema_for(device.configuration), given)))
+        return redaction.redacted_response(
+            redact, await act(device, checked(schema_for(device.configuration), given))
+        )
     except HomeAssistantError as error:
         is_callers = isinstance(error, ServiceValidationError) or act is devices.plan
         if not is_callers and isinstance(error.__cause__, errors.FlexMeasuresError):

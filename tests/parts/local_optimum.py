@@ -13,9 +13,9 @@ import highspy
 import numpy as np
 
 import flexmeasures_api.errors as errors
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_api.prices as prices
 import flexmeasures_api.schedule as schedules
-import flexmeasures_api.storage as storages
 import flexmeasures_cem.site as sites
 
 BREACH, SITE_BREACH = 1000.0, 10_000.0
@@ -71,7 +71,17 @@ class Optimiser:
 
         def schedule(up: np.ndarray, down: np.ndarray) -> schedules.Schedule:
             watts = np.round(1000 * (values[up] - values[down]), 3) + 0.0
-            return schedules.Schedule(begin, step, "W", watts.tolist(), "Wh", None, [], None, begin)
+            return schedules.Schedule(
+                start=begin,
+                resolution=step,
+                unit="W",
+                values=watts.tolist(),
+                soc_unit="Wh",
+                soc=None,
+                missed_targets=[],
+                cost=None,
+                updated_at=begin,
+            )
 
         return {sensor: schedule(*columns) for sensor, columns in powers.items()}
 
@@ -177,7 +187,7 @@ class Site:
         found = [each for each in (capacity, otherwise) if each is not None]
         return min(found, default=math.inf) / 1000
 
-    def _of_spans(self, spans: list[storages.Span]) -> np.ndarray:
+    def _of_spans(self, spans: list[storages.PowerSpan]) -> np.ndarray:
         pieces = [(each.start.timestamp(), each.end.timestamp(), each.value) for each in spans]
         return mean_powers(pieces, self.edges)
 
@@ -204,14 +214,14 @@ class Site:
             (down, lasting / discharging),
         )
         begin, end = (datetime.fromtimestamp(each, UTC) for each in self.edges[[0, -1]])
-        below = [storages.Wish(begin, end, device.soc_min)] if lowest < device.soc_min / 1000 else []
-        above = [storages.Wish(begin, end, device.soc_max)] if highest > device.soc_max / 1000 else []
+        below = [storages.SocEvent(begin, end, device.soc_min)] if lowest < device.soc_min / 1000 else []
+        above = [storages.SocEvent(begin, end, device.soc_max)] if highest > device.soc_max / 1000 else []
         for wishes in (device.soc_minima, device.soc_targets, below):
             self._wish(stored, wishes, 1.0)
         for wishes in (device.soc_maxima, device.soc_targets, above):
             self._wish(stored, wishes, -1.0)
 
-    def _wish(self, stored: np.ndarray, wishes: list[storages.Wish], sign: float) -> None:
+    def _wish(self, stored: np.ndarray, wishes: list[storages.SocEvent], sign: float) -> None:
         """Have as much stored as is wished for, where each kWh less (or more, by the sign) costs."""
         for wish in wishes:
             first, last = (

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import flexmeasures_api.errors as errors
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_api.schedule as schedules
-import flexmeasures_api.storage as storages
 import flexmeasures_cem.site as sites
 from tests.parts.local_optimum import Optimiser, priced
 
@@ -22,12 +22,14 @@ def at(hours) -> datetime:
 
 def storage(sensor=1, soc=0.0, full=10_000.0, power=5000.0, **options) -> storages.Storage:
     """Return a storage."""
-    return storages.Storage(sensor, soc, 0.0, full, power_capacity=power, **options)
+    return storages.Storage(
+        power_sensor=sensor, soc_at_start=soc, soc_min=0.0, soc_max=full, power_capacity=power, **options
+    )
 
 
-def wish(hours, value) -> storages.Wish:
+def wish(hours, value) -> storages.SocEvent:
     """Return a wish for an energy (Wh) at a moment."""
-    return storages.Wish(at(hours), at(hours), value)
+    return storages.SocEvent(at(hours), at(hours), value)
 
 
 async def solved(consumption, *devices, production=None, loads=(), limit=None, limits=None) -> list:
@@ -74,7 +76,7 @@ async def test_a_roundtrip_efficiency_is_shared_by_both_ways():
 
 
 async def test_leakage_and_usage_are_made_up_for_as_flexmeasures_reckons_them():
-    usage = [storages.Span(at(0), at(4), 500.0)]
+    usage = [storages.PowerSpan(at(0), at(4), 500.0)]
     boiler = storage(
         soc=1000,
         charging_efficiency=0.95,
@@ -84,15 +86,25 @@ async def test_leakage_and_usage_are_made_up_for_as_flexmeasures_reckons_them():
         soc_minima=[wish(4, 3000)],
     )
     [powers] = await solved([0.3, 0.2, 0.1, 0.3], boiler)
-    schedule = schedules.Schedule(BEGIN, timedelta(hours=1), "W", powers, "Wh", None, [], None, BEGIN)
-    model = storages.flex_model(boiler, BEGIN, at(4)) | {"soc-usage": ["0.5 kW"]}
+    schedule = schedules.Schedule(
+        start=BEGIN,
+        resolution=timedelta(hours=1),
+        unit="W",
+        values=powers,
+        soc_unit="Wh",
+        soc=None,
+        missed_targets=[],
+        cost=None,
+        updated_at=BEGIN,
+    )
+    model = storages.storage_entry(boiler, BEGIN, at(4)) | {"soc-usage": ["0.5 kW"]}
     soc = schedules.expected_soc(schedule, model)
     assert soc[-1] == pytest.approx(3000, abs=1)
     assert min(soc) > -1
 
 
 async def test_more_usage_than_can_be_had_is_infeasible():
-    boiler = storage(soc_usage=[storages.Span(at(0), at(2), 6000.0)])
+    boiler = storage(soc_usage=[storages.PowerSpan(at(0), at(2), 6000.0)])
     with pytest.raises(errors.Infeasible):
         await solved([0.1, 0.1], boiler)
 
@@ -108,7 +120,7 @@ async def test_a_level_beyond_the_range_is_led_back_into_it():
 
 
 async def test_capacities_hold_for_their_time():
-    spans = [storages.Span(at(0), at(1), 1000.0), storages.Span(at(1), at(3), 3000.0)]
+    spans = [storages.PowerSpan(at(0), at(1), 1000.0), storages.PowerSpan(at(1), at(3), 3000.0)]
     car = storage(consumption_capacity=spans, production_capacity=0.0, soc_minima=[wish(3, 7000)])
     [powers] = await solved([0.1, 0.1, 0.1], car)
     assert powers == pytest.approx([1000, 3000, 3000])
@@ -134,7 +146,7 @@ async def test_a_load_beyond_the_limit_leaves_a_plan_that_makes_room():
 
 
 async def test_panels_are_curtailed_to_what_the_site_takes_where_feeding_in_costs():
-    panels = storages.Flow(1, 0.0, [storages.Span(at(0), at(3), 3000.0)])
+    panels = storages.Flow(1, 0.0, [storages.PowerSpan(at(0), at(3), 3000.0)])
     [powers] = await solved([0.2] * 3, panels, production=[0.1, 0.0, -0.1], loads=[1000] * 3)
     assert powers[0] == pytest.approx(-3000)
     assert powers[2] == pytest.approx(-1000)

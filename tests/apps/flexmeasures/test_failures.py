@@ -269,7 +269,11 @@ async def test_a_wrong_number_shows_before_any_call(start, app_config, key):
     home = await start(app_config | {key: 99999})
     await home.checked()
     keys = "consumption_price_sensor, production_price_sensor" if key.startswith("consumption") else key
-    assert home.status().attributes["last_error"].startswith(f"{keys}: FlexMeasures knows no sensor 99999")
+    assert (
+        home.status()
+        .attributes["last_error"]
+        .startswith(f"{keys}: Sensor 99999 does not exist on FlexMeasures")
+    )
     assert home.status().state == "error"
 
 
@@ -370,7 +374,7 @@ async def test_the_rate_limit_says_when_to_try_again(start, app_config, flexmeas
 
 
 async def test_a_job_that_takes_too_long(home):
-    in_process.module_globals("flexmeasures_api.planning")["JOB_SECONDS"] = 0
+    in_process.module_globals("flexmeasures_api.schedule_requests")["JOB_SECONDS"] = 0
     says = "did not finish within 0 seconds"
     await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P2D")
 
@@ -430,10 +434,10 @@ async def test_an_entity_without_a_soc(start, app_config):
 async def test_a_failure_keeps_the_schedule_and_a_success_clears_it(home):
     await home.plan(soc_at_start=4)
     home.updates.clear()
-    in_process.module_globals("flexmeasures_api.planning")["JOB_SECONDS"] = 0
+    in_process.module_globals("flexmeasures_api.schedule_requests")["JOB_SECONDS"] = 0
     says = "did not finish within 0 seconds"
     await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P2D")
-    in_process.module_globals("flexmeasures_api.planning")["JOB_SECONDS"] = 300
+    in_process.module_globals("flexmeasures_api.schedule_requests")["JOB_SECONDS"] = 300
     await home.plan(soc_at_start=4)
     assert home.notifications() == {}
     assert home.status().state == "ok"

@@ -79,7 +79,17 @@ async def site(clock, serve):
         begin = datetime.fromtimestamp(window.start, UTC)
         quarter = timedelta(seconds=window.step)
         return {
-            each: schedules.Schedule(begin, quarter, "W", each_powers, "Wh", None, [], None, begin)
+            each: schedules.Schedule(
+                start=begin,
+                resolution=quarter,
+                unit="W",
+                values=each_powers,
+                soc_unit="Wh",
+                soc=None,
+                missed_targets=[],
+                cost=None,
+                updated_at=begin,
+            )
             for each, each_powers in powers.items()
         }
 

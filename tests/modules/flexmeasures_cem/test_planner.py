@@ -1293,8 +1293,8 @@ async def test_a_battery_that_goes_its_own_way_at_changing_power_is_planned_no_m
 def told_limit(site, limit, remaining, seconds=300.0):
     """Have FlexMeasures tell how many triggers it takes, and after what time all of them again."""
     told = site.site.rate_limit
-    told.limit, told.remaining, told.seconds = limit, remaining, seconds
-    told.told_at, told.resets_at = site.site.now(), site.site.now() + seconds
+    told.limit, told.remaining, told.reset_seconds = limit, remaining, seconds
+    told.updated_at, told.resets_at = site.site.now(), site.site.now() + seconds
 
 
 async def tell_levels(site, rm, count):

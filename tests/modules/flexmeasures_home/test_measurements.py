@@ -34,7 +34,9 @@ class House:
 
     def know(self, sensor, unit, resolution):
         """Know a FlexMeasures sensor."""
-        self.all.sensors[sensor] = Sensor(sensor, unit, resolution, "Europe/Amsterdam", 1)
+        self.all.sensors[sensor] = Sensor(
+            id=sensor, unit=unit, resolution=resolution, timezone="Europe/Amsterdam", asset=1
+        )
 
     def measure(self, sensor=9, entity=GRID, **options):
         """Start measuring an entity."""

@@ -67,8 +67,12 @@ class Battery:
         self.outbox = outboxes.Outbox(hass, SimpleNamespace(host="http://x"), Status(hass), None, "me")
         resource = Resource("abc", "Battery")
         self.relay = relays.new(hass, self.outbox, resource, ENTITY)
-        self.relay.power_sensor = Sensor(7, "kW", timedelta(minutes=5), "Europe/Amsterdam", 1, 1)
-        self.relay.soc_sensor = Sensor(8, "%", timedelta(0), "Europe/Amsterdam", 1)
+        self.relay.power_sensor = Sensor(
+            id=7, unit="kW", resolution=timedelta(minutes=5), timezone="Europe/Amsterdam", asset=1, sign=1
+        )
+        self.relay.soc_sensor = Sensor(
+            id=8, unit="%", resolution=timedelta(0), timezone="Europe/Amsterdam", asset=1
+        )
         self.relay.planned = planned
         self.session = Session("here", None, None, None, details=parsed("ResourceManagerDetails"))
         resource.session = resource.last_session = self.session

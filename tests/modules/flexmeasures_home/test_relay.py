@@ -50,8 +50,12 @@ class Device:
     def know(self, sign=1, unit="%", minutes=15):
         """Know the sensors."""
         resolution = timedelta(minutes=minutes)
-        self.relay.power_sensor = Sensor(POWER, "kW", resolution, "Europe/Amsterdam", 1, sign)
-        self.relay.soc_sensor = Sensor(SOC, unit, timedelta(0), "Europe/Amsterdam", 1)
+        self.relay.power_sensor = Sensor(
+            id=POWER, unit="kW", resolution=resolution, timezone="Europe/Amsterdam", asset=1, sign=sign
+        )
+        self.relay.soc_sensor = Sensor(
+            id=SOC, unit=unit, resolution=timedelta(0), timezone="Europe/Amsterdam", asset=1
+        )
 
     def reload(self, minutes=15):
         """Stop, and go on in another life with what was kept, and with what is known of the sensor."""
