@@ -159,7 +159,7 @@ def connect(
     """
     scheme, name, port = parse_host(host)
     rate_limit = rate_limits.RateLimit()
-    loggers = [logging.getLogger(each) for each in (logger_name, *other_loggers)]
+    loggers = list(map(logging.getLogger, (logger_name, *other_loggers)))
     redact = redaction.redactor(lambda: (password, client.access_token, *secrets))
     log_filter = redaction.log_filter(redact)
     for logger in loggers:

@@ -88,8 +88,11 @@ class _Tariff:
     @pyscript_compile
     def share_known(self) -> float:
         """Return the part of the time for which prices are known."""
-        known = sum([each.end - each.start for each in self.intervals if each.is_known])
-        return known / sum([each.end - each.start for each in self.intervals])
+        seconds = sum([interval.end - interval.start for interval in self.intervals])
+        seconds_known = sum(
+            [interval.end - interval.start for interval in self.intervals if interval.is_known]
+        )
+        return seconds_known / seconds
 
     @property
     @pyscript_compile
@@ -225,7 +228,7 @@ async def read_source(
     try:
         factor = quantities.per_kilowatt_hour(sensor.unit)
     except ValueError as error:
-        raise errors.UnknownSensor(f"Sensor {sensor.id} is no sensor of prices: {error}") from error
+        raise errors.UnknownSensor(f"Sensor {sensor.id} is not a price sensor: {error}") from error
     data = await sensor_data.read(connection, sensor.id, start - DAY, last - start + DAY, unit=sensor.unit)
     first, step, held = data["start"], data["resolution"], data["values"]
     values = [source.default if value is None else value * factor for value in held]

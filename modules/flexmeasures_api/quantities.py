@@ -49,30 +49,30 @@ def energy(quantity: object, unit: str = "kWh", full_wh: float | None = None) ->
 
     Raise ValueError for anything else.
     """
-    number, given = parse(quantity)
-    if given == "%" and full_wh is not None:
+    number, own_unit = parse(quantity)
+    if own_unit == "%" and full_wh is not None:
         return number / 100 * full_wh
-    if (given or unit) not in ENERGY_UNITS:
+    if (own_unit or unit) not in ENERGY_UNITS:
         raise ValueError(f"expected {', '.join(ENERGY_UNITS)}{' or %' if full_wh is not None else ''}")
-    return EnergyConverter.convert(number, given or unit, "Wh")
+    return EnergyConverter.convert(number, own_unit or unit, "Wh")
 
 
 @pyscript_compile
 def power(quantity: object, unit: str = "kW") -> float:
     """Return a quantity in W; `unit` is that of a bare number. Raise ValueError for anything else."""
-    number, given = parse(quantity)
-    if (given or unit) not in POWER_UNITS:
+    number, own_unit = parse(quantity)
+    if (own_unit or unit) not in POWER_UNITS:
         raise ValueError(f"expected {', '.join(POWER_UNITS)}")
-    return PowerConverter.convert(number, given or unit, "W")
+    return PowerConverter.convert(number, own_unit or unit, "W")
 
 
 @pyscript_compile
 def ratio(quantity: object) -> float:
     """Return "95 %" as 0.95; a bare number is a ratio already. Raise ValueError for anything else."""
-    number, given = parse(quantity)
-    if given not in (None, "%"):
+    number, own_unit = parse(quantity)
+    if own_unit not in (None, "%"):
         raise ValueError("expected a ratio such as 0.95, or a percentage such as 95 %")
-    return number / 100 if given == "%" else number
+    return number / 100 if own_unit == "%" else number
 
 
 @pyscript_compile

@@ -25,22 +25,6 @@ MAX_CONCURRENT_FETCHES = 4
 
 
 @pyscript_compile
-async def power_sensor(connection: Connection, sensor_id: int) -> Sensor:
-    """Return the power sensor of a device; raise UnknownSensor where it cannot hold a schedule."""
-    sensor = await connection.sensor(sensor_id)
-    if not sensor.resolution:
-        raise errors.UnknownSensor(
-            f"Sensor {sensor_id} is instantaneous: give a power sensor with a resolution such as 15 minutes"
-        )
-    if sensor.unit not in sensor_data.FLOW_UNITS:
-        raise errors.UnknownSensor(
-            f"power_sensor: sensor {sensor_id} is in {sensor.unit}, which is no power such as kW: give "
-            f"the number of the device's power sensor"
-        )
-    return sensor
-
-
-@pyscript_compile
 async def schedule_storage(
     connection: Connection,
     storage: Storage,
@@ -58,7 +42,7 @@ async def schedule_storage(
     `start` is shifted up to the power sensor's clock; targets beyond `duration` lengthen it. `site_id` is the
     asset that is planned as a whole, by default the parent of the device's asset, else that asset.
     """
-    sensor = await power_sensor(connection, storage.power_sensor)
+    sensor = await sensor_data.power_sensor(connection, storage.power_sensor)
     start = sensor_clock.ceil(start, sensor.resolution, sensor.timezone)
     duration = duration_to_last_target(storage, sensor, start, duration)
     flex_model = flexible_devices.storage_entry(storage, start, start + duration)

@@ -269,7 +269,7 @@ def converted(
     The server repeats a coarse value before it converts it, so 1 kWh in an hour would become four times 4 kW
     on a sensor of 15 minutes; and it refuses a power on a sensor of energy.
     """
-    is_energy, holds_energy = (each in EnergyConverter.VALID_UNITS for each in (unit, sensor.unit))
+    is_energy, holds_energy = (name in EnergyConverter.VALID_UNITS for name in (unit, sensor.unit))
     if not sensor.resolution or not (is_energy or holds_energy) or not {unit, sensor.unit} <= FLOW_UNITS:
         return values, unit
     if is_energy and holds_energy and step == sensor.resolution:
@@ -356,25 +356,28 @@ async def recorded_spans(connection: Connection, sensor_id: int) -> list[tuple[d
 
 
 @pyscript_compile
-async def soc_sensor(connection: Connection, sensor_id: int) -> Sensor:
-    """Return a sensor of a state of charge; raise UnknownSensor for another unit."""
+async def power_sensor(connection: Connection, sensor_id: int) -> Sensor:
+    """Return a sensor of power, or of energy, per interval; raise UnknownSensor for another one."""
     sensor = await connection.sensor(sensor_id)
-    if sensor.unit != "%" and sensor.unit not in EnergyConverter.VALID_UNITS:
+    if not sensor.resolution:
         raise errors.UnknownSensor(
-            f"soc_sensor: sensor {sensor_id} is in {sensor.unit}, which is no state of charge such as kWh or "
-            f"%: check the number"
+            f"Sensor {sensor_id} is instantaneous: give a power sensor with a resolution such as 15 minutes"
+        )
+    if sensor.unit not in FLOW_UNITS:
+        raise errors.UnknownSensor(
+            f"power_sensor: sensor {sensor_id} is in {sensor.unit}: expected a unit of power such as kW. "
+            f"Give the number of the device's power sensor"
         )
     return sensor
 
 
 @pyscript_compile
-async def flow_sensor(connection: Connection, sensor_id: int) -> Sensor:
-    """Return a sensor of mean power or of energy per interval; raise UnknownSensor for another one."""
+async def soc_sensor(connection: Connection, sensor_id: int) -> Sensor:
+    """Return a sensor of a state of charge; raise UnknownSensor for another unit."""
     sensor = await connection.sensor(sensor_id)
-    if sensor.unit not in FLOW_UNITS or not sensor.resolution:
-        resolution = f"each {sensor.resolution}" if sensor.resolution else "instantaneous"
+    if sensor.unit != "%" and sensor.unit not in EnergyConverter.VALID_UNITS:
         raise errors.UnknownSensor(
-            f"power_sensor: sensor {sensor_id} is in {sensor.unit}, {resolution}: give one of "
-            f"power, such as kW each 15 minutes"
+            f"soc_sensor: sensor {sensor_id} is in {sensor.unit}: expected a unit of a state of charge such "
+            f"as kWh or %. Check the number"
         )
     return sensor

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import flexmeasures_api.errors as errors
-import flexmeasures_api.schedule_requests as schedule_requests
 import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.entities as entities
 import flexmeasures_home.outbox as outboxes
@@ -31,7 +30,7 @@ async def look_up(device: Any) -> errors.FlexMeasuresError | None:
     price_sensors = {given.consumption_price_sensor, given.production_price_sensor}
     steps = {item["sensor"]: item.get("resolution") for item in given.measurements}
     first = None
-    questions = [partial(schedule_requests.power_sensor, link, given.power_sensor)]
+    questions = [partial(sensor_data.power_sensor, link, given.power_sensor)]
     questions += [partial(priced, link, sensor) for sensor in sorted(price_sensors)]
     if given.soc_sensor:
         questions.append(partial(sensor_data.soc_sensor, link, given.soc_sensor))
@@ -69,8 +68,8 @@ async def priced(link: Any, sensor: int) -> None:
     found = await link.sensor(sensor)
     if "/" not in found.unit:
         raise errors.UnknownSensor(
-            f"consumption_price_sensor, production_price_sensor: sensor {sensor} is in {found.unit}, which "
-            f"is no price such as EUR/kWh: check the number"
+            f"consumption_price_sensor, production_price_sensor: sensor {sensor} is in {found.unit}: "
+            f"expected a unit of price such as EUR/kWh. Check the number"
         )
 
 

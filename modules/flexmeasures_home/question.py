@@ -14,6 +14,7 @@ import flexmeasures_api.quantities as quantities
 import flexmeasures_api.schedule as schedules
 import flexmeasures_api.schedule_requests as schedule_requests
 import flexmeasures_api.sensor_clock as sensor_clock
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.fields as fields
 import flexmeasures_home.grid_connection as grid_connection
 import flexmeasures_home.state_of_charge as states_of_charge
@@ -41,7 +42,7 @@ async def ask(
     NoStateOfCharge or ServiceValidationError. It was `asked_at` a moment before its turn.
     """
     now = dt_util.utcnow()
-    sensor = await schedule_requests.power_sensor(link, given.power_sensor)
+    sensor = await sensor_data.power_sensor(link, given.power_sensor)
     start = sensor_clock.ceil(call.get("start", now), sensor.resolution, sensor.timezone)
     refuse_the_past(call, start, sensor.resolution, asked_at)
     start = max(start, sensor_clock.floor(now, sensor.resolution, sensor.timezone))

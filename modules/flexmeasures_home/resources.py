@@ -520,7 +520,7 @@ def complain_of_sharing(side, relay):
 async def look_up(side, relay):
     """Ask the server what the sensors are, and remember it for times when it is away."""
     found = relay.provision
-    power = await sensor_data.flow_sensor(side.link, found.power_sensor)
+    power = await sensor_data.power_sensor(side.link, found.power_sensor)
     soc = await sensor_data.soc_sensor(side.link, found.soc_sensor) if found.soc_sensor else None
     relay.power_sensor, relay.soc_sensor, relay.are_sensors_checked = power, soc, True
     await measurements.learn(side.meters, {each.id: each for each in (power, soc) if each})

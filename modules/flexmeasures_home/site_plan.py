@@ -185,7 +185,7 @@ async def sensor_with(asker, sensor_id, powers):
     plan. Raise a FlexMeasuresError where the server cannot be asked at all.
     """
     try:
-        sensor = await schedule_requests.power_sensor(asker.link, sensor_id)
+        sensor = await sensor_data.power_sensor(asker.link, sensor_id)
         if powers is not None:
             await post(asker.link, sensor, powers)
     except (errors.NoAccess, errors.UnknownSensor, errors.InvalidData) as error:

@@ -280,10 +280,10 @@ async def test_a_wrong_number_shows_before_any_call(start, app_config, key):
 @pytest.mark.parametrize(
     ("key", "other", "says"),
     [
-        ("soc_sensor", "price_sensor", "is in EUR/kWh, which is no state of charge"),
-        ("consumption_price_sensor", "power_sensor", "is in kW, which is no price"),
+        ("soc_sensor", "price_sensor", "is in EUR/kWh: expected a unit of a state of charge"),
+        ("consumption_price_sensor", "power_sensor", "is in kW: expected a unit of price"),
         ("power_sensor", "price_sensor", "power_sensor: sensor"),
-        ("power_sensor", "price_sensor", "is in EUR/kWh, which is no power such as kW"),
+        ("power_sensor", "price_sensor", "is in EUR/kWh: expected a unit of power"),
     ],
 )
 async def test_a_sensor_of_another_kind_shows_before_any_call(

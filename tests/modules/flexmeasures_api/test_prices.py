@@ -204,8 +204,8 @@ async def test_currencies_are_not_mixed(server):
         await for_plan(server, **{"production-price": "0.08 USD/kWh"})
 
 
-async def test_a_sensor_of_power_is_no_sensor_of_prices(server):
-    with pytest.raises(errors.UnknownSensor, match="Sensor 3 is no sensor of prices"):
+async def test_a_sensor_of_power_is_not_a_price_sensor(server):
+    with pytest.raises(errors.UnknownSensor, match="Sensor 3 is not a price sensor"):
         await for_plan(server, hours=1, sensor=3)
 
 
