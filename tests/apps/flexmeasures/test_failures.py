@@ -241,7 +241,7 @@ async def test_an_unknown_user(start, app_config):
 @pytest.mark.parametrize("key", ["power_sensor", "consumption_price_sensor", "production_price_sensor"])
 async def test_an_unknown_sensor(start, app_config, key):
     home = await start(app_config | {key: 99999})
-    await fails(home, HomeAssistantError, "sensor 99999", "error", "unknown_sensor", soc_at_start=4)
+    await fails(home, HomeAssistantError, "Sensor 99999 does not exist", "error", "unknown_sensor", soc_at_start=4)
 
 
 async def test_an_instantaneous_power_sensor(start, app_config, flexmeasures_server):
@@ -317,7 +317,7 @@ async def test_a_load_of_the_other_sign_shows_before_any_call(
 async def test_a_wrong_site_shows_before_any_call(start, app_config):
     home = await start(app_config | {"site": 99999})
     await home.checked()
-    assert "asset 99999" in home.status().attributes["last_error"]
+    assert "Asset 99999 does not exist" in home.status().attributes["last_error"]
 
 
 async def test_missing_prices_name_the_sensor(start, app_config, flexmeasures_server):
