@@ -26,6 +26,7 @@ import tests.parts.without_pyscript  # noqa: F401
 
 # isort: split
 
+import flexmeasures_api.prices as prices
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.optimisation.linear as linear
@@ -33,7 +34,6 @@ import flexmeasures_cem.optimisation.search as search
 import flexmeasures_cem.outlook as outlooks
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.site_model as site_model
-import flexmeasures_optimiser.prices as prices
 import flexmeasures_s2.message_store as message_store
 import flexmeasures_s2.messages as messages
 from tests import bench_home
@@ -153,8 +153,10 @@ def outlook_of(tasks: list[Any], step: float, now: float) -> Any:
     tariff, begin = [], start // HOUR_SECONDS * HOUR_SECONDS
     while begin < end:
         price = DAY_AHEAD[datetime.fromtimestamp(begin, AMSTERDAM).hour]
-        interval = {"start": begin, "end": begin + HOUR_SECONDS}
-        tariff.append(prices.PriceInterval(**interval, consumption=price, production=price * FEED_IN_SHARE))
+        interval = prices.PriceInterval(
+            start=begin, end=begin + HOUR_SECONDS, consumption=price, production=price * FEED_IN_SHARE
+        )
+        tariff.append(interval)
         begin += HOUR_SECONDS
     return outlooks.new(tariff, start, end, step, now)
 

@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 MODULES, APPS = ROOT / "modules", ROOT / "pyscript" / "apps"
 LAYERS = {
     "flexmeasures_s2": set(),
-    "flexmeasures_optimiser": set(),
-    "flexmeasures_cem": {"flexmeasures_s2", "flexmeasures_optimiser"},
-    "flexmeasures_home": {"flexmeasures_s2", "flexmeasures_optimiser", "flexmeasures_cem"},
+    "flexmeasures_api": set(),
+    "flexmeasures_cem": {"flexmeasures_s2", "flexmeasures_api"},
+    "flexmeasures_home": {"flexmeasures_s2", "flexmeasures_api", "flexmeasures_cem"},
 }
 """What each package may import of ours, besides itself."""
 

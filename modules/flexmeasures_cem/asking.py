@@ -9,6 +9,7 @@ import math
 from contextlib import suppress
 from typing import Any
 
+import flexmeasures_api.errors as api_errors
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.instructions as instructions
@@ -16,7 +17,6 @@ import flexmeasures_cem.loads as loads
 import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
-import flexmeasures_optimiser.errors as optimiser_errors
 import flexmeasures_s2.session as sessions
 import flexmeasures_s2.texts as texts
 
@@ -96,7 +96,7 @@ async def ask(site: Any) -> None:
     window = sites.Window(start, step, end, left, math.inf, False)
     outlook = await loads.expected(site, asked, window)
     answer = await questions.ask(site, asked, outlook, window)
-    if isinstance(answer, optimiser_errors.OptimiserError):
+    if isinstance(answer, api_errors.FlexMeasuresError):
         retry_later(site, asked, answer)
     else:
         follow(site, asked, versions, outlook, *answer)

@@ -21,7 +21,7 @@ def kinds():
         """The Resource Manager cannot be planned as things are."""
 
     class NotPlanned(CemError):
-        """There is no plan now; the cause may be an OptimiserError."""
+        """There is no plan now; the cause may be a FlexMeasuresError."""
 
     class InvalidInstruction(CemError):
         """The instruction does not fit what the Resource Manager has told of itself."""

@@ -8,12 +8,12 @@ import math
 import uuid
 from typing import Any
 
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc_device as devices
 import flexmeasures_cem.frbc_plan as frbc_plan
 import flexmeasures_cem.plans as plans
 import flexmeasures_cem.transitions as transitions
-import flexmeasures_optimiser.storage as storages
 import flexmeasures_s2.texts as texts
 
 CONTROL_TYPE = "FILL_RATE_BASED_CONTROL"
@@ -120,12 +120,12 @@ def problem(found, state, means, window):
         soc_min=0.0,
         soc_max=span * energy,
         soc_minima=[
-            storages.Wish(plans.moment(begin), plans.moment(until), of_level(lowest))
+            storages.SocEvent(plans.moment(begin), plans.moment(until), of_level(lowest))
             for begin, until, lowest, _highest in wishes
             if lowest > found.bottom
         ],
         soc_maxima=[
-            storages.Wish(plans.moment(begin), plans.moment(until), of_level(highest))
+            storages.SocEvent(plans.moment(begin), plans.moment(until), of_level(highest))
             for begin, until, _lowest, highest in wishes
             if highest < found.top
         ],
@@ -148,8 +148,8 @@ def less_at_first(power, left, start, step, end):
     if left >= 1.0 or not power:
         return power
     return [
-        storages.Span(plans.moment(start), plans.moment(start + step), power * left),
-        storages.Span(plans.moment(start + step), plans.moment(end), power),
+        storages.PowerSpan(plans.moment(start), plans.moment(start + step), power * left),
+        storages.PowerSpan(plans.moment(start + step), plans.moment(end), power),
     ]
 
 

@@ -47,7 +47,7 @@ Outlook = record()
 def new(known_prices, start, end, step, begin=None):
     """Return an Outlook without any power.
 
-    `known_prices` are flexmeasures_optimiser.prices.PriceIntervals, in order and without a gap.
+    `known_prices` are flexmeasures_api.prices.PriceIntervals, in order and without a gap.
     """
     count = max(1, math.ceil((end - start) / step))
     begin = start if begin is None else min(max(begin, start), start + step - 1.0)

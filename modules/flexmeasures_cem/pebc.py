@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.models.pebc as model
 import flexmeasures_cem.pebc_device as devices
 import flexmeasures_cem.pebc_plan as envelopes
 import flexmeasures_cem.plans as plans
-import flexmeasures_optimiser.storage as storages
 import flexmeasures_s2.commodities as commodities
 
 CONTROL_TYPE = "POWER_ENVELOPE_BASED_CONTROL"
@@ -161,7 +161,7 @@ def deferred(found, needs, means, window, side):
     spans = storages.as_spans(powers, window.start, window.step)
     consumes = side > 0
     made = [
-        storages.Wish(plans.moment(at), plans.moment(at), energy if consumes else full - energy)
+        storages.SocEvent(plans.moment(at), plans.moment(at), energy if consumes else full - energy)
         for at, energy in wishes
     ]
     return storages.Storage(

@@ -137,8 +137,8 @@ def clamp_to_clock(site: Any, now: float) -> None:
     site.prices_due = min(site.prices_due, now + triggers.PRICES_SECONDS)
     site.not_before = min(site.not_before, now + sites.REFUSED_SECONDS)
     site.renew_at = min(site.renew_at, sites.renews_at(site, now))
-    site.rate_limit.told_at = min(site.rate_limit.told_at, now)
-    site.rate_limit.resets_at = min(site.rate_limit.resets_at, now + site.rate_limit.seconds)
+    site.rate_limit.updated_at = min(site.rate_limit.updated_at, now)
+    site.rate_limit.resets_at = min(site.rate_limit.resets_at, now + site.rate_limit.reset_seconds)
     for name in ("due", "asking_due"):
         moment = getattr(site, name)
         if moment is not None:

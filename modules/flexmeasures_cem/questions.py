@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import flexmeasures_api.errors as api_errors
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.frbc as frbc
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
 import flexmeasures_cem.site as sites
-import flexmeasures_optimiser.errors as optimiser_errors
-import flexmeasures_optimiser.storage as storages
 import flexmeasures_s2.texts as texts
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
@@ -31,11 +31,11 @@ MOST_WITH_MODES = 2
 KWH = 3_600_000.0
 """J."""
 OF_A_PROBLEM = (
-    optimiser_errors.InvalidProblem,
-    optimiser_errors.Infeasible,
-    optimiser_errors.JobFailed,
-    optimiser_errors.NoAccess,
-    optimiser_errors.UnknownSensor,
+    api_errors.InvalidProblem,
+    api_errors.Infeasible,
+    api_errors.JobFailed,
+    api_errors.NoAccess,
+    api_errors.UnknownSensor,
 )
 """Errors that one device of several may be the cause of."""
 
@@ -137,7 +137,7 @@ async def ask(site, asked, outlook, window):
     limits = await asyncio.to_thread(loads.limits, site.connection, outlook, known, window)
     try:
         return await solve(site, list(asked), asked, window, given, limits)
-    except optimiser_errors.OptimiserError as error:
+    except api_errors.FlexMeasuresError as error:
         return error
 
 
@@ -204,7 +204,7 @@ def left(site: Any) -> int:
     if told.limit is None:
         return MOST_WITH_CALLS - lately
     is_over = site.now() >= told.resets_at
-    since = told.resets_at if is_over else told.told_at
+    since = told.resets_at if is_over else told.updated_at
     return (told.limit if is_over else told.remaining) - sum(moment > since for moment in site.made)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.market as markets
-import flexmeasures_optimiser.connection as server_connection
 import flexmeasures_s2.session as sessions
+from flexmeasures_api.rate_limit import RateLimit
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 SETTLING_SECONDS = 1.0
@@ -158,11 +158,11 @@ def records():
     class Site:
         """Who is controlled, by resource_id, and how the site's plan is made.
 
-        `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise an
-        OptimiserError. `loads` maps the power sensors of other devices to their powers (start, end, W), or to
-        None where the server has them; `limits` are the capacities of the
+        `solve(problems, window, loads, limits)` (async) returns a Schedule by power sensor, and may raise a
+        FlexMeasuresError. `loads` maps the power sensors of other devices to their powers (start, end, W), or
+        to None where the server has them; `limits` are the capacities of the
         connection (start, end, W) that vary, by their names.
-        `prices(start, end)` (async) returns flexmeasures_optimiser.prices.PriceIntervals, in order and
+        `prices(start, end)` (async) returns flexmeasures_api.prices.PriceIntervals, in order and
         without a gap; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None
         while they are not known, `power(resource)` the power that it measures (W), or None. `lead` is how
         long before its time an instruction is sent (s), math.inf for as soon as it is planned, and
@@ -228,7 +228,7 @@ def records():
         urged: asyncio.Event = field(default_factory=asyncio.Event)
         asking_urged: asyncio.Event = field(default_factory=asyncio.Event)
         made: deque = field(default_factory=deque)
-        rate_limit: Any = field(default_factory=server_connection.RateLimit)
+        rate_limit: Any = field(default_factory=RateLimit)
         known_prices: list | None = None
         prices_due: float = 0.0
         pause: float = FIRST_PAUSE_SECONDS

@@ -8,6 +8,7 @@ import logging
 from functools import partial
 from typing import Any
 
+import flexmeasures_api.errors as api_errors
 import flexmeasures_cem.control_types as control_types
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
@@ -17,7 +18,6 @@ import flexmeasures_cem.plans as plans
 import flexmeasures_cem.ppbc as ppbc
 import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
-import flexmeasures_optimiser.errors as optimiser_errors
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 CALLING_SECONDS = 0.1
@@ -269,7 +269,7 @@ async def look_at_prices(site, now):
     site.prices_due = now + PRICES_SECONDS
     try:
         found = await site.prices(now - HOUR, now + questions.LONGEST_HORIZON)
-    except optimiser_errors.OptimiserError as error:
+    except api_errors.FlexMeasuresError as error:
         LOGGER.debug("The prices cannot be read: %s", error)
         if any(each.is_asked is False for each in site.controlled.values()):
             site.failed(error)

@@ -5,13 +5,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.entities as entities
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 SENSOR_KEYS = ("power_sensor", "consumption_price_sensor", "production_price_sensor", "soc_sensor")
 MEASUREMENTS, FLEX_CONTEXT = "measurements", "flex_context"
@@ -25,28 +23,28 @@ NO_ENTITY = "no_entity"
 
 
 @pyscript_compile
-async def look_up(device: Any) -> errors.OptimiserError | None:
+async def look_up(device: Any) -> errors.FlexMeasuresError | None:
     """Ask for each sensor, and the site; return the first error, or None. All that is right is learnt."""
     given, link = device.configuration, device.link
     link.sensors.clear()
     price_sensors = {given.consumption_price_sensor, given.production_price_sensor}
     steps = {item["sensor"]: item.get("resolution") for item in given.measurements}
     first = None
-    questions = [partial(planning.power_sensor, link, given.power_sensor)]
+    questions = [partial(sensor_data.power_sensor, link, given.power_sensor)]
     questions += [partial(priced, link, sensor) for sensor in sorted(price_sensors)]
     if given.soc_sensor:
-        questions.append(partial(sensor_data.of_state_of_charge, link, given.soc_sensor))
+        questions.append(partial(sensor_data.soc_sensor, link, given.soc_sensor))
     questions += [partial(fitting, link, sensor, step) for sensor, step in steps.items()]
     inflexible = [(name, sensor) for name in INFLEXIBLE for sensor in named_in(given.flex_context, name)]
     questions += [partial(in_sign, link, name, sensor) for name, sensor in inflexible if sensor in steps]
     if given.site:
-        questions.append(partial(connection.asset, link, given.site))
+        questions.append(partial(link.asset, given.site))
     for ask in questions:
         try:
             await ask()
         except outboxes.OF_THE_SERVER as error:
             return error
-        except errors.OptimiserError as error:
+        except errors.FlexMeasuresError as error:
             first = first or error
     return first
 
@@ -67,11 +65,11 @@ def with_key(device: Any, error: Exception) -> str:
 @pyscript_compile
 async def priced(link: Any, sensor: int) -> None:
     """Refuse a price sensor that is of no price."""
-    found = await connection.sensor(link, sensor)
+    found = await link.sensor(sensor)
     if "/" not in found.unit:
         raise errors.UnknownSensor(
-            f"consumption_price_sensor, production_price_sensor: sensor {sensor} is in {found.unit}, which "
-            f"is no price such as EUR/kWh: check the number"
+            f"consumption_price_sensor, production_price_sensor: sensor {sensor} is in {found.unit}: "
+            f"expected a unit of price such as EUR/kWh. Check the number"
         )
 
 
@@ -89,7 +87,7 @@ def named_in(flex_context: dict[str, Any] | None, name: str) -> list[int]:
 @pyscript_compile
 async def in_sign(link: Any, name: str, sensor: int) -> None:
     """Refuse a measured sensor whose sign is not that of the flex-context's field, which knows no other."""
-    found = await connection.sensor(link, sensor)
+    found = await link.sensor(sensor)
     if found.sign != INFLEXIBLE[name]:
         other = next(field for field in INFLEXIBLE if field != name)
         held = "consumption" if found.sign > 0 else "production"
@@ -102,7 +100,7 @@ async def in_sign(link: Any, name: str, sensor: int) -> None:
 @pyscript_compile
 async def fitting(link: Any, sensor: int, step: timedelta | None) -> None:
     """Refuse a resolution of measurements that does not fit their sensor, or is finer."""
-    found = await connection.sensor(link, sensor)
+    found = await link.sensor(sensor)
     if step is not None:
         sensor_data.check_step(step, found)
         if step < found.resolution:

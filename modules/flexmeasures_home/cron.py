@@ -188,7 +188,7 @@ def failed(cron, error):
     """
     if cron.stopped:
         return
-    if getattr(error, "no_use_to_retry", False):
+    if getattr(error, "needs_user_action", False):
         planned(cron)
         return
     asked = getattr(error, "retry_after", None)

@@ -20,6 +20,10 @@ from homeassistant.helpers.event import (
 )
 from homeassistant.helpers.start import async_at_started
 
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
 import flexmeasures_home.checks as checks
 import flexmeasures_home.cron as crons
 import flexmeasures_home.entities as entities
@@ -36,10 +40,6 @@ import flexmeasures_home.schedule_store as schedule_store
 import flexmeasures_home.state_of_charge as states_of_charge
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 CLIENT_LOGGER = "custom_components.pyscript.flexmeasures.client"
@@ -114,15 +114,12 @@ def new(hass, configuration, status):
 async def start(device):
     """Connect, go on where the one before stopped, and check the server in the background."""
     hass, given, status = device.hass, device.configuration, device.status
-    rate_limit = connection.RateLimit()
-    session = connection.session(async_get_clientsession(hass).connector, rate_limit)
     device.link = connection.connect(
-        given.host,
-        given.username,
-        given.password,
-        session,
-        CLIENT_LOGGER,
-        rate_limit,
+        host=given.host,
+        username=given.username,
+        password=given.password,
+        connector=async_get_clientsession(hass).connector,
+        logger_name=CLIENT_LOGGER,
         secrets=(given.s2.token, *[each.get("token") for each in given.s2.resources.values()]),
         other_loggers=(LOGGER.name, f"{LOGGER.name}.s2"),
     )
@@ -252,7 +249,7 @@ def check_entities_soon(device: Any) -> None:
 def own_schedule(device):
     """Return the schedule in force, or None after its end."""
     schedule = device.schedule
-    return schedule if schedule and schedules.end(schedule) > dt_util.utcnow() else None
+    return schedule if schedule and schedule.end > dt_util.utcnow() else None
 
 
 @pyscript_compile
@@ -290,8 +287,8 @@ def soc_reading(device):
         return None, None
     sensor = device.measurements.sensors.get(given.soc_sensor)
     if sensor and sensor.unit == "%":
-        return quantities.tidy(soc / given.soc_max * 100), "%"
-    return quantities.tidy(soc / quantities.energy(1, given.soc_unit)), given.soc_unit
+        return quantities.rounded(soc / given.soc_max * 100), "%"
+    return quantities.rounded(soc / quantities.energy(1, given.soc_unit)), given.soc_unit
 
 
 @pyscript_compile
@@ -339,7 +336,7 @@ async def stop(device):
         partial(outboxes.stop, device.outbox) if device.outbox else None,
     )
     if device.link:
-        connection.close(device.link)
+        device.link.close()
 
 
 @pyscript_compile
@@ -525,7 +522,7 @@ def told(device, call: dict[str, Any] | None):
             raise ServiceValidationError(str(error)) from error
         if device.cron:
             crons.failed(device.cron, error)
-        if isinstance(error, errors.OptimiserError):
+        if isinstance(error, errors.FlexMeasuresError):
             text = checks.with_key(device, error)
             statuses.fail_with(status, PLAN, error, text)
             raise HomeAssistantError(text) from error
@@ -558,7 +555,7 @@ def lies_in_call(device: Any, error: BaseException, call: dict[str, Any]) -> boo
 def accept(device, schedule):
     """Put a new schedule in force: remember it, show it, tell it."""
     before = device.schedule
-    if before and before.unit == schedule.unit and schedules.covers(before, schedule.updated_at):
+    if before and before.unit == schedule.unit and before.covers(schedule.updated_at):
         device.previous = before
     elif device.previous and device.previous.unit != schedule.unit:
         device.previous = None
@@ -600,7 +597,7 @@ def show(device):
     device.hass.states.async_set(
         schedule_state.ENTITY_ID, value, device.attributes, state_info=schedule_state.STATE_INFO
     )
-    ended = device.schedule is not None and schedules.end(device.schedule) <= now
+    ended = device.schedule is not None and device.schedule.end <= now
     device.status.resting = "stale" if ended else "ok"
     statuses.show(device.status)
     if device.forget_boundary:

@@ -14,8 +14,8 @@ import isodate
 import voluptuous as vol
 from homeassistant.const import WEEKDAYS
 
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.storage as storages
+import flexmeasures_api.flexible_devices as storages
+import flexmeasures_api.quantities as quantities
 import flexmeasures_s2.control_types as control_types
 
 LONGEST_SCHEDULE = timedelta(days=31)
@@ -399,7 +399,7 @@ def wish(energy):
             raise vol.Invalid("expected times and a duration within the calendar") from error
         if end < start:
             raise vol.Invalid("expected an end that is not before the start")
-        return storages.Wish(start, end, given["value"])
+        return storages.SocEvent(start, end, given["value"])
 
     return validate
 

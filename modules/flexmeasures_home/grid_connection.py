@@ -2,9 +2,9 @@
 
 from typing import Any
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.quantities as quantities
 import flexmeasures_cem.market as markets
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.quantities as quantities
 
 FIELDS = {
     "power_capacity": "site-power-capacity",

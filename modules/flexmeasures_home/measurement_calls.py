@@ -7,14 +7,14 @@ import isodate
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.util.unit_conversion import EnergyConverter
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.device as devices
 import flexmeasures_home.entities as entities
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 
 @pyscript_compile
@@ -28,7 +28,7 @@ async def post_measurements(device, call):
     devices.refuse_if_stopped(device)
     run = run_of(device, call)
     if sensor := known_sensor(device, run.sensor):
-        run = sensor_data.on_the_clock(run, sensor)
+        run = sensor_data.with_known_step(run, sensor)
     parcel = outboxes.add(device.outbox, run)
     with raised():
         delivered = await outboxes.delivered(device.outbox, parcel)
@@ -43,10 +43,10 @@ async def post_measurements(device, call):
 @pyscript_compile
 @contextmanager
 def raised():
-    """Raise an optimiser's error as Home Assistant's own: what is refused for good lies in the call."""
+    """Raise an error of FlexMeasures as Home Assistant's own: what is refused for good lies in the call."""
     try:
         yield
-    except errors.OptimiserError as error:
+    except errors.FlexMeasuresError as error:
         kind = ServiceValidationError if error.final else HomeAssistantError
         raise kind(str(error)) from error
 
@@ -65,7 +65,7 @@ def run_of(device, call):
     if len(values) > 1 and "start" not in call:
         raise ServiceValidationError("start is missing: give the time of the first value")
     duration = call.get("duration")
-    return sensor_data.Run(
+    return sensor_data.SensorData(
         sensor=call["sensor_id"],
         start=call.get("start", dt_util.utcnow().replace(second=0, microsecond=0)),
         values=values,

@@ -12,15 +12,15 @@ from homeassistant.core import HassJob, callback
 from homeassistant.helpers.event import async_track_point_in_utc_time, async_track_state_change_event
 from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
+import flexmeasures_api.connection as connection
+import flexmeasures_api.sensor_clock as sensor_clock
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.entities as entities
 import flexmeasures_home.fields as fields
 import flexmeasures_home.kept as kept
 import flexmeasures_home.means as means
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 UNTIL_THE_SENSOR_IS_KNOWN = timedelta(minutes=5)
 LATEST = 0.1
@@ -204,7 +204,7 @@ def step(meter):
 def tick(meter, moment):
     """Return the last tick of the sensor's clock that is not after the moment."""
     sensor = meter.sensors.get(meter.sensor)
-    return schedules.shift_down(moment, step(meter), sensor.timezone if sensor else "UTC")
+    return sensor_clock.floor(moment, step(meter), sensor.timezone if sensor else "UTC")
 
 
 @pyscript_compile
@@ -272,7 +272,9 @@ def close(meter, interval, moment):
         tell_why(meter)
         return
     statuses.settle(meter.outbox.status, matter(meter))
-    run = sensor_data.Run(meter.sensor, start, [value], unit, step=interval.step, sign=meter.sign)
+    run = sensor_data.SensorData(
+        sensor=meter.sensor, start=start, values=[value], unit=unit, step=interval.step, sign=meter.sign
+    )
     outboxes.add(meter.outbox, run)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import HomeAssistantError
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.prices as prices
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.prices as prices
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 BETWEEN_LOOKS = timedelta(minutes=5)
@@ -47,10 +47,16 @@ async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
         return
     call = call or {}
     raw = (given.flex_context or {}) | call.get("flex_context", {})
-    sensors = given.consumption_price_sensor, given.production_price_sensor
     try:
-        tariff, _fields = await prices.for_plan(device.link, *sensors, raw, now, schedules.end(schedule))
-    except errors.OptimiserError as error:
+        tariff, _fields = await prices.for_plan(
+            device.link,
+            consumption_sensor=given.consumption_price_sensor,
+            production_sensor=given.production_price_sensor,
+            flex_context=raw,
+            start=now,
+            end=schedule.end,
+        )
+    except errors.FlexMeasuresError as error:
         LOGGER.debug("Prices cannot be read: %s", error)
         return
     statuses.succeed(device.status, None)
@@ -85,7 +91,7 @@ def going_on(device: Any, call: dict[str, Any], schedule: Any, now: datetime) ->
     if isinstance(soc, float):
         if schedule.soc is None:
             return None
-        start = min(schedules.interval_start(schedule, now) + schedule.resolution, schedules.end(schedule))
+        start = min(schedule.interval_start(now) + schedule.resolution, schedule.end)
         level = schedules.soc_at(schedule, schedule.soc, start)
         return renewed | {"start": start, "soc_at_start": quantities.energy(level, schedule.soc_unit)}
     if soc is None and device.state_of_charge is None:

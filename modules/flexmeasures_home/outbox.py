@@ -14,12 +14,12 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.fields as fields
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 MATTER, FULL = "measurements", "outbox"
@@ -48,7 +48,7 @@ def records():
         `key` is its own in the file; `is_saved` tells whether it is there as it is now.
         """
 
-        run: sensor_data.Run
+        run: sensor_data.SensorData
         key: int = 0
         is_saved: bool = False
         failing_since: datetime | None = None
@@ -216,7 +216,7 @@ def remove(outbox: Outbox, parcel: Parcel) -> None:
 
 
 @pyscript_compile
-def settle_without_values(outbox: Outbox, run: sensor_data.Run) -> None:
+def settle_without_values(outbox: Outbox, run: sensor_data.SensorData) -> None:
     """End what kept a sensor's values from being stored, where none of them wait any more."""
     problem = outbox.status.problems.get(refusals_of(run))
     is_over = problem and problem.cause != statuses.DROPPED
@@ -395,7 +395,7 @@ async def deliver_all(outbox):
             await deliver(outbox, parcel)
         except OF_THE_SERVER as error:
             return error
-        except errors.OptimiserError as error:
+        except errors.FlexMeasuresError as error:
             hold_up_or_drop(outbox, parcel, error)
         else:
             remove(outbox, parcel)
@@ -414,16 +414,16 @@ async def deliver_all(outbox):
 
 @pyscript_compile
 async def deliver(outbox, parcel):
-    """Post a parcel, part by part, and wait until each is stored; raise an OptimiserError.
+    """Post a parcel, part by part, and wait until each is stored; raise a FlexMeasuresError.
 
     A part that was posted already is waited for only.
     """
     try:
         while True:
             if parcel.job is None:
-                parcel.job, parcel.part = await sensor_data.post_part(outbox.link, parcel.run)
+                parcel.job, parcel.part = await sensor_data.post_chunk(outbox.link, parcel.run)
             if parcel.job is not None:
-                await sensor_data.stored(outbox.link, parcel.job)
+                await sensor_data.wait_until_stored(outbox.link, parcel.job)
             parcel.job = parcel.failing_since = None
             if parcel.part.end is None:
                 return
@@ -431,13 +431,13 @@ async def deliver(outbox, parcel):
             outbox.changed.set()
     except (*OF_THE_SERVER, errors.JobTimedOut):
         raise
-    except errors.OptimiserError:
+    except errors.FlexMeasuresError:
         parcel.job = None
         raise
     except Exception as error:
         LOGGER.exception("Delivering values of sensor %s failed unexpectedly", parcel.run.sensor)
         text = f"Delivering failed unexpectedly ({fields.short(repr(error))}): please report the log"
-        raise errors.OptimiserError(text) from error
+        raise errors.FlexMeasuresError(text) from error
 
 
 @pyscript_compile
@@ -448,7 +448,7 @@ def hold_up_or_drop(outbox, parcel, error):
     """
     now = dt_util.utcnow()
     parcel.failing_since = parcel.failing_since or now
-    corrects = isinstance(error, errors.AlreadyKnown) and parcel.run.prior is None
+    corrects = isinstance(error, errors.ConflictingValue) and parcel.run.prior is None
     if (error.final and not corrects) or now - parcel.failing_since > PATIENCE_WITH_A_RUN:
         drop(outbox, parcel, error)
         return

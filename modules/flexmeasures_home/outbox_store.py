@@ -16,8 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.kept as kept
-import flexmeasures_optimiser.sensor_data as sensor_data
 
 NAME, WHAT = "outbox.db", "the values that wait for FlexMeasures"
 NAME_AS_JSON = "outbox"
@@ -404,7 +404,7 @@ def recall(found: Any) -> Any:
     step, sign = found["step"], found["sign"]
     if sign not in (None, sensor_data.CONSUMPTION, sensor_data.PRODUCTION):
         raise ValueError("expected a sign of 1 or -1, or none")
-    return sensor_data.Run(
+    return sensor_data.SensorData(
         sensor=kept.whole_number(found["sensor"]),
         start=kept.moment(found["start"]),
         values=kept.numbers(found["values"]),

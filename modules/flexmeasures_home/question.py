@@ -8,14 +8,16 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import ServiceValidationError
 
+import flexmeasures_api.flexible_devices as storages
+import flexmeasures_api.prices as prices
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
+import flexmeasures_api.schedule_requests as schedule_requests
+import flexmeasures_api.sensor_clock as sensor_clock
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.fields as fields
 import flexmeasures_home.grid_connection as grid_connection
 import flexmeasures_home.state_of_charge as states_of_charge
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.prices as prices
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.storage as storages
 
 DAYS_AHEAD = 8
 """How many days are looked through for the next time of a daily target."""
@@ -36,14 +38,14 @@ async def ask(
 
     `state_of_charge` is that of `soc_entity`, or None without one; `change_planned(begin, end)` returns by
     how much (Wh) the schedules in force change it. `beside(start, end, step, raw)` returns the flex-context's
-    fields that count other devices in, where `raw` are the user's own. Raise an OptimiserError,
+    fields that count other devices in, where `raw` are the user's own. Raise a FlexMeasuresError,
     NoStateOfCharge or ServiceValidationError. It was `asked_at` a moment before its turn.
     """
     now = dt_util.utcnow()
-    sensor = await planning.power_sensor(link, given.power_sensor)
-    start = schedules.shift_up(call.get("start", now), sensor.resolution, sensor.timezone)
+    sensor = await sensor_data.power_sensor(link, given.power_sensor)
+    start = sensor_clock.ceil(call.get("start", now), sensor.resolution, sensor.timezone)
     refuse_the_past(call, start, sensor.resolution, asked_at)
-    start = max(start, schedules.shift_down(now, sensor.resolution, sensor.timezone))
+    start = max(start, sensor_clock.floor(now, sensor.resolution, sensor.timezone))
     flex_model = (given.flex_model or {}) | call.get("flex_model", {})
     soc_max = bound(flex_model, "soc-max", given.soc_max)
     asked, assumed = call.get("soc_at_start"), []
@@ -89,27 +91,34 @@ async def ask(
     for name in ("soc_targets", "soc_minima"):
         for number, wish in enumerate(getattr(storage, name)):
             refuse_more_than_full(f"{name}[{number}]", wish.value, soc_max, soc_max)
-    duration = planning.lasting(storage, sensor, start, call.get("duration", given.schedule_duration))
+    duration = schedule_requests.duration_to_last_target(
+        storage, sensor, start, call.get("duration", given.schedule_duration)
+    )
     raw = (given.flex_context or {}) | call.get("flex_context", {})
     tariff, price_fields = await prices.for_plan(
-        link, given.consumption_price_sensor, given.production_price_sensor, raw, start, start + duration
+        link,
+        consumption_sensor=given.consumption_price_sensor,
+        production_sensor=given.production_price_sensor,
+        flex_context=raw,
+        start=start,
+        end=start + duration,
     )
     grid_connection.refuse_other_currency(given, tariff)
-    schedule = await planning.plan(
+    schedule = await schedule_requests.schedule_storage(
         link,
         storage,
-        storages.flex_context(
+        flex_context=storages.flex_context(
             price_fields,
             grid_connection.fields(given),
             await beside(start, start + duration, sensor.resolution, raw),
             raw,
         ),
-        start,
-        duration,
-        given.schedule_unit,
-        given.soc_unit,
-        given.site,
-        now,
+        start=start,
+        duration=duration,
+        unit=given.schedule_unit,
+        soc_unit=given.soc_unit,
+        site_id=given.site,
+        now=now,
     )
     if tariff is None:
         return replace(schedule, warnings=assumed)
@@ -117,7 +126,7 @@ async def ask(
     return replace(
         schedule,
         prices_known_until=None if until is None else datetime.fromtimestamp(until, UTC),
-        assumed_prices=prices.assumed(tariff),
+        assumed_prices=tariff.assumed_spans,
         warnings=assumed + prices.warnings(tariff, dt_util.get_default_time_zone()),
     )
 
@@ -160,12 +169,13 @@ def refuse_more_than_full(
     name: str, asked: float, most: float, full: float, may_be_percent: bool = True
 ) -> None:
     """Refuse a state of charge (Wh) of more than a device can hold: mostly a % that was forgotten."""
-    if asked > most * (1 + schedules.TOLERANCE):
-        kilowatt_hours = f"{quantities.tidy(asked / 1000):g}"
+    if asked > most * (1 + schedules.SOC_TOLERANCE):
+        kilowatt_hours = f"{quantities.rounded(asked / 1000):g}"
         is_likely = may_be_percent and 2 * full < asked <= 100_000
         hint = f": did you mean {kilowatt_hours} %?" if is_likely else ""
         raise ServiceValidationError(
-            f"{name}: {kilowatt_hours} kWh is more than soc_max, {quantities.tidy(full / 1000):g} kWh{hint}"
+            f"{name}: {kilowatt_hours} kWh is more than soc_max, "
+            f"{quantities.rounded(full / 1000):g} kWh{hint}"
         )
 
 
@@ -200,7 +210,7 @@ def daily_targets(targets: list[dict[str, Any]], start: datetime, duration: time
             date = first_day + timedelta(days=day)
             moment = datetime.combine(date, target["time"], zone).astimezone(UTC)
             if date.weekday() in target["weekdays"] and start < moment <= last:
-                wishes.append(storages.Wish(moment, moment, target["value"]))
+                wishes.append(storages.SocEvent(moment, moment, target["value"]))
     return wishes
 
 

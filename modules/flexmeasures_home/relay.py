@@ -15,6 +15,9 @@ import homeassistant.util.dt as dt_util
 from homeassistant.core import HassJob, callback
 from homeassistant.helpers.event import async_call_later, async_track_point_in_utc_time
 
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.sensor_clock as sensor_clock
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_home.means as means
@@ -22,9 +25,6 @@ import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.pace as paces
 import flexmeasures_home.resource_state as resource_state
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_s2.commodities as commodities
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
@@ -116,7 +116,7 @@ Relay = record()
 @pyscript_compile
 def new(hass, outbox, resource, entity_id):
     """Return a relay of which nothing is known yet."""
-    nothing = provisioning.Provision()
+    nothing = provisioning.DeviceIds()
     relay = Relay(hass, outbox, resource, entity_id, made=nothing, provision=nothing)
     relay.paces = {
         "state": paces.Pace(hass, partial(show_change, relay), SECONDS_BETWEEN_STATES),
@@ -300,7 +300,7 @@ def step(relay):
 def tick(relay, moment):
     """Return the last tick of the sensor's clock that is not after a moment."""
     zone = relay.power_sensor.timezone if relay.power_sensor else "UTC"
-    return schedules.shift_down(moment, step(relay), zone)
+    return sensor_clock.floor(moment, step(relay), zone)
 
 
 @pyscript_compile
@@ -350,7 +350,14 @@ def take_means(relay, ended):
         return
     sensor = relay.power_sensor
     for start, length, mean in relay.waiting:
-        run = sensor_data.Run(sensor.id, start, [mean], "W", step=length, sign=sensor_data.CONSUMPTION)
+        run = sensor_data.SensorData(
+            sensor=sensor.id,
+            start=start,
+            values=[mean],
+            unit="W",
+            step=length,
+            sign=sensor_data.CONSUMPTION,
+        )
         outboxes.add(relay.outbox, run)
     relay.waiting = []
 
@@ -401,11 +408,11 @@ def post_forecast(relay):
         if relay.last_prior and prior <= relay.last_prior:
             prior = relay.last_prior + timedelta(seconds=1)
         relay.last_prior = prior
-        run = sensor_data.Run(
-            sensor.id,
-            start,
-            values,
-            "W",
+        run = sensor_data.SensorData(
+            sensor=sensor.id,
+            start=start,
+            values=values,
+            unit="W",
             step=sensor.resolution,
             prior=prior,
             sign=sensor_data.CONSUMPTION,
@@ -470,7 +477,9 @@ def post_fill_level(relay):
     if relay.level_is_new or now.minute % MINUTES_BETWEEN_SAME_LEVELS == 0:
         relay.level_is_new = False
         start = now.replace(second=0, microsecond=0)
-        run = sensor_data.Run(relay.soc_sensor.id, start, [told[0]], told[1], step=MINUTE)
+        run = sensor_data.SensorData(
+            sensor=relay.soc_sensor.id, start=start, values=[told[0]], unit=told[1], step=MINUTE
+        )
         outboxes.add(relay.outbox, run)
 
     @callback
@@ -568,7 +577,7 @@ def as_json(relay, stopped=False):
 @pyscript_compile
 def recall(relay, found):
     """Remember what `as_json` wrote."""
-    relay.made = provisioning.Provision(**found["made"])
+    relay.made = provisioning.DeviceIds(**found["made"])
     relay.waiting = [
         (datetime.fromisoformat(start), timedelta(seconds=length), mean)
         for start, length, mean in found["waiting"]

@@ -78,7 +78,7 @@ def fill_level(resource: Any) -> float | None:
 
 @pyscript_compile
 def attributes(resource, sensors, planned):
-    """Return the attributes; `sensors` is the Provision on FlexMeasures, `planned` what tells of the plan.
+    """Return the attributes; `sensors` is the DeviceIds on FlexMeasures, `planned` what tells of the plan.
 
     After the session's end, what the last one was is still told.
     """

@@ -10,6 +10,9 @@ from typing import Any
 from homeassistant.core import valid_entity_id
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.costs as costs
 import flexmeasures_cem.errors as cem_errors
@@ -25,9 +28,6 @@ import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.site_state as site_state
 import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.sensor_data as sensor_data
 import flexmeasures_s2.control_types as control_types
 import flexmeasures_s2.errors as s2_errors
 import flexmeasures_s2.listener as listeners
@@ -336,11 +336,11 @@ def use_sensors(side, relay):
     given, made = side.given, relay.made
     listed = listed_for(side, relay)
     if not given.s2.auto_provision:
-        made = provisioning.Provision(None, given.power_sensor, given.soc_sensor)
+        made = provisioning.DeviceIds(None, given.power_sensor, given.soc_sensor)
     relay.energy_per_fill_level = listed.get("energy_per_fill_level")
     relay.instruction_lead = listed.get("instruction_lead")
     relay.cycle_cost = listed.get("cycle_cost", 0.0)
-    relay.provision = provisioning.Provision(
+    relay.provision = provisioning.DeviceIds(
         made.asset,
         listed.get("power_sensor") or made.power_sensor,
         listed.get("soc_sensor") or made.soc_sensor,
@@ -486,11 +486,11 @@ async def find_sensors(side, relay):
             async with side.provisioning:
                 await make_what_is_missing(side, relay)
             await look_up(side, relay)
-        except errors.OptimiserError as error:
+        except errors.FlexMeasuresError as error:
             text = f"{relay.resource.name} ({relay.resource.resource_id}): {error}"
             statuses.fail_with(side.status, matter, error, text)
             if isinstance(error, errors.UnknownSensor):
-                relay.made = provisioning.Provision()
+                relay.made = provisioning.DeviceIds()
             wait = max(pause, error.retry_after or 0)
         else:
             statuses.succeed(side.status, matter)
@@ -523,8 +523,8 @@ def complain_of_sharing(side, relay):
 async def look_up(side, relay):
     """Ask the server what the sensors are, and remember it for times when it is away."""
     found = relay.provision
-    power = await sensor_data.of_power(side.link, found.power_sensor)
-    soc = await sensor_data.of_state_of_charge(side.link, found.soc_sensor) if found.soc_sensor else None
+    power = await sensor_data.power_sensor(side.link, found.power_sensor)
+    soc = await sensor_data.soc_sensor(side.link, found.soc_sensor) if found.soc_sensor else None
     relay.power_sensor, relay.soc_sensor, relay.are_sensors_checked = power, soc, True
     await measurements.learn(side.meters, {each.id: each for each in (power, soc) if each})
 
@@ -545,7 +545,12 @@ async def make_what_is_missing(side, relay):
     side.new += not relay.made.asset
     role = resource.last_session.details.roles[0].role.value
     relay.made = await provisioning.provide(
-        side.link, site, resource.resource_id, resource.name, role, wants_soc(relay)
+        side.link,
+        site,
+        resource_id=resource.resource_id,
+        name=resource.name,
+        role=role,
+        has_soc=wants_soc(relay),
     )
     use_sensors(side, relay)
 

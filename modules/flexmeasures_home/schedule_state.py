@@ -7,8 +7,7 @@ import isodate
 from homeassistant.const import STATE_UNKNOWN
 from homeassistant.helpers.json import json_bytes
 
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
+import flexmeasures_api.quantities as quantities
 
 ENTITY_ID = "sensor.flexmeasures_schedule"
 FRIENDLY_NAME = "FlexMeasures Schedule"
@@ -28,9 +27,9 @@ def due(schedule, previous, moment):
     """
     value = None
     if schedule is not None:
-        value = schedules.value_at(schedule, moment)
+        value = schedule.value_at(moment)
         if moment < schedule.start and previous is not None:
-            value = schedules.value_at(previous, moment)
+            value = previous.value_at(moment)
     return STATE_UNKNOWN if value is None else value
 
 
@@ -39,9 +38,9 @@ def next_change(schedule, previous, moment):
     """Return when the state is to be renewed next, or None after the schedule's end."""
     if schedule is None:
         return None
-    boundary = schedules.next_boundary(schedule, moment)
+    boundary = schedule.next_boundary(moment)
     if moment < schedule.start and previous is not None:
-        earlier = schedules.next_boundary(previous, moment)
+        earlier = previous.next_boundary(moment)
         return min(boundary, earlier) if earlier else boundary
     return boundary
 
@@ -52,10 +51,10 @@ def response(schedule, zone):
     return {
         "schedule": [
             {"start": start.astimezone(zone).isoformat(), "value": value}
-            for start, value in zip(schedules.starts(schedule), schedule.values, strict=True)
+            for start, value in zip(schedule.starts, schedule.values, strict=True)
         ],
         "start": schedule.start.astimezone(zone).isoformat(),
-        "duration": isodate.duration_isoformat(schedules.end(schedule) - schedule.start),
+        "duration": isodate.duration_isoformat(schedule.end - schedule.start),
         "resolution": isodate.duration_isoformat(schedule.resolution),
         "unit": schedule.unit,
         "soc": schedule.soc,

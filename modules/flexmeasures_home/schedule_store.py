@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule as schedules
 import flexmeasures_home.kept as kept
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
 
 UNITS = (*quantities.POWER_UNITS, *quantities.ENERGY_UNITS)
 

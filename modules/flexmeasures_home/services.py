@@ -13,13 +13,13 @@ from homeassistant.core import Event, SupportsResponse, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.service import async_set_service_schema
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.redaction as redaction
 import flexmeasures_home.device as devices
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurement_calls as measurement_calls
 import flexmeasures_home.resources as resources
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.secrecy as secrecy
 
 DOMAIN = "flexmeasures"
 STARTING_SECONDS = 30
@@ -183,10 +183,12 @@ async def run(app, name, data):
     given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
     redact = device.link.redact
     try:
-        return secrecy.redacted(redact, await act(device, checked(schema_for(device.configuration), given)))
+        return redaction.redacted_response(
+            redact, await act(device, checked(schema_for(device.configuration), given))
+        )
     except HomeAssistantError as error:
         is_callers = isinstance(error, ServiceValidationError) or act is devices.plan
-        if not is_callers and isinstance(error.__cause__, errors.OptimiserError):
+        if not is_callers and isinstance(error.__cause__, errors.FlexMeasuresError):
             statuses.fail_with(device.status, statuses.CALL, error.__cause__)
         if (safe := redact(str(error))) != str(error):
             raise type(error)(safe) from None

@@ -10,6 +10,13 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.flexible_devices as storages
+import flexmeasures_api.prices as tariffs
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.schedule_requests as schedule_requests
+import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.loads as loads
 import flexmeasures_cem.plans as plans
@@ -19,14 +26,6 @@ import flexmeasures_cem.triggers as triggers
 import flexmeasures_home.grid_connection as grid_connection
 import flexmeasures_home.relay as relays
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.prices as tariffs
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.sensor_data as sensor_data
-import flexmeasures_optimiser.storage as storages
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MATTER = "s2 plan"
@@ -99,7 +98,7 @@ def new(asker, relay_of, unfit):
 
 @pyscript_compile
 async def solve(asker, problems, window, powers, limits):
-    """Return the Schedule (W) of each power sensor; raise an OptimiserError.
+    """Return the Schedule (W) of each power sensor; raise a FlexMeasuresError.
 
     `powers` maps the power sensors of other devices to what they are to have, which is posted first, and
     `limits` are the site's capacities that vary: see site.Site.
@@ -118,8 +117,15 @@ async def solve(asker, problems, window, powers, limits):
             given.flex_context,
         )
         step = timedelta(seconds=window.step)
-        return await planning.plan_site(
-            link, asker.site, problems, context, begin, length, step, dt_util.utcnow()
+        return await schedule_requests.schedule_site(
+            link,
+            asker.site,
+            problems,
+            flex_context=context,
+            start=begin,
+            duration=length,
+            resolution=step,
+            now=dt_util.utcnow(),
         )
 
 
@@ -127,8 +133,8 @@ async def solve(asker, problems, window, powers, limits):
 async def beside(asker, start, end, step, raw):
     """Return the flex-context's fields that count in what all but the app's own device are to have.
 
-    They are for its own plan from `start` to `end`, in steps, beside the `raw` fields of the user. Raise an
-    OptimiserError.
+    They are for its own plan from `start` to `end`, in steps, beside the `raw` fields of the user. Raise a
+    FlexMeasuresError.
     """
     site = asker.planner
     seconds = step.total_seconds()
@@ -176,10 +182,10 @@ async def sensor_with(asker, sensor_id, powers):
     """Return the sensor of a given device, once the server has what that is to have.
 
     One that cannot be used is left out for an hour, and None is returned: it keeps no other device from its
-    plan. Raise an OptimiserError where the server cannot be asked at all.
+    plan. Raise a FlexMeasuresError where the server cannot be asked at all.
     """
     try:
-        sensor = await planning.power_sensor(asker.link, sensor_id)
+        sensor = await sensor_data.power_sensor(asker.link, sensor_id)
         if powers is not None:
             await post(asker.link, sensor, powers)
     except (errors.NoAccess, errors.UnknownSensor, errors.InvalidData) as error:
@@ -192,23 +198,25 @@ async def sensor_with(asker, sensor_id, powers):
 
 @pyscript_compile
 async def post(link, sensor, powers):
-    """Post what a device is to have (start, end, W), and have it stored; raise an OptimiserError."""
+    """Post what a device is to have (start, end, W), and have it stored; raise a FlexMeasuresError."""
     values = [power for _start, _end, power in powers]
     start, end, _power = powers[0]
     step = timedelta(seconds=end - start)
     begin = datetime.fromtimestamp(start, UTC)
-    run = sensor_data.Run(sensor.id, begin, values, "W", step, sign=sensor_data.CONSUMPTION)
+    run = sensor_data.SensorData(
+        sensor=sensor.id, start=begin, values=values, unit="W", step=step, sign=sensor_data.CONSUMPTION
+    )
     if job := await sensor_data.post(link, run):
-        await sensor_data.stored(link, job)
+        await sensor_data.wait_until_stored(link, job)
 
 
 @pyscript_compile
 def own_power(asker, moment):
     """Return the power (W) that the app's own device is to have at a moment, 0 without a schedule."""
     schedule, at = asker.own_schedule(), datetime.fromtimestamp(moment, UTC)
-    if schedule is None or not schedules.covers(schedule, at):
+    if schedule is None or not schedule.covers(at):
         return 0.0
-    return schedules.watts(schedule)[(at - schedule.start) // schedule.resolution]
+    return schedule.powers_w[(at - schedule.start) // schedule.resolution]
 
 
 @pyscript_compile
@@ -220,9 +228,11 @@ def limits_over_time(raw: dict[str, Any], limits: dict[str, list]) -> dict[str, 
     if any(name.startswith("inflexible") for name in raw):
         return {}
     return {
-        grid_connection.FIELDS[name]: storages.as_powers(
+        grid_connection.FIELDS[name]: storages.power_field(
             [
-                storages.Span(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC), power)
+                storages.PowerSpan(
+                    datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC), power
+                )
                 for start, end, power in spans
             ]
         )
@@ -232,7 +242,7 @@ def limits_over_time(raw: dict[str, Any], limits: dict[str, list]) -> dict[str, 
 
 @pyscript_compile
 async def prices(asker, start, end):
-    """Return the PriceIntervals from `start` to `end` (s since 1970); raise an OptimiserError.
+    """Return the PriceIntervals from `start` to `end` (s since 1970); raise a FlexMeasuresError.
 
     Where the user's raw fields have prices that only FlexMeasures reads, they are those of the sensors.
     """
@@ -241,7 +251,7 @@ async def prices(asker, start, end):
     if tariff is None:
         tariff, _fields = await site_prices(asker, *times, {})
     statuses.succeed(asker.status, None)
-    return tariffs.feasible(tariff).intervals
+    return tariff.feasible.intervals
 
 
 @pyscript_compile
@@ -265,10 +275,16 @@ async def site_prices(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the Tariff (None: only FlexMeasures reads it) and the flex-context's prices of the site.
 
-    Raise an OptimiserError.
+    Raise a FlexMeasuresError.
     """
-    sensors = asker.given.consumption_price_sensor, asker.given.production_price_sensor
-    tariff, fields = await tariffs.for_plan(asker.link, *sensors, raw, start, end)
+    tariff, fields = await tariffs.for_plan(
+        asker.link,
+        consumption_sensor=asker.given.consumption_price_sensor,
+        production_sensor=asker.given.production_price_sensor,
+        flex_context=raw,
+        start=start,
+        end=end,
+    )
     grid_connection.refuse_other_currency(asker.given, tariff)
     return tariff, fields
 
@@ -317,7 +333,7 @@ def attributes(site, resource, most=MOST_OF_A_PLAN, most_missed=MOST_MISSED):
         "missed_targets": [in_local_time(each) for each in instructions.missed_targets(found)[:most_missed]],
         "planned_until": found.plan and local(plans.moment(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,
-        "energy_per_fill_level": worth and quantities.tidy(worth.energy / JOULES_PER_WATT_HOUR / 1000),
+        "energy_per_fill_level": worth and quantities.rounded(worth.energy / JOULES_PER_WATT_HOUR / 1000),
     }
 
 

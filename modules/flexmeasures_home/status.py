@@ -10,8 +10,8 @@ from typing import Any
 import homeassistant.components.persistent_notification as notification
 import homeassistant.util.dt as dt_util
 
+import flexmeasures_api.errors as errors
 import flexmeasures_home.pace as paces
-import flexmeasures_optimiser.errors as errors
 import flexmeasures_s2.texts as texts
 
 ENTITY_ID = "sensor.flexmeasures_status"
@@ -24,7 +24,7 @@ LONG = timedelta(minutes=15)
 NOTICE_STAYS = timedelta(days=1)
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 STATES = ["ok", "planning", "stale", "error", "unauthorized", "unreachable", "misconfigured"]
-KINDS = [errors.OptimiserError, *errors.OptimiserError.__subclasses__()]
+KINDS = [errors.FlexMeasuresError, *errors.FlexMeasuresError.__subclasses__()]
 CALL = "call"
 """The matter of a call that the server failed over: it is over with whatever goes well next."""
 SERVER = "server"
@@ -231,7 +231,7 @@ def plain(text: str) -> str:
 
 @pyscript_compile
 def fail_with(status, matter, error, text: str | None = None):
-    """Show an error of the optimiser, with another text than its own if one is given."""
+    """Show an error of FlexMeasures, with another text than its own if one is given."""
     fail(status, matter, text or str(error), error.status, error.cause, error.temporary, error.retry_after)
 
 

@@ -6,18 +6,18 @@ the program powers are kW and energies kWh, so that its numbers are of one order
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import highspy
 import numpy as np
 import numpy.typing as npt
 
-from flexmeasures_cem.site import Window
-from flexmeasures_optimiser.errors import Infeasible
-from flexmeasures_optimiser.prices import PriceInterval
-from flexmeasures_optimiser.schedule import Schedule
-from flexmeasures_optimiser.storage import Flow, Span, Storage, Wish
+import flexmeasures_api.errors as errors
+import flexmeasures_api.flexible_devices as storages
+import flexmeasures_api.prices as prices
+import flexmeasures_api.schedule as schedules
+import flexmeasures_cem.site as sites
 
 BREACH, SITE_BREACH = 1000.0, 10_000.0
 """The cost of a kWh missing from a wish, in every step, and of a kW beyond the site's limit."""
@@ -31,14 +31,14 @@ type Columns = npt.NDArray[np.int64]
 """Numbers of variables."""
 type Spans = Iterable[tuple[float, float, float]]
 """Powers (start, end, W), in order."""
-type Prices = Callable[[float, float], Awaitable[list[PriceInterval]]]
+type Prices = Callable[[float, float], Awaitable[list[prices.PriceInterval]]]
 """Returns the prices from a start to an end in order, as for site.Site."""
-type Device = Storage | Flow
+type Device = storages.Storage | storages.Flow
 
 
-def priced(start: float, end: float, consumption: float, production: float) -> PriceInterval:
+def priced(start: float, end: float, consumption: float, production: float) -> prices.PriceInterval:
     """Return known prices (currency per kWh) of an interval."""
-    return PriceInterval(start=start, end=end, consumption=consumption, production=production)
+    return prices.PriceInterval(start=start, end=end, consumption=consumption, production=production)
 
 
 class Optimiser:
@@ -51,10 +51,10 @@ class Optimiser:
     async def solve(
         self,
         devices: list[Device],
-        window: Window,
+        window: sites.Window,
         loads: Mapping[int, Spans | None],
         limits: Mapping[str, Spans],
-    ) -> dict[int, Schedule]:
+    ) -> dict[int, schedules.Schedule]:
         """Return the Schedule of every power sensor, as for site.Site; raise Infeasible.
 
         A load that only a server knows (None) counts as nothing.
@@ -65,11 +65,11 @@ class Optimiser:
     def _solved(
         self,
         devices: list[Device],
-        window: Window,
+        window: sites.Window,
         loads: Mapping[int, Spans | None],
         limits: Mapping[str, Spans],
-        intervals: list[PriceInterval],
-    ) -> dict[int, Schedule]:
+        intervals: list[prices.PriceInterval],
+    ) -> dict[int, schedules.Schedule]:
         steps = np.arange(round((window.end - window.start) / window.step) + 1, dtype=np.float64)
         edges: Array = steps * window.step + window.start
         site = Site(edges, intervals)
@@ -84,9 +84,19 @@ class Optimiser:
         values = site.program.solved()
         begin, step = datetime.fromtimestamp(window.start, UTC), timedelta(seconds=window.step)
 
-        def schedule(up: Columns, down: Columns) -> Schedule:
+        def schedule(up: Columns, down: Columns) -> schedules.Schedule:
             watts = np.round(1000 * (values[up] - values[down]), 3) + 0.0
-            return Schedule(begin, step, "W", watts.tolist(), "Wh", None, [], None, begin)
+            return schedules.Schedule(
+                start=begin,
+                resolution=step,
+                unit="W",
+                values=[float(power) for power in watts],
+                soc_unit="Wh",
+                soc=None,
+                missed_targets=[],
+                cost=None,
+                updated_at=begin,
+            )
 
         return {sensor: schedule(*columns) for sensor, columns in powers.items()}
 
@@ -148,14 +158,14 @@ class Program:
         solver.passModel(program)
         solver.run()
         if (status := solver.getModelStatus()) != highspy.HighsModelStatus.kOptimal:
-            raise Infeasible(f"no schedule meets all limits: {solver.modelStatusToString(status)}")
+            raise errors.Infeasible(f"no schedule meets all limits: {solver.modelStatusToString(status)}")
         return np.array(solver.getSolution().col_value)
 
 
 class Site:
     """The linear program of a site, in steps between `edges` (s) with the price at their start."""
 
-    def __init__(self, edges: Array, intervals: list[PriceInterval]) -> None:
+    def __init__(self, edges: Array, intervals: list[prices.PriceInterval]) -> None:
         self.program = Program()
         self.edges, self.count = edges, len(edges) - 1
         self.hours = float(edges[1] - edges[0]) / 3600
@@ -176,7 +186,7 @@ class Site:
         up = self.program.variables(self.count, 0.0, max_up)
         down = self.program.variables(self.count, 0.0, max_down)
         self.nets += [(up, 1.0), (down, -1.0)]
-        if isinstance(device, Storage):
+        if isinstance(device, storages.Storage):
             self._store(device, up, down)
             self._keep_to_modes(device, up, down)
             self._go_one_way(up, down, max_up, max_down)
@@ -193,18 +203,20 @@ class Site:
         self.program.constrain(-math.inf, limit, (net, 1.0), (excess, -1.0))
         self.program.constrain(-limit, math.inf, (net, 1.0), (excess, 1.0))
 
-    def _capacity(self, capacity: float | list[Span] | None, power_capacity: float | None) -> float | Array:
+    def _capacity(
+        self, capacity: float | Sequence[storages.PowerSpan] | None, power_capacity: float | None
+    ) -> float | Array:
         """Return the maximum power in every step (kW)."""
         limit = math.inf if power_capacity is None else power_capacity
-        if isinstance(capacity, list):
+        if isinstance(capacity, Sequence):
             return np.minimum(self._of_spans(capacity), limit) / 1000
         return min(math.inf if capacity is None else capacity, limit) / 1000
 
-    def _of_spans(self, spans: list[Span]) -> Array:
+    def _of_spans(self, spans: Sequence[storages.PowerSpan]) -> Array:
         pieces = [(span.start.timestamp(), span.end.timestamp(), span.value) for span in spans]
         return mean_powers(pieces, self.edges)
 
-    def _store(self, device: Storage, up: Columns, down: Columns) -> None:
+    def _store(self, device: storages.Storage, up: Columns, down: Columns) -> None:
         """Add the state of charge at the end of every step (kWh)."""
         one_way = math.sqrt(device.roundtrip_efficiency or 1.0)
         charging, discharging = (
@@ -227,14 +239,14 @@ class Site:
             (down, lasting / discharging),
         )
         begin, end = (datetime.fromtimestamp(edge, UTC) for edge in self.edges[[0, -1]])
-        below = [Wish(begin, end, device.soc_min)] if lowest < device.soc_min / 1000 else []
-        above = [Wish(begin, end, device.soc_max)] if highest > device.soc_max / 1000 else []
+        below = [storages.SocEvent(begin, end, device.soc_min)] if lowest < device.soc_min / 1000 else []
+        above = [storages.SocEvent(begin, end, device.soc_max)] if highest > device.soc_max / 1000 else []
         for wishes in (device.soc_minima, device.soc_targets, below):
             self._wish(stored, wishes, 1.0)
         for wishes in (device.soc_maxima, device.soc_targets, above):
             self._wish(stored, wishes, -1.0)
 
-    def _wish(self, stored: Columns, wishes: list[Wish], sign: float) -> None:
+    def _wish(self, stored: Columns, wishes: Sequence[storages.SocEvent], sign: float) -> None:
         """Add a cost for every kWh below the wishes (or above them, by the sign)."""
         for wish in wishes:
             first, last = (
@@ -246,7 +258,7 @@ class Site:
                 missing = self.program.variables(len(held), cost=BREACH)
                 self.program.constrain(sign * wish.value / 1000, math.inf, (held, sign), (missing, 1.0))
 
-    def _keep_to_modes(self, device: Storage, up: Columns, down: Columns) -> None:
+    def _keep_to_modes(self, device: storages.Storage, up: Columns, down: Columns) -> None:
         """Keep the power within one of the ranges of the operation modes, if there are any."""
         if not device.operation_modes:
             return

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+import flexmeasures_api.errors as errors
+import flexmeasures_api.flexible_devices as storages
+import flexmeasures_api.schedule as schedules
 import flexmeasures_cem.site as sites
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.schedule as schedules
-import flexmeasures_optimiser.storage as storages
-from flexmeasures_optimiser.prices import PriceInterval
+from flexmeasures_api.prices import PriceInterval
 from tests.parts.local_optimum import Device, Optimiser, Spans, priced
 
 BEGIN = datetime(2026, 1, 14, 18, tzinfo=UTC)
@@ -27,12 +27,14 @@ def storage(
     sensor: int = 1, soc: float = 0.0, full: float = 10_000.0, power: float = 5000.0, **options: Any
 ) -> storages.Storage:
     """Return a storage (Wh, W)."""
-    return storages.Storage(sensor, soc, 0.0, full, power_capacity=power, **options)
+    return storages.Storage(
+        power_sensor=sensor, soc_at_start=soc, soc_min=0.0, soc_max=full, power_capacity=power, **options
+    )
 
 
-def wish(hours: float, value: float) -> storages.Wish:
+def wish(hours: float, value: float) -> storages.SocEvent:
     """Return a wish for an energy (Wh) at a moment."""
-    return storages.Wish(at(hours), at(hours), value)
+    return storages.SocEvent(at(hours), at(hours), value)
 
 
 async def solved(
@@ -42,7 +44,7 @@ async def solved(
     loads: Sequence[float] = (),
     limit: float | None = None,
     limits: dict[str, Spans] | None = None,
-) -> list[list[float]]:
+) -> list[list[float | None]]:
     """Return the hourly powers (W) of every device, by hourly prices and fixed loads (W)."""
     start = BEGIN.timestamp()
 
@@ -84,7 +86,7 @@ async def test_a_roundtrip_efficiency_is_shared_by_both_ways() -> None:
 
 
 async def test_leakage_and_usage_are_made_up_for_as_flexmeasures_reckons_them() -> None:
-    usage = [storages.Span(at(0), at(4), 500.0)]
+    usage = [storages.PowerSpan(at(0), at(4), 500.0)]
     boiler = storage(
         soc=1000,
         charging_efficiency=0.95,
@@ -94,15 +96,26 @@ async def test_leakage_and_usage_are_made_up_for_as_flexmeasures_reckons_them() 
         soc_minima=[wish(4, 3000)],
     )
     [powers] = await solved([0.3, 0.2, 0.1, 0.3], boiler)
-    schedule = schedules.Schedule(BEGIN, timedelta(hours=1), "W", powers, "Wh", None, [], None, BEGIN)
-    model = storages.flex_model(boiler, BEGIN, at(4)) | {"soc-usage": ["0.5 kW"]}
+    schedule = schedules.Schedule(
+        start=BEGIN,
+        resolution=timedelta(hours=1),
+        unit="W",
+        values=powers,
+        soc_unit="Wh",
+        soc=None,
+        missed_targets=[],
+        cost=None,
+        updated_at=BEGIN,
+    )
+    model = storages.storage_entry(boiler, BEGIN, at(4)) | {"soc-usage": ["0.5 kW"]}
     soc = schedules.expected_soc(schedule, model)
+    assert soc is not None
     assert soc[-1] == pytest.approx(3000, abs=1)
     assert min(soc) > -1
 
 
 async def test_more_usage_than_can_be_had_is_infeasible() -> None:
-    boiler = storage(soc_usage=[storages.Span(at(0), at(2), 6000.0)])
+    boiler = storage(soc_usage=[storages.PowerSpan(at(0), at(2), 6000.0)])
     with pytest.raises(errors.Infeasible):
         await solved([0.1, 0.1], boiler)
 
@@ -114,11 +127,12 @@ async def test_a_target_that_cannot_be_met_is_come_near_to() -> None:
 
 async def test_a_level_beyond_the_range_is_led_back_into_it() -> None:
     [powers] = await solved([0.1, 0.2, 0.3], storage(soc=12_000, consumption_capacity=0.0))
+    assert powers[0] is not None
     assert powers[0] <= -2000
 
 
 async def test_capacities_hold_for_their_time() -> None:
-    spans = [storages.Span(at(0), at(1), 1000.0), storages.Span(at(1), at(3), 3000.0)]
+    spans = [storages.PowerSpan(at(0), at(1), 1000.0), storages.PowerSpan(at(1), at(3), 3000.0)]
     car = storage(consumption_capacity=spans, production_capacity=0.0, soc_minima=[wish(3, 7000)])
     [powers] = await solved([0.1, 0.1, 0.1], car)
     assert powers == pytest.approx([1000, 3000, 3000])
@@ -146,7 +160,7 @@ async def test_a_load_beyond_the_limit_leaves_a_plan_that_makes_room() -> None:
 
 
 async def test_panels_are_curtailed_to_what_the_site_takes_where_feeding_in_costs() -> None:
-    panels = storages.Flow(1, 0.0, [storages.Span(at(0), at(3), 3000.0)])
+    panels = storages.Flow(1, 0.0, [storages.PowerSpan(at(0), at(3), 3000.0)])
     [powers] = await solved([0.2] * 3, panels, production=[0.1, 0.0, -0.1], loads=[1000] * 3)
     assert powers[0] == pytest.approx(-3000)
     assert powers[2] == pytest.approx(-1000)

@@ -10,12 +10,12 @@ import homeassistant.util.dt as dt_util
 import voluptuous as vol
 from homeassistant.const import WEEKDAYS
 
+import flexmeasures_api.connection as connection
+import flexmeasures_api.quantities as quantities
+import flexmeasures_api.redaction as redaction
 import flexmeasures_cem.site as sites
 import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.quantities as quantities
-import flexmeasures_optimiser.secrecy as secrecy
 import flexmeasures_s2.listener as listener
 
 
@@ -99,7 +99,7 @@ Configuration, S2 = records()
 @pyscript_compile
 def host(value):
     """Return the host as given, if flexmeasures-client can use it."""
-    connection.address(fields.text(value))
+    connection.parse_host(fields.text(value))
     return value
 
 
@@ -303,8 +303,8 @@ SCHEMA = vol.Schema(
 def read(section):
     """Return (Configuration, []), or (None, a sentence for each mistake, without secrets)."""
     given, mistakes = read_as_it_is(section)
-    secrets = secrecy.within(section)
-    redact = secrecy.redactor(lambda: secrets)
+    secrets = redaction.secrets_in(section)
+    redact = redaction.redactor(lambda: secrets)
     return given, [redact(mistake) for mistake in mistakes]
 
 

@@ -88,7 +88,7 @@ async def test_a_wrong_sensor_of_a_measurement_shows_at_once(start, app_config, 
     states("4", "0")
     home = await start(app_config | {"measurements": [{"entity": "sensor.grid", "sensor": 99999}]})
     await home.checked()
-    assert "sensor 99999" in home.status().attributes["last_error"]
+    assert "Sensor 99999" in home.status().attributes["last_error"]
     assert home.status().state == "error"
 
 

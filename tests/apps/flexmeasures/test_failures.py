@@ -241,7 +241,9 @@ async def test_an_unknown_user(start, app_config):
 @pytest.mark.parametrize("key", ["power_sensor", "consumption_price_sensor", "production_price_sensor"])
 async def test_an_unknown_sensor(start, app_config, key):
     home = await start(app_config | {key: 99999})
-    await fails(home, HomeAssistantError, "sensor 99999", "error", "unknown_sensor", soc_at_start=4)
+    await fails(
+        home, HomeAssistantError, "Sensor 99999 does not exist", "error", "unknown_sensor", soc_at_start=4
+    )
 
 
 async def test_an_instantaneous_power_sensor(start, app_config, flexmeasures_server):
@@ -269,17 +271,21 @@ async def test_a_wrong_number_shows_before_any_call(start, app_config, key):
     home = await start(app_config | {key: 99999})
     await home.checked()
     keys = "consumption_price_sensor, production_price_sensor" if key.startswith("consumption") else key
-    assert home.status().attributes["last_error"].startswith(f"{keys}: FlexMeasures knows no sensor 99999")
+    assert (
+        home.status()
+        .attributes["last_error"]
+        .startswith(f"{keys}: Sensor 99999 does not exist on FlexMeasures")
+    )
     assert home.status().state == "error"
 
 
 @pytest.mark.parametrize(
     ("key", "other", "says"),
     [
-        ("soc_sensor", "price_sensor", "is in EUR/kWh, which is no state of charge"),
-        ("consumption_price_sensor", "power_sensor", "is in kW, which is no price"),
+        ("soc_sensor", "price_sensor", "is in EUR/kWh: expected a unit of a state of charge"),
+        ("consumption_price_sensor", "power_sensor", "is in kW: expected a unit of price"),
         ("power_sensor", "price_sensor", "power_sensor: sensor"),
-        ("power_sensor", "price_sensor", "is in EUR/kWh, which is no power such as kW"),
+        ("power_sensor", "price_sensor", "is in EUR/kWh: expected a unit of power"),
     ],
 )
 async def test_a_sensor_of_another_kind_shows_before_any_call(
@@ -313,7 +319,7 @@ async def test_a_load_of_the_other_sign_shows_before_any_call(
 async def test_a_wrong_site_shows_before_any_call(start, app_config):
     home = await start(app_config | {"site": 99999})
     await home.checked()
-    assert "asset 99999" in home.status().attributes["last_error"]
+    assert "Asset 99999 does not exist" in home.status().attributes["last_error"]
 
 
 async def test_missing_prices_name_the_sensor(start, app_config, flexmeasures_server):
@@ -370,7 +376,7 @@ async def test_the_rate_limit_says_when_to_try_again(start, app_config, flexmeas
 
 
 async def test_a_job_that_takes_too_long(home):
-    in_process.module_globals("flexmeasures_optimiser.planning")["JOB_SECONDS"] = 0
+    in_process.module_globals("flexmeasures_api.schedule_requests")["JOB_SECONDS"] = 0
     says = "did not finish within 0 seconds"
     await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P2D")
 
@@ -430,10 +436,10 @@ async def test_an_entity_without_a_soc(start, app_config):
 async def test_a_failure_keeps_the_schedule_and_a_success_clears_it(home):
     await home.plan(soc_at_start=4)
     home.updates.clear()
-    in_process.module_globals("flexmeasures_optimiser.planning")["JOB_SECONDS"] = 0
+    in_process.module_globals("flexmeasures_api.schedule_requests")["JOB_SECONDS"] = 0
     says = "did not finish within 0 seconds"
     await fails(home, HomeAssistantError, says, "error", "job_timed_out", soc_at_start=4, duration="P2D")
-    in_process.module_globals("flexmeasures_optimiser.planning")["JOB_SECONDS"] = 300
+    in_process.module_globals("flexmeasures_api.schedule_requests")["JOB_SECONDS"] = 300
     await home.plan(soc_at_start=4)
     assert home.notifications() == {}
     assert home.status().state == "ok"

@@ -145,7 +145,7 @@ async def test_a_wrong_field_is_named(home, data, says):
 @at_one_home(
     ("sensor", "data", "says"),
     [
-        (99999, {"values": 1}, "knows no sensor 99999"),
+        (99999, {"values": 1}, "Sensor 99999 does not exist on FlexMeasures"),
         ("foreign", {"values": 1}, "may not use sensor"),
         ("power", {"values": 1, "unit": "°C"}, "unit: sensor 1 is in kW, and °C cannot be converted to it"),
         ("power", {"values": 1, "duration": "PT10M"}, "duration or resolution: each value would stand for"),
@@ -241,7 +241,7 @@ async def test_a_sensor_that_the_server_fails_over_holds_up_nobody_else(home, fl
 
 async def test_what_waits_is_delivered_as_soon_as_anything_else_works(home, flexmeasures_server):
     sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
-    refused = in_process.module_globals("flexmeasures_optimiser.errors")["Unauthorized"]
+    refused = in_process.module_globals("flexmeasures_api.errors")["Unauthorized"]
     original = home.device.link.client.post_sensor_data
 
     async def refuse(*_given, **_named):
@@ -356,7 +356,7 @@ async def test_posting_twice_stores_once(home, flexmeasures_server):
 
 async def test_many_values_go_in_several_requests(home, flexmeasures_server):
     sensor = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 15)
-    in_process.module_globals("flexmeasures_optimiser.sensor_data")["MAX_STORED"] = 3
+    in_process.module_globals("flexmeasures_api.sensor_data")["MAX_STORED_VALUES"] = 3
     posts = count_posts(home)
     call = {"sensor_id": sensor, "start": START.isoformat(), "values": [1, 2, None, 4, 5, 6, 7, 8]}
     for _ in range(2):
@@ -421,7 +421,7 @@ async def test_an_instantaneous_sensor_is_read_each_five_minutes(home, flexmeasu
             "source: expected the number",
         ),
         ({"sensor_id": 1, "start": "0001-01-01"}, "start: expected a date and time"),
-        ({"sensor_id": 99999, "start": START}, "knows no sensor 99999"),
+        ({"sensor_id": 99999, "start": START}, "Sensor 99999 does not exist on FlexMeasures"),
         ({"sensor_id": 1, "start": START, "unit": "°C"}, "unit: sensor 1 is in kW"),
         (
             {"sensor_id": 1, "start": START, "source": 99999},

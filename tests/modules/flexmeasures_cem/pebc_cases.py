@@ -29,7 +29,7 @@ def modules() -> SimpleNamespace:
         "forecasts": "flexmeasures_cem.forecasts",
         "markets": "flexmeasures_cem.market",
         "plans": "flexmeasures_cem.plans",
-        "storages": "flexmeasures_optimiser.storage",
+        "storages": "flexmeasures_api.flexible_devices",
         "errors": "flexmeasures_cem.errors",
         "messages": "flexmeasures_s2.messages",
     }

@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 
+import flexmeasures_api.errors as api_errors
+import flexmeasures_api.schedule as schedules
 import flexmeasures_cem.planner as planners
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
-import flexmeasures_optimiser.errors as optimiser_errors
-import flexmeasures_optimiser.schedule as schedules
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.parts.local_optimum import priced
 from tests.parts.s2_messages import example
@@ -73,13 +73,23 @@ async def site(clock, serve):
             await made.gate.wait()
         for each in storages:
             if each.power_sensor in made.refuses:
-                raise optimiser_errors.Infeasible("no schedule meets all limits")
+                raise api_errors.Infeasible("no schedule meets all limits")
         if made.error:
             raise made.error
         begin = datetime.fromtimestamp(window.start, UTC)
         quarter = timedelta(seconds=window.step)
         return {
-            each: schedules.Schedule(begin, quarter, "W", each_powers, "Wh", None, [], None, begin)
+            each: schedules.Schedule(
+                start=begin,
+                resolution=quarter,
+                unit="W",
+                values=each_powers,
+                soc_unit="Wh",
+                soc=None,
+                missed_targets=[],
+                cost=None,
+                updated_at=begin,
+            )
             for each, each_powers in powers.items()
         }
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flexmeasures_api.flexible_devices as storages
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.frbc as frbc
-import flexmeasures_optimiser.storage as storages
 from flexmeasures_cem.site import Means, Window
 from tests.modules.flexmeasures_cem.frbc_cases import (
     QUARTER,
@@ -191,7 +191,7 @@ def test_operation_modes_are_asked_for_where_power_has_steps():
 def test_a_flex_model_of_it_is_as_flexmeasures_reads_it():
     modes = [mode("off", element((0, 0))), mode("on", element((1400, 7000)))]
     found = problem(description(actuator("charger", modes)), 50)
-    model = storages.flex_model(found, START, START + timedelta(days=1))
+    model = storages.storage_entry(found, START, START + timedelta(days=1))
     assert model["soc-at-start"] == "5.263157895 kWh"
     assert model["soc-max"] == "10.526315789 kWh"
     assert model["operation-modes"] == [
@@ -205,8 +205,8 @@ def test_a_flex_model_of_it_is_as_flexmeasures_reads_it():
 
 
 def test_a_range_of_production_is_told_as_such():
-    assert storages.as_operation_mode(-5000, -1000) == {"production-range": ["1.0 kW", "5.0 kW"]}
-    assert storages.as_operation_mode(-5000, 2000) == {
+    assert storages.operation_mode_field(-5000, -1000) == {"production-range": ["1.0 kW", "5.0 kW"]}
+    assert storages.operation_mode_field(-5000, 2000) == {
         "consumption-range": ["0.0 kW", "2.0 kW"],
         "production-range": ["0.0 kW", "5.0 kW"],
     }

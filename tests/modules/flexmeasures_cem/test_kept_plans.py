@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 
 import pytest
 
+import flexmeasures_api.errors as api_errors
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.instructions as instructions
 import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.market as markets
-import flexmeasures_optimiser.errors as optimiser_errors
 from tests.modules.flexmeasures_cem.site_parts import (
     FRBC,
     LULL,
@@ -85,7 +85,7 @@ async def test_a_device_that_comes_back_is_told_at_once_and_flexmeasures_is_not_
 
 async def test_it_goes_on_with_its_day_while_the_server_is_away(site):
     await first_planned(site)
-    site.error = optimiser_errors.Unreachable("the server is away")
+    site.error = api_errors.Unreachable("the server is away")
     async with battery(site) as rm:
         await introduce(rm)
         assert (await rm.next("FRBC.Instruction"))["operation_mode"] == ids("charge")[1]

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+import flexmeasures_api.errors as api_errors
 import flexmeasures_cem.asking as asking
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as errors
@@ -21,7 +22,6 @@ import flexmeasures_cem.planner as planners
 import flexmeasures_cem.questions as questions
 import flexmeasures_cem.site as sites
 import flexmeasures_cem.triggers as triggers
-import flexmeasures_optimiser.errors as optimiser_errors
 from tests.modules.flexmeasures_cem.site_parts import (
     DDBC,
     FRBC,
@@ -271,7 +271,7 @@ async def test_what_a_newer_plan_supersedes_is_revoked_first(site):
 
 
 async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_later(site):
-    site.error = optimiser_errors.Unreachable("the server is away")
+    site.error = api_errors.Unreachable("the server is away")
     async with connected(site.cem) as rm:
         await introduce(rm, label="charge", factor=1.0)
         instruction = await rm.next("FRBC.Instruction")
@@ -286,7 +286,7 @@ async def test_without_a_schedule_a_device_is_brought_to_rest_and_told_again_lat
 
 
 async def test_without_a_schedule_a_target_is_still_met(site):
-    site.error = optimiser_errors.PricesMissing("there are no prices")
+    site.error = api_errors.PricesMissing("there are no prices")
     async with connected(site.cem) as rm:
         await introduce_with_target(rm, hours=2, level=50)
         modes = [(await rm.next("FRBC.Instruction"))["operation_mode"] for _ in range(2)]
@@ -296,7 +296,7 @@ async def test_without_a_schedule_a_target_is_still_met(site):
 
 async def test_without_a_new_schedule_the_one_in_force_goes_on(site):
     async with battery(site) as rm:
-        site.error = optimiser_errors.Unreachable("the server is away")
+        site.error = api_errors.Unreachable("the server is away")
         before = len(rm.received)
         site.ahead = 900.0
         wake(site)
@@ -381,7 +381,7 @@ async def test_a_call_plans_now(site):
 async def test_a_call_is_told_what_failed(site):
     async with battery(site) as rm:
         assert rm.first
-        site.error = optimiser_errors.Unreachable("the server is away")
+        site.error = api_errors.Unreachable("the server is away")
         with pytest.raises(errors.NotPlanned, match="the server is away"):
             await triggers.plan_now(site.site, controlled(site).resource)
 
@@ -526,7 +526,7 @@ async def test_without_a_schedule_a_new_target_is_met_with_the_last_one(site):
     async with connected(site.cem) as rm:
         await introduce(rm)
         await rm.next("FRBC.Instruction")
-        site.error = optimiser_errors.Unreachable("the server is away")
+        site.error = api_errors.Unreachable("the server is away")
         await rm.ask(target_in(hours=2))
         instruction = await rm.next("FRBC.Instruction")
         assert instruction["operation_mode"] == ids("charge")[1]
@@ -557,7 +557,7 @@ async def test_a_device_whose_sensors_stay_unknown_is_brought_to_rest(site):
     ],
 )
 async def test_a_site_without_a_schedule_keeps_its_limit(site, connection):
-    site.error = optimiser_errors.Unreachable("the server is away")
+    site.error = api_errors.Unreachable("the server is away")
     site.site.connection = connection
     async with connected(site.cem) as one, connected(site.cem) as other:
         for rm in (one, other):
@@ -575,7 +575,7 @@ async def test_a_site_without_a_schedule_keeps_its_limit(site, connection):
 
 
 async def test_what_wears_too_much_is_not_planned_for_cost(site):
-    site.error = optimiser_errors.Unreachable("the server is away")
+    site.error = api_errors.Unreachable("the server is away")
     site.prices_of = lambda hour: 0.1 if hour % 4 < 2 else 0.3
     costs = {"Worn": 0.5, "Lasting": 0.01}
     site.site.cycle_cost = lambda resource: costs[resource.name]
@@ -671,7 +671,7 @@ async def test_who_shares_a_sensor_is_told_so(site):
 
 async def test_retry_after_is_kept_to_whatever_devices_tell(site):
     async with battery(site) as rm:
-        error = optimiser_errors.RateLimited("wait", 280)
+        error = api_errors.RateLimited("wait", 280)
         site.error = error
         await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
         await planned(site, 2)
@@ -734,7 +734,7 @@ async def test_a_plan_of_minutes_does_not_keep_all_from_running(site):
 
 async def test_after_a_failure_that_is_over_nothing_waits(site):
     async with battery(site) as rm:
-        site.error = optimiser_errors.Infeasible("not now")
+        site.error = api_errors.Infeasible("not now")
         await rm.ask(example("FRBC.UsageForecast", start_time=datetime.now(UTC).isoformat()))
         await planned(site, 2)
         site.error = None
@@ -1049,7 +1049,7 @@ async def test_the_limit_holds_while_flexmeasures_does_not_answer(site, is_slow)
         if is_slow:
             site.gate = asyncio.Event()
         else:
-            site.error = optimiser_errors.Unreachable("the server is away")
+            site.error = api_errors.Unreachable("the server is away")
         await other.ask(charger())
         await until(lambda: planned_for(site, "Charger").plan)
         assert most_together(site) <= 9000
@@ -1062,7 +1062,7 @@ async def test_who_goes_on_without_a_schedule_leaves_others_their_power(site):
         await other.next("OMBC.Instruction")
         await introduce(rm)
         await until(lambda: planned_for(site, "Battery").plan)
-        site.error = optimiser_errors.Unreachable("the server is away")
+        site.error = api_errors.Unreachable("the server is away")
         await rm.ask(target_in(hours=5))
         await until(lambda: planned_for(site, "Battery").plan.changes)
         assert most_together(site) <= 9000
@@ -1177,7 +1177,7 @@ async def test_prices_that_become_known_are_planned_with(site):
     prices = site.site.prices
 
     async def none(*_times):
-        raise optimiser_errors.Unreachable("the server is away")
+        raise api_errors.Unreachable("the server is away")
 
     site.site.prices = none
     async with stepped(site) as other:
@@ -1293,8 +1293,8 @@ async def test_a_battery_that_goes_its_own_way_at_changing_power_is_planned_no_m
 def told_limit(site, limit, remaining, seconds=300.0):
     """Have FlexMeasures tell how many triggers it takes, and after what time all of them again."""
     told = site.site.rate_limit
-    told.limit, told.remaining, told.seconds = limit, remaining, seconds
-    told.told_at, told.resets_at = site.site.now(), site.site.now() + seconds
+    told.limit, told.remaining, told.reset_seconds = limit, remaining, seconds
+    told.updated_at, told.resets_at = site.site.now(), site.site.now() + seconds
 
 
 async def tell_levels(site, rm, count):

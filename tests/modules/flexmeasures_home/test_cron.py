@@ -8,8 +8,8 @@ import pytest
 from homeassistant.exceptions import HomeAssistantError
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
+import flexmeasures_api.errors as errors
 import flexmeasures_home.cron as cron
-import flexmeasures_optimiser.errors as errors
 from flexmeasures_home.status import Status
 
 BEFORE_SPRING = datetime(2027, 3, 28, 0, 20, tzinfo=UTC)

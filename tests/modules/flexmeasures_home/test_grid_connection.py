@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import flexmeasures_home.grid_connection as grid_connection
+from flexmeasures_api.quantities import PowerPrice
 from flexmeasures_cem.market import Connection
-from flexmeasures_optimiser.quantities import PowerPrice
 
 NOTHING = {
     "site_power_capacity": None,

@@ -10,9 +10,9 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 import flexmeasures_home.device as devices
 import flexmeasures_home.measurements as measurements
+from flexmeasures_api.connection import Sensor
 from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
-from flexmeasures_optimiser.connection import Sensor
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER, MINUTE = timedelta(minutes=15), timedelta(minutes=1)
@@ -34,7 +34,9 @@ class House:
 
     def know(self, sensor, unit, resolution):
         """Know a FlexMeasures sensor."""
-        self.all.sensors[sensor] = Sensor(sensor, unit, resolution, "Europe/Amsterdam", 1)
+        self.all.sensors[sensor] = Sensor(
+            id=sensor, unit=unit, resolution=resolution, timezone="Europe/Amsterdam", asset=1
+        )
 
     def measure(self, sensor=9, entity=GRID, **options):
         """Start measuring an entity."""

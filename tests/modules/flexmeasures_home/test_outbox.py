@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 from flexmeasures_client.exceptions import JobTimeoutError
 
+import flexmeasures_api.errors as errors
 import flexmeasures_home.outbox as outbox
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
+from flexmeasures_api.connection import Connection, Sensor
+from flexmeasures_api.sensor_data import SensorData
 from flexmeasures_home.status import Status
-from flexmeasures_optimiser.connection import Connection, Sensor
-from flexmeasures_optimiser.sensor_data import Run
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
@@ -23,7 +23,9 @@ QUARTER = timedelta(minutes=15)
 def run(sensor, quarter, values, **fields):
     """Return a run of a sensor from a quarter on."""
     start = NOON + quarter * QUARTER
-    return Run(sensor, start, list(values), **{"unit": "kW", "step": QUARTER} | fields)
+    return SensorData(
+        sensor=sensor, start=start, values=list(values), **{"unit": "kW", "step": QUARTER} | fields
+    )
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def test_a_run_is_the_same_after_a_restart(fields):
 
 
 async def test_each_part_that_is_stored_is_remembered(box, monkeypatch):
-    sensor = Sensor(1, "kW", QUARTER, "UTC", 3)
+    sensor = Sensor(id=1, unit="kW", resolution=QUARTER, timezone="UTC", asset=3)
     posted, waited = [], []
 
     class Client:
@@ -151,7 +153,7 @@ async def test_each_part_that_is_stored_is_remembered(box, monkeypatch):
             if waited == ["1", "2"]:
                 raise JobTimeoutError("it takes long")
 
-    box.link = Connection("http://x", Client(), None, None, {1: sensor})
+    box.link = Connection(host="http://x", client=Client(), sensors={1: sensor})
     parcel = outbox.add(box, run(1, 0, [float(number) for number in range(2_500)]))
     assert await outbox.deliver_all(box) is None
     assert held(box) == [(1, 1_000, [float(number) for number in range(1_000, 2_500)])]

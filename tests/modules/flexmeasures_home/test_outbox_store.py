@@ -22,7 +22,7 @@ import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.services as services
 import flexmeasures_home.status as statuses
-from flexmeasures_optimiser.sensor_data import Run
+from flexmeasures_api.sensor_data import SensorData
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
@@ -33,7 +33,9 @@ NOBODY = 65_534
 def run(sensor, quarter, values, **fields):
     """Return a run of a sensor from a quarter on."""
     start = NOON + quarter * QUARTER
-    return Run(sensor, start, list(values), **{"unit": "kW", "step": QUARTER} | fields)
+    return SensorData(
+        sensor=sensor, start=start, values=list(values), **{"unit": "kW", "step": QUARTER} | fields
+    )
 
 
 @pytest.fixture

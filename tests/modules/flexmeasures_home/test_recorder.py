@@ -13,9 +13,9 @@ from sqlalchemy import text
 import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.relay as relays
 import flexmeasures_s2.messages as messages
+from flexmeasures_api.connection import Sensor
 from flexmeasures_cem.cem import Resource
 from flexmeasures_home.status import Status
-from flexmeasures_optimiser.connection import Sensor
 from flexmeasures_s2.session import Session
 from tests.parts.s2_messages import example
 
@@ -67,8 +67,12 @@ class Battery:
         self.outbox = outboxes.Outbox(hass, SimpleNamespace(host="http://x"), Status(hass), None, "me")
         resource = Resource("abc", "Battery")
         self.relay = relays.new(hass, self.outbox, resource, ENTITY)
-        self.relay.power_sensor = Sensor(7, "kW", timedelta(minutes=5), "Europe/Amsterdam", 1, 1)
-        self.relay.soc_sensor = Sensor(8, "%", timedelta(0), "Europe/Amsterdam", 1)
+        self.relay.power_sensor = Sensor(
+            id=7, unit="kW", resolution=timedelta(minutes=5), timezone="Europe/Amsterdam", asset=1, sign=1
+        )
+        self.relay.soc_sensor = Sensor(
+            id=8, unit="%", resolution=timedelta(0), timezone="Europe/Amsterdam", asset=1
+        )
         self.relay.planned = planned
         details = parsed("ResourceManagerDetails")
         self.session = Session(peer="here", transport=None, events=None, details=details)

@@ -12,10 +12,10 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_home.relay as relays
 import flexmeasures_s2.messages as messages
+from flexmeasures_api.connection import Sensor
 from flexmeasures_cem.cem import Resource
 from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
-from flexmeasures_optimiser.connection import Sensor
 from flexmeasures_s2.session import Session
 from tests.parts.s2_messages import example
 
@@ -49,8 +49,12 @@ class Device:
     def know(self, sign=1, unit="%", minutes=15):
         """Know the sensors."""
         resolution = timedelta(minutes=minutes)
-        self.relay.power_sensor = Sensor(POWER, "kW", resolution, "Europe/Amsterdam", 1, sign)
-        self.relay.soc_sensor = Sensor(SOC, unit, timedelta(0), "Europe/Amsterdam", 1)
+        self.relay.power_sensor = Sensor(
+            id=POWER, unit="kW", resolution=resolution, timezone="Europe/Amsterdam", asset=1, sign=sign
+        )
+        self.relay.soc_sensor = Sensor(
+            id=SOC, unit=unit, resolution=timedelta(0), timezone="Europe/Amsterdam", asset=1
+        )
 
     def reload(self, minutes=15):
         """Stop, and go on in another life with what was kept, and with what is known of the sensor."""

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 from homeassistant.exceptions import HomeAssistantError
 
+import flexmeasures_api.errors as errors
 import flexmeasures_cem.cem as cems
 import flexmeasures_home.kept as kept
 import flexmeasures_home.relay as relays
 import flexmeasures_home.resources as resources
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
 from flexmeasures_cem.market import Connection
 
 
@@ -197,7 +197,7 @@ async def test_what_is_listed_by_a_name_is_not_for_another_that_takes_it(house_o
     side, connect = house_of_names
     battery, impostor = connect("battery"), connect("impostor")
     assert battery.provision.power_sensor == 7
-    assert impostor.provision == resources.provisioning.Provision()
+    assert impostor.provision == resources.provisioning.DeviceIds()
     assert side.searches == []
     told = side.status.problems["s2 measurements of impostor"].text
     assert "battery has the same name, and what s2.resources lists by that" in told

@@ -11,7 +11,7 @@ from homeassistant.helpers.json import json_bytes
 
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.schedule_store as store
-from flexmeasures_optimiser.schedule import Schedule
+from flexmeasures_api.schedule import Schedule
 
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -22,7 +22,17 @@ def make(values, start=NOON, resolution=QUARTER, unit="kW", **more):
     """Return a schedule."""
     soc = more.pop("soc", [5.0 + n for n in range(len(values) + 1)])
     missed = more.pop("missed_targets", [])
-    return Schedule(start, resolution, unit, values, "kWh", soc, missed, 1.5, NOON)
+    return Schedule(
+        start=start,
+        resolution=resolution,
+        unit=unit,
+        values=values,
+        soc_unit="kWh",
+        soc=soc,
+        missed_targets=missed,
+        cost=1.5,
+        updated_at=NOON,
+    )
 
 
 def test_the_state_is_the_value_that_is_due():

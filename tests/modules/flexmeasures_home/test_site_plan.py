@@ -9,10 +9,10 @@ import pytest
 
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
+from flexmeasures_api.connection import Connection, Sensor
+from flexmeasures_api.errors import InvalidProblem
+from flexmeasures_api.quantities import PowerPrice
 from flexmeasures_cem.site import Window
-from flexmeasures_optimiser.connection import Sensor
-from flexmeasures_optimiser.errors import InvalidProblem
-from flexmeasures_optimiser.quantities import PowerPrice
 
 HOUR = 3600.0
 
@@ -39,12 +39,14 @@ def test_loads_of_the_users_own_void_what_is_known_of_the_limit():
 
 async def test_a_sensor_that_cannot_be_used_keeps_no_other_device_from_its_plan():
     known = {
-        7: Sensor(7, "kW", timedelta(0), "Europe/Amsterdam", 1),
-        8: Sensor(8, "kW", timedelta(minutes=15), "Europe/Amsterdam", 1, 1),
+        7: Sensor(id=7, unit="kW", resolution=timedelta(0), timezone="Europe/Amsterdam", asset=1),
+        8: Sensor(
+            id=8, unit="kW", resolution=timedelta(minutes=15), timezone="Europe/Amsterdam", asset=1, sign=1
+        ),
     }
     asker = SimpleNamespace(
         given=SimpleNamespace(power_sensor=2),
-        link=SimpleNamespace(sensors=known),
+        link=Connection(host="http://x", client=None, sensors=known),
         planner=SimpleNamespace(controlled={}, unusable={}, now=lambda: 100.0),
         own_schedule=lambda: None,
     )
@@ -65,7 +67,9 @@ async def test_without_others_or_time_to_come_the_own_plan_counts_nothing_in(oth
 
 async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, caplog):
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    sensors = {4: Sensor(4, "EUR/kWh", timedelta(hours=1), "Europe/Amsterdam", 1)}
+    sensors = {
+        4: Sensor(id=4, unit="EUR/kWh", resolution=timedelta(hours=1), timezone="Europe/Amsterdam", asset=1)
+    }
     asked = []
 
     async def read(_link, _sensor, begin, duration, **_more):
@@ -73,12 +77,12 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
         values = [None] * 24 + [0.3] + [None] * (hours - 25)
         return {"values": values, "start": begin, "resolution": timedelta(hours=1), "unit": "EUR/kWh"}
 
-    async def plan_site(_link, _site, _devices, context, *_when):
-        asked.append(context)
+    async def schedule_site(_link, _site, _devices, *, flex_context, **_when):
+        asked.append(flex_context)
         return {}
 
     monkeypatch.setattr(site_plan.sensor_data, "read", read)
-    monkeypatch.setattr(site_plan.planning, "plan_site", plan_site)
+    monkeypatch.setattr(site_plan.schedule_requests, "schedule_site", schedule_site)
     given = SimpleNamespace(
         site=1,
         power_sensor=2,
@@ -91,7 +95,7 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
         site_peak_consumption_price=PowerPrice(per_kilowatt=3.5, currency="EUR"),
         flex_context=None,
     )
-    link, status = SimpleNamespace(sensors=sensors), statuses.Status(hass)
+    link, status = Connection(host="http://x", client=None, sensors=sensors), statuses.Status(hass)
     asker = site_plan.Asker(given, link, status, asyncio.Lock(), lambda: None)
     asker.planner = SimpleNamespace(unusable={})
     window = Window(start.timestamp(), 900.0, start.timestamp() + 4 * HOUR, 1.0, math.inf, False)

@@ -6,8 +6,8 @@ import homeassistant.components.persistent_notification as notification
 import pytest
 from freezegun import freeze_time
 
+import flexmeasures_api.errors as errors
 import flexmeasures_home.status as statuses
-import flexmeasures_optimiser.errors as errors
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ from homeassistant.util.unit_conversion import EnergyConverter, PowerConverter
 
 POWER_UNITS = ("W", "kW", "MW")
 ENERGY_UNITS = ("Wh", "kWh", "MWh")
-MAX_NUMBER, MAX_LENGTH = 1e15, 64
-"""Beyond these a number, or the text of a quantity, is a mistake."""
+MAX_NUMBER = 1e15
+MAX_LENGTH = 64
+"""A larger number, or a longer text of a quantity (characters), is a mistake."""
 QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%|[A-Za-z]+)?\s*")
-
 PRICE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\s/]+)/([A-Za-z]+)\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PowerPrice:
-    """What a kW costs, in a currency such as EUR."""
+    """A price per kW of peak power, in a currency such as EUR."""
 
     per_kilowatt: float
     currency: str
@@ -27,7 +27,7 @@ PowerPrice = _PowerPrice
 
 
 @pyscript_compile
-def parse(text):
+def parse(text: object) -> tuple[float, str | None]:
     """Return (number, unit or None) of "10 kWh", "95 %" or 3; raise ValueError for anything else."""
     if isinstance(text, bool):
         raise ValueError("expected a number")
@@ -44,32 +44,35 @@ def parse(text):
 
 
 @pyscript_compile
-def energy(quantity, unit="kWh", full=None):
-    """Return a quantity as Wh; `unit` is for a bare number, `full` (Wh) is what "100 %" means."""
-    number, given = parse(quantity)
-    if given == "%" and full is not None:
-        return number / 100 * full
-    if (given or unit) not in ENERGY_UNITS:
-        raise ValueError(f"expected {', '.join(ENERGY_UNITS)}{' or %' if full is not None else ''}")
-    return EnergyConverter.convert(number, given or unit, "Wh")
+def energy(quantity: object, unit: str = "kWh", full_wh: float | None = None) -> float:
+    """Return a quantity in Wh; `unit` is that of a bare number, `full_wh` what "100 %" means.
+
+    Raise ValueError for anything else.
+    """
+    number, own_unit = parse(quantity)
+    if own_unit == "%" and full_wh is not None:
+        return number / 100 * full_wh
+    if (own_unit or unit) not in ENERGY_UNITS:
+        raise ValueError(f"expected {', '.join(ENERGY_UNITS)}{' or %' if full_wh is not None else ''}")
+    return EnergyConverter.convert(number, own_unit or unit, "Wh")
 
 
 @pyscript_compile
-def power(quantity, unit="kW"):
-    """Return a quantity as W; `unit` is for a bare number."""
-    number, given = parse(quantity)
-    if (given or unit) not in POWER_UNITS:
+def power(quantity: object, unit: str = "kW") -> float:
+    """Return a quantity in W; `unit` is that of a bare number. Raise ValueError for anything else."""
+    number, own_unit = parse(quantity)
+    if (own_unit or unit) not in POWER_UNITS:
         raise ValueError(f"expected {', '.join(POWER_UNITS)}")
-    return PowerConverter.convert(number, given or unit, "W")
+    return PowerConverter.convert(number, own_unit or unit, "W")
 
 
 @pyscript_compile
-def ratio(quantity):
-    """Return "95 %" as 0.95; a bare number is a ratio already."""
-    number, given = parse(quantity)
-    if given not in (None, "%"):
+def ratio(quantity: object) -> float:
+    """Return "95 %" as 0.95; a bare number is a ratio already. Raise ValueError for anything else."""
+    number, own_unit = parse(quantity)
+    if own_unit not in (None, "%"):
         raise ValueError("expected a ratio such as 0.95, or a percentage such as 95 %")
-    return number / 100 if given == "%" else number
+    return number / 100 if own_unit == "%" else number
 
 
 @pyscript_compile
@@ -100,36 +103,36 @@ def parse_price(text: str) -> tuple[float, str, str]:
 @pyscript_compile
 def as_power_price(price: PowerPrice) -> str:
     """Write a PowerPrice as FlexMeasures reads it."""
-    return f"{tidy(price.per_kilowatt)} {price.currency}/kW"
+    return f"{rounded(price.per_kilowatt)} {price.currency}/kW"
 
 
 @pyscript_compile
-def as_energy(watt_hours):
+def as_energy(watt_hours: float) -> str:
     """Write Wh as FlexMeasures reads it."""
-    return f"{tidy(watt_hours / 1000)} kWh"
+    return f"{rounded(watt_hours / 1000)} kWh"
 
 
 @pyscript_compile
-def as_power(watts):
+def as_power(watts: float) -> str:
     """Write W as FlexMeasures reads it."""
-    return f"{tidy(watts / 1000)} kW"
+    return f"{rounded(watts / 1000)} kW"
 
 
 @pyscript_compile
-def as_percentage(fraction):
+def as_percentage(fraction: float) -> str:
     """Write a ratio as FlexMeasures reads it."""
-    return f"{tidy(fraction * 100)} %"
+    return f"{rounded(fraction * 100)} %"
 
 
 @pyscript_compile
-def tidy(number):
-    """Return the number without the noise of binary fractions (9 decimals)."""
+def rounded(number: float) -> float:
+    """Return a number at 9 decimals, without the noise of binary fractions, and 0.0 for -0.0."""
     return round(number, 9) + 0.0
 
 
 @pyscript_compile
-def per_kilowatt_hour(unit):
-    """Return what a price in a unit such as EUR/MWh is multiplied with to be per kWh; raise ValueError."""
+def per_kilowatt_hour(unit: str) -> float:
+    """Return the factor from a price in a unit such as EUR/MWh to one per kWh; raise ValueError."""
     _currency, slash, energy_unit = unit.rpartition("/")
     if not slash or energy_unit not in ENERGY_UNITS:
         raise ValueError(f"expected a price such as EUR/kWh, not {unit}")

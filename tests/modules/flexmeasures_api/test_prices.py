@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.prices as prices
-import flexmeasures_optimiser.sensor_data as sensor_data
+import flexmeasures_api.errors as errors
+import flexmeasures_api.prices as prices
+import flexmeasures_api.sensor_data as sensor_data
+from flexmeasures_api.connection import Connection, Sensor
 
 AMSTERDAM = "Europe/Amsterdam"
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -31,11 +31,12 @@ def server(monkeypatch):
         return [(min(starts), max(starts) + HOUR)] if starts else []
 
     monkeypatch.setattr(sensor_data, "read", read)
-    monkeypatch.setattr(sensor_data, "spans", spans)
+    monkeypatch.setattr(sensor_data, "recorded_spans", spans)
     sensors = {
-        number: connection.Sensor(number, unit, HOUR, AMSTERDAM, 9) for number, unit in SENSORS.items()
+        number: Sensor(id=number, unit=unit, resolution=HOUR, timezone=AMSTERDAM, asset=9)
+        for number, unit in SENSORS.items()
     }
-    return SimpleNamespace(link=SimpleNamespace(sensors=sensors), known=known)
+    return SimpleNamespace(link=Connection(host="http://x", client=None, sensors=sensors), known=known)
 
 
 def post(server, sensor, start, *values):
@@ -44,9 +45,16 @@ def post(server, sensor, start, *values):
         server.known[sensor, start + hour * HOUR] = value
 
 
-async def for_plan(server, hours=4, **raw):
+async def for_plan(server, hours=4, sensor=1, **raw):
     """Return the Tariff of some hours from noon on, and the flex-context's fields."""
-    return await prices.for_plan(server.link, 1, 2, raw, NOON, NOON + hours * HOUR)
+    return await prices.for_plan(
+        server.link,
+        consumption_sensor=sensor,
+        production_sensor=2,
+        flex_context=raw,
+        start=NOON,
+        end=NOON + hours * HOUR,
+    )
 
 
 def consumption(tariff):
@@ -62,7 +70,7 @@ async def test_known_prices_are_the_sensors(server):
     assert consumption(tariff) == [0.3, 0.2, 0.1, 0.4]
     assert tariff.known_until == (NOON + 4 * HOUR).timestamp()
     assert tariff.intervals[-1].end == (NOON + 4 * HOUR).timestamp()
-    assert prices.assumed(tariff) == []
+    assert tariff.assumed_spans == []
     assert prices.warnings(tariff, UTC) == []
 
 
@@ -164,7 +172,7 @@ async def test_a_default_beside_a_sensor_is_what_is_assumed(server):
     assert [item["value"] for item in fields["consumption-price"]] == [
         f"{price} EUR/kWh" for price in (0.3, 0.5, 0.3, 0.5)
     ]
-    assert len(prices.assumed(tariff)) == 2
+    assert len(tariff.assumed_spans) == 2
 
 
 SERIES = [{"start": NOON.isoformat(), "duration": "PT4H", "value": "0.2 EUR/kWh"}]
@@ -196,17 +204,25 @@ async def test_currencies_are_not_mixed(server):
         await for_plan(server, **{"production-price": "0.08 USD/kWh"})
 
 
-async def test_a_sensor_of_power_is_no_sensor_of_prices(server):
-    with pytest.raises(errors.UnknownSensor, match="Sensor 3 is no sensor of prices"):
-        await prices.for_plan(server.link, 3, 2, {}, NOON, NOON + HOUR)
+async def test_a_sensor_of_power_is_not_a_price_sensor(server):
+    with pytest.raises(errors.UnknownSensor, match="Sensor 3 is not a price sensor"):
+        await for_plan(server, hours=1, sensor=3)
 
 
 async def test_a_finer_clock_of_one_price_holds_for_both():
-    consumed = [(0.0, 3600.0, 0.2, True), (3600.0, 7200.0, 0.3, False)]
-    produced = [(0.0, 1800.0, 0.1, True), (1800.0, 7200.0, 0.0, True)]
+    consumed = source_prices((0.0, 3600.0, 0.2, True), (3600.0, 7200.0, 0.3, False))
+    produced = source_prices((0.0, 1800.0, 0.1, True), (1800.0, 7200.0, 0.0, True))
     found = prices.side_by_side(consumed, produced, 900.0, 7200.0)
     assert [(each.start, each.end, each.consumption, each.production, each.is_known) for each in found] == [
         (900.0, 1800.0, 0.2, 0.1, True),
         (1800.0, 3600.0, 0.2, 0.0, True),
         (3600.0, 7200.0, 0.3, 0.0, False),
+    ]
+
+
+def source_prices(*rows):
+    """Return the prices of a source, by (start, end, value, is_known)."""
+    return [
+        prices.SourcePrice(start=start, end=end, value=value, is_known=is_known)
+        for start, end, value, is_known in rows
     ]

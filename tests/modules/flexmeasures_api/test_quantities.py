@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-import flexmeasures_optimiser.quantities as quantities
+import flexmeasures_api.quantities as quantities
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 import voluptuous as vol
 
-import flexmeasures_optimiser.secrecy as secrecy
+import flexmeasures_api.redaction as redaction
 
 SECRETS = ["geheim", "it's", 'a"b\\c', "pässwörd", "a b&c/d", "<xy>", 12345]
 WAYS = [
@@ -26,15 +26,15 @@ WAYS = [
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("write", WAYS)
 def test_a_secret_is_taken_out_however_it_is_written(secret, write):
-    redact = secrecy.redactor(lambda: (secret, None, ""))
+    redact = redaction.redactor(lambda: (secret, None, ""))
     written = write(str(secret))
     assert str(secret) not in redact(f"no entry for {written}.")
-    assert secrecy.REDACTED in redact(f"no entry for {written}.")
+    assert redaction.REDACTED in redact(f"no entry for {written}.")
 
 
 def test_a_short_secret_is_taken_out_as_a_word_only():
-    assert secrecy.redactor(lambda: ("on",))("no on condition") == "no **redacted** condition"
-    assert secrecy.redactor(lambda: ("geheim-1",))("xgeheim-1y") == "x**redacted**y"
+    assert redaction.redactor(lambda: ("on",))("no on condition") == "no **redacted** condition"
+    assert redaction.redactor(lambda: ("geheim-1",))("xgeheim-1y") == "x**redacted**y"
 
 
 @pytest.mark.parametrize(
@@ -48,21 +48,21 @@ def test_a_short_secret_is_taken_out_as_a_word_only():
     ],
 )
 def test_a_short_secret_within_a_word_number_or_time_is_none(secret, text):
-    assert secrecy.redactor(lambda: (secret,))(text) == text
+    assert redaction.redactor(lambda: (secret,))(text) == text
 
 
 def test_a_new_secret_counts_at_once():
     secrets = ["geheim-1"]
-    redact = secrecy.redactor(lambda: secrets)
+    redact = redaction.redactor(lambda: secrets)
     assert redact("geheim-1 geheim-2") == "**redacted** geheim-2"
     secrets.append("geheim-2")
     assert redact("geheim-1 geheim-2") == "**redacted** **redacted**"
 
 
 def test_secrets_are_prepared_once(monkeypatch):
-    prepared, spellings = [], secrecy.spellings
-    monkeypatch.setattr(secrecy, "spellings", lambda secret: prepared.append(secret) or spellings(secret))
-    redact = secrecy.redactor(lambda: ("geheim-1", None, "geheim-2"))
+    prepared, spellings = [], redaction.spellings
+    monkeypatch.setattr(redaction, "spellings", lambda secret: prepared.append(secret) or spellings(secret))
+    redact = redaction.redactor(lambda: ("geheim-1", None, "geheim-2"))
     for _ in range(10):
         redact("x")
     assert prepared == ["geheim-1", "geheim-2"]
@@ -77,40 +77,40 @@ def test_secrets_are_found_under_whatever_key_and_depth():
         "s2": {"token": "four", "port": 8765},
         "token": True,
     }
-    assert secrecy.within(section) == ["one", "two", "three", "four"]
-    assert secrecy.within(None) == []
+    assert redaction.secrets_in(section) == ["one", "two", "three", "four"]
+    assert redaction.secrets_in(None) == []
 
 
 @pytest.mark.parametrize("key", ["passwort", "Pasword", "tokens", "access_token", "API-Key", "secret", "pwd"])
 def test_a_key_that_nearly_names_a_secret_names_one(key):
-    assert secrecy.within({key: "x"}) == ["x"]
+    assert redaction.secrets_in({key: "x"}) == ["x"]
 
 
 @pytest.mark.parametrize(
     "key", ["Passage heater", "Compass", "Secretary's lamp", "Token ring", "broken", "section", "host", 7]
 )
 def test_a_key_with_a_secrets_name_in_it_names_none(key):
-    assert secrecy.within({"s2": {"resources": {key: {"power_sensor": 7}}}}) == []
+    assert redaction.secrets_in({"s2": {"resources": {key: {"power_sensor": 7}}}}) == []
 
 
 def test_no_key_of_the_configuration_names_a_secret_but_the_two(configuration):
     schemas = configuration.SCHEMA, configuration.S2_SCHEMA, vol.Schema(configuration.RESOURCE)
     keys = {str(key) for schema in schemas for key in schema.schema}
-    assert {key for key in keys if secrecy.within({key: "x"})} == {"password", "token"}
+    assert {key for key in keys if redaction.secrets_in({key: "x"})} == {"password", "token"}
 
 
 def test_the_free_text_of_a_response_has_no_secrets_and_the_rest_is_kept():
     values = {"start": "geheim", "unit": "geheim", "resource_id": "geheim", "values": [1.5, None]}
-    redact = secrecy.redactor(lambda: ("geheim",))
-    assert secrecy.redacted(redact, values | {"warnings": ["x geheim", "y"]}) == values | {
+    redact = redaction.redactor(lambda: ("geheim",))
+    assert redaction.redacted_response(redact, values | {"warnings": ["x geheim", "y"]}) == values | {
         "warnings": ["x **redacted**", "y"]
     }
-    assert secrecy.redacted(redact, None) is None
+    assert redaction.redacted_response(redact, None) is None
 
 
 def test_no_secret_is_in_a_traceback_that_is_logged(caplog):
     logger = logging.getLogger("test.traceback")
-    without_secrets = secrecy.log_filter(secrecy.redactor(lambda: ("geheim",)))
+    without_secrets = redaction.log_filter(redaction.redactor(lambda: ("geheim",)))
     logger.addFilter(without_secrets)
     try:
         raise ValueError("the password geheim is wrong")
@@ -134,7 +134,7 @@ class Unfit:
 )
 def test_a_message_that_cannot_be_formatted_raises_nothing_and_tells_no_secret(caplog, message, arguments):
     logger = logging.getLogger("test.unfit")
-    without_secrets = secrecy.log_filter(secrecy.redactor(lambda: ("geheim",)))
+    without_secrets = redaction.log_filter(redaction.redactor(lambda: ("geheim",)))
     logger.addFilter(without_secrets)
     logger.error(message, *arguments)
     logger.removeFilter(without_secrets)
@@ -144,7 +144,7 @@ def test_a_message_that_cannot_be_formatted_raises_nothing_and_tells_no_secret(c
 
 def test_no_secret_is_in_a_stack_that_is_logged(caplog):
     logger = logging.getLogger("test.stack")
-    without_secrets = secrecy.log_filter(secrecy.redactor(lambda: ("geheim-1",)))
+    without_secrets = redaction.log_filter(redaction.redactor(lambda: ("geheim-1",)))
     logger.addFilter(without_secrets)
     logger.error("It failed with %s", "geheim-1", stack_info=True)
     logger.removeFilter(without_secrets)

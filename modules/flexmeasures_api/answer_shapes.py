@@ -1,11 +1,11 @@
-"""What FlexMeasures answers to each call, told from what something else does in its place.
+"""The form of FlexMeasures' answer to each call, by which answers of something else are recognised.
 
 A proxy, or the login page of a network, answers 200 or an error to whatever it is asked. FlexMeasures names
-its version in a header, which proxies may leave out, and has a form for each answer.
+its version in a header, which proxies may remove.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,19 +15,19 @@ import isodate
 VERSION_HEADER = "FlexMeasures-Version"
 LOGIN_PATH = "/api/requestAuthToken"
 STORED = ("PROCESSED", "ALREADY_RECEIVED_AND_SUCCESSFULLY_PROCESSED")
-"""The status of data that were stored at once."""
+"""The status of data that were stored at once, not by a job."""
 JOB_STATES = ("QUEUED", "STARTED", "FINISHED", "FAILED", "DEFERRED", "SCHEDULED", "STOPPED", "CANCELED")
 
 
 @pyscript_compile
 def is_id(value: Any) -> bool:
-    """Tell whether a value is the number of a sensor or asset."""
+    """Tell whether a value is the id of a sensor or asset."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @pyscript_compile
 def is_text(value: Any) -> bool:
-    """Tell whether a value is a text that says something."""
+    """Tell whether a value is a text that is not blank."""
     return isinstance(value, str) and bool(value.strip())
 
 
@@ -60,7 +60,7 @@ def are_numbers(values: Any) -> bool:
 
 @pyscript_compile
 def is_named(payload: Any) -> bool:
-    """Tell whether a value is an asset, a sensor or a type: it has a number and a name."""
+    """Tell whether a value is an asset, a sensor or a type: it has an id and a name."""
     return isinstance(payload, dict) and is_id(payload.get("id")) and is_text(payload.get("name"))
 
 
@@ -112,7 +112,7 @@ def is_schedule(payload: Any) -> bool:
 
 @pyscript_compile
 def is_statistics(payload: Any) -> bool:
-    """Tell whether a value is what a sensor's sources have told."""
+    """Tell whether a value is the statistics of a sensor, by source."""
     sources = payload.values() if isinstance(payload, dict) else [None]
     return not sources or any(
         isinstance(source, dict) and "First event start" in source for source in sources
@@ -121,23 +121,23 @@ def is_statistics(payload: Any) -> bool:
 
 @pyscript_compile
 def is_job(payload: Any) -> bool:
-    """Tell whether a value is how a job is doing."""
+    """Tell whether a value is the status of a job."""
     return isinstance(payload, dict) and payload.get("status") in JOB_STATES
 
 
 @pyscript_compile
 def is_accepted(payload: Any) -> bool:
-    """Tell whether a value names the job that a request has become."""
+    """Tell whether a value names the job that a request has started."""
     return isinstance(payload, dict) and is_text(payload.get("job") or payload.get("schedule"))
 
 
 @pyscript_compile
 def is_stored(payload: Any) -> bool:
-    """Tell whether a value says that data are stored, or names the job that will store them."""
+    """Tell whether a value confirms that data are stored, or names the job that will store them."""
     return isinstance(payload, dict) and (payload.get("status") in STORED or is_text(payload.get("job")))
 
 
-FORMS: tuple[tuple[str, re.Pattern, Callable[[Any], bool]], ...] = (
+SHAPES: tuple[tuple[str, re.Pattern[str], Callable[[Any], bool]], ...] = (
     ("POST", re.compile(LOGIN_PATH), is_login),
     ("GET", re.compile("/api/"), is_versions),
     ("GET", re.compile(r".*/sensors/\d+"), is_sensor),
@@ -151,29 +151,31 @@ FORMS: tuple[tuple[str, re.Pattern, Callable[[Any], bool]], ...] = (
     ("GET", re.compile(r".*/(assets|assets/types|sensors)"), is_list_of_named),
     ("POST", re.compile(r".*/(assets|sensors)"), is_named),
 )
-"""Method, path, and whether an answer (2xx) has the form."""
+"""(method, path, check of the payload of an answer below 300)."""
 
 
 @pyscript_compile
-def is_own(headers: Any) -> bool:
+def is_own(headers: Mapping[str, str]) -> bool:
     """Tell whether an answer names FlexMeasures as its author."""
     return VERSION_HEADER in headers
 
 
 @pyscript_compile
-def has_form(method: str, path: str, payload: Any) -> bool:
-    """Tell whether an answer (2xx) has the form that FlexMeasures' has, and is about what was asked for."""
-    check = next((check for verb, known, check in FORMS if verb == method and known.fullmatch(path)), None)
+def has_shape(method: str, path: str, payload: Any) -> bool:
+    """Tell whether an answer below 300 has FlexMeasures' form, and is about what the path names."""
+    check = next(
+        (check for verb, pattern, check in SHAPES if verb == method and pattern.fullmatch(path)), None
+    )
     if check is None:
         return isinstance(payload, dict)
-    asked = path.rpartition("/")[2]
+    requested_id = path.rpartition("/")[2]
     if method == "GET" and check in (is_sensor, is_named):
-        return check(payload) and str(payload.get("id")) == asked
+        return check(payload) and str(payload.get("id")) == requested_id
     return check(payload)
 
 
 @pyscript_compile
-def is_refusal(headers: Any, payload: Any) -> bool:
+def is_refusal(headers: Mapping[str, str], payload: Any) -> bool:
     """Tell whether an error (4xx) is FlexMeasures' own: with a message and a status or result, or errors."""
     if is_own(headers):
         return True

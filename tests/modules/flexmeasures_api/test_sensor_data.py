@@ -4,18 +4,23 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-import flexmeasures_optimiser.sensor_data as sensor_data
-from flexmeasures_optimiser.connection import Connection, Sensor
-from flexmeasures_optimiser.errors import InvalidData
+import flexmeasures_api.sensor_data as sensor_data
+from flexmeasures_api.connection import Connection, Sensor
+from flexmeasures_api.errors import InvalidData
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER, HOUR, MINUTE = timedelta(minutes=15), timedelta(hours=1), timedelta(minutes=1)
 ZERO = timedelta(0)
 
 
-def sensor(unit="kW", resolution=QUARTER):
+def sensor(unit="kW", resolution=QUARTER, sign=-1):
     """Return a sensor."""
-    return Sensor(12, unit, resolution, "Europe/Amsterdam", 3)
+    return Sensor(id=12, unit=unit, resolution=resolution, timezone="Europe/Amsterdam", asset=3, sign=sign)
+
+
+def data(values, step, start=NOON):
+    """Return data of the sensor."""
+    return sensor_data.SensorData(sensor=12, start=start, values=values, step=step)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +61,8 @@ def test_energy_and_power_are_told_apart(unit, step, sensor_unit, resolution, po
     ],
 )
 def test_powers_and_energies_have_the_sensors_sign(sign, sensor_sign, unit, resolution, turned):
-    found = Sensor(12, unit, resolution, "Europe/Amsterdam", 3, sensor_sign)
-    assert sensor_data.turned([2.0, None], sign, found) == turned
+    found = sensor(unit, resolution, sensor_sign)
+    assert sensor_data.with_sign([2.0, None], sign, found) == turned
 
 
 @pytest.mark.parametrize(
@@ -72,7 +77,7 @@ def test_powers_and_energies_have_the_sensors_sign(sign, sensor_sign, unit, reso
     ],
 )
 def test_a_value_stands_for_the_sensors_resolution_unless_told(step, count, resolution, found):
-    run = sensor_data.Run(12, NOON, [1.0] * count, step=step)
+    run = data([1.0] * count, step)
     assert sensor_data.fitting_step(run, sensor(resolution=resolution)) == found
 
 
@@ -87,7 +92,7 @@ def test_a_value_stands_for_the_sensors_resolution_unless_told(step, count, reso
     ],
 )
 def test_a_duration_that_does_not_fit_is_named(step, count, resolution, says):
-    run = sensor_data.Run(12, NOON, [1.0] * count, step=step)
+    run = data([1.0] * count, step)
     with pytest.raises(InvalidData, match=says):
         sensor_data.fitting_step(run, sensor(resolution=resolution))
 
@@ -105,8 +110,8 @@ def test_a_duration_that_does_not_fit_is_named(step, count, resolution, says):
     ],
 )
 def test_a_run_gets_the_sensors_clock(start, step, count, resolution, expected):
-    run = sensor_data.Run(12, start, [1.0] * count, step=step)
-    found = sensor_data.on_the_clock(run, sensor(resolution=resolution))
+    run = data([1.0] * count, step, start=start)
+    found = sensor_data.with_known_step(run, sensor(resolution=resolution))
     assert (found.start, found.step) == expected
 
 
@@ -138,7 +143,7 @@ class Client:
     ],
 )
 async def test_what_is_read_covers_what_was_asked(start, duration, resolution, first, count):
-    link = Connection("x", Client(), None, None, {12: sensor()})
+    link = Connection(host="x", client=Client(), sensors={12: sensor()})
     found = await sensor_data.read(link, 12, start, duration, resolution=resolution)
     assert (found["start"], len(found["values"])) == (first, count)
     assert link.client.asked["unit"] == "kW"
@@ -159,7 +164,7 @@ class Storing:
         assert duration % MINUTE == ZERO
         step = duration / len(values)
         if self.resolution:
-            start = sensor_data.schedules.shift_down(start, self.resolution, "UTC")
+            start = sensor_data.sensor_clock.floor(start, self.resolution, "UTC")
             values = [value for value in values for _ in range(step // self.resolution)]
             step = self.resolution
         self.posts.append(len(values))
@@ -191,25 +196,25 @@ class Storing:
 )
 async def test_a_request_has_no_more_than_the_server_stores_in_time(count, step, resolution, posts, held):
     start = NOON + 7 * MINUTE if step in (5 * MINUTE, MINUTE / 4) else NOON
-    run = sensor_data.Run(12, start, [float(number % 7) for number in range(count)], step=step)
-    link = Connection("x", Storing(resolution), None, None, {12: sensor(resolution=resolution)})
+    run = data([float(number % 7) for number in range(count)], step, start=start)
+    link = Connection(host="x", client=Storing(resolution), sensors={12: sensor(resolution=resolution)})
     last = await sensor_data.post(link, run)
     client = link.client
     assert max(client.posts) <= 1_000
     assert (len(client.posts), len(client.held)) == (posts, held)
     assert [*client.jobs, last] == [f"job {number}" for number in range(1, posts + 1)]
     whole = Storing(resolution)
-    sensor_data.MAX_STORED = 10**6
+    sensor_data.MAX_STORED_VALUES = 10**6
     try:
-        await sensor_data.post(Connection("x", whole, None, None, link.sensors), run)
+        await sensor_data.post(Connection(host="x", client=whole, sensors=link.sensors), run)
     finally:
-        sensor_data.MAX_STORED = 1_000
+        sensor_data.MAX_STORED_VALUES = 1_000
     assert client.held == whole.held
 
 
 async def test_a_part_of_gaps_alone_is_not_posted():
-    run = sensor_data.Run(12, NOON, [1.0] + [None] * 2_500 + [2.0], step=QUARTER)
-    link = Connection("x", Storing(QUARTER), None, None, {12: sensor()})
+    run = data([1.0] + [None] * 2_500 + [2.0], QUARTER)
+    link = Connection(host="x", client=Storing(QUARTER), sensors={12: sensor()})
     await sensor_data.post(link, run)
     assert link.client.posts == [1_000, 502]
     assert link.client.held == {NOON: 1.0, NOON + 2_501 * QUARTER: 2.0}

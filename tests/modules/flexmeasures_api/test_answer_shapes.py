@@ -7,12 +7,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-import flexmeasures_optimiser.connection as connection
-import flexmeasures_optimiser.errors as errors
-import flexmeasures_optimiser.planning as planning
-import flexmeasures_optimiser.provisioning as provisioning
-import flexmeasures_optimiser.replies as replies
-import flexmeasures_optimiser.sensor_data as sensor_data
+import flexmeasures_api.answer_shapes as answer_shapes
+import flexmeasures_api.connection as connection
+import flexmeasures_api.errors as errors
+import flexmeasures_api.provisioning as provisioning
+import flexmeasures_api.schedule_requests as schedule_requests
+import flexmeasures_api.sensor_data as sensor_data
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
@@ -55,10 +55,10 @@ SCHEDULE = SERIES | {"start": "2026-01-15T12:00:00+00:00", "duration": "PT30M"}
     ],
 )
 def test_each_answer_has_a_form(method, path, payload):
-    assert replies.has_form(method, path, payload)
+    assert answer_shapes.has_shape(method, path, payload)
     for other in (None, 1, "ok", [7], {}, {"status": "ok"}, {"id": "x"}, {"values": 1}, {"id": True}):
         if not (path.endswith("stats") and other == {}):
-            assert not replies.has_form(method, path, other)
+            assert not answer_shapes.has_shape(method, path, other)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_each_answer_has_a_form(method, path, payload):
     ],
 )
 def test_a_sensor_with_anything_wrong_is_none(wrong):
-    assert not replies.has_form("GET", f"{API}/sensors/12", SENSOR | wrong)
+    assert not answer_shapes.has_shape("GET", f"{API}/sensors/12", SENSOR | wrong)
 
 
 @pytest.mark.parametrize(
@@ -91,19 +91,21 @@ def test_a_sensor_with_anything_wrong_is_none(wrong):
     ],
 )
 def test_a_refusal_of_anybody_else_is_none(payload, headers, expected):
-    assert replies.is_refusal(headers, payload) is expected
+    assert answer_shapes.is_refusal(headers, payload) is expected
 
 
 CALLS = {
-    "sensor": lambda link: connection.sensor(link, 12),
-    "asset": lambda link: connection.asset(link, 3),
-    "post": lambda link: sensor_data.post(link, sensor_data.Run(8, NOON, [1.0])),
-    "stored": lambda link: sensor_data.stored(link, "a-b"),
+    "sensor": lambda link: link.sensor(12),
+    "asset": lambda link: link.asset(3),
+    "post": lambda link: sensor_data.post(link, sensor_data.SensorData(sensor=8, start=NOON, values=[1.0])),
+    "stored": lambda link: sensor_data.wait_until_stored(link, "a-b"),
     "read": lambda link: sensor_data.read(link, 8, NOON, QUARTER),
-    "spans": lambda link: sensor_data.spans(link, 8),
-    "trigger": lambda link: planning.trigger(link, 3, {}),
-    "fetch": lambda link: planning.fetch(link, "a-b", 8, QUARTER, "kW"),
-    "provide": lambda link: provisioning.provide(link, 3, "r", "Battery", "ENERGY_STORAGE", True),
+    "spans": lambda link: sensor_data.recorded_spans(link, 8),
+    "trigger": lambda link: schedule_requests.trigger(link, 3, {}),
+    "fetch": lambda link: schedule_requests.fetch(link, "a-b", 8, QUARTER, "kW"),
+    "provide": lambda link: provisioning.provide(
+        link, 3, resource_id="r", name="Battery", role="ENERGY_STORAGE", has_soc=True
+    ),
     "new sensor": lambda link: provisioning.new_sensor(link, 3, "power", provisioning.POWER_SENSOR),
 }
 FOREIGN = {
@@ -127,7 +129,7 @@ FOREIGN = {
 @pytest.fixture
 async def serving(aiohttp_server, socket_enabled):
     """Return a function that answers all requests in one way, and returns a link that is logged in."""
-    sessions = []
+    opened = []
 
     async def serving(status, text, content_type, headers=None):
         async def answer(_request):
@@ -137,17 +139,25 @@ async def serving(aiohttp_server, socket_enabled):
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", answer)
         server = await aiohttp_server(application)
-        sessions.append(connection.session(aiohttp.TCPConnector(), connection.RateLimit()))
-        host = f"http://127.0.0.1:{server.port}"
-        link = connection.connect(host, "a@b.c", "secret", sessions[-1], "test.replies", None)
+        connector = aiohttp.TCPConnector()
+        link = connection.connect(
+            host=f"http://127.0.0.1:{server.port}",
+            username="a@b.c",
+            password="secret",
+            connector=connector,
+            logger_name="test.answers",
+        )
+        opened.append((link, connector))
         link.client.access_token = "token"
-        link.sensors[8] = connection.Sensor(8, "kW", QUARTER, "Europe/Amsterdam", 3)
+        link.sensors[8] = connection.Sensor(
+            id=8, unit="kW", resolution=QUARTER, timezone="Europe/Amsterdam", asset=3
+        )
         return link
 
     yield serving
-    for session in sessions:
-        await session.connector.close()
-        session.detach()
+    for link, connector in opened:
+        link.close()
+        await connector.close()
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
@@ -163,21 +173,21 @@ async def test_no_call_believes_what_is_not_from_flexmeasures(serving, foreign):
 async def test_an_odd_answer_of_flexmeasures_is_told_as_such(serving):
     link = await serving(200, json.dumps({"x": "y" * 1000}), "application/json", OWN)
     for name, call in CALLS.items():
-        with pytest.raises(errors.OptimiserError) as caught:
+        with pytest.raises(errors.FlexMeasuresError) as caught:
             await call(link)
-        assert "in a form that is not known" in str(caught.value), name
+        assert "in an unknown form" in str(caught.value), name
         assert len(str(caught.value)) < 400
 
 
 async def test_a_schedule_that_flexmeasures_refers_to_by_another_scheme_is_told_as_such(serving):
     moved = {"Location": "https://127.0.0.1/api/v3_0/sensors/8/schedules/c-d"}
     link = await serving(303, "{}", "application/json", OWN | moved)
-    with pytest.raises(errors.OptimiserError, match=r"X-Forwarded-Proto.*ProxyFix") as caught:
+    with pytest.raises(errors.FlexMeasuresError, match=r"X-Forwarded-Proto.*ProxyFix") as caught:
         await CALLS["fetch"](link)
-    assert type(caught.value) is errors.OptimiserError
+    assert type(caught.value) is errors.FlexMeasuresError
     assert "refers to https://127.0.0.1 for a schedule" in str(caught.value)
 
 
 async def test_an_empty_list_of_flexmeasures_is_believed(serving):
     assert await (await serving(200, "[]", "application/json", OWN)).client.get_asset_types() == []
-    assert await sensor_data.spans(await serving(200, "{}", "application/json", OWN), 8) == []
+    assert await sensor_data.recorded_spans(await serving(200, "{}", "application/json", OWN), 8) == []
