@@ -27,13 +27,13 @@ import tests.parts.without_pyscript  # noqa: F401
 # isort: split
 
 import flexmeasures_api.prices as prices
-import flexmeasures_cem.control_types as control_types
+import flexmeasures_cem.control_types.registry as registry
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.search as search
-import flexmeasures_cem.outlook as outlooks
-import flexmeasures_cem.site as sites
-import flexmeasures_cem.site_model as site_model
+import flexmeasures_cem.site.outlook as outlooks
+import flexmeasures_cem.site.site as sites
+import flexmeasures_cem.site.site_model as site_model
 import flexmeasures_s2.message_store as message_store
 import flexmeasures_s2.messages as messages
 from tests import bench_home
@@ -130,7 +130,7 @@ def task_of(name: str, number: int, now: float) -> Any:
     """Return the site_model.Task of a device of the catalogue; all batteries have different fill levels."""
     options = {"fill_level": 10.0 + 80.0 * number / len(BATTERIES)} if name == "battery" else {}
     device = controlled(name, "ws://127.0.0.1:9/", every=None, **options)
-    kind = control_types.MODULES[next(iter(device.offers))]
+    kind = registry.BY_NAME[next(iter(device.offers))]
     introduction = [messages.parse(json.dumps(message)) for message in device.introduction()]
     memory = {message_store.key_of(message): message for message in introduction}
     task = site_model.Task(
@@ -141,15 +141,15 @@ def task_of(name: str, number: int, now: float) -> Any:
         before=None,
         wanted=None,
     )
-    task.device = kind.device(memory)
-    task.state = kind.condition(task.device, memory, {}, None, now)
+    task.device = kind.read_device(memory)
+    task.state = kind.read_state(task.device, memory, {}, None, now)
     return task
 
 
 def outlook_of(tasks: list[Any], step: float, now: float) -> Any:
     """Return the Outlook for at least a day, with a day-ahead tariff, and nothing else at the site."""
     start = now // step * step
-    end = max(start + DAY_SECONDS, *[task.controlled.type.until(task.device) for task in tasks])
+    end = max(start + DAY_SECONDS, *[task.controlled.type.last_deadline(task.device) for task in tasks])
     tariff, begin = [], start // HOUR_SECONDS * HOUR_SECONDS
     while begin < end:
         price = DAY_AHEAD[datetime.fromtimestamp(begin, AMSTERDAM).hour]

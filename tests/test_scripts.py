@@ -24,6 +24,11 @@ LAYERS = {
     "flexmeasures_home": {"flexmeasures_s2", "flexmeasures_api", "flexmeasures_cem"},
 }
 """What each package may import of ours, besides itself."""
+INNER_LAYERS = {
+    "flexmeasures_cem.optimisation": ("flexmeasures_s2", "flexmeasures_api", "flexmeasures_cem.site"),
+    "flexmeasures_cem.control_types": ("flexmeasures_cem.site",),
+}
+"""What the packages inside flexmeasures_cem do not import."""
 
 
 def names(folder: Path) -> dict[str, Path]:
@@ -160,3 +165,6 @@ def test_layers_import_one_way(name):
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     ours = {each.partition(".")[0] for each in imported} & {*LAYERS, "flexmeasures"}
     assert ours <= LAYERS[package] | {package}
+    for inner, others in INNER_LAYERS.items():
+        if name.startswith(inner):
+            assert not [each for each in imported if each.startswith(others)]

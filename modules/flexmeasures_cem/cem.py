@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,56 +19,60 @@ LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 REPLACED = "another connection of the same resource replaces this one"
 
 
+@dataclass(eq=False, repr=False)
+class _Resource:
+    """A Resource Manager by its resource_id, and its session while it is connected.
+
+    `last_session` stays after it. `choice` is the control type that the user chose, over reconnects
+    and restarts, and `planned_under` that of the plan which is kept for it; `unplannable` are those that
+    what it told in this session cannot be planned under. `fill_level` has the one that is believed,
+    within `fill_level_range`; `doubt` is the task that waits until it is another, and `doubt_warned_at`
+    when the log had one that is not believed (s since 1970).
+    """
+
+    resource_id: str
+    name: str
+    choice: str | None = None
+    planned_under: str | None = None
+    session: Any = None
+    last_session: Any = None
+    unplannable: set = field(default_factory=set)
+    fill_level: Any = field(default_factory=plausibility.BelievedLevel)
+    fill_level_range: tuple | None = None
+    doubt: asyncio.Task | None = None
+    doubt_warned_at: float | None = None
+
+
+Resource = _Resource
+
+
 @pyscript_compile
-def records():
-    """Define the records: natively, so that compiled code can make them."""
-
-    @dataclass(eq=False, repr=False)
-    class Resource:
-        """A Resource Manager by its resource_id, and its session while it is connected.
-
-        `last_session` stays after it. `choice` is the control type that the user chose, over reconnects
-        and restarts, and `planned_under` that of the plan which is kept for it; `unplannable` are those that
-        what it told in this session cannot be planned under. `fill_level` has the one that is believed,
-        within `fill_level_range`; `doubt` is the task that waits until it is another, and `doubt_warned_at`
-        when the log had one that is not believed (s since 1970).
-        """
-
-        resource_id: str
-        name: str
-        choice: str | None = None
-        planned_under: str | None = None
-        session: Any = None
-        last_session: Any = None
-        unplannable: set = field(default_factory=set)
-        fill_level: Any = field(default_factory=plausibility.BelievedLevel)
-        fill_level_range: tuple | None = None
-        doubt: asyncio.Task | None = None
-        doubt_warned_at: float | None = None
-
-    @dataclass(repr=False)
-    class Cem:
-        """All Resource Managers by their ids, the preferred control type, and who is told what.
-
-        `changed(resource)`: it connected, disconnected, or is under another control type.
-        `received(resource, message)`: it sent a message that is now confirmed and remembered, or one counts
-        only now.
-        `leaving(resource)` (async): it is about to get another control type. `with_token` are the names or
-        resource_ids of those that have a token of their own.
-        """
-
-        changed: Any
-        received: Any
-        preferred: str | None = None
-        resources: dict = field(default_factory=dict)
-        leaving: Any = None
-        with_token: frozenset[str] = frozenset()
-        now: Any = lambda: time.time()
-
-    return Resource, Cem
+def current_time() -> float:
+    """Return the present moment (s since 1970)."""
+    return time.time()
 
 
-Resource, Cem = records()
+@dataclass(repr=False)
+class _Cem:
+    """All Resource Managers by their ids, the preferred control type, and who is told what.
+
+    `changed(resource)`: it connected, disconnected, or is under another control type.
+    `received(resource, message)`: it sent a message that is now confirmed and remembered, or one counts
+    only now.
+    `leaving(resource)` (async): it is about to get another control type. `with_token` are the names or
+    resource_ids of those that have a token of their own.
+    """
+
+    changed: Any
+    received: Any
+    preferred: str | None = None
+    resources: dict = field(default_factory=dict)
+    leaving: Any = None
+    with_token: frozenset[str] = frozenset()
+    now: Callable[[], float] = current_time
+
+
+Cem = _Cem
 
 
 @pyscript_compile

@@ -8,7 +8,7 @@ import logging
 import math
 from typing import Any
 
-import flexmeasures_cem.frbc_device as frbc_device
+import flexmeasures_cem.control_types.frbc.device as devices
 import flexmeasures_cem.plausibility as plausibility
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
@@ -85,7 +85,7 @@ def bind(resource: Any, memory: dict, now: float) -> None:
     """Take how fast the fill level can change; with another range, it is another storage's."""
     level = resource.fill_level
     span = range_of(resource)
-    rise, fall = frbc_device.greatest_rates(memory[DESCRIPTION], memory.get(LEAKAGE), memory.get(USAGE))
+    rise, fall = devices.greatest_rates(memory[DESCRIPTION], memory.get(LEAKAGE), memory.get(USAGE))
     level.tolerance = TOLERANCE * (span[1] - span[0]) if span[0] < span[1] else math.inf
     level.greatest_rise, level.greatest_fall = MARGIN * rise, MARGIN * fall
     if resource.fill_level_range not in (None, span):

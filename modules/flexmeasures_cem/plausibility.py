@@ -23,83 +23,85 @@ def change_is_explainable(
     return -greatest_fall * seconds - tolerance <= change <= greatest_rise * seconds + tolerance
 
 
-@pyscript_compile
-def believed_level() -> type:
-    """Define the class: natively, so that compiled code can make it."""
+@dataclass
+class _BelievedLevel:
+    """The level of a storage that is believed, and the newest reading where that one is suspect.
 
-    @dataclass
-    class BelievedLevel:
-        """The level of a storage that is believed, and the newest reading where that one is suspect.
+    `tolerance` is in the level's unit, `greatest_rise` and `greatest_fall` are in that unit per second,
+    both positive; they may be changed at any time. Without them every reading is believed.
 
-        `tolerance` is in the level's unit, `greatest_rise` and `greatest_fall` are in that unit per second,
-        both positive; they may be changed at any time. Without them every reading is believed.
+    `value` was believed last, and confirmed at `moment`. `suspect` is the newest reading where `value`
+    does not explain it, `suspect_at` when it came; readings have explained each other from
+    `suspect_since` on, and none has been explained by `value` from `doubt_since` on.
+    """
 
-        `value` was believed last, and confirmed at `moment`. `suspect` is the newest reading where `value`
-        does not explain it, `suspect_at` when it came; readings have explained each other from
-        `suspect_since` on, and none has been explained by `value` from `doubt_since` on.
-        """
+    tolerance: float = math.inf
+    greatest_rise: float = math.inf
+    greatest_fall: float = math.inf
+    value: float | None = None
+    moment: float = -math.inf
+    suspect: float | None = None
+    suspect_at: float = -math.inf
+    suspect_since: float = -math.inf
+    doubt_since: float = -math.inf
 
-        tolerance: float = math.inf
-        greatest_rise: float = math.inf
-        greatest_fall: float = math.inf
-        value: float | None = None
-        moment: float = -math.inf
-        suspect: float | None = None
-        suspect_at: float = -math.inf
-        suspect_since: float = -math.inf
-        doubt_since: float = -math.inf
+    @property
+    @pyscript_compile
+    def is_suspect(self) -> bool:
+        """Return whether the newest reading is not believed yet."""
+        return self.suspect is not None
 
-        @property
-        def is_suspect(self) -> bool:
-            """Return whether the newest reading is not believed yet."""
-            return self.suspect is not None
+    @property
+    @pyscript_compile
+    def believed_from(self) -> float | None:
+        """Return when the suspect reading is believed, should it last until then; else None."""
+        if self.suspect is None:
+            return None
+        return min(self.suspect_since + DOUBT_SECONDS, self.doubt_since + MAX_DOUBT_SECONDS)
 
-        @property
-        def believed_from(self) -> float | None:
-            """Return when the suspect reading is believed, should it last until then; else None."""
-            if self.suspect is None:
-                return None
-            return min(self.suspect_since + DOUBT_SECONDS, self.doubt_since + MAX_DOUBT_SECONDS)
-
-        def tell(self, value: float, moment: float) -> bool:
-            """Take a reading; return whether it is believed."""
-            self._clamp(moment)
-            if self.value is None or self._explains(self.value, self.moment, value, moment):
-                self._believe(value, moment)
-                return True
-            if self.suspect is None:
-                self.suspect_since = self.doubt_since = moment
-            elif not self._explains(self.suspect, self.suspect_at, value, moment):
-                self.suspect_since = moment
-            self.suspect, self.suspect_at = value, moment
-            return self.settle(moment)
-
-        def settle(self, moment: float) -> bool:
-            """Believe the suspect reading where it has lasted long enough; return whether that is so."""
-            self._clamp(moment)
-            if self.suspect is None or moment < self.believed_from:
-                return False
-            self._believe(self.suspect, moment)
+    @pyscript_compile
+    def tell(self, value: float, moment: float) -> bool:
+        """Take a reading; return whether it is believed."""
+        self._clamp(moment)
+        if self.value is None or self._explains(self.value, self.moment, value, moment):
+            self._believe(value, moment)
             return True
+        if self.suspect is None:
+            self.suspect_since = self.doubt_since = moment
+        elif not self._explains(self.suspect, self.suspect_at, value, moment):
+            self.suspect_since = moment
+        self.suspect, self.suspect_at = value, moment
+        return self.settle(moment)
 
-        def forget(self) -> None:
-            """Believe the next reading, whatever it is, since the storage is another."""
-            self.value = self.suspect = None
+    @pyscript_compile
+    def settle(self, moment: float) -> bool:
+        """Believe the suspect reading where it has lasted long enough; return whether that is so."""
+        self._clamp(moment)
+        if self.suspect is None or moment < self.believed_from:
+            return False
+        self._believe(self.suspect, moment)
+        return True
 
-        def _believe(self, value: float, moment: float) -> None:
-            self.value, self.moment, self.suspect = value, moment, None
+    @pyscript_compile
+    def forget(self) -> None:
+        """Believe the next reading, whatever it is, since the storage is another."""
+        self.value = self.suspect = None
 
-        def _explains(self, before: float, then: float, value: float, moment: float) -> bool:
-            bounds = self.tolerance, self.greatest_rise, self.greatest_fall
-            return change_is_explainable(value - before, moment - then, *bounds)
+    @pyscript_compile
+    def _believe(self, value: float, moment: float) -> None:
+        self.value, self.moment, self.suspect = value, moment, None
 
-        def _clamp(self, moment: float) -> None:
-            """Clamp what is remembered, in case the clock was set back."""
-            self.moment, self.suspect_at = min(self.moment, moment), min(self.suspect_at, moment)
-            self.suspect_since = min(self.suspect_since, moment)
-            self.doubt_since = min(self.doubt_since, moment)
+    @pyscript_compile
+    def _explains(self, before: float, then: float, value: float, moment: float) -> bool:
+        bounds = self.tolerance, self.greatest_rise, self.greatest_fall
+        return change_is_explainable(value - before, moment - then, *bounds)
 
-    return BelievedLevel
+    @pyscript_compile
+    def _clamp(self, moment: float) -> None:
+        """Clamp what is remembered, in case the clock was set back."""
+        self.moment, self.suspect_at = min(self.moment, moment), min(self.suspect_at, moment)
+        self.suspect_since = min(self.suspect_since, moment)
+        self.doubt_since = min(self.doubt_since, moment)
 
 
-BelievedLevel = believed_level()
+BelievedLevel = _BelievedLevel

@@ -14,12 +14,12 @@ import flexmeasures_api.errors as errors
 import flexmeasures_api.provisioning as provisioning
 import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_cem.cem as cems
-import flexmeasures_cem.costs as costs
 import flexmeasures_cem.errors as cem_errors
-import flexmeasures_cem.instructions as instructions
-import flexmeasures_cem.kept_plans as kept_plans
-import flexmeasures_cem.planner as planners
-import flexmeasures_cem.triggers as triggers
+import flexmeasures_cem.site.costs as costs
+import flexmeasures_cem.site.instructions as instructions
+import flexmeasures_cem.site.kept_plans as kept_plans
+import flexmeasures_cem.site.planner as planner
+import flexmeasures_cem.site.triggers as triggers
 import flexmeasures_home.kept as kept
 import flexmeasures_home.measurements as measurements
 import flexmeasures_home.relay as relays
@@ -128,7 +128,7 @@ async def start(hass, given, link, outbox, status, meters, planning, own_schedul
         limits=s2.limits,
     )
     await asyncio.to_thread(messages.prepare)
-    planners.start(side.site)
+    planner.start(side.site)
     side.site.costs_changed = partial(site_state.show, hass, side.site)
     side.site.comparing = side.site.run("costs of S2 devices", partial(costs.work, side.site))
     if not await listens_at_once(side):
@@ -229,7 +229,7 @@ async def stop(side):
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-    await planners.stop(side.site)
+    await planner.stop(side.site)
     await side.listener.stop()
     for relay in side.relays.values():
         relays.stop(relay)

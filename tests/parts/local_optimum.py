@@ -17,7 +17,7 @@ import flexmeasures_api.errors as errors
 import flexmeasures_api.flexible_devices as storages
 import flexmeasures_api.prices as prices
 import flexmeasures_api.schedule as schedules
-import flexmeasures_cem.site as sites
+import flexmeasures_cem.site.site as sites
 
 BREACH, SITE_BREACH = 1000.0, 10_000.0
 """The cost of a kWh missing from a wish, in every step, and of a kW beyond the site's limit."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from freezegun.api import FrozenDateTimeFactory
 
-import flexmeasures_cem.questions as questions
+import flexmeasures_cem.site.questions as questions
 from tests.parts.flexmeasures_server import DAY_AHEAD, FlexMeasuresServer
 from tests.parts.s2_device import AMSTERDAM, HOUR, QUARTER, ControlledDevice, Curve
 from tests.parts.virtual_time import moved_by_hand

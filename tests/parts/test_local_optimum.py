@@ -10,7 +10,7 @@ import pytest
 import flexmeasures_api.errors as errors
 import flexmeasures_api.flexible_devices as storages
 import flexmeasures_api.schedule as schedules
-import flexmeasures_cem.site as sites
+import flexmeasures_cem.site.site as sites
 from flexmeasures_api.prices import PriceInterval
 from tests.parts.local_optimum import Device, Optimiser, Spans, priced
 

@@ -212,20 +212,28 @@ class _Search:
         is_tight = self._is_tight(relaxed.values)
         found = None
         if is_tight:
-            found = self._in_room_left(relaxed.bound)
-            by = time.thread_time() + NEAR_SECONDS * effort.seconds
-            found = found or self._near(problem, relaxed, effort, by)
+            found = self._in_room_left(relaxed.bound) or self._near_in_time(relaxed)
         found = found or self._in_turn(relaxed) or self._as_hinted()
         found = replace(found, bound=relaxed.bound)
         return self._improved(found, is_tight)
 
     @pyscript_compile
-    def _part(self, problem: Any, effort: Any, by: float, key: tuple = (), most: float = math.inf) -> Any:
+    def _part(
+        self,
+        problem: Any,
+        effort: Any,
+        by: float,
+        key: tuple = (),
+        most: float = math.inf,
+        is_needed: bool = True,
+    ) -> Any:
         """Return what is found for a part of the program, or None: by what stays whole, else by all of it.
 
-        The latter is left off at a moment. None too where it would not cost less than `most`, as far as is
-        known of the part by its `key`: by how much it is dearer at least than if it is relaxed.
+        The search is left off at a moment, but one that is needed not before anything is found. None too
+        where it would not cost less than `most`, as far as is known of the part by its `key`: by how much it
+        is dearer at least than if it is relaxed.
         """
+        longest = self.deadline if is_needed else by
         relaxed = solved(problem.relaxed(), effort, self.deadline)
         if relaxed is None or not problem.whole.any():
             return relaxed
@@ -233,18 +241,18 @@ class _Search:
         if relaxed.bound >= most:
             return None
         precise = replace(effort, gap=min(effort.gap, NEAR_GAP), relative_gap=0.0)
-        found = self._near(problem, relaxed, precise, by if math.isfinite(most) else self.deadline)
+        found = self._near(problem, relaxed, precise, longest)
         if found is not None and effort.is_enough(found.objective, found.bound):
             return found
         if found is not None:
-            by = self.better_by if found.objective - found.bound > effort.poor else by
+            by = self.better_by if is_needed and found.objective - found.bound > effort.poor else by
             if by - time.thread_time() < LEAST_SECONDS:
                 return found
-        other = solved(problem, effort, self.deadline if found is None else by)
+        other = solved(problem, effort, longest if found is None else by)
         if other is not None:
             self.dearer[key] = max(other.bound - relaxed.objective, 0.0)
             is_kept = problem.whole & (np.abs(other.values - relaxed.values) <= WHOLE)
-            better = self._with(problem, is_kept, other, precise, self.deadline)
+            better = self._with(problem, is_kept, other, precise, longest)
             other = best_of([each for each in (other, better) if each is not None])
         return best_of([each for each in (found, other) if each is not None])
 
@@ -253,6 +261,15 @@ class _Search:
         """Return the best Found that has what is whole in a relaxed one, or None of none by a moment."""
         is_whole = problem.whole & (np.abs(relaxed.values - np.round(relaxed.values)) <= WHOLE)
         return self._with(problem, is_whole, relaxed, effort, by)
+
+    @pyscript_compile
+    def _near_in_time(self, relaxed: Found) -> Any:
+        """Return a Found near a relaxed one of the whole program, after longer where it is poor, or None."""
+        for by in (time.thread_time() + NEAR_SECONDS * self.effort.seconds, self.deadline):
+            found = self._near(self.problem, relaxed, self.effort, by)
+            if found is not None and found.objective - relaxed.bound <= self.effort.poor:
+                break
+        return found
 
     @pyscript_compile
     def _with(self, problem: Any, is_kept: Any, found: Any, effort: Any, by: float) -> Any:
@@ -305,7 +322,7 @@ class _Search:
             )
             free, by = self._free((number,)), self._share_of_time(len(blocks) - number)
             part = problem.without(later).part(free, values)
-            found = self._part(part, self._share_of_effort(found), by)
+            found = self._part(part, self._share_of_effort(found), by, is_needed=False)
             if found is None or found.objective - bound > self.effort.poor:
                 return None
             values[free] = found.values
@@ -343,7 +360,8 @@ class _Search:
                     break
                 effort, free = self._share_of_effort(found), self._free(numbers)
                 most, by = found.objective - effort.gap, self._share_of_time(2)
-                better = self._part(self.problem.part(free, found.values), effort, by, numbers, most)
+                part = self.problem.part(free, found.values)
+                better = self._part(part, effort, by, numbers, most, is_needed=False)
                 if better is not None and better.objective < most:
                     values = found.values.copy()
                     values[free] = better.values

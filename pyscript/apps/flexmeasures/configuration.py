@@ -13,7 +13,7 @@ from homeassistant.const import WEEKDAYS
 import flexmeasures_api.connection as connection
 import flexmeasures_api.quantities as quantities
 import flexmeasures_api.redaction as redaction
-import flexmeasures_cem.site as sites
+import flexmeasures_cem.site.site as sites
 import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_s2.listener as listener

@@ -20,13 +20,14 @@ QUARTER = 900.0
 def modules() -> SimpleNamespace:
     """Return the modules under test."""
     names = {
-        "frbc": "flexmeasures_cem.frbc",
-        "plans": "flexmeasures_cem.frbc_plan",
-        "devices": "flexmeasures_cem.frbc_device",
-        "all_plans": "flexmeasures_cem.plans",
+        "frbc": "flexmeasures_cem.control_types.frbc.control_type",
+        "plans": "flexmeasures_cem.control_types.frbc.plan",
+        "devices": "flexmeasures_cem.control_types.frbc.device",
+        "all_plans": "flexmeasures_cem.control_types.plans",
         "messages": "flexmeasures_s2.messages",
     }
-    return SimpleNamespace(**{name: importlib.import_module(path) for name, path in names.items()})
+    found = {name: importlib.import_module(path) for name, path in names.items()}
+    return SimpleNamespace(**found | {"frbc": found["frbc"].FRBC})
 
 
 def memory(m, description, level=None, **others) -> dict:

@@ -21,14 +21,15 @@ QUARTER = 900.0
 def modules() -> SimpleNamespace:
     """Return the modules under test."""
     names = {
-        "ombc": "flexmeasures_cem.ombc",
-        "ddbc": "flexmeasures_cem.ddbc",
-        "modes": "flexmeasures_cem.modes",
+        "ombc": "flexmeasures_cem.control_types.ombc.control_type",
+        "ddbc": "flexmeasures_cem.control_types.ddbc.control_type",
+        "modes": "flexmeasures_cem.control_types.operation_modes.modes",
         "market": "flexmeasures_cem.market",
-        "plans": "flexmeasures_cem.plans",
+        "plans": "flexmeasures_cem.control_types.plans",
         "messages": "flexmeasures_s2.messages",
     }
-    return SimpleNamespace(**{name: importlib.import_module(path) for name, path in names.items()})
+    found = {name: importlib.import_module(path) for name, path in names.items()}
+    return SimpleNamespace(**found | {"ombc": found["ombc"].OMBC, "ddbc": found["ddbc"].DDBC})
 
 
 def mode(label, powers=(0, 0), cost=None, abnormal=False, **quantities) -> dict:

@@ -25,15 +25,16 @@ INVERTER = {L1: ([(0, 0)], [(-5000, 0)])}
 def modules() -> SimpleNamespace:
     """Return the modules under test."""
     names = {
-        "pebc": "flexmeasures_cem.pebc",
+        "pebc": "flexmeasures_cem.control_types.pebc.control_type",
         "forecasts": "flexmeasures_cem.forecasts",
         "markets": "flexmeasures_cem.market",
-        "plans": "flexmeasures_cem.plans",
+        "plans": "flexmeasures_cem.control_types.plans",
         "storages": "flexmeasures_api.flexible_devices",
         "errors": "flexmeasures_cem.errors",
         "messages": "flexmeasures_s2.messages",
     }
-    return SimpleNamespace(**{name: importlib.import_module(path) for name, path in names.items()})
+    found = {name: importlib.import_module(path) for name, path in names.items()}
+    return SimpleNamespace(**found | {"pebc": found["pebc"].PEBC})
 
 
 def at(hours) -> str:
@@ -137,9 +138,9 @@ def schedule(intervals, powers) -> list[tuple]:
 
 def planned(m, remembered, intervals, wanted=None, plan=None, now=NOW):
     """Return (the device, its Plan) of wanted powers (W, one per interval), or of none."""
-    device = m.pebc.device(remembered)
-    assert m.pebc.unfit(device) is None
-    state = m.pebc.condition(device, remembered, {}, plan, now)
+    device = m.pebc.read_device(remembered)
+    assert m.pebc.why_not_plannable(device) is None
+    state = m.pebc.read_state(device, remembered, {}, plan, now)
     powers = None if wanted is None else schedule(intervals, wanted)
     return device, plan_alone(m.pebc, device, state, powers, intervals, {})
 
@@ -161,7 +162,7 @@ def instruction(m, change) -> dict:
         m.pebc.message_type(change),
         id=str(uuid4()),
         execution_time=datetime.fromtimestamp(change.moment, UTC),
-        **m.pebc.fields(change),
+        **m.pebc.instruction_fields(change),
     )
 
 

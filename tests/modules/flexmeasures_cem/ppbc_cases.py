@@ -24,12 +24,13 @@ DEFINITION, STATUS = "PPBC.PowerProfileDefinition", "PPBC.PowerProfileStatus"
 def modules() -> SimpleNamespace:
     """Return the modules under test."""
     names = {
-        "ppbc": "flexmeasures_cem.ppbc",
+        "ppbc": "flexmeasures_cem.control_types.ppbc.control_type",
         "market": "flexmeasures_cem.market",
-        "plans": "flexmeasures_cem.plans",
+        "plans": "flexmeasures_cem.control_types.plans",
         "messages": "flexmeasures_s2.messages",
     }
-    return SimpleNamespace(**{name: importlib.import_module(path) for name, path in names.items()})
+    found = {name: importlib.import_module(path) for name, path in names.items()}
+    return SimpleNamespace(**found | {"ppbc": found["ppbc"].PPBC})
 
 
 def element(minutes, power, quantity="ELECTRIC.POWER.L1", **others) -> dict:
@@ -114,9 +115,9 @@ def market(m, prices, length=QUARTER, now=NOW, loads=None, limit=math.inf, feed_
 def planned(m, definitions, cells, told=None, heard=None, plan=None, now=NOW, tariffs=None):
     """Return (the device, its state, the Plan) for definitions."""
     remembered = memory(m, *definitions, told=told)
-    device = m.ppbc.device(remembered)
-    assert m.ppbc.unfit(device) is None
-    state = m.ppbc.condition(device, remembered, heard or {}, plan, now)
+    device = m.ppbc.read_device(remembered)
+    assert m.ppbc.why_not_plannable(device) is None
+    state = m.ppbc.read_state(device, remembered, heard or {}, plan, now)
     return device, state, plan_alone(m.ppbc, device, state, None, cells, tariffs or {})
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-import flexmeasures_cem.control_types as control_types
+import flexmeasures_cem.control_types.registry as registry
 import flexmeasures_cem.market as markets
-import flexmeasures_cem.outlook as outlooks
-import flexmeasures_cem.site_model as site_model
+import flexmeasures_cem.site.outlook as outlooks
+import flexmeasures_cem.site.site_model as site_model
 from flexmeasures_cem.market import Connection
 from tests.modules.flexmeasures_cem import frbc_cases, modes_cases, ppbc_cases
 from tests.modules.flexmeasures_cem.modes_cases import NOW, QUARTER
@@ -65,7 +65,7 @@ def battery(level, cycle_cost=0.0, power=2000.0, is_stepped=False, discharges=Tr
     remembered = frbc_cases.memory(m, described, level)
     frbc_cases.activate(m, remembered, described)
     name = f"{'stepped battery' if is_stepped else 'battery'} of {power} W at {level} %"
-    return Planned(name, control_types.frbc, remembered, described, cycle_cost)
+    return Planned(name, registry.FRBC, remembered, described, cycle_cost)
 
 
 def heat_pump(power=1500, cost=0.02, quarters_on=2) -> Planned:
@@ -83,7 +83,7 @@ def heat_pump(power=1500, cost=0.02, quarters_on=2) -> Planned:
         (kind,): modes_cases.parsed(m, described),
         ("OMBC.Status",): modes_cases.parsed(m, modes_cases.status("OMBC.Status", off)),
     }
-    return Planned(f"heat pump of {power} W for {cost}", control_types.ombc, remembered, described)
+    return Planned(f"heat pump of {power} W for {cost}", registry.OMBC, remembered, described)
 
 
 def machine(power=1500, quarters=2, end=6) -> Planned:
@@ -94,7 +94,7 @@ def machine(power=1500, quarters=2, end=6) -> Planned:
     )
     return Planned(
         f"machine of {power} W for {quarters} until {end}",
-        control_types.ppbc,
+        registry.PPBC,
         ppbc_cases.memory(m, described),
         described,
     )
@@ -111,8 +111,8 @@ def planned(devices, site) -> list:
     outlooks.put(outlook, "house", [site.load] * count)
     tasks = []
     for each in devices:
-        device = each.type.device(each.memory)
-        assert each.type.unfit(device) is None
+        device = each.type.read_device(each.memory)
+        assert each.type.why_not_plannable(device) is None
         tasks.append(
             site_model.Task(
                 controlled=each,
@@ -123,7 +123,7 @@ def planned(devices, site) -> list:
                 wanted=None,
                 storage=markets.StorageTerms(cycle_cost=each.cycle_cost),
                 device=device,
-                state=each.type.condition(device, each.memory, {}, None, NOW),
+                state=each.type.read_state(device, each.memory, {}, None, NOW),
             )
         )
     found = site_model.planned(tasks, outlook, site_model.spans(outlook, NOW), site.connection, {})
@@ -132,9 +132,9 @@ def planned(devices, site) -> list:
 
 def lived(device, plan, end) -> tuple[list[tuple], float]:
     """Return the pieces (start, end, W) that a simulated device has after a plan, and what else it costs."""
-    if device.type is control_types.ombc:
+    if device.type is registry.OMBC:
         return lived_by_modes(device, plan, end)
-    if device.type is control_types.ppbc:
+    if device.type is registry.PPBC:
         return lived_by_profile(device, plan), 0.0
     return lived_by_fill_rate(device, plan, end), 0.0
 
@@ -201,7 +201,7 @@ def bill(powers, site) -> Any:
 
 def wear_and_value(device, energies, site) -> Any:
     """Return what a battery's energies (kWh) in each step cost in wear, less the worth of what is kept."""
-    if device.type is not control_types.frbc:
+    if device.type is not registry.FRBC:
         return np.zeros(energies.shape[:-1])
     prices = [pair[1] if site.load < 0 else pair[0] for pair in site.tariffs]
     half = device.cycle_cost / 2
@@ -213,7 +213,7 @@ def wear_and_value(device, energies, site) -> Any:
 
 def courses(device, count) -> tuple[Any, Any]:
     """Return all courses of powers (W) that a device may take in quarters of an hour, and their own costs."""
-    of = {control_types.ppbc: starts, control_types.ombc: runs, control_types.frbc: levels}[device.type]
+    of = {registry.PPBC: starts, registry.OMBC: runs, registry.FRBC: levels}[device.type]
     powers, costs = zip(*of(device, count), strict=True)
     return np.array(powers, float), np.array(costs, float)
 
@@ -298,7 +298,7 @@ def outcome(devices, plans, site) -> Outcome:
             powers += power * ((middles >= start) & (middles < until))
         cost += own_cost + float(wear_and_value(device, powers * hours / 1000, site))
         total += powers
-        if device.type is control_types.ppbc:
+        if device.type is registry.PPBC:
             late = max(pieces[-1][1] - deadline_of(device), 0.0)
     means = np.histogram(middles, quarters, weights=total * hours)[0] / 0.25
     return Outcome(

@@ -12,9 +12,9 @@ import pytest
 
 import flexmeasures_api.errors as api_errors
 import flexmeasures_api.schedule as schedules
-import flexmeasures_cem.planner as planners
-import flexmeasures_cem.site as sites
-import flexmeasures_cem.triggers as triggers
+import flexmeasures_cem.site.planner as planner
+import flexmeasures_cem.site.site as sites
+import flexmeasures_cem.site.triggers as triggers
 from tests.modules.flexmeasures_s2.conftest import connected, until
 from tests.parts.local_optimum import priced
 from tests.parts.s2_messages import example
@@ -124,9 +124,9 @@ async def site(clock, serve):
     cem.cem.changed = lambda resource: triggers.changed(made.site, resource)
     cem.cem.received = lambda resource, message: triggers.received(made.site, resource, message)
     cem.cem.leaving = lambda resource: triggers.leave(made.site, resource)
-    planners.start(made.site)
+    planner.start(made.site)
     yield made
-    await planners.stop(made.site)
+    await planner.stop(made.site)
 
 
 def now(site) -> datetime:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-import flexmeasures_cem.costs as costs
 import flexmeasures_cem.market as markets
-import flexmeasures_cem.outlook as outlooks
+import flexmeasures_cem.site.costs as costs
+import flexmeasures_cem.site.outlook as outlooks
 from tests.modules.flexmeasures_cem.site_parts import (
     QUARTER,
     battery,

@@ -13,10 +13,10 @@ from uuid import UUID
 import pytest
 from s2python.connection.async_.medium import websocket
 
-import flexmeasures_cem.planner as planners
-import flexmeasures_cem.site as sites
-import flexmeasures_cem.site_model as site_model
-import flexmeasures_cem.triggers as triggers
+import flexmeasures_cem.site.planner as planner
+import flexmeasures_cem.site.site as sites
+import flexmeasures_cem.site.site_model as site_model
+import flexmeasures_cem.site.triggers as triggers
 import flexmeasures_s2.commodities as commodities
 from tests.parts import s2_device
 from tests.parts.local_optimum import Optimiser, priced
@@ -126,9 +126,9 @@ async def day(clock, serve, monkeypatch, caplog):
     cem.cem.received = lambda resource, message: triggers.received(made.site, resource, message)
     cem.cem.leaving = lambda resource: triggers.leave(made.site, resource)
     made.site.rolling = ROLLING
-    planners.start(made.site)
+    planner.start(made.site)
     yield made
-    await planners.stop(made.site)
+    await planner.stop(made.site)
     assert made.failures == []
     assert not any(made.told.values())
     told = caplog.get_records("call")

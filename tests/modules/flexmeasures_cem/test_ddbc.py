@@ -105,9 +105,9 @@ def memory(m, described, active=None, expected=None, running=None) -> dict:
 def planned(m, described, intervals, active=None, expected=None, running=None, tariffs=None):
     """Return (the device, the Plan) of a description and a market."""
     remembered = memory(m, described, active, expected, running)
-    device = m.ddbc.device(remembered)
-    assert m.ddbc.unfit(device) is None
-    state = m.ddbc.condition(device, remembered, {}, None, NOW)
+    device = m.ddbc.read_device(remembered)
+    assert m.ddbc.why_not_plannable(device) is None
+    state = m.ddbc.read_state(device, remembered, {}, None, NOW)
     return device, plan_alone(m.ddbc, device, state, None, intervals, tariffs or {})
 
 
@@ -210,8 +210,8 @@ def test_one_makes_room_once_a_transition_is_done_that_is_under_way(m):
     remembered = memory(m, made.description, made.pump_runs)
     begun = status("DDBC.ActuatorStatus", made.burning, 0.2, made.idle, 0, actuator_id="boiler-1")
     remembered["DDBC.ActuatorStatus", "boiler-1"] = parsed(m, begun)
-    device = m.ddbc.device(remembered)
-    state = m.ddbc.condition(device, remembered, {}, None, NOW)
+    device = m.ddbc.read_device(remembered)
+    state = m.ddbc.read_state(device, remembered, {}, None, NOW)
     plan = plan_alone(m.ddbc, device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
     assert told(plan) == [(20, "pump-1", made.off["id"], 1)]
     assert plan.missed == []
@@ -243,7 +243,7 @@ def test_the_present_demand_keeps_the_forecast_in_its_range(m):
     off, on = mode("off"), mode("on", (500, 2500))
     pump = actuator("pump", [(off, (0, 0)), (on, (2000, 8000))])
     described = description(pump, demand=(3000, 4000), begin=1.0)
-    device = m.ddbc.device(memory(m, described, expected=forecast([5000, 5000], 900)))
+    device = m.ddbc.read_device(memory(m, described, expected=forecast([5000, 5000], 900)))
     assert device.demand(NOW + 2, NOW + 900, True) == 4000
     assert device.demand(NOW + 900, NOW + 1800, False) == 5000
     assert device.demand(NOW + 1800, NOW + 2700, False) == 3500
@@ -288,7 +288,7 @@ def test_the_limit_of_the_site_comes_before_the_demand(m):
     intervals = market(m, [0.1] * 2, load=1000.0, limit=2500.0)
     device, plan = planned(m, made.description, intervals, made.pump_runs, tariffs={"GAS": 1})
     assert m.plans.power_at(plan, NOW + 1000) == pytest.approx(1500)
-    missed = m.ddbc.missed(plan)
+    missed = m.ddbc.missed_targets(plan)
     assert missed == [{"datetime": START + timedelta(seconds=2), "asked": 30000, "reached": 25000}]
     assert m.ddbc.planned_power(plan, NOW + 900, 900) == pytest.approx(1500)
     assert device.scale == 30000
@@ -381,13 +381,13 @@ def test_both_forms_of_the_description_come_to_the_same(m):
         }
         told_ = example("DDBC.ActuatorStatus")
         remembered["DDBC.ActuatorStatus", told_["actuator_id"]] = parsed(m, told_)
-        assert m.ddbc.lacks({}) == "DDBC.SystemDescription"
-        assert m.ddbc.lacks(remembered) is None
+        assert m.ddbc.missing_message({}) == "DDBC.SystemDescription"
+        assert m.ddbc.missing_message(remembered) is None
         assert m.ddbc.valid_from(remembered) == NOW - 3600
-        device = m.ddbc.device(remembered)
-        assert m.ddbc.until(device) == 0.0
-        state = m.ddbc.condition(device, remembered, {}, None, NOW)
-        assert m.ddbc.problem(device, state, None, None) is None
+        device = m.ddbc.read_device(remembered)
+        assert m.ddbc.last_deadline(device) == 0.0
+        state = m.ddbc.read_state(device, remembered, {}, None, NOW)
+        assert m.ddbc.flex_model is None
         plans.append(plan_alone(m.ddbc, device, state, None, market(m, [0.3, 0.3, 0.1, 0.1]), {"GAS": 1.4}))
     assert told(plans[0]) == told(plans[1])
     assert plans[0].changes
@@ -402,14 +402,14 @@ def test_the_latest_demand_rate_counts_whichever_message_has_it(m):
     described, without = hybrid(demand=(4000, 4000)).description, hybrid().description
     del without["present_demand_rate"]
     first = memory(m, without)
-    assert m.ddbc.lacks(first) == "DDBC.PresentDemandStatus"
+    assert m.ddbc.missing_message(first) == "DDBC.PresentDemandStatus"
     later = first | {("DDBC.PresentDemandStatus",): parsed(m, present_demand(6000))}
-    assert m.ddbc.lacks(later) is None
-    assert m.ddbc.device(later).present == (6000, 6000)
+    assert m.ddbc.missing_message(later) is None
+    assert m.ddbc.read_device(later).present == (6000, 6000)
     both = memory(m, described) | {("DDBC.PresentDemandStatus",): parsed(m, present_demand(6000))}
-    assert m.ddbc.device(both).present == (6000, 6000)
+    assert m.ddbc.read_device(both).present == (6000, 6000)
     both["DDBC.SystemDescription",] = both.pop(("DDBC.SystemDescription",))
-    assert m.ddbc.device(both).present == (4000, 4000)
+    assert m.ddbc.read_device(both).present == (4000, 4000)
 
 
 def test_a_present_demand_that_was_not_planned_with_departs(m):
@@ -418,16 +418,16 @@ def test_a_present_demand_that_was_not_planned_with_departs(m):
     device, plan = planned(m, made.description, market(m, [0.3] * 4), made.pump_runs, forecast(rates))
 
     def departs(rate, seconds):
-        return m.ddbc.departs(device, plan, parsed(m, present_demand(rate)), NOW + seconds)
+        return m.ddbc.deviation(device, plan, parsed(m, present_demand(rate)), NOW + seconds)
 
     assert departs(4000, 60) is None
     assert departs(4100, 60) is None
     assert departs(6000, 60) == "the present demand rate is 6000 to 6000, expected was 4000"
     assert departs(8000, 1000) is None
     assert departs(4000, 1000) == "the present demand rate is 4000 to 4000, expected was 8000"
-    state = m.ddbc.condition(device, memory(m, made.description), {}, None, NOW)
-    assert m.ddbc.moved(device, state, parsed(m, present_demand(6000)))
-    assert not m.ddbc.moved(device, state, parsed(m, present_demand(4000)))
+    state = m.ddbc.read_state(device, memory(m, made.description), {}, None, NOW)
+    assert m.ddbc.has_changed(device, state, parsed(m, present_demand(6000)))
+    assert not m.ddbc.has_changed(device, state, parsed(m, present_demand(4000)))
 
 
 def test_an_instruction_says_actuator_mode_and_factor(m):
@@ -441,11 +441,11 @@ def test_an_instruction_says_actuator_mode_and_factor(m):
         "abnormal_condition": False,
     }
     assert m.ddbc.message_type(change) == "DDBC.Instruction"
-    assert m.ddbc.fields(change) == fields
+    assert m.ddbc.instruction_fields(change) == fields
     m.messages.new("DDBC.Instruction", id="i-1", execution_time=datetime.now(UTC), **fields)
     assert m.ddbc.describe(device, change, NOW) == {**fields, "label": "boiler: boiler on", "power": 0}
     assert m.ddbc.upcoming(plan, NOW) == plan.changes
-    assert m.ddbc.alike(change, change)
+    assert m.ddbc.is_same_instruction(change, change)
     assert m.ddbc.planned_power(None, NOW, 900) == 0
 
 
@@ -455,38 +455,38 @@ def test_a_status_of_another_mode_or_factor_departs(m):
 
     def departs(mode_, factor, seconds, actuator_id):
         told_ = parsed(m, status("DDBC.ActuatorStatus", mode_, factor, actuator_id=actuator_id))
-        return m.ddbc.departs(device, plan, told_, NOW + seconds)
+        return m.ddbc.deviation(device, plan, told_, NOW + seconds)
 
     assert departs(made.idle, 0, 20, "boiler-1") is None
     assert departs(made.burning, 0.2, 100, "boiler-1") is None
     assert departs(made.idle, 0, 100, "boiler-1") == "boiler off is active, expected was boiler on"
     assert "expected was 0.2" in departs(made.burning, 0.5, 100, "boiler-1")
     assert departs(made.off, 0, 100, "pump-1") is None
-    assert m.ddbc.measured_power_departs(device, plan, 2000, NOW + 100)
-    assert m.ddbc.measured_power_departs(device, plan, 100, NOW + 100) is None
+    assert m.ddbc.power_deviation(device, plan, 2000, NOW + 100)
+    assert m.ddbc.power_deviation(device, plan, 100, NOW + 100) is None
 
 
 def test_what_was_told_later_than_the_status_counts(m):
     made = hybrid(seconds=20)
     remembered = memory(m, made.description, made.pump_runs)
-    device = m.ddbc.device(remembered)
-    state = m.ddbc.condition(device, remembered, {}, None, NOW)
+    device = m.ddbc.read_device(remembered)
+    state = m.ddbc.read_state(device, remembered, {}, None, NOW)
     plan = plan_alone(m.ddbc, device, state, None, market(m, [0.9] * 2), {"GAS": 1.5})
-    later = m.ddbc.condition(device, remembered, {"pump-1": NOW + 5}, plan, NOW + 10)
+    later = m.ddbc.read_state(device, remembered, {"pump-1": NOW + 5}, plan, NOW + 10)
     assert later.actuators["boiler-1"].mode == made.burning["id"]
     assert later.actuators["boiler-1"].ready == NOW + 22
     assert later.actuators["pump-1"].mode == made.on["id"]
     told_ = status("DDBC.ActuatorStatus", made.burning, 0.5, actuator_id="boiler-1")
-    assert m.ddbc.moved(device, state, parsed(m, told_))
-    assert not m.ddbc.moved(device, later, parsed(m, told_))
+    assert m.ddbc.has_changed(device, state, parsed(m, told_))
+    assert not m.ddbc.has_changed(device, later, parsed(m, told_))
 
 
 def test_what_cannot_be_planned_is_told(m):
     modes = [(mode(f"mode {each}"), (0, each)) for each in range(30)]
-    device = m.ddbc.device(memory(m, description(actuator("huge", modes))))
-    assert "too many operation modes" in m.ddbc.unfit(device)
-    device = m.ddbc.device(memory(m, description(actuator("a", modes[:1]), demand=(0, 1e200))))
-    assert "beyond all sense" in m.ddbc.unfit(device)
+    device = m.ddbc.read_device(memory(m, description(actuator("huge", modes))))
+    assert "too many operation modes" in m.ddbc.why_not_plannable(device)
+    device = m.ddbc.read_device(memory(m, description(actuator("a", modes[:1]), demand=(0, 1e200))))
+    assert "beyond all sense" in m.ddbc.why_not_plannable(device)
 
 
 def test_ten_actuators_are_planned_so_that_the_demand_is_met(m):

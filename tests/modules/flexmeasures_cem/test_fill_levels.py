@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import flexmeasures_cem.cem as cems
+import flexmeasures_cem.control_types.frbc.device as devices
 import flexmeasures_cem.fill_levels as fill_levels
-import flexmeasures_cem.frbc_device as frbc_device
 import flexmeasures_s2.messages as messages
 import flexmeasures_s2.session as sessions
 from tests.parts.s2_messages import example
@@ -177,13 +177,13 @@ def test_the_rates_are_those_of_all_actuators_with_leakage_and_usage():
     [actuator] = description["actuators"]
     description["actuators"].append(json.loads(json.dumps(actuator).replace(actuator["id"], "other")))
     described = messages.parse(json.dumps(description))
-    assert frbc_device.greatest_rates(described, None, None) == pytest.approx((2 * 0.015833, 2 * 0.01462))
+    assert devices.greatest_rates(described, None, None) == pytest.approx((2 * 0.015833, 2 * 0.01462))
     leakage = SimpleNamespace(elements=[SimpleNamespace(leakage_rate=each) for each in (-0.1, 0.2)])
     usage = parsed("FRBC.UsageForecast")
     most = max(
         max(rate for rate in (each.usage_rate_expected, each.usage_rate_upper_limit) if rate is not None)
         for each in usage.elements
     )
-    rise, fall = frbc_device.greatest_rates(described, leakage, usage)
+    rise, fall = devices.greatest_rates(described, leakage, usage)
     assert rise == pytest.approx(2 * 0.015833 + 0.1)
     assert fall == pytest.approx(2 * 0.01462 + 0.2 + most)

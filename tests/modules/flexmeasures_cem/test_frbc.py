@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flexmeasures_api.flexible_devices as storages
+import flexmeasures_cem.control_types.frbc.device as devices
+import flexmeasures_cem.control_types.frbc.instructions as instructions
 import flexmeasures_cem.errors as errors
-import flexmeasures_cem.frbc as frbc
-from flexmeasures_cem.site import Means, Window
+import flexmeasures_cem.site.site as sites
 from tests.modules.flexmeasures_cem.frbc_cases import (
     QUARTER,
     START,
@@ -50,16 +51,16 @@ def problem(described, level, energy=None, now=NOW, with_modes=True, resolution=
     m = modules()
     remembered = memory(m, described, level, **others)
     activate(m, remembered, described)
-    device = m.frbc.device(remembered)
-    state = m.frbc.condition(device, remembered, {}, None, now)
+    device = m.frbc.read_device(remembered)
+    state = m.frbc.read_state(device, remembered, {}, None, now)
     left = (NOW + QUARTER - now) / QUARTER
-    window = Window(NOW, QUARTER, NOW + DAY, left, math.inf, with_modes)
-    return m.frbc.problem(device, state, Means(7, resolution, 8, energy), window)
+    window = sites.Window(NOW, QUARTER, NOW + DAY, left, math.inf, with_modes)
+    return m.frbc.flex_model(device, state, sites.Means(7, resolution, 8, energy), window)
 
 
 def test_a_unit_of_fill_level_is_worth_what_power_and_fill_rate_say():
     m = modules()
-    value = m.frbc.worth(m.frbc.device(memory(m, battery())))
+    value = m.frbc.energy_per_fill_level(m.frbc.read_device(memory(m, battery())))
     assert value.energy == pytest.approx(100 * 3600)
     assert (value.charging, value.discharging) == pytest.approx((0.95, 0.95))
 
@@ -67,7 +68,7 @@ def test_a_unit_of_fill_level_is_worth_what_power_and_fill_rate_say():
 def test_what_can_only_be_charged_is_worth_what_it_costs():
     m = modules()
     modes = [mode("off", element((0, 0))), mode("on", element((2000, 2000), efficiency=3.0))]
-    value = m.frbc.worth(m.frbc.device(memory(m, description(actuator("pump", modes)))))
+    value = m.frbc.energy_per_fill_level(m.frbc.read_device(memory(m, description(actuator("pump", modes)))))
     assert value.energy == pytest.approx(100 * 3600 / 3)
     assert value.charging == 1.0
 
@@ -75,25 +76,25 @@ def test_what_can_only_be_charged_is_worth_what_it_costs():
 def test_a_configured_worth_gives_the_efficiencies():
     m = modules()
     modes = [mode("off", element((0, 0))), mode("on", element((2000, 2000), efficiency=3.0))]
-    device = m.frbc.device(memory(m, description(actuator("pump", modes))))
-    assert m.frbc.worth(device, 100 * 3600.0).charging == pytest.approx(3.0)
-    device = m.frbc.device(memory(m, battery()))
-    value = m.frbc.worth(device, 98 * 3600.0)
+    device = m.frbc.read_device(memory(m, description(actuator("pump", modes))))
+    assert m.frbc.energy_per_fill_level(device, 100 * 3600.0).charging == pytest.approx(3.0)
+    device = m.frbc.read_device(memory(m, battery()))
+    value = m.frbc.energy_per_fill_level(device, 98 * 3600.0)
     assert value.charging * value.discharging == pytest.approx(0.95**2)
 
 
 def test_what_no_electric_power_moves_cannot_be_planned():
     m = modules()
-    device = m.frbc.device(memory(m, description(actuator("idle", [mode("off", element((0, 0)))]))))
-    assert m.frbc.worth(device) is None
+    device = m.frbc.read_device(memory(m, description(actuator("idle", [mode("off", element((0, 0)))]))))
+    assert m.frbc.energy_per_fill_level(device) is None
 
 
 @trials(80)
 @given(random_descriptions(), st.floats(0, 100))
 def test_a_problem_never_creates_energy_and_round_trips(described, level):
     m = modules()
-    device = m.frbc.device(memory(m, described, level))
-    value = m.frbc.worth(device)
+    device = m.frbc.read_device(memory(m, described, level))
+    value = m.frbc.energy_per_fill_level(device)
     if value is None:
         return
     found = problem(described, level)
@@ -229,7 +230,7 @@ def test_a_transition_under_way_ends_later():
     }
     key = "FRBC.ActuatorStatus", described["actuators"][0]["id"]
     remembered[key] = m.messages.parse(json.dumps(status))
-    state = m.frbc.condition(m.frbc.device(remembered), remembered, {}, None, NOW + 10)
+    state = m.frbc.read_state(m.frbc.read_device(remembered), remembered, {}, None, NOW + 10)
     [active] = state.actuators.values()
     assert active.ready == NOW + 60
 
@@ -239,15 +240,15 @@ def test_what_was_told_later_than_a_status_counts():
     described = battery()
     remembered = memory(m, described, 50)
     activate(m, remembered, described)
-    device = m.frbc.device(remembered)
-    state = m.frbc.condition(device, remembered, {}, None, NOW)
+    device = m.frbc.read_device(remembered)
+    state = m.frbc.read_state(device, remembered, {}, None, NOW)
     wanted = [(NOW + 2, NOW + QUARTER, 2500.0)]
     plan = plan_alone(m.frbc, device, state, wanted, market(wanted), {})
     actuator_id = described["actuators"][0]["id"]
-    [active] = m.frbc.condition(device, remembered, {actuator_id: NOW}, plan, NOW + 60).actuators.values()
+    [active] = m.frbc.read_state(device, remembered, {actuator_id: NOW}, plan, NOW + 60).actuators.values()
     assert active.factor == pytest.approx(0.5)
     heard = {actuator_id: NOW + 30}
-    [active] = m.frbc.condition(device, remembered, heard, plan, NOW + 60).actuators.values()
+    [active] = m.frbc.read_state(device, remembered, heard, plan, NOW + 60).actuators.values()
     assert active.factor == 0
 
 
@@ -260,8 +261,8 @@ def test_an_error_tells_little_of_what_a_device_says(wrong):
     label = "\x1b[31m\n" + "y" * 100_000
     modes = [SimpleNamespace(id="z" * 100_000, diagnostic_label=label) for _number in range(50)]
     actuators = [SimpleNamespace(id=f"{n}", diagnostic_label=label, operation_modes=modes) for n in range(50)]
-    memory = {frbc.DESCRIPTION: SimpleNamespace(actuators=actuators)}
+    memory = {devices.DESCRIPTION: SimpleNamespace(actuators=actuators)}
     with pytest.raises(errors.InvalidInstruction) as caught:
-        frbc.checked(memory, None, {"actuator_id": "0", "operation_mode": "charge"} | wrong, 0.0)
+        instructions.checked(memory, None, {"actuator_id": "0", "operation_mode": "charge"} | wrong, 0.0)
     assert len(str(caught.value)) < 700
     assert str(caught.value).isprintable()

@@ -41,8 +41,8 @@ def planned(m, described, level, powers, modes=None, begin=2.0, prices=None, roo
     """Return (the device, the Plan) of wanted powers (W per quarter), from the first modes on."""
     remembered = memory(m, described, level, **others)
     activate(m, remembered, described, modes)
-    device = m.frbc.device(remembered)
-    state = m.frbc.condition(device, remembered, {}, None, NOW)
+    device = m.frbc.read_device(remembered)
+    state = m.frbc.read_state(device, remembered, {}, None, NOW)
     wanted = intervals(powers, begin)
     return device, plan_alone(m.frbc, device, state, wanted, market(wanted, prices, rooms), {})
 
@@ -217,8 +217,8 @@ def test_an_actuator_that_has_not_told_its_mode_is_told_one():
     m = modules()
     described = description(actuator("inverter", CONTINUOUS))
     remembered = memory(m, described, 50)
-    device = m.frbc.device(remembered)
-    state = m.frbc.condition(device, remembered, {}, None, NOW)
+    device = m.frbc.read_device(remembered)
+    state = m.frbc.read_state(device, remembered, {}, None, NOW)
     wanted = intervals([2000, 0])
     plan = plan_alone(m.frbc, device, state, wanted, market(wanted), {})
     assert told(device, plan) == [(2.0, "charge", 0.4), (900.0, "idle", 1.0)]
@@ -325,7 +325,7 @@ def test_two_actuators_share_the_power():
     lived = live(described, plan, 10, after(4))
     found = [lived.energy(after(place), after(place + 1)) * 4 for place in range(4)]
     assert found == pytest.approx([3600, 800, 3000, 0], abs=40)
-    device = m.frbc.device(memory(m, described, 10))
+    device = m.frbc.read_device(memory(m, described, 10))
     labels = {m.frbc.describe(device, each, NOW)["label"] for each in plan.changes}
     assert {"big: charge", "small: charge"} <= labels
 
@@ -449,13 +449,13 @@ def test_what_is_too_large_to_be_planned_is_told():
     moves = [transition(modes[0], each) for each in modes[1:]] * 10
     for number, move in enumerate(moves):
         move["id"] = f"move-{number}"
-    device = m.frbc.device(memory(m, description(actuator("large", modes, moves))))
-    assert m.frbc.unfit(device) == "it has too many operation modes and transitions"
+    device = m.frbc.read_device(memory(m, description(actuator("large", modes, moves))))
+    assert m.frbc.why_not_plannable(device) == "it has too many operation modes and transitions"
 
 
 @pytest.mark.parametrize("levels", [(50, 50), (0, 1e12)])
 def test_a_storage_without_a_sensible_range_is_told(levels):
     m = modules()
     modes = [mode("off", element((0, 0))), mode("on", element((1000, 1000)))]
-    device = m.frbc.device(memory(m, description(actuator("odd", modes), levels=levels)))
-    assert m.frbc.unfit(device)
+    device = m.frbc.read_device(memory(m, description(actuator("odd", modes), levels=levels)))
+    assert m.frbc.why_not_plannable(device)

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-import flexmeasures_cem.instructions as instructions
-import flexmeasures_cem.site as sites
+import flexmeasures_cem.site.instructions as instructions
+import flexmeasures_cem.site.site as sites
 from tests.modules.flexmeasures_cem.site_parts import (
     LULL,
     QUARTER,

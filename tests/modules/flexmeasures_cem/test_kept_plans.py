@@ -10,9 +10,9 @@ import pytest
 
 import flexmeasures_api.errors as api_errors
 import flexmeasures_cem.cem as cems
-import flexmeasures_cem.instructions as instructions
-import flexmeasures_cem.kept_plans as kept_plans
 import flexmeasures_cem.market as markets
+import flexmeasures_cem.site.instructions as instructions
+import flexmeasures_cem.site.kept_plans as kept_plans
 from tests.modules.flexmeasures_cem.site_parts import (
     FRBC,
     LULL,

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-import flexmeasures_cem.loads as loads
-import flexmeasures_cem.outlook as outlooks
+import flexmeasures_cem.site.loads as loads
+import flexmeasures_cem.site.outlook as outlooks
+import flexmeasures_cem.site.site as sites
 from flexmeasures_cem.market import Connection
-from flexmeasures_cem.site import Window
 
 QUARTER = 900.0
 
@@ -17,7 +17,7 @@ def limits(connection, powers, known=(), left=1.0) -> dict:
     outlook = outlooks.new([], 0.0, 2 * QUARTER, QUARTER)
     for name, (means, most) in powers.items():
         outlooks.put(outlook, name, means, most)
-    window = Window(0.0, QUARTER, 2 * QUARTER, left, math.inf, False)
+    window = sites.Window(0.0, QUARTER, 2 * QUARTER, left, math.inf, False)
     found = loads.limits(connection, outlook, known, window)
     return {name: [power for _start, _end, power in spans] for name, spans in found.items()}
 

@@ -67,9 +67,9 @@ def memory(m, described, active=None, factor=0.0, running=None, **options) -> di
 def planned(m, described, intervals, active=None, factor=0.0, running=None, tariffs=None, **options):
     """Return (the device, the Plan) of a description and a market."""
     remembered = memory(m, described, active, factor, running, **options)
-    device = m.ombc.device(remembered)
-    assert m.ombc.unfit(device) is None
-    state = m.ombc.condition(device, remembered, {}, None, NOW)
+    device = m.ombc.read_device(remembered)
+    assert m.ombc.why_not_plannable(device) is None
+    state = m.ombc.read_state(device, remembered, {}, None, NOW)
     return device, plan_alone(m.ombc, device, state, None, intervals, tariffs or {})
 
 
@@ -139,9 +139,9 @@ def test_what_is_told_of_a_timer_counts_unless_it_was_started_again(m, heard_at,
     off, on, described = switch(least_on=600)
     [timer_, _other] = [each["id"] for each in described["timers"]]
     remembered = memory(m, described, on, previous=off, since=-100, running={timer_: 200})
-    device = m.ombc.device(remembered)
+    device = m.ombc.read_device(remembered)
     heard = {None: NOW - 100, (None, timer_): NOW + heard_at}
-    assert m.ombc.condition(device, remembered, heard, None, NOW).actuators[None].timers == {
+    assert m.ombc.read_state(device, remembered, heard, None, NOW).actuators[None].timers == {
         timer_: NOW + end
     }
 
@@ -150,8 +150,8 @@ def test_a_transition_beyond_all_time_is_reckoned_with(m):
     off, on, described = switch(least_on=600)
     remembered = memory(m, described, on, previous=off, since=0)
     remembered["OMBC.Status",].transition_timestamp = datetime.max.replace(tzinfo=UTC)
-    device = m.ombc.device(remembered)
-    state = m.ombc.condition(device, remembered, {}, None, NOW)
+    device = m.ombc.read_device(remembered)
+    state = m.ombc.read_state(device, remembered, {}, None, NOW)
     assert state.actuators[None].ready < NOW + 32 * 86_400
     assert plan_alone(m.ombc, device, state, None, market(m, [0.2] * 4), {}).changes == []
 
@@ -287,15 +287,15 @@ def test_a_plan_made_a_minute_later_is_the_same(m):
 def test_what_was_told_later_than_the_status_counts(m):
     off, on, described = switch(seconds=30, least_on=600)
     remembered = memory(m, described, off)
-    device = m.ombc.device(remembered)
-    state = m.ombc.condition(device, remembered, {}, None, NOW)
+    device = m.ombc.read_device(remembered)
+    state = m.ombc.read_state(device, remembered, {}, None, NOW)
     assert state.moment == NOW
     plan = plan_alone(m.ombc, device, state, None, market(m, [-0.1] * 4), {})
-    later = m.ombc.condition(device, remembered, {None: NOW - 5}, plan, NOW + 10)
+    later = m.ombc.read_state(device, remembered, {None: NOW - 5}, plan, NOW + 10)
     assert later.actuators[None].mode == on["id"]
     assert later.actuators[None].ready == NOW + 32
     assert later.actuators[None].timers == {described["timers"][0]["id"]: NOW + 602}
-    heard = m.ombc.condition(device, remembered, {None: NOW + 5}, plan, NOW + 10)
+    heard = m.ombc.read_state(device, remembered, {None: NOW + 5}, plan, NOW + 10)
     assert heard.actuators[None].mode == off["id"]
 
 
@@ -305,7 +305,7 @@ def test_a_status_of_another_mode_departs(m):
 
     def departs(mode_, seconds):
         told_ = parsed(m, status("OMBC.Status", mode_))
-        return m.ombc.departs(device, plan, told_, NOW + seconds)
+        return m.ombc.deviation(device, plan, told_, NOW + seconds)
 
     assert departs(off, 20) is None
     assert departs(on, 100) is None
@@ -320,26 +320,26 @@ def test_a_timer_that_blocks_what_comes_next_departs(m):
     device, plan = planned(m, described, market(m, [0.1, -0.1]), off)
     for ends, departs in ((800, False), (1000, True)):
         told_ = parsed(m, timer_status("OMBC.TimerStatus", described["timers"][1], ends))
-        assert bool(m.ombc.departs(device, plan, told_, NOW + 100)) == departs
+        assert bool(m.ombc.deviation(device, plan, told_, NOW + 100)) == departs
 
 
 def test_a_measured_power_departs_beyond_a_tolerance(m):
     off, _on, described = switch()
     device, plan = planned(m, described, market(m, [-0.1] * 4), off)
-    assert m.ombc.measured_power_departs(device, plan, 0, NOW + 10) is None
-    assert m.ombc.measured_power_departs(device, plan, 1850, NOW + 100) is None
-    assert "expected was 2000 W" in m.ombc.measured_power_departs(device, plan, 1700, NOW + 100)
+    assert m.ombc.power_deviation(device, plan, 0, NOW + 10) is None
+    assert m.ombc.power_deviation(device, plan, 1850, NOW + 100) is None
+    assert "expected was 2000 W" in m.ombc.power_deviation(device, plan, 1700, NOW + 100)
 
 
 def test_a_status_while_it_was_planned_tells_of_another_state(m):
     off, on, described = switch(least_on=60)
     remembered = memory(m, described, off)
-    device = m.ombc.device(remembered)
-    state = m.ombc.condition(device, remembered, {}, None, NOW)
-    assert not m.ombc.moved(device, state, parsed(m, status("OMBC.Status", off)))
-    assert m.ombc.moved(device, state, parsed(m, status("OMBC.Status", on)))
+    device = m.ombc.read_device(remembered)
+    state = m.ombc.read_state(device, remembered, {}, None, NOW)
+    assert not m.ombc.has_changed(device, state, parsed(m, status("OMBC.Status", off)))
+    assert m.ombc.has_changed(device, state, parsed(m, status("OMBC.Status", on)))
     told_ = timer_status("OMBC.TimerStatus", described["timers"][0], 100)
-    assert m.ombc.moved(device, state, parsed(m, told_))
+    assert m.ombc.has_changed(device, state, parsed(m, told_))
 
 
 def test_an_instruction_says_mode_and_factor(m):
@@ -349,22 +349,22 @@ def test_an_instruction_says_mode_and_factor(m):
     change = plan.changes[0]
     assert m.ombc.message_type(change) == "OMBC.Instruction"
     fields = {"operation_mode_id": on["id"], "operation_mode_factor": 0.75, "abnormal_condition": False}
-    assert m.ombc.fields(change) == fields
+    assert m.ombc.instruction_fields(change) == fields
     m.messages.new("OMBC.Instruction", id="i-1", execution_time=datetime.now(UTC), **fields)
     assert m.ombc.describe(device, change, NOW) == {**fields, "label": "on", "power": 2500}
     assert m.ombc.upcoming(plan, NOW) == plan.changes
     assert m.ombc.upcoming(plan, NOW + 1000) == []
-    assert m.ombc.missed(plan) == []
+    assert m.ombc.missed_targets(plan) == []
     assert m.ombc.planned_power(plan, NOW + 900, 900) == 2500
     assert m.ombc.planned_power(None, NOW, 900) == 0
 
 
 def test_what_cannot_be_planned_is_told(m):
     boost = mode("boost", abnormal=True)
-    device = m.ombc.device(memory(m, description([boost])))
-    assert m.ombc.unfit(device) == "all its operation modes are for an abnormal condition only"
-    device = m.ombc.device(memory(m, description([mode("huge", (0, 1e300))])))
-    assert "huge" in m.ombc.unfit(device)
+    device = m.ombc.read_device(memory(m, description([boost])))
+    assert m.ombc.why_not_plannable(device) == "all its operation modes are for an abnormal condition only"
+    device = m.ombc.read_device(memory(m, description([mode("huge", (0, 1e300))])))
+    assert "huge" in m.ombc.why_not_plannable(device)
 
 
 def test_the_example_is_planned(m):
@@ -373,13 +373,13 @@ def test_the_example_is_planned(m):
         ("OMBC.SystemDescription",): parsed(m, described),
         ("OMBC.Status",): parsed(m, example("OMBC.Status")),
     }
-    assert m.ombc.lacks({}) == "OMBC.SystemDescription"
-    assert m.ombc.lacks(remembered) is None
+    assert m.ombc.missing_message({}) == "OMBC.SystemDescription"
+    assert m.ombc.missing_message(remembered) is None
     assert m.ombc.valid_from(remembered) == NOW - 3600
-    device = m.ombc.device(remembered)
-    assert m.ombc.until(device) == 0.0
-    state = m.ombc.condition(device, remembered, {}, None, NOW)
-    assert m.ombc.problem(device, state, None, None) is None
+    device = m.ombc.read_device(remembered)
+    assert m.ombc.last_deadline(device) == 0.0
+    state = m.ombc.read_state(device, remembered, {}, None, NOW)
+    assert m.ombc.flex_model is None
     plan = plan_alone(m.ombc, device, state, None, market(m, [0.3, 0.3, -0.2, -0.2, -0.2, 0.3]), {})
     labels = [m.ombc.describe(device, each, NOW)["label"] for each in plan.changes]
     ways = ["off", "low", "high", "low", "off"]

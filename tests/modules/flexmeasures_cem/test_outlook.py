@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flexmeasures_cem.market as markets
-import flexmeasures_cem.outlook as outlooks
+import flexmeasures_cem.site.outlook as outlooks
 from tests.parts.local_optimum import priced
 
 HOUR, QUARTER, DAY = 3600.0, 900.0, 86_400.0

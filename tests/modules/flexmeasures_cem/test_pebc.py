@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import flexmeasures_cem.models.alone as alone
-import flexmeasures_cem.models.pebc as model
+import flexmeasures_cem.control_types.pebc.model as model
+import flexmeasures_cem.site.alone as alone
 from tests.modules.flexmeasures_cem.markets import starting_at
 from tests.modules.flexmeasures_cem.pebc_cases import (
     ALL,
@@ -61,8 +61,8 @@ def window(hours=4, step=HOUR, left=1.0, with_modes=True):
 
 def posed(m, remembered, asked, now=NOW):
     """Return what FlexMeasures is asked."""
-    device = m.pebc.device(remembered)
-    return m.pebc.problem(device, m.pebc.condition(device, remembered, {}, None, now), MEANS, asked)
+    device = m.pebc.read_device(remembered)
+    return m.pebc.flex_model(device, m.pebc.read_state(device, remembered, {}, None, now), MEANS, asked)
 
 
 def values(spans) -> list:
@@ -74,9 +74,9 @@ def values(spans) -> list:
 
 
 def test_needs_power_constraints(m):
-    assert m.pebc.lacks({}) == "PEBC.PowerConstraints"
-    assert m.pebc.lacks(memory(m, energy(1000), forecast([-1]))) == "PEBC.PowerConstraints"
-    assert m.pebc.lacks(memory(m, constraints(INVERTER))) is None
+    assert m.pebc.missing_message({}) == "PEBC.PowerConstraints"
+    assert m.pebc.missing_message(memory(m, energy(1000), forecast([-1]))) == "PEBC.PowerConstraints"
+    assert m.pebc.missing_message(memory(m, constraints(INVERTER))) is None
 
 
 def test_holds_from_when_the_first_constraints_do(m):
@@ -96,25 +96,27 @@ def test_refuses_constraints_that_no_envelope_fits(m, ranges, abnormal, why):
     made = constraints(
         {L1: ranges, L2: ([(0, 1)], [(0, 0)])}, abnormal=[(L1, each, 0, 0) for each in abnormal]
     )
-    assert why in m.pebc.unfit(m.pebc.device(memory(m, made)))
-    assert m.pebc.unfit(m.pebc.device(memory(m, made, constraints(INVERTER)))) is None
+    assert why in m.pebc.why_not_plannable(m.pebc.read_device(memory(m, made)))
+    assert m.pebc.why_not_plannable(m.pebc.read_device(memory(m, made, constraints(INVERTER)))) is None
 
 
 def test_refuses_constraints_for_an_abnormal_condition_only(m):
     abnormal = [(L1, UPPER, 0, 0), (L1, LOWER, 0, 0)]
-    assert "abnormal" in m.pebc.unfit(m.pebc.device(memory(m, constraints({}, abnormal=abnormal))))
+    assert "abnormal" in m.pebc.why_not_plannable(
+        m.pebc.read_device(memory(m, constraints({}, abnormal=abnormal)))
+    )
 
 
 def test_refuses_constraints_that_are_over(m):
     remembered = memory(m, constraints(INVERTER, since=-2, until=-1))
     with pytest.raises(m.errors.NotPlannable, match="not valid any more"):
-        m.pebc.condition(m.pebc.device(remembered), remembered, {}, None, NOW)
+        m.pebc.read_state(m.pebc.read_device(remembered), remembered, {}, None, NOW)
 
 
 def test_looks_ahead_to_the_end_of_the_last_energy_constraint(m):
-    assert m.pebc.until(m.pebc.device(memory(m, constraints(CHARGER, "DEFER")))) == 0
+    assert m.pebc.last_deadline(m.pebc.read_device(memory(m, constraints(CHARGER, "DEFER")))) == 0
     remembered = memory(m, constraints(CHARGER, "DEFER"), energy(1, until=9), energy(1, until=5))
-    assert m.pebc.until(m.pebc.device(remembered)) == NOW + 9 * HOUR
+    assert m.pebc.last_deadline(m.pebc.read_device(remembered)) == NOW + 9 * HOUR
 
 
 # Nothing is limited without a reason
@@ -279,7 +281,7 @@ def test_charges_in_the_cheapest_hours_without_a_schedule(m):
     _device, plan = planned(m, remembered, market(m, [0.4, 0.1, 0.3, 0.2, 0.05]))
     assert told(plan) == [(0.001, 0, 0), (1, 11040, 0), (2, 0, 0), (3, 11040, 0)]
     assert [power for *_, power in plan.pieces] == [0, 11040, 0, 11040, 0]
-    assert m.pebc.missed(plan) == []
+    assert m.pebc.missed_targets(plan) == []
 
 
 def test_takes_the_last_part_of_the_energy_for_a_part_of_the_time_where_there_is_a_gap(m):
@@ -319,7 +321,7 @@ def test_tells_what_the_limit_of_the_site_leaves_no_room_for(m):
     remembered = memory(m, constraints(CHARGER, "DEFER"), energy(10_000, until=2))
     _device, plan = planned(m, remembered, market(m, [0.1] * 3, load=5000, limit=10_000, begin=0))
     assert told(plan) == [(0, 5000, 0)]
-    assert m.pebc.missed(plan) == [
+    assert m.pebc.missed_targets(plan) == [
         {"datetime": m.plans.moment(NOW + 2 * HOUR), "asked": 20.0, "reached": 10.0}
     ]
 
@@ -495,7 +497,7 @@ def test_a_plan_made_again_later_tells_the_same(prices, average, minutes, is_ste
     for minute in sorted(minutes):
         now = NOW + 60 * minute
         left = starting_at(whole, now + 2)
-        state = m.pebc.condition(device, remembered, {}, plan, now)
+        state = m.pebc.read_state(device, remembered, {}, plan, now)
         plan = plan_alone(m.pebc, device, state, None, left, {})
         assert plan.changes == [first]
 
@@ -558,7 +560,7 @@ def test_describes_phases_by_their_sum(m):
 def test_only_a_power_outside_the_limits_departs_and_only_after_a_while(m):
     remembered = memory(m, constraints(CHARGER, "DEFER"), energy(5520, until=4))
     device, plan = planned(m, remembered, market(m, [0.4, 0.1, 0.3, 0.2]))
-    departs = m.pebc.measured_power_departs
+    departs = m.pebc.power_deviation
     assert "above the upper limit of 0 W" in departs(device, plan, 5000, NOW + 600)
     assert departs(device, plan, 1000, NOW + 600) is None
     assert departs(device, plan, 0, NOW + 1.5 * HOUR) is None
@@ -575,8 +577,10 @@ def test_only_a_power_outside_the_limits_departs_and_only_after_a_while(m):
 
 def planned_together(m, remembered, intervals):
     """Return the Plans of devices that are planned as one."""
-    found = [m.pebc.device(each) for each in remembered]
-    states = [m.pebc.condition(each, its, {}, None, NOW) for each, its in zip(found, remembered, strict=True)]
+    found = [m.pebc.read_device(each) for each in remembered]
+    states = [
+        m.pebc.read_state(each, its, {}, None, NOW) for each, its in zip(found, remembered, strict=True)
+    ]
     cuts = [moment for each in zip(found, states, strict=True) for moment in model.cuts(*each)]
     site = alone.site_of(intervals, cuts)
     parts = [model.add(site, *each, None, {}) for each in zip(found, states, strict=True)]
@@ -606,7 +610,7 @@ def test_two_chargers_are_never_allowed_more_than_the_site_can_take(m):
             if element.start <= (each.start + each.end) / 2 < element.end
         ]
         assert sum(inside) + each.load <= 14_000
-    assert [m.pebc.missed(each) for each in charging] == [[], []]
+    assert [m.pebc.missed_targets(each) for each in charging] == [[], []]
 
 
 # What FlexMeasures is asked
@@ -734,8 +738,8 @@ def test_any_envelope_is_inside_what_is_allowed(one, other, intervals, limit, wa
     ]
     messages = [one, other, *asked, *([forecast(expected)] if expected else [])]
     remembered = memory(m, *messages)
-    device = m.pebc.device(remembered)
-    assert m.pebc.unfit(device) is None
+    device = m.pebc.read_device(remembered)
+    assert m.pebc.why_not_plannable(device) is None
     prices, production, loads = (list(each) for each in zip(*intervals, strict=True))
     made = market(m, [each / 100 for each in prices], [each / 100 for each in production], loads, limit)
     powers = wanted and wanted[: len(made)]
@@ -868,8 +872,8 @@ def test_a_car_that_charges_as_fast_as_it_may_has_its_energy_in_time(prices, sha
 def test_a_schedule_of_the_wrong_times_does_no_harm(m):
     remembered = memory(m, constraints(CHARGER, "DEFER"), energy(2000, until=2))
     intervals = market(m, [0.1] * 4)
-    device = m.pebc.device(remembered)
-    state = m.pebc.condition(device, remembered, {}, None, NOW)
+    device = m.pebc.read_device(remembered)
+    state = m.pebc.read_state(device, remembered, {}, None, NOW)
     for wanted in (
         [],
         schedule(market(m, [0.1], since=NOW - 9 * HOUR), [5000]),
@@ -905,5 +909,5 @@ def test_an_envelope_that_is_told_again_is_what_is_left_of_it(m):
 
 def test_an_envelope_under_constraints_that_are_gone_is_not_told_again(m):
     _device, plan = planned(m, memory(m, constraints(INVERTER, name="c1")), market(m, [0.1] * 4))
-    other = m.pebc.device(memory(m, constraints(INVERTER, name="c2")))
+    other = m.pebc.read_device(memory(m, constraints(INVERTER, name="c2")))
     assert m.pebc.resumed(other, plan, SimpleNamespace(begin=NOW + HOUR)) is None

@@ -11,17 +11,17 @@ from uuid import uuid4
 import pytest
 
 import flexmeasures_api.errors as api_errors
-import flexmeasures_cem.asking as asking
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.errors as errors
-import flexmeasures_cem.instructions as instructions
-import flexmeasures_cem.loads as loads
 import flexmeasures_cem.market as markets
-import flexmeasures_cem.outlook as outlooks
-import flexmeasures_cem.planner as planners
-import flexmeasures_cem.questions as questions
-import flexmeasures_cem.site as sites
-import flexmeasures_cem.triggers as triggers
+import flexmeasures_cem.site.asking as asking
+import flexmeasures_cem.site.instructions as instructions
+import flexmeasures_cem.site.loads as loads
+import flexmeasures_cem.site.outlook as outlooks
+import flexmeasures_cem.site.planner as planner
+import flexmeasures_cem.site.questions as questions
+import flexmeasures_cem.site.site as sites
+import flexmeasures_cem.site.triggers as triggers
 from tests.modules.flexmeasures_cem.site_parts import (
     DDBC,
     FRBC,
@@ -164,13 +164,13 @@ async def test_a_description_of_later_is_planned_with_once_it_is_valid(site, cap
 @pytest.fixture
 def wakes(monkeypatch):
     """Return a list that grows each time that the planner looks what is due."""
-    real, counted = planners.clamp_to_clock, []
+    real, counted = planner.clamp_to_clock, []
 
     def look(*given):
         counted.append(given)
         real(*given)
 
-    monkeypatch.setattr(planners, "clamp_to_clock", look)
+    monkeypatch.setattr(planner, "clamp_to_clock", look)
     return counted
 
 
@@ -1217,7 +1217,7 @@ async def test_who_was_planned_before_another_joined_chooses_again_where_feeding
             await other.ask(charger())
             await other.next("OMBC.Instruction")
             assert planned_for(site, "Charger").plan is first
-            site.ahead = planners.NEWCOMER_SECONDS + 0.5
+            site.ahead = planner.NEWCOMER_SECONDS + 0.5
             wake(site)
             await until(lambda: planned_for(site, "Charger").plan is not first)
 
@@ -1429,21 +1429,21 @@ async def test_without_a_solver_devices_are_left_to_themselves_and_told_why(site
 
 
 async def test_planning_that_fails_unexpectedly_is_told_until_it_works_again(site, monkeypatch):
-    faults, solve = [], planners.solve
+    faults, solve = [], planner.solve
     site.site.fault = lambda what, error: faults.append((what, repr(error)))
 
     async def fail(*given):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(planners, "solve", fail)
+    monkeypatch.setattr(planner, "solve", fail)
     async with connected(site.cem) as rm:
         await introduce(rm)
-        await until(lambda: (planners.PLANNING, "RuntimeError('a fault of ours')") in faults)
+        await until(lambda: (planner.PLANNING, "RuntimeError('a fault of ours')") in faults)
         assert of_type(rm, "FRBC.Instruction") == []
-        monkeypatch.setattr(planners, "solve", solve)
+        monkeypatch.setattr(planner, "solve", solve)
         faults.clear()
         await rm.ask(example("FRBC.SystemDescription"))
-        await until(lambda: (planners.PLANNING, "None") in faults)
+        await until(lambda: (planner.PLANNING, "None") in faults)
         await until(lambda: is_scheduled(site, rm))
 
 
@@ -1457,12 +1457,12 @@ async def test_a_planner_that_ends_is_begun_again_by_who_runs_it(site, monkeypat
         begun[what] = work
         return asyncio.create_task(work())
 
-    await planners.stop(site.site)
+    await planner.stop(site.site)
     site.site.run = run
     with monkeypatch.context() as patched:
-        for module in (planners, asking):
+        for module in (planner, asking):
             patched.setattr(module, "until_due", end)
-        planners.start(site.site)
+        planner.start(site.site)
         await asyncio.wait([site.site.task, site.site.asking])
     assert list(begun) == ["planner of S2 devices", "schedules of S2 devices"]
     site.site.task, site.site.asking = [asyncio.create_task(work()) for work in begun.values()]

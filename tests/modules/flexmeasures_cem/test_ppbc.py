@@ -61,8 +61,8 @@ def parsed(m, message):
 
 def departs(m, definition, plan, minutes, *told):
     """Return how a status after some minutes departs from a plan."""
-    device = m.ppbc.device(memory(m, definition))
-    return m.ppbc.departs(device, plan, parsed(m, status(definition, *told)), NOW + minutes * MINUTE)
+    device = m.ppbc.read_device(memory(m, definition))
+    return m.ppbc.deviation(device, plan, parsed(m, status(definition, *told)), NOW + minutes * MINUTE)
 
 
 def test_the_official_example_is_planned():
@@ -76,15 +76,15 @@ def test_the_official_example_is_planned():
 
 def test_a_definition_is_what_it_lacks():
     m = modules()
-    assert m.ppbc.lacks({}) == DEFINITION
-    assert m.ppbc.lacks(memory(m, dryer())) is None
-    assert m.ppbc.until(m.ppbc.device(memory(m, dryer(), washer(end=600)))) == NOW + 10 * HOUR
+    assert m.ppbc.missing_message({}) == DEFINITION
+    assert m.ppbc.missing_message(memory(m, dryer())) is None
+    assert m.ppbc.last_deadline(m.ppbc.read_device(memory(m, dryer(), washer(end=600)))) == NOW + 10 * HOUR
 
 
 def test_alike_elements_are_one():
     m = modules()
     definition = profile(container(sequence((10, 100), (20, 100), (0, 500), (30, 200))))
-    ((found,),) = (each.containers for each in m.ppbc.device(memory(m, definition)).profiles)
+    ((found,),) = (each.containers for each in m.ppbc.read_device(memory(m, definition)).profiles)
     (only,) = found.sequences.values()
     assert [(each.seconds, each.power) for each in only.elements] == [(1800, 100), (1800, 200)]
 
@@ -100,14 +100,14 @@ def test_instructions_are_valid_messages():
     ]
     for each in plan.changes:
         kind = m.ppbc.message_type(each)
-        message = example(kind, **m.ppbc.fields(each))
+        message = example(kind, **m.ppbc.instruction_fields(each))
         assert set(message) == set(example(kind))
         assert problems(message) == []
         assert m.ppbc.describe(device, each, NOW)["power"] in (0, 2000)
         assert each.actuator == (definition["id"], definition["power_sequences_containers"][0]["id"])
     assert len({m.ppbc.describe(device, each, NOW)["label"] for each in plan.changes}) == 3
-    assert m.ppbc.alike(plan.changes[0], plan.changes[0])
-    assert not m.ppbc.alike(plan.changes[0], plan.changes[2])
+    assert m.ppbc.is_same_instruction(plan.changes[0], plan.changes[0])
+    assert not m.ppbc.is_same_instruction(plan.changes[0], plan.changes[2])
 
 
 def test_what_was_told_counts_as_begun_without_a_status():
@@ -312,14 +312,14 @@ def test_a_status_meanwhile_tells_of_another_state():
     device, state, _plan = planned(m, [definition], market(m, PRICES))
     for told, is_moved in (("SCHEDULED", False), ("EXECUTING", True), ("ABORTED", True)):
         message = parsed(m, status(definition, (told, 0, 0)))
-        assert m.ppbc.moved(device, state, message) is is_moved
+        assert m.ppbc.has_changed(device, state, message) is is_moved
 
 
 def test_a_measured_power_departs_by_more_than_a_tenth():
     m = modules()
     device, _state, plan = planned(m, [dryer()], market(m, PRICES))
     at = NOW + 45 * MINUTE
-    assert m.ppbc.measured_power_departs(device, plan, 1810, at) is None
-    assert "1700 W" in m.ppbc.measured_power_departs(device, plan, 1700, at)
-    assert m.ppbc.measured_power_departs(device, plan, 0, NOW + 30 * MINUTE + 10) is None
+    assert m.ppbc.power_deviation(device, plan, 1810, at) is None
+    assert "1700 W" in m.ppbc.power_deviation(device, plan, 1700, at)
+    assert m.ppbc.power_deviation(device, plan, 0, NOW + 30 * MINUTE + 10) is None
     assert m.ppbc.planned_power(None, NOW, HOUR) == 0

@@ -149,7 +149,7 @@ def test_a_plan_made_again_later_comes_to_the_same(definition, made, passed):
     _device, _state, again = planned(m, [definition], later, plan=plan, now=now)
     coming = m.ppbc.upcoming(plan, now)
     assert len(again.changes) == len(coming)
-    assert all(m.ppbc.alike(*each) for each in zip(again.changes, coming, strict=True))
+    assert all(m.ppbc.is_same_instruction(*each) for each in zip(again.changes, coming, strict=True))
 
 
 def test_the_cheaper_of_two_programmes_runs():
@@ -256,7 +256,7 @@ def test_what_is_too_late_starts_and_ends_as_early_as_can_be(end):
     _device, _state, plan = planned(m, [definition], market(m, [0.5] * 8 + [0.1] * 88))
     assert plan.changes[0].sequence == short["id"]
     assert minutes(plan) == [(0.03, "start"), (60.03, "start")]
-    (missed,) = m.ppbc.missed(plan)
+    (missed,) = m.ppbc.missed_targets(plan)
     assert missed["datetime"].timestamp() == NOW + end * MINUTE
     assert (missed["asked"], missed["reached"]) == (0, round(90 + BEGIN / 60 - end, 3))
 
@@ -435,7 +435,7 @@ def test_one_profile_that_cannot_be_planned_does_not_hinder_another():
     m = modules()
     wrong = profile(container(sequence((60, 100), abnormal=True)), end=60)
     right = profile(container(sequence((60, 2000))))
-    assert "abnormal condition" in m.ppbc.unfit(m.ppbc.device(memory(m, wrong)))
+    assert "abnormal condition" in m.ppbc.why_not_plannable(m.ppbc.read_device(memory(m, wrong)))
     _device, _state, plan = planned(m, [wrong, right], market(m, [0.3] * 96))
     assert [each.profile for each in plan.changes] == [right["id"]]
 
@@ -450,4 +450,6 @@ def test_an_instruction_that_waits_is_the_same_after_its_status():
     _device, _state, again = planned(
         m, [definition], later, told=told, heard={None: NOW + 5}, plan=plan, now=NOW + 60
     )
-    assert [m.ppbc.alike(*each) for each in zip(plan.changes, again.changes, strict=True)] == [True]
+    assert [m.ppbc.is_same_instruction(*each) for each in zip(plan.changes, again.changes, strict=True)] == [
+        True
+    ]

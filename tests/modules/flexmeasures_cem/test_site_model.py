@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.search as search
-import flexmeasures_cem.site_model as site_model
+import flexmeasures_cem.site.site_model as site_model
 from flexmeasures_cem.market import Connection
 from tests.modules.flexmeasures_cem.site_cases import (
     NOW,

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import flexmeasures_cem.site.site as sites
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
 from flexmeasures_api.connection import Connection, Sensor
 from flexmeasures_api.errors import InvalidProblem
 from flexmeasures_api.quantities import PowerPrice
-from flexmeasures_cem.site import Window
 
 HOUR = 3600.0
 
@@ -98,7 +98,7 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
     link, status = Connection(host="http://x", client=None, sensors=sensors), statuses.Status(hass)
     asker = site_plan.Asker(given, link, status, asyncio.Lock(), lambda: None)
     asker.planner = SimpleNamespace(unusable={})
-    window = Window(start.timestamp(), 900.0, start.timestamp() + 4 * HOUR, 1.0, math.inf, False)
+    window = sites.Window(start.timestamp(), 900.0, start.timestamp() + 4 * HOUR, 1.0, math.inf, False)
     varying = {"consumption_capacity": [(window.start, window.end, 11_000.0)]}
     for limits in ({}, varying):
         await site_plan.solve(asker, [], window, {}, limits)

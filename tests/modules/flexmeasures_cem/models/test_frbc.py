@@ -22,6 +22,7 @@ from tests.modules.flexmeasures_cem.frbc_cases import (
     modules,
     number_range,
 )
+from tests.modules.flexmeasures_cem.planning import STORAGE_EFFORT
 from tests.parts.s2_messages import example
 
 NOW = START.timestamp()
@@ -37,16 +38,16 @@ HEATER = description(
 def planned(described, level, prices, rooms=None, terms=None, **others):
     """Return the Plan of least cost by prices per quarter; each actuator is in its first mode."""
     m = modules()
-    alone = importlib.import_module("flexmeasures_cem.models.alone")
-    model = importlib.import_module("flexmeasures_cem.models.frbc")
+    alone = importlib.import_module("flexmeasures_cem.site.alone")
+    model = importlib.import_module("flexmeasures_cem.control_types.frbc.model")
     remembered = memory(m, described, level, **others)
     activate(m, remembered, described)
-    device = m.frbc.device(remembered)
-    state = m.frbc.condition(device, remembered, {}, None, NOW)
+    device = m.frbc.read_device(remembered)
+    state = m.frbc.read_state(device, remembered, {}, None, NOW)
     spans = market(intervals(prices, 0.0), prices, rooms)
     site = alone.site_of(spans, model.cuts(device, state))
     part = model.add(site, device, state, None, {}, terms or markets.AS_DESCRIBED)
-    return part.plan(alone.solved(site, model.EFFORT), spans)
+    return part.plan(alone.solved(site, STORAGE_EFFORT), spans)
 
 
 def level_after(plan, quarters):
@@ -185,10 +186,10 @@ def test_a_stepped_battery_has_the_cheapest_course(level):
 
 def test_a_detour_through_a_mode_that_does_nothing_either_is_not_told():
     m = modules()
-    model = importlib.import_module("flexmeasures_cem.models.frbc")
-    transitions = importlib.import_module("flexmeasures_cem.transitions")
+    model = importlib.import_module("flexmeasures_cem.control_types.frbc.model")
+    transitions = importlib.import_module("flexmeasures_cem.control_types.operation_modes.transitions")
     remembered = memory(m, BATTERY, 50.0)
-    [inverter] = m.frbc.device(remembered).actuators
+    [inverter] = m.frbc.read_device(remembered).actuators
     idle, charge, discharge = inverter.modes
 
     def event(moment, mode, factor=1.0):

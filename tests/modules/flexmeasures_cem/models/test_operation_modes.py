@@ -35,16 +35,16 @@ def described(modes, cost=0.0) -> dict:
 
 def planned(m, descriptions, intervals) -> list:
     """Return the Plan of each device, which is in its first mode, of one solution for all."""
-    alone = importlib.import_module("flexmeasures_cem.models.alone")
-    model = importlib.import_module("flexmeasures_cem.models.ombc")
+    alone = importlib.import_module("flexmeasures_cem.site.alone")
+    model = importlib.import_module("flexmeasures_cem.control_types.ombc.model")
     site, parts = alone.site_of(intervals), []
     for description in descriptions:
         memory = {
             ("OMBC.SystemDescription",): parsed(m, description),
             ("OMBC.Status",): parsed(m, status("OMBC.Status", description["operation_modes"][0])),
         }
-        device = m.ombc.device(memory)
-        state = m.ombc.condition(device, memory, {}, None, NOW)
+        device = m.ombc.read_device(memory)
+        state = m.ombc.read_state(device, memory, {}, None, NOW)
         parts.append(model.add(site, device, state, None, {}))
     solution = alone.solved(site)
     return [part.plan(solution, intervals) for part in parts]

@@ -1,0 +1,1 @@
+"""Demand driven based control (DDBC): actuators whose supply meets a demand."""

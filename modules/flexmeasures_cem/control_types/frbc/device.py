@@ -1,0 +1,545 @@
+"""A device under fill rate based control: what it can do, and how its fill level moves.
+
+Moments are seconds since 1970, fill rates fill level per second, power W of electricity, consumption
+positive. Where a fill level lies outside what the description covers, what holds nearest to it counts.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_s2.commodities as commodities
+
+MARGIN = 0.002
+"""How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
+FIXED_FACTOR = 1.0
+"""The factor that is told where it changes nothing."""
+SMALLEST, GREATEST = 1e-9, 1e9
+"""Beyond these, ranges of fill level, powers (W), and rates (ranges per second) are no sense."""
+MOST_WORK = 10_000
+"""How many pairs of a mode with a mode or transition are looked at, at most, in each interval."""
+STRAIGHT = 1e-9
+"""Below this part of the storage's range per second, a fill level stands still."""
+
+
+@dataclass(frozen=True)
+class _Element:
+    """What an operation mode does between two fill levels, by its factor: at 0, and at 1.
+
+    `cost` is that of running (currency per hour), without the commodities.
+    """
+
+    bottom: float
+    top: float
+    rates: tuple
+    powers: tuple
+    cost: float
+
+
+Element = _Element
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """An operation mode; its elements by fill level, and where those begin.
+
+    `is_fixed` tells whether the factor changes nothing.
+    """
+
+    id: str
+    label: str
+    elements: tuple
+    bottoms: tuple
+    is_fixed: bool
+    is_permitted: bool = True
+
+
+Mode = _Mode
+
+
+@dataclass
+class _Actuator:
+    """An actuator with its permitted modes by id; `transitions` by the mode that they start from.
+
+    `blocking` are the timers that matter.
+    """
+
+    id: str
+    label: str
+    modes: dict
+    transitions: dict
+    durations: dict
+    blocking: frozenset = frozenset()
+
+
+Actuator = _Actuator
+
+
+@dataclass
+class _Device:
+    """Actuators (the most efficient first) on one storage, with what else moves its fill level.
+
+    `leakage` holds (bottom, top, rate), `usage` (start, end, rate), `targets` (start, end, lowest,
+    highest level). `edges` are the fill levels, and `moments` the times, at which any rate may change.
+    A plan keeps the level between `floor` and `ceiling`, a little within the range. `most` and `least`
+    are the greatest powers of filling and emptying (W), of all actuators together; `step` is the widest
+    gap between the powers of one.
+    """
+
+    bottom: float
+    top: float
+    actuators: list
+    leakage: list = field(default_factory=list)
+    usage: list = field(default_factory=list)
+    targets: list = field(default_factory=list)
+    edges: list = field(default_factory=list)
+    moments: list = field(default_factory=list)
+    floor: float = 0.0
+    ceiling: float = 0.0
+    most: float = 0.0
+    least: float = 0.0
+    step: float = 0.0
+
+
+Device = _Device
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """An actuator's mode and factor from a moment on; in a transition there is no mode."""
+
+    start: float
+    mode: object
+    factor: float
+
+
+Setting = _Setting
+
+
+@dataclass
+class _Run:
+    """What came of some time: the level at its end, electric energy (J), and the pieces in between.
+
+    Each piece is (start, end, level at the start, level at the end, power). `below` and `above` are how
+    far the level was below the floor and above the ceiling, `hit` when it came there and pushed on.
+    """
+
+    level: float
+    energy: float
+    pieces: list
+    below: float
+    above: float
+    hit: float | None
+
+
+Run = _Run
+
+
+@dataclass
+class _Worth:
+    """The energy (J) of one unit of fill level, and what is left of it on the way in and out."""
+
+    energy: float
+    charging: float
+    discharging: float
+
+
+Worth = _Worth
+
+
+@dataclass
+class _Condition:
+    """What a device is at a moment: its fill level, and each actuator's Active by its id."""
+
+    moment: float
+    level: float
+    actuators: dict
+
+
+Condition = _Condition
+
+
+@pyscript_compile
+def read(description, leakage, usage, targets):
+    """Return the Device that its messages describe; all but the FRBC.SystemDescription may be None."""
+    limits = description.storage.fill_level_range
+    actuators = [read_actuator(each) for each in description.actuators]
+    device = Device(limits.start_of_range, limits.end_of_range, actuators)
+    if leakage:
+        device.leakage = [
+            (each.fill_level_range.start_of_range, each.fill_level_range.end_of_range, each.leakage_rate)
+            for each in sorted(leakage.elements, key=lambda each: each.fill_level_range.start_of_range)
+        ]
+    if usage:
+        spans = of_profile(usage)
+        device.usage = [(start, end, each.usage_rate_expected) for start, end, each in spans]
+        device.moments = [spans[0][0], *[end for _start, end, _each in spans]]
+    if targets:
+        device.targets = [
+            (start, end, each.fill_level_range.start_of_range, each.fill_level_range.end_of_range)
+            for start, end, each in of_profile(targets)
+        ]
+    margin = MARGIN * (device.top - device.bottom)
+    device.floor, device.ceiling = device.bottom + margin, device.top - margin
+    edges = {device.bottom, device.floor, device.ceiling, device.top}
+    for bottom, top, _rate in device.leakage:
+        edges |= {bottom, top}
+    for actuator in actuators:
+        for mode in actuator.modes.values():
+            for element in mode.elements:
+                edges |= {element.bottom, element.top}
+    device.edges = sorted(edges)
+    actuators.sort(key=lambda each: preference(device, each))
+    device.most, device.least = greatest_power(device, 1), greatest_power(device, -1)
+    device.step = max(greatest_step(device, each) for each in actuators)
+    return device
+
+
+@pyscript_compile
+def why_out_of_range(device):
+    """Return why a device cannot be reckoned with, or None."""
+    span = device.top - device.bottom
+    if not SMALLEST < span < GREATEST:
+        return f"the storage's fill_level_range is from {device.bottom:g} to {device.top:g}"
+    work = 0
+    for actuator in device.actuators:
+        moves = sum(len(each) for each in actuator.transitions.values())
+        work += len(actuator.modes) * (len(actuator.modes) + moves)
+        for mode in actuator.modes.values():
+            for element in mode.elements:
+                if max(abs(each) for each in element.powers) > GREATEST:
+                    return f"operation mode {mode.label} has powers of more than {GREATEST:g} W"
+                if max(abs(each) for each in element.rates) > GREATEST * span:
+                    return f"operation mode {mode.label} fills the storage in no time"
+    others = [rate for _bottom, _top, rate in device.leakage] + [rate for _start, _end, rate in device.usage]
+    if max([abs(each) for each in others], default=0.0) > GREATEST * span:
+        return "its leakage or usage empties the storage in no time"
+    return "it has too many operation modes and transitions" if work > MOST_WORK else None
+
+
+@pyscript_compile
+def greatest_rates(description, leakage, usage) -> tuple[float, float]:
+    """Return how fast the fill level can rise and fall (per second, both positive), whatever is active.
+
+    That is by what the messages describe, of which all but the FRBC.SystemDescription may be None.
+    """
+    rise = fall = 0.0
+    for actuator in description.actuators:
+        rates = [
+            rate
+            for mode in actuator.operation_modes
+            for element in mode.elements
+            for rate in (element.fill_rate.start_of_range, element.fill_rate.end_of_range)
+        ]
+        rise, fall = rise + max([0.0, *rates]), fall - min([0.0, *rates])
+    falls = [each.leakage_rate for each in leakage.elements] if leakage else []
+    rise, fall = rise - min([0.0, *falls]), fall + max([0.0, *falls])
+    falls = [rate for each in usage.elements for rate in usage_rates(each)] if usage else []
+    return rise - min([0.0, *falls]), fall + max([0.0, *falls])
+
+
+@pyscript_compile
+def usage_rates(element) -> list[float]:
+    """Return the rates that an element of an FRBC.UsageForecast has, of those that it may have."""
+    limits = element.usage_rate_upper_limit, element.usage_rate_lower_limit
+    return [each for each in (element.usage_rate_expected, *limits) if each is not None]
+
+
+@pyscript_compile
+def greatest_power(device, sign):
+    """Return the greatest power (W) of filling (1) or of emptying (-1), of all actuators together."""
+    found = [per_level(device, each, sign) for each in device.actuators]
+    return sum(each[1] for each in found if each)
+
+
+@pyscript_compile
+def greatest_step(device, actuator):
+    """Return the widest gap (W) between the powers that an actuator can have, at any fill level."""
+    widest = 0.0
+    for level in device.edges:
+        ranges = sorted(tuple(sorted(element_at(mode, level).powers)) for mode in actuator.modes.values())
+        top = ranges[0][1] if ranges else 0.0
+        for low, high in ranges:
+            widest, top = max(widest, low - top), max(top, high)
+    return widest
+
+
+@pyscript_compile
+def of_profile(message):
+    """Return (start, end, element) of each element of a profile."""
+    found, start = [], message.start_time.timestamp()
+    for element in message.elements:
+        end = start + element.duration.root / 1000
+        found.append((start, end, element))
+        start = end
+    return found
+
+
+@pyscript_compile
+def read_actuator(described):
+    """Return an actuator of what is described, with the modes that a normal condition permits."""
+    moves, durations = transitions.read(described)
+    modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
+    label = transitions.short_label(described)
+    blocking = frozenset(
+        timer for listed in moves.values() for each in listed for timer in each.blocking_timers
+    )
+    return Actuator(described.id, label, {mode.id: mode for mode in modes}, moves, durations, blocking)
+
+
+@pyscript_compile
+def read_mode(described):
+    """Return an operation mode of what is described."""
+    elements = []
+    for each in sorted(described.elements, key=lambda each: each.fill_level_range.start_of_range):
+        starts = {power.commodity_quantity.value: power.start_of_range for power in each.power_ranges}
+        ends = {power.commodity_quantity.value: power.end_of_range for power in each.power_ranges}
+        costs = each.running_costs
+        elements.append(
+            Element(
+                each.fill_level_range.start_of_range,
+                each.fill_level_range.end_of_range,
+                (each.fill_rate.start_of_range, each.fill_rate.end_of_range),
+                (commodities.electric(starts) or 0.0, commodities.electric(ends) or 0.0),
+                (costs.start_of_range + costs.end_of_range) * 1800 if costs else 0.0,
+            )
+        )
+    bottoms = tuple(each.bottom for each in elements)
+    is_fixed = all(start == end for each in elements for start, end in (each.rates, each.powers))
+    return Mode(described.id, transitions.short_label(described), tuple(elements), bottoms, is_fixed)
+
+
+@pyscript_compile
+def element_at(mode, level, upwards=True):
+    """Return a mode's element at a fill level; at the border of two the upper one, or the lower."""
+    bisect = bisect_right if upwards else bisect_left
+    return mode.elements[max(0, bisect(mode.bottoms, level) - 1)]
+
+
+@pyscript_compile
+def rate_of(element, factor):
+    """Return the fill rate at a factor."""
+    return element.rates[0] + factor * (element.rates[1] - element.rates[0])
+
+
+@pyscript_compile
+def power_of(element, factor):
+    """Return the power at a factor."""
+    return element.powers[0] + factor * (element.powers[1] - element.powers[0])
+
+
+@pyscript_compile
+def leak_at(device, level, upwards=True):
+    """Return how fast the storage leaks at a fill level."""
+    for bottom, top, rate in device.leakage:
+        if level < top or (level == top and not upwards):
+            return rate if level > bottom or (level == bottom and upwards) else 0.0
+    return 0.0
+
+
+@pyscript_compile
+def motion(device, level, settings, usage):
+    """Return (rate, power, next edge or None) while each actuator is set as it is.
+
+    Where the level is driven to an edge from both sides, it stays there.
+    """
+    up = [(element_at(each.mode, level), each.factor) for each in settings if each.mode]
+    down = [(element_at(each.mode, level, False), each.factor) for each in settings if each.mode]
+    rising = sum(rate_of(*each) for each in up) - leak_at(device, level) - usage
+    falling = sum(rate_of(*each) for each in down) - leak_at(device, level, False) - usage
+    still = STRAIGHT * (device.top - device.bottom)
+    if rising > still:
+        place = bisect_right(device.edges, level)
+        edge = device.edges[place] if place < len(device.edges) else None
+        return rising, sum(power_of(*each) for each in up), edge
+    if falling < -still:
+        place = bisect_left(device.edges, level) - 1
+        return falling, sum(power_of(*each) for each in down), device.edges[place] if place >= 0 else None
+    return 0.0, sum(power_of(*each) for each in down), None
+
+
+@pyscript_compile
+def run(device, level, timelines, start, end):
+    """Let time pass, and return the Run; each of `timelines` is an actuator's Settings in order."""
+    moments = {start, end}
+    for line in timelines:
+        moments |= {each.start for each in line if start < each.start < end}
+    moments.update(device.moments[bisect_right(device.moments, start) : bisect_left(device.moments, end)])
+    first, energy, pieces, hit = level, 0.0, [], None
+    lowest = highest = level
+    for begin, until in pairwise(sorted(moments)):
+        settings = [setting_at(line, begin) for line in timelines]
+        usage = usage_at(device, begin)
+        moment = begin
+        while moment < until:
+            rate, power, edge = motion(device, level, settings, usage)
+            if hit is None and (
+                (rate > 0 and level >= device.ceiling) or (rate < 0 and level <= device.floor)
+            ):
+                hit = moment
+            after, reached = until, level + rate * (until - moment)
+            if edge is not None and (reached - edge) * rate >= 0:
+                after, reached = max(moment + (edge - level) / rate, math.nextafter(moment, until)), edge
+            after = min(after, until)
+            pieces.append((moment, after, level, reached, power))
+            energy += power * (after - moment)
+            moment, level = after, reached
+            lowest, highest = min(lowest, level), max(highest, level)
+    below = max(0.0, min(device.floor, first) - lowest)
+    above = max(0.0, highest - max(device.ceiling, first))
+    return Run(level, energy, pieces, below, above, hit)
+
+
+@pyscript_compile
+def setting_at(line, moment):
+    """Return what an actuator is set to at a moment."""
+    found = line[0]
+    for each in line:
+        if each.start > moment:
+            break
+        found = each
+    return found
+
+
+@pyscript_compile
+def usage_at(device, moment):
+    """Return how fast the storage is used at a moment."""
+    place = bisect_right(device.moments, moment) - 1
+    return device.usage[place][2] if 0 <= place < len(device.usage) else 0.0
+
+
+@pyscript_compile
+def mildest(mode, level):
+    """Return the factor at which a mode moves the fill level least, at a fill level."""
+    if mode.is_fixed:
+        return FIXED_FACTOR
+    start, end = element_at(mode, level).rates
+    if start == end or start * end > 0:
+        return 0.0 if abs(start) <= abs(end) else 1.0
+    return -start / (end - start)
+
+
+@pyscript_compile
+def per_level(device, actuator, sign):
+    """Return (energy (J) of one unit of fill level, greatest power (W)) of filling (1) or emptying (-1).
+
+    The energy is the mean over the storage's range, in the mode of most power. None without such a mode.
+    """
+    best = None
+    for mode in actuator.modes.values():
+        energy = width = power = 0.0
+        for element in mode.elements:
+            ends = [
+                (sign * rate, sign * watts) for rate, watts in zip(element.rates, element.powers, strict=True)
+            ]
+            rate, watts = max(ends, key=lambda each: each[1])
+            span = min(element.top, device.top) - max(element.bottom, device.bottom)
+            if rate > 0 and watts > 0 and span > 0:
+                energy, width, power = energy + span * watts / rate, width + span, max(power, watts)
+        if width and (best is None or power > best[1]):
+            best = energy / width, power
+    return best
+
+
+@pyscript_compile
+def preference(device, actuator):
+    """Return by what actuators are ordered: the one that loses least first, and of those one of few steps."""
+    filling, emptying = per_level(device, actuator, 1), per_level(device, actuator, -1)
+    needs = filling[0] if filling else math.inf
+    yields = emptying[0] if emptying else 0.0
+    fixed = any(
+        element.powers[0] == element.powers[1] != 0
+        for mode in actuator.modes.values()
+        for element in mode.elements
+    )
+    return float(f"{needs:.2g}"), -float(f"{yields:.2g}"), not fixed
+
+
+@pyscript_compile
+def worth(found: Any, energy_per_fill_level: float | None = None) -> Any:
+    """Return what a unit of fill level is worth, or None where no electric power moves it.
+
+    `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
+    it can only be filled (or emptied), all losses are left out: one unit is what it costs (or yields).
+    """
+    needs, yields = of_all(found, 1), of_all(found, -1)
+    if not (needs or yields):
+        return None
+    if energy_per_fill_level is not None:
+        return Worth(
+            energy_per_fill_level,
+            energy_per_fill_level / needs if needs else 1.0,
+            min(yields, needs or yields, energy_per_fill_level) / energy_per_fill_level if yields else 1.0,
+        )
+    if needs and yields:
+        share = min(math.sqrt(yields / needs), 1.0)
+        return Worth(needs * share, share, share)
+    return Worth(needs or yields, 1.0, 1.0)
+
+
+@pyscript_compile
+def of_all(found: Any, sign: int) -> float | None:
+    """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
+    parts = [part for each in found.actuators if (part := per_level(found, each, sign))]
+    rate = sum(power / energy for energy, power in parts)
+    return sum(power for _energy, power in parts) / rate if rate else None
+
+
+DESCRIPTION, STATUS = ("FRBC.SystemDescription",), ("FRBC.StorageStatus",)
+ACTUATOR_STATUS, TIMER_STATUS = "FRBC.ActuatorStatus", "FRBC.TimerStatus"
+LEAKAGE, USAGE, TARGETS = (
+    ("FRBC.LeakageBehaviour",),
+    ("FRBC.UsageForecast",),
+    ("FRBC.FillLevelTargetProfile",),
+)
+
+
+@pyscript_compile
+def missing_message(memory):
+    """Return which message is still missing to plan on, or None."""
+    return next((each[0] for each in (DESCRIPTION, STATUS) if each not in memory), None)
+
+
+@pyscript_compile
+def valid_from(memory):
+    """Return from when on the description holds."""
+    return memory[DESCRIPTION].valid_from.timestamp()
+
+
+@pyscript_compile
+def read_device(memory):
+    """Return the device that is described."""
+    return read(memory[DESCRIPTION], memory.get(LEAKAGE), memory.get(USAGE), memory.get(TARGETS))
+
+
+@pyscript_compile
+def why_not_plannable(found):
+    """Return why a device cannot be planned, or None."""
+    if worth(found) is None:
+        return "no operation mode fills or empties it by electric power"
+    return why_out_of_range(found)
+
+
+@pyscript_compile
+def read_state(found, memory, heard, plan, now):
+    """Return what the device is now: as it told, or as it was told later.
+
+    `heard` has when each actuator told its status last; `plan` is the one in force, or None.
+    """
+    actives = {}
+    for each in found.actuators:
+        status = memory.get((ACTUATOR_STATUS, each.id))
+        finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
+        told = plans.last_told(plan, now, each.id)
+        actives[each.id] = transitions.active(each, status, finished, told, heard, now)
+    return Condition(now, memory[STATUS].present_fill_level, actives)
+
+
+@pyscript_compile
+def last_deadline(found):
+    """Return when the last target ends, or 0."""
+    return max([end for _start, end, *_levels in found.targets], default=0.0)

@@ -1,0 +1,182 @@
+"""Instructions of fill rate based control: of a plan, and those that a user asks for."""
+
+import uuid
+
+import flexmeasures_cem.control_types.frbc.device as devices
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_cem.errors as errors
+import flexmeasures_s2.texts as texts
+
+INSTRUCTION = "FRBC.Instruction"
+NEXT_SECONDS = 1.0
+"""How far ahead an instruction is that is to be executed now."""
+
+
+@pyscript_compile
+def instruction_fields(change):
+    """Return the fields of the FRBC.Instruction that a Change calls for, but for its ids."""
+    return {
+        "actuator_id": change.actuator,
+        "operation_mode": change.mode,
+        "operation_mode_factor": round(change.factor, 6) + 0.0,
+        "abnormal_condition": False,
+    }
+
+
+@pyscript_compile
+def message_type(_change):
+    """Return the type of the message that a Change calls for."""
+    return INSTRUCTION
+
+
+@pyscript_compile
+def describe(found, change, _now):
+    """Return what a Change says, with the label of its operation mode and the power expected (W)."""
+    label = transitions.label_of(found.actuators, change)
+    return {**instruction_fields(change), "label": label, "power": round(change.power)}
+
+
+@pyscript_compile
+def missed_targets(plan):
+    """Return the fill levels that a plan does not reach: when, what was wanted, and what is expected."""
+    return [
+        {
+            "datetime": plans.moment(each.moment),
+            "asked": each.lowest if each.reached < each.lowest else each.highest,
+            "reached": round(each.reached, 3),
+        }
+        for each in plan.missed
+    ]
+
+
+@pyscript_compile
+def present_changes(found: devices.Device, state: devices.Condition, moment: float) -> list:
+    """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
+    changes = []
+    for actuator in found.actuators:
+        active = state.actuators[actuator.id]
+        if mode := actuator.modes.get(active.mode):
+            factor = devices.FIXED_FACTOR if mode.is_fixed else active.factor
+            power = devices.power_of(devices.element_at(mode, state.level), factor)
+            changes.append(transitions.Change(moment, actuator.id, mode.id, factor, power, active))
+    return changes
+
+
+@pyscript_compile
+def refuse_without_description(memory):
+    """Raise InvalidInstruction where nothing is described yet."""
+    if devices.DESCRIPTION not in memory:
+        raise errors.InvalidInstruction(
+            f"resource_id: it has not sent {devices.DESCRIPTION[0]} yet: call again later"
+        )
+
+
+@pyscript_compile
+def checked(memory, state, call, now):
+    """Return the fields of the FRBC.Instruction that a call asks for; raise InvalidInstruction.
+
+    A mode is given by its id or label; without `actuator_id` it is the only actuator's. From the mode
+    that is active there must be a transition, and no timer may block it at the execution_time.
+    """
+    if devices.DESCRIPTION not in memory:
+        raise errors.InvalidInstruction(
+            f"resource_id: it has not sent {devices.DESCRIPTION[0]} yet: call again later"
+        )
+    actuators = memory[devices.DESCRIPTION].actuators
+    names = ids_and_labels(actuators)
+    wanted = call.get("actuator_id")
+    if wanted is None and len(actuators) > 1:
+        raise errors.InvalidInstruction(f"actuator_id: there are several, give one of {names}")
+    actuator = next((each for each in actuators if wanted in (None, each.id, each.diagnostic_label)), None)
+    if actuator is None:
+        raise errors.InvalidInstruction(f"actuator_id: there is no {texts.quoted(wanted)!r}, but {names}")
+    is_abnormal = call.get("abnormal_condition", False)
+    mode = mode_of(actuator, call["operation_mode"])
+    if mode.abnormal_condition_only and not is_abnormal:
+        raise errors.InvalidInstruction(
+            f"operation_mode: {transitions.short_label(mode)} is for an abnormal condition only: in that "
+            f"case give abnormal_condition: true"
+        )
+    executed = call["execution_time"].timestamp() if "execution_time" in call else now + NEXT_SECONDS
+    if executed < now - NEXT_SECONDS:
+        raise errors.InvalidInstruction(
+            f"execution_time: {call['execution_time'].isoformat()} is past: leave it out for now"
+        )
+    if state:
+        check_transition(actuator, mode, is_abnormal, state.actuators[actuator.id], executed)
+    return {
+        "id": call.get("id") or call.get("message_id") or str(uuid.uuid4()),
+        "actuator_id": actuator.id,
+        "operation_mode": mode.id,
+        "message_id": call.get("message_id"),
+        "operation_mode_factor": call.get("operation_mode_factor", 1.0),
+        "execution_time": plans.moment(max(executed, now + NEXT_SECONDS)),
+        "abnormal_condition": is_abnormal,
+    }
+
+
+@pyscript_compile
+def ids_and_labels(described: list) -> str:
+    """Return the ids of modes or actuators, with their labels, of the first of them."""
+    return texts.few(f"{texts.quoted(each.id)} ({transitions.short_label(each)})" for each in described)
+
+
+@pyscript_compile
+def mode_of(actuator, wanted):
+    """Return an actuator's mode by its id or label."""
+    modes = actuator.operation_modes
+    found = [each for each in modes if each.id == wanted] or [
+        each for each in modes if each.diagnostic_label == wanted
+    ]
+    if len(found) != 1:
+        wrong = "several are called" if found else "there is no"
+        raise errors.InvalidInstruction(
+            f"operation_mode: {wrong} {texts.quoted(wanted)!r}, but {ids_and_labels(modes)}"
+        )
+    return found[0]
+
+
+@pyscript_compile
+def check_transition(actuator, mode, is_abnormal, state, executed):
+    """Refuse a mode that there is no transition to at a moment, as far as is known."""
+    if state.mode in (None, mode.id) or state.mode not in [each.id for each in actuator.operation_modes]:
+        return
+    ways = [
+        each
+        for each in actuator.transitions
+        if each.from_ == state.mode
+        and each.to == mode.id
+        and (is_abnormal or not each.abnormal_condition_only)
+    ]
+    if not ways:
+        names = {each.id: transitions.short_label(each) for each in actuator.operation_modes}
+        reachable = {names[each.to] for each in actuator.transitions if each.from_ == state.mode}
+        raise errors.InvalidInstruction(
+            f"operation_mode: from {names[state.mode]}, which is active, there is no transition to "
+            f"{names[mode.id]}; there is one to {texts.few(sorted(reachable)) or 'none'}"
+        )
+    free = min(max([state.timers.get(each, 0) for each in way.blocking_timers], default=0) for way in ways)
+    if free > executed:
+        raise errors.InvalidInstruction(
+            f"operation_mode: a timer blocks the transition until {plans.moment(free).isoformat()}: give "
+            f"a later execution_time"
+        )
+
+
+@pyscript_compile
+def change_of(found, state, given):
+    """Return (Change, mode) that an instruction's fields mean, or None twice where no plan may ask for it."""
+    actuator = next(each for each in found.actuators if each.id == given["actuator_id"])
+    mode = actuator.modes.get(given["operation_mode"])
+    if mode is None:
+        return None, None
+    before, factor, at = state.actuators[actuator.id], given["operation_mode_factor"], given["execution_time"]
+    power = devices.power_of(devices.element_at(mode, state.level), factor)
+    active = transitions.Active(mode.id, factor, at.timestamp(), before.timers)
+    for each in actuator.transitions.get(before.mode, ()):
+        if each.to == mode.id:
+            end = at.timestamp() + each.duration
+            timers = {timer: at.timestamp() + actuator.durations[timer] for timer in each.start_timers}
+            active = transitions.Active(mode.id, factor, end, before.timers | timers)
+    return transitions.Change(at.timestamp(), actuator.id, mode.id, factor, power, active), mode

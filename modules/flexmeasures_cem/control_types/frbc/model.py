@@ -1,0 +1,1155 @@
+"""Fill rate based control in the site model: a storage, and the actuators that fill and empty it.
+
+The level counts from the start of the storage's range, in kWh of what is stored: electric energy, times what
+is left of it on the way in (frbc_device.Worth).
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import flexmeasures_api.flexible_devices as flexible_devices
+import flexmeasures_cem.control_types.frbc.device as devices
+import flexmeasures_cem.control_types.frbc.plan as frbc_plan
+import flexmeasures_cem.control_types.operation_modes.model as operation_modes
+import flexmeasures_cem.control_types.operation_modes.modes as modes_of
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.storage as storages
+
+WATTS = 1000.0
+"""W in a kW."""
+JOULES = 3.6e6
+"""J in a kWh."""
+MAX_CUTS = 8
+LEAD_SECONDS = 8.0
+"""How long after its state is known the first instruction of a device is executed at the latest."""
+MAX_SEGMENTS = 4
+"""Into how many segments a storage is cut at most, by what its operation modes do there."""
+SAME_RATE = 0.01
+"""Elements that differ by less than this part of the greatest rate and power are one."""
+MEAN_POWER = 0.005
+"""What a departure from a power counts that no mode has: it is a mean, to which the level leads."""
+FIRST_FOLLOWED = 0.1
+"""How much more a departure from a power counts at the start, of what it counts at the end."""
+SAME_POWER = 0.01
+"""Powers that differ by less than this part of the greatest are the same."""
+SHORTEST_SWING = 0.25
+"""For how many hours at least a device with steps of power may take the nearest one before the next."""
+TOLD_SHARE = 0.5
+"""Of which part of a step at least a schedule tells where its level at the end counts."""
+LEVEL_PER_HOUR, LEVEL_FADES_SECONDS = 2.0, 3600.0
+"""What an hour's departure from a schedule's level counts now, of as much departure from its energy, and in
+which time that fades to a third."""
+LEVEL_IN_ALL = 8.0
+"""What it counts more in all hours together: with the former no more than a departure from a target."""
+PER_KWH, PER_IDLE_HOUR = 5e-4, 2e-4
+"""What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could.
+
+At the start it is twice as much: of two moments that are as good, the later is left open.
+"""
+EARLY_STOP = 0.25
+"""What a kWh counts that a step is left out of at its end, of the greatest price."""
+LONGEST_EARLY_STOP = 7200.0
+"""What timers block for longer (s) is stopped at the ends of steps alone."""
+LONGEST_STUCK = 86_400.0
+"""How far ahead is looked where a mode cannot be left (s)."""
+SAME_FACTOR = 1e-4
+MAX_RANGES = 500
+"""How many ranges of power of several actuators are looked at, at most."""
+SAME_LEVEL = 5e-3
+"""Levels that differ by less of the storage's range are the same."""
+SHORTEST_SECONDS = 1.0
+"""What takes less is left out."""
+NOTHING, MOMENT = 1e-9, 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Effect:
+    """What an operation mode does in a segment at a factor of 0, and of 1 (kW), and its cost (per hour)."""
+
+    rates: tuple
+    powers: tuple
+    cost: float
+
+    @property
+    @pyscript_compile
+    def is_fixed(self) -> bool:
+        """Whether the factor changes nothing."""
+        return self.rates[0] == self.rates[1] and self.powers[0] == self.powers[1]
+
+    @property
+    @pyscript_compile
+    def least_rate(self) -> float:
+        """The rate that moves the level least."""
+        low, high = sorted(self.rates)
+        return min(max(0.0, low), high)
+
+
+Effect = _Effect
+
+
+@pyscript_compile
+def cuts(device: Any, state: Any) -> list[float]:
+    """Return moments (s since 1970) at which an edge of the grid helps.
+
+    These are targets, and the ends of what blocks it now, or will do so if it is started at once.
+    """
+    wanted = [each for start, end, *_levels in device.targets for each in (start, end)]
+    actives = [state.actuators[each.id] for each in device.actuators]
+    blocked = operation_modes.cuts(device.actuators, actives)
+    blocking = [
+        state.moment + each.durations[timer] + LEAD_SECONDS
+        for each in device.actuators
+        for timer in operation_modes.blocking_timers(each)
+        if each.durations.get(timer)
+    ]
+    coming = sorted({each for each in (*wanted, *blocked, *blocking) if each > state.moment})
+    return coming[:MAX_CUTS]
+
+
+@pyscript_compile
+def borders(device: Any, bottom: float, top: float) -> list[float]:
+    """Return the fill levels between which each mode does the same, more or less, from a bottom to a top."""
+    jumps = {}
+    for actuator in device.actuators:
+        for mode in actuator.modes.values():
+            scales = [
+                max(NOTHING, *[abs(each) for element in mode.elements for each in getattr(element, name)])
+                for name in ("rates", "powers")
+            ]
+            for before, after in zip(mode.elements[:-1], mode.elements[1:], strict=True):
+                jump = max(
+                    abs(one - other) / scale
+                    for name, scale in zip(("rates", "powers"), scales, strict=True)
+                    for one, other in zip(getattr(before, name), getattr(after, name), strict=True)
+                )
+                if jump > SAME_RATE and bottom < after.bottom < top:
+                    jumps[after.bottom] = max(jumps.get(after.bottom, 0.0), jump)
+    kept = sorted(jumps, key=lambda each: (-jumps[each], each))[: MAX_SEGMENTS - 1]
+    return [bottom, *sorted(kept), top]
+
+
+@pyscript_compile
+def effect(mode: Any, low: float, high: float, unit: float) -> Any:
+    """Return the Effect of a mode in the mean of its elements between two fill levels."""
+    starts = [low, *[min(max(each.bottom, low), high) for each in mode.elements[1:]], high]
+    weights = np.diff(starts) / (high - low)
+
+    def mean(of: Any) -> Any:
+        return sum(weight * np.array(of(each)) for weight, each in zip(weights, mode.elements, strict=True))
+
+    rates = mean(lambda each: each.rates) * (unit * 3600)
+    powers = mean(lambda each: each.powers) / WATTS
+    cost = float(mean(lambda each: each.cost))
+    return Effect(rates=tuple(rates.tolist()), powers=tuple(powers.tolist()), cost=cost)
+
+
+@pyscript_compile
+def leakage_of(device: Any, low: float, high: float, unit: float) -> tuple[float, float]:
+    """Return what leaks (kW) at the range's start, and more for each kWh that is stored: as near as can be.
+
+    That is between two fill levels, by least squares.
+    """
+    pieces = [
+        (max(bottom, low), min(top, high), rate) for bottom, top, rate in device.leakage if bottom < high
+    ]
+    pieces = [(first, last, rate) for first, last, rate in pieces if last > first]
+    if not pieces:
+        return 0.0, 0.0
+    width, centre = high - low, (low + high) / 2
+    mean = sum(rate * (last - first) for first, last, rate in pieces) / width
+    moment = sum(rate * ((last - centre) ** 2 - (first - centre) ** 2) / 2 for first, last, rate in pieces)
+    slope = max(moment / (width**3 / 12), 0.0)
+    at_bottom = mean - slope * (centre - device.bottom)
+    return at_bottom * unit * 3600, slope * 3600
+
+
+@dataclass(eq=False, repr=False)
+class _Converter:
+    """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
+
+    site: Any
+    actuator: Any
+    active: Any
+    effects: Any
+    storage: Any
+
+    @pyscript_compile
+    def __post_init__(self) -> None:
+        site, actuator, active, effects = self.site, self.actuator, self.active, self.effects
+        self.numbers = {each: number for number, each in enumerate(actuator.modes)}
+        idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
+        self.model = operation_modes.ActuatorModel(site, actuator, active, idle)
+        self.active = self.model.switching.active
+        self.early, self.rests = {}, {}
+        self.share = list(self.model.share)
+        for number in range(len(effects)):
+            self._stop_early(number, active)
+        self.run, self.factor = zip(
+            *[self._by_segment(number) for number in range(len(effects))], strict=True
+        )
+        self.powers = [self._output(number, "powers") for number in range(len(effects))]
+        self.power = linear.total([sum(each) for each in self.powers], site.grid.count)
+        self.model.keep_room([[end for each in both for end in each.powers] for both in effects])
+        self._flows()
+        self._pay()
+
+    @pyscript_compile
+    def _stop_early(self, number: Any, active: Any) -> None:
+        """Let a mode that cannot be mild end within a step, for one that rests, where that saves enough.
+
+        So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
+        the step is left out.
+        """
+        rates = [each.least_rate for each in self.effects[number]]
+        is_filling, is_emptying = min(rates) > 0, max(rates) < 0
+        rest = self._rest_after(number) if is_filling or is_emptying else None
+        if rest is None:
+            return
+        step, target = rest
+        grid, program = self.site.grid, self.site.program
+        blocked = max([self.actuator.durations.get(each, 0.0) for each in step.blocking_timers], default=0.0)
+        if blocked > LONGEST_EARLY_STOP:
+            return
+        ends = [active.timers.get(each, 0.0) for each in step.blocking_timers]
+        free = grid.starts > max(ends, default=0.0) + transitions.MARGIN
+        if blocked and active.mode != list(self.numbers)[number]:
+            free &= grid.starts - blocked - transitions.MARGIN > grid.starts[0]
+        early = program.variables(grid.count, 0.0, free.astype(float))
+        follows = linear.joined([self.active[target][1:], linear.constant([1.0])])
+        program.require(self.active[number] - early, 0.0)
+        program.require(follows - early, 0.0)
+        for lag in range(1, grid.count):
+            bound = grid.edges[1 : grid.count - lag + 1] > grid.starts[lag:] - blocked - transitions.MARGIN
+            if not bound.any() or not blocked:
+                break
+            program.require((self.active[number][: grid.count - lag] - early[lag:])[bound], 0.0)
+        price = EARLY_STOP * self.site.greatest_price
+        program.pay(early * (grid.hours * (price * min(abs(each) for each in rates))))
+        for direction in (1, -1):
+            greatest = max(direction * end for each in self.effects[number] for end in each.powers)
+            if greatest > 0:
+                self.site.exceed(direction, early * greatest)
+        self.early[number], self.rests[number] = early, step
+        self.share[number] = self.share[number] - early
+        self.share[target] = self.share[target] + early
+
+    @pyscript_compile
+    def _rest_after(self, number: Any) -> Any:
+        """Return (Transition, number) of the mode to rest in that a mode leads to at once, or None."""
+        ids = list(self.numbers)
+        found = []
+        for step in self.actuator.transitions.get(ids[number], ()):
+            effects = self.effects[self.numbers[step.to]]
+            if not any(each.least_rate for each in effects):
+                greatest = max(abs(end) for each in effects for end in each.powers)
+                found.append((greatest, self.numbers[step.to], step))
+        return min(found, key=lambda each: each[:2])[::-1][:2] if found else None
+
+    @pyscript_compile
+    def _by_segment(self, number: Any) -> Any:
+        """Return which part of each step a mode runs in each segment, and its factors there times that."""
+        program, count = self.site.program, self.site.grid.count
+        share, factor, effects = self.share[number], self.model.factor[number], self.effects[number]
+        if factor is not None and number in self.early:
+            program.require(share - factor, 0.0)
+        if len(effects) == 1:
+            return [share], [factor]
+        if is_nothing(effects):
+            return [None] * len(effects), [None] * len(effects)
+        run = [program.variables(count, 0.0, 1.0) for _segment in effects]
+        program.equate(linear.total(run, count), share)
+        factors = [None] * len(effects)
+        if factor is not None:
+            factors = [program.variables(count, 0.0, 1.0) for _segment in effects]
+            program.equate(linear.total(factors, count), factor)
+            for part, each in zip(run, factors, strict=True):
+                program.require(part - each, 0.0)
+        return run, factors
+
+    @pyscript_compile
+    def _output(self, number: Any, name: Any) -> Any:
+        """Return what a mode comes to in each segment (kW), by its rates or powers."""
+        found = []
+        for run, factor, each in zip(
+            self.run[number], self.factor[number], self.effects[number], strict=True
+        ):
+            low, high = getattr(each, name)
+            parts = [run * low] if low else []
+            if factor is not None and high != low:
+                parts.append(factor * (high - low))
+            found.append(linear.total(parts, self.site.grid.count))
+        return found
+
+    @pyscript_compile
+    def _flows(self) -> None:
+        """Sum what fills and what empties each segment (kW)."""
+        program, count = self.site.program, self.site.grid.count
+        filling, emptying, self.inflows = [], [], []
+        for segment in range(len(self.storage.share)):
+            of_segment = []
+            for number, effects in enumerate(self.effects):
+                low, high = sorted(effects[segment].rates)
+                if not low and not high:
+                    continue
+                flow = self._output(number, "rates")[segment]
+                of_segment.append(flow)
+                if low >= 0:
+                    filling.append(flow)
+                elif high <= 0:
+                    emptying.append(-flow)
+                else:
+                    more, less = program.variables(count, 0.0, high), program.variables(count, 0.0, -low)
+                    program.equate(more - less, flow)
+                    filling.append(more)
+                    emptying.append(less)
+            self.inflows.append(linear.total(of_segment, count))
+        self.filling, self.emptying = linear.total(filling, count), linear.total(emptying, count)
+        self.can_fill, self.can_empty = bool(filling), bool(emptying)
+        if len(self.storage.share) > 1:
+            for segment, share in enumerate(self.storage.share):
+                runs = [run[segment] for run in self.run if run[segment] is not None]
+                program.require(share - linear.total(runs, count), 0.0)
+
+    @pyscript_compile
+    def _pay(self) -> None:
+        """Pay for running, and a little to be in a mode that could take something."""
+        program, hours = self.site.program, self.site.grid.hours
+        for number, effects in enumerate(self.effects):
+            for run, each in zip(self.run[number], effects, strict=True):
+                if run is not None and each.cost:
+                    program.pay(run * hours * each.cost)
+            if not is_nothing(effects):
+                program.pay(self.active[number] * hours * PER_IDLE_HOUR)
+
+    @pyscript_compile
+    def greatest(self, direction: int) -> list[float]:
+        """Return the greatest power (kW) of consumption (1) or production (-1) in each segment."""
+        by_segment = zip(*self.effects, strict=True)
+        return [
+            max(0.0, *[direction * end for each in effects for end in each.powers]) for effects in by_segment
+        ]
+
+    @pyscript_compile
+    def stuck_after(self) -> Any:
+        """Return what modes that cannot be left by the end fill the storage with then, and empty (kWh)."""
+        filling = emptying = linear.constant([0.0])
+        end = self.site.grid.edges[-1]
+        for placement in self.model.switching.placements:
+            effects = self.effects[placement.way.target]
+            rate = max([each.least_rate for each in effects], key=abs)
+            seconds = self._stuck_seconds(placement.way)
+            if not rate or not seconds:
+                continue
+            hours = np.clip(placement.begins + seconds - end, 0.0, LONGEST_STUCK) / 3600
+            if hours.any():
+                if rate > 0:
+                    filling = filling + (placement.taken * (hours * rate)).sum()
+                else:
+                    emptying = emptying - (placement.taken * (hours * rate)).sum()
+        return filling, emptying
+
+    @pyscript_compile
+    def _stuck_seconds(self, way: Any) -> float:
+        """Return how long after a Way's begin its target can be left at the earliest (s), 0 if never."""
+        steps = self.actuator.transitions.get(list(self.numbers)[way.target], ())
+        started = dict(way.starts)
+        ends = [max([started.get(each, 0.0) for each in step.blocking_timers], default=0.0) for step in steps]
+        return min(ends, default=0.0)
+
+
+Converter = _Converter
+
+
+@pyscript_compile
+def is_nothing(effects: Any) -> bool:
+    """Return whether a mode neither takes nor moves anything, nor costs."""
+    return not any(any(each.rates) or any(each.powers) or each.cost for each in effects)
+
+
+@pyscript_compile
+def as_modelled(actuator: Any, active: Any) -> Any:
+    """Return an actuator with its permitted modes, and that which it is in, with ways between those alone."""
+    known = dict(actuator.modes)
+    if active.mode is not None and active.mode not in known:
+        nothing = devices.Element(0.0, 0.0, (0.0, 0.0), (0.0, 0.0), 0.0)
+        known[active.mode] = devices.Mode(active.mode, "", (nothing,), (0.0,), True, False)
+    ways = {
+        origin: [each for each in listed if each.to in actuator.modes]
+        for origin, listed in actuator.transitions.items()
+    }
+    return replace(actuator, modes=known, transitions=ways)
+
+
+@dataclass(eq=False, repr=False)
+class _StorageModel:
+    """A device in the program, whose solution makes its Plan."""
+
+    site: Any
+    device: Any
+    state: Any
+    terms: Any
+
+    @pyscript_compile
+    def __post_init__(self) -> None:
+        site, device, state = self.site, self.device, self.state
+        energy_j, self.cycle_cost = self.terms.energy_per_fill_level_j, self.terms.cycle_cost
+        self.worth = devices.worth(device, energy_j) or devices.Worth(energy_j or JOULES, 1.0, 1.0)
+        self.unit = self.worth.energy / JOULES
+        self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])
+        self.lines = [as_it_is(each, state) for each in device.actuators]
+        self.first = devices.run(device, state.level, self.lines, state.moment, self.start).level
+        bottom = min(device.floor, max(self.first, device.bottom))
+        top = max(device.ceiling, min(self.first, device.top))
+        self.levels = borders(device, bottom, top)
+        self.storage = storages.Storage(
+            site, self.of_level(self.first), [self.of_level(each) for each in self.levels]
+        )
+        self._aim()
+        self._convert()
+        self._flow()
+        self._keep_room_at_borders()
+
+    @pyscript_compile
+    def of_level(self, level: Any) -> float:
+        """Return a fill level in kWh above the start of the storage's range."""
+        return (level - self.device.bottom) * self.unit
+
+    @pyscript_compile
+    def _aim(self) -> None:
+        """Aim at the targets, at the edges in their time, or else at the next."""
+        edges, storage = self.site.grid.edges[1:], self.storage
+        self.lowest, self.highest = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
+        for start, end, low, high in self.device.targets:
+            inside = (edges > start - SHORTEST_SECONDS) & (edges < end + SHORTEST_SECONDS)
+            if not inside.any() and self.start < end <= self.end:
+                inside[np.searchsorted(edges, end)] = True
+            low, high = (min(max(self.of_level(each), storage.bottom), storage.top) for each in (low, high))
+            if low > storage.bottom:
+                self.lowest[inside] = np.fmax(self.lowest[inside], low)
+            if high < storage.top:
+                self.highest[inside] = np.fmin(self.highest[inside], high)
+        storage.aim(self.lowest, self.highest)
+
+    @pyscript_compile
+    def _convert(self) -> None:
+        """Add the actuators' modes."""
+        device, storage = self.device, self.storage
+        pairs = list(zip(self.levels[:-1], self.levels[1:], strict=True))
+        self.leakage = [leakage_of(device, low, high, self.unit) for low, high in pairs]
+        self.usage = self.site.grid.means(device.usage) * (self.unit * 3600)
+        self.converters = []
+        for each in device.actuators:
+            active = self.state.actuators[each.id]
+            actuator = as_modelled(each, active)
+            if actuator.modes:
+                effects = [
+                    [effect(mode, low, high, self.unit) for low, high in pairs]
+                    for mode in actuator.modes.values()
+                ]
+                self.converters.append(Converter(self.site, actuator, active, effects, storage))
+
+    @pyscript_compile
+    def _flow(self) -> None:
+        """Have the level follow from what fills and empties it, and pay for what is moved."""
+        site, storage = self.site, self.storage
+        program, count, hours = site.program, site.grid.count, site.grid.hours
+        inflows = []
+        for segment, share in enumerate(storage.share):
+            inflow = linear.total([each.inflows[segment] for each in self.converters], count) * hours
+            lost = self.usage
+            if len(storage.share) > 1:
+                low, high = (self.of_level(each) for each in self.levels[segment : segment + 2])
+                at_bottom, slope = self.leakage[segment]
+                lost = lost + at_bottom + slope * (low + high) / 2
+            inflows.append(inflow - share * (lost * hours))
+        if (self.usage > 0).any():
+            unserved = program.variables(count, 0.0, np.maximum(self.usage, 0.0) * hours)
+            program.pay(unserved * site.priorities.range)
+            inflows[0] = inflows[0] + unserved
+        storage.flow(inflows, self.leakage[0] if len(storage.share) == 1 else (0.0, 0.0))
+        self.power = linear.total([each.power for each in self.converters], count)
+        site.add(self.power)
+        filling = linear.total([each.filling for each in self.converters], count)
+        emptying = linear.total([each.emptying for each in self.converters], count)
+        sooner = 1.0 + (self.end - site.grid.starts) / (self.end - self.start)
+        program.pay((filling + emptying) * (hours * (self.cycle_cost / 2 + PER_KWH * sooner)))
+        if self._may_oppose():
+            self._go_one_way(filling, emptying)
+        stuck = [each.stuck_after() for each in self.converters]
+        if stuck:
+            storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
+
+    @pyscript_compile
+    def _keep_room_at_borders(self) -> None:
+        """Keep room within the site's limits where a step passes a border, at which the power changes."""
+        site = self.site
+        for direction in (1, -1):
+            if not site.is_limited(direction):
+                continue
+            for border, above in enumerate(self.storage.above):
+                change = sum(abs(np.diff(each.greatest(direction)))[border] for each in self.converters)
+                if change > NOTHING:
+                    passes = site.program.variables(site.grid.count, 0.0, 1.0)
+                    site.program.require(passes - (above[1:] - above[:-1]) * direction, 0.0)
+                    site.exceed(direction, passes * float(change))
+
+    @pyscript_compile
+    def _may_oppose(self) -> bool:
+        """Return whether one actuator can empty the storage while another fills it."""
+        return any(
+            one.can_fill and other.can_empty
+            for one in self.converters
+            for other in self.converters
+            if one is not other
+        )
+
+    @pyscript_compile
+    def _go_one_way(self, filling: Any, emptying: Any) -> None:
+        """Pay for what one actuator empties while another fills."""
+        program, grid = self.site.program, self.site.grid
+        most = [
+            sum(
+                max(max(sign * end for part in effects for end in part.rates) for effects in each.effects)
+                for each in self.converters
+            )
+            for sign in (1.0, -1.0)
+        ]
+        fills = program.variables(grid.count, 0.0, 1.0, whole=True)
+        both = program.variables(grid.count)
+        program.require(filling - fills * most[0] - both, upper=0.0)
+        program.require(emptying + fills * most[1] - both, upper=most[1])
+        program.pay(both * grid.hours * self.site.priorities.target)
+
+    @pyscript_compile
+    def keep_value(self) -> None:
+        """Have what is stored at the end be worth the cheapest price at which it could be filled again.
+
+        It is no more than what discharging it could save.
+        """
+        site, value = self.site, self.worth
+        load = np.broadcast_to(np.asarray(site.tariffs.load, float), (site.grid.count,))
+        prices = np.where(load < 0, site.production_price, site.consumption_price)
+        worth = max(float(prices.min()), 0.0) / value.charging + self.cycle_cost / 2
+        if self.device.least:
+            worth = min(worth, max(float(prices.max()) * value.discharging - self.cycle_cost / 2, 0.0))
+        site.program.pay(self.storage.level[-1:] * -worth)
+        self.value_per_kwh = worth
+
+    @pyscript_compile
+    def follow(self, wanted: Any) -> None:
+        """Pay for what departs from the powers of a schedule (start, end, W), and from its level."""
+        site, grid = self.site, self.site.grid
+        price = site.priorities.schedule
+        told = grid.means([(start, end, 1.0) for start, end, _power in wanted])
+        powers = np.where(told > NOTHING, grid.means(wanted) / np.maximum(told, NOTHING), 0.0) / WATTS
+        load, most, least = (
+            np.broadcast_to(np.asarray(each, float), (grid.count,))
+            for each in (
+                site.tariffs.load,
+                site.tariffs.consumption_capacity,
+                site.tariffs.production_capacity,
+            )
+        )
+        ranges = self._ranges()
+        bounds = min(low for low, _high in ranges), max(high for _low, high in ranges)
+        hair = SAME_POWER * max(abs(end) for end in bounds)
+        powers = np.clip(powers, *bounds)
+        powers = np.clip(powers, np.minimum(-(least + load), 0.0), np.maximum(most - load, 0.0))
+        if len(self.converters) == 1:
+            [converter] = self.converters
+            parts = [
+                (sum(converter.powers[number]), converter.active[number] * powers)
+                for number in range(len(converter.effects))
+            ]
+        else:
+            parts = [(self.power, linear.constant(powers))]
+        departures = [self._beyond(power - part) for power, part in parts]
+        can_have = np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
+        sooner = 1.0 + FIRST_FOLLOWED * (self.end - grid.starts) / (self.end - self.start)
+        counts = np.where(can_have, sooner, MEAN_POWER) * told
+        site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
+        levels, weights = self.levels_of(powers)
+        weights = weights * (told > TOLD_SHARE)
+        swing = self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING)
+        span = self.storage.top - self.storage.bottom
+        away = self._beyond(
+            self.storage.reached - levels, swing / 2 * self.worth.charging + SAME_LEVEL * span
+        )
+        per_hour = LEVEL_PER_HOUR * np.exp(-(grid.ends - self.start) / LEVEL_FADES_SECONDS)
+        per_hour = per_hour + LEVEL_IN_ALL / float(grid.hours.sum())
+        site.program.pay(away * (grid.hours * weights * (per_hour * price)))
+
+    @pyscript_compile
+    def _ranges(self) -> Any:
+        """Return the ranges of power (kW) that the actuators can have together."""
+        ranges = {(0.0, 0.0)}
+        for converter in self.converters:
+            own = {tuple(sorted(each.powers)) for effects in converter.effects for each in effects}
+            sums = {(low + first, high + last) for low, high in ranges for first, last in own}
+            ranges = set(sorted(sums)[:MAX_RANGES])
+        return ranges
+
+    @pyscript_compile
+    def _beyond(self, expression: Any, free: float = 0.0) -> Any:
+        """Return how far each function of an Expression is from 0, beyond what is free."""
+        if not len(expression.columns):
+            return linear.constant(np.maximum(np.abs(expression.constant) - free, 0.0))
+        beyond = self.site.program.variables(len(expression))
+        self.site.program.require(beyond - expression, -free)
+        self.site.program.require(beyond + expression, -free)
+        return beyond
+
+    @pyscript_compile
+    def levels_of(self, powers: Any) -> Any:
+        """Return the level (kWh) that a schedule's powers (kW) lead to at each edge, and what that counts.
+
+        It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
+        """
+        keeps, found, missed = self.storage, [], 0
+        hair, stored = SAME_LEVEL * (keeps.top - keeps.bottom), self.of_level(self.first)
+        for place, (power, length) in enumerate(
+            zip(powers.tolist(), self.site.grid.hours.tolist(), strict=True)
+        ):
+            stored = self._stored_after(stored, power, float(self.usage[place]), length)
+            low, high = np.fmax(self.lowest[place], keeps.bottom), np.fmin(self.highest[place], keeps.top)
+            if stored < self.lowest[place] - hair or stored > self.highest[place] + hair:
+                missed = place + 1
+            stored = min(max(stored, float(low)), float(high))
+            found.append(stored)
+        weights = np.ones(len(found))
+        weights[:missed] = 0.0
+        return np.array(found), weights
+
+    @pyscript_compile
+    def _stored_after(self, stored: Any, power: Any, usage: Any, hours: Any) -> float:
+        """Return the level (kWh) after some hours of a power, and of a usage (kW)."""
+        borders = self.storage.borders.tolist()
+        last = len(borders) - 2
+        segment = min(max(int(np.searchsorted(borders, stored, "right")) - 1, 0), last)
+        for _passed in borders:
+            lost, more = self.leakage[segment]
+            middle = stored if not last else (borders[segment] + borders[segment + 1]) / 2
+            rate = self._rate_for(power, segment) - usage - lost - more * middle
+            end = borders[segment + (rate > 0)]
+            is_inside = segment == (last if rate > 0 else 0) or not rate
+            if is_inside or (end - stored) / rate >= hours:
+                return stored + rate * hours
+            hours -= (end - stored) / rate
+            stored, segment = end, segment + (1 if rate > 0 else -1)
+        return stored
+
+    @pyscript_compile
+    def _rate_for(self, power: Any, segment: Any) -> float:
+        """Return how fast a power fills the storage in a segment (kW), by what loses least with it."""
+        sign, left, found = (1 if power > 0 else -1), abs(power), 0.0
+        for converter in self.converters:
+            ends = [
+                (sign * watts, sign * rate)
+                for effects in converter.effects
+                for rate, watts in zip(effects[segment].rates, effects[segment].powers, strict=True)
+                if sign * rate > 0 and sign * watts > 0
+            ]
+            if ends and left > 0:
+                most, rate = max(ends)
+                taken = min(left, most)
+                found, left = found + sign * rate * taken / most, left - taken
+        return found
+
+    @pyscript_compile
+    def plan(self, solution: Any, market: Any) -> Any:
+        """Return the frbc_plan.Plan of a solution."""
+        told = [told_events(each, solution, self.site.grid, self.storage) for each in self.converters]
+        lines, by_actuator = [], {}
+        for converter, events in zip(self.converters, told, strict=True):
+            by_actuator[converter.actuator.id] = events
+        for actuator, line in zip(self.device.actuators, self.lines, strict=True):
+            lines.append([*line, *settings_of(actuator, by_actuator.get(actuator.id, ()))])
+        run = devices.run(self.device, self.state.level, lines, self.state.moment, self.end)
+        plan = frbc_plan.Plan(self.state.moment, self.end, [], run.pieces, [], [])
+        plan.starts = [piece[0] for piece in plan.pieces]
+        changes = []
+        for actuator in self.device.actuators:
+            events = list(by_actuator.get(actuator.id, ()))
+            events += resting(actuator, self.state.actuators[actuator.id], events, self.end, run.level)
+            changes += [change_of(actuator, each, plan) for each in events]
+        plan.changes = without_repeats(self.device, self.state, changes)
+        plan.missed = frbc_plan.missed_targets(self.device, plan)
+        plan.other_cost = self._other_cost(solution)
+        plan.cost = self._electricity_cost(plan, market) + plan.other_cost
+        plan.gained_kwh = self.of_level(run.level) - self.of_level(self.state.level)
+        plan.value_per_kwh = self.value_per_kwh
+        return plan
+
+    @pyscript_compile
+    def _electricity_cost(self, plan: Any, market: Any) -> float:
+        """Return what the electricity of a plan costs the site in a market (currency)."""
+        cost, place = 0.0, 0
+        for interval in market:
+            while place < len(plan.pieces) and plan.pieces[place][1] <= interval.start:
+                place += 1
+            at = place
+            while at < len(plan.pieces) and plan.pieces[at][0] < interval.end:
+                start, end, *_levels, power = plan.pieces[at]
+                seconds = min(end, interval.end) - max(start, interval.start)
+                if seconds > 0:
+                    cost += markets.cost(interval, power, seconds)
+                at += 1
+        return cost
+
+    @pyscript_compile
+    def _other_cost(self, solution: Any) -> float:
+        """Return what running and transitions cost (currency)."""
+        cost = 0.0
+        for each in self.converters:
+            for runs, effects in zip(each.run, each.effects, strict=True):
+                for run, part in zip(runs, effects, strict=True):
+                    if run is not None and part.cost:
+                        cost += float((solution.of(run) * self.site.grid.hours).sum()) * part.cost
+            cost += sum(move.cost for move in each.model.moves(solution))
+        return cost
+
+
+StorageModel = _StorageModel
+
+
+@pyscript_compile
+def add(
+    site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, storage: Any = markets.AS_DESCRIBED
+) -> StorageModel:
+    """Add a device to a Site, and return it as part of the program.
+
+    `wanted` has the powers (start, end, W) of a schedule to follow, or is None; `storage` has the
+    market.StorageTerms.
+    """
+    part = StorageModel(site, device, state, storage)
+    part.keep_value()
+    if wanted is not None:
+        part.follow(wanted)
+    return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    """What an actuator is told: at `moment` to go to a mode with a factor, which it is in at `ready`."""
+
+    moment: float
+    ready: float
+    mode: str
+    factor: float
+    timers: dict
+
+
+Event = _Event
+
+
+@pyscript_compile
+def told_events(converter: Any, solution: Any, grid: Any, storage: Any) -> list:
+    """Return the Events of an actuator, in order, of a solution."""
+    actuator, active = converter.actuator, converter.model.active
+    modes = np.argmax([solution.of(each) for each in converter.active], axis=0).tolist()
+    ids, factors = list(actuator.modes), factors_of(converter, solution, grid, storage, modes)
+    due = [(move.start, 0, 0, move) for move in moves_of(converter, solution, grid, modes)]
+    due += [(begin, 1, step, value) for step, listed in enumerate(factors) for begin, value in listed]
+    found, timers, mode, factor, ready = [], dict(active.timers), active.mode, active.factor, active.ready
+    for moment, is_factor, step, value in sorted(due, key=lambda each: each[:3]):
+        if not is_factor:
+            mode, ready, timers = value.to, value.end, dict(value.timers)
+            factor = arrival_factor(actuator, factors, modes, grid, value)
+        elif mode != ids[modes[step]] or actuator.modes[mode].is_fixed or abs(value - factor) <= SAME_FACTOR:
+            continue
+        else:
+            factor, moment = value, max(moment, ready)
+            ready = moment
+            if moment >= grid.edges[step + 1]:
+                continue
+        found.append(Event(moment=moment, ready=ready, mode=mode, factor=factor, timers=timers))
+    return without_detours(actuator, active, found)
+
+
+@pyscript_compile
+def without_detours(actuator: Any, active: Any, events: list) -> list:
+    """Return Events without those that go from doing nothing in a mode to nothing in another, and back."""
+    kept: list = []
+    for event in events:
+        before = kept[-2] if len(kept) > 1 else active
+        if (
+            kept
+            and event.mode == before.mode
+            and all(does_nothing(actuator, each) for each in (before, kept[-1], event))
+        ):
+            kept.pop()
+        else:
+            kept.append(event)
+    return kept
+
+
+@pyscript_compile
+def does_nothing(actuator: Any, setting: Any) -> bool:
+    """Return whether a mode with a factor (of an Event, or an Active) neither takes nor moves anything."""
+    mode = actuator.modes.get(setting.mode)
+    return mode is not None and not any(
+        devices.power_of(element, setting.factor) or devices.rate_of(element, setting.factor)
+        for element in mode.elements
+    )
+
+
+@pyscript_compile
+def arrival_factor(actuator: Any, factors: Any, modes: list, grid: Any, move: Any) -> float:
+    """Return the factor that a mode is reached with: where it is only passed, the mildest."""
+    mode = actuator.modes[move.to]
+    if mode.is_fixed:
+        return devices.FIXED_FACTOR
+    number = list(actuator.modes).index(move.to)
+    first = grid.step_at(move.start)
+    for step in range(first, min(grid.step_at(move.end) + 2, len(modes))):
+        if modes[step] == number and factors[step]:
+            return factors[step][0][1]
+    return devices.mildest(mode, mode.elements[0].bottom)
+
+
+@pyscript_compile
+def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
+    """Return the modes.Moves of an actuator, with those that end a step early where they do."""
+    moves = converter.model.moves(solution)
+    for number, early in converter.early.items():
+        for step in np.nonzero(solution.of(early) * grid.seconds > SHORTEST_SECONDS)[0].tolist():
+            if modes[step] != number:
+                continue
+            begin, end = grid.edges[step], grid.edges[step + 1]
+            sooner = float(min(solution.of(early)[step] * grid.seconds[step], end - begin))
+            rest = converter.rests[number]
+            leaving = [
+                place
+                for place, each in enumerate(moves)
+                if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
+            ]
+            place = leaving[-1] if leaving else None
+            if place is None and step == len(modes) - 1:
+                durations = converter.actuator.durations
+                timers = dict(moves[-1].timers if moves else converter.model.active.timers)
+                timers |= {each: end + durations[each] for each in rest.start_timers}
+                start = float(end - sooner)
+                moves.append(
+                    modes_of.Move(start, start + rest.duration, rest.to, tuple(timers.items()), rest.cost)
+                )
+            elif place is not None:
+                move = moves[place]
+                start = float(max(move.start - sooner, begin))
+                moves[place] = replace(move, start=start, end=start + move.end - move.start)
+    return sorted(moves, key=lambda each: each.start)
+
+
+@pyscript_compile
+def factors_of(converter: Any, solution: Any, grid: Any, storage: Any, modes: list) -> list:
+    """Return (moment, factor) of what is active in each step: several where the level changes segment."""
+    found = [[] for _step in modes]
+    rises = np.diff(solution.of(storage.level)) >= 0
+    for number, (effects, runs, factors) in enumerate(
+        zip(converter.effects, converter.run, converter.factor, strict=True)
+    ):
+        if all(each is None for each in factors):
+            continue
+        parts = [(solution.of(run), solution.of(factor)) for run, factor in zip(runs, factors, strict=True)]
+        for step in [place for place, mode in enumerate(modes) if mode == number]:
+            passed = [
+                (effects[segment], float(run[step]) * grid.seconds[step], float(factor[step] / run[step]))
+                for segment, (run, factor) in enumerate(parts)
+                if run[step] * grid.seconds[step] > SHORTEST_SECONDS
+            ]
+            found[step] = evened(passed if rises[step] else passed[::-1], float(grid.edges[step]))
+    return found
+
+
+@pyscript_compile
+def evened(passed: list, begin: float) -> list:
+    """Return (moment, factor) in each segment that is passed in a step, so that the power stays the same.
+
+    Where it cannot in one of them, it comes as near as it can there. Each is an Effect, the time that a
+    solution has for it (s), and the factor there.
+    """
+    if len(passed) == 1:
+        return [(begin, clipped(passed[0][2]))]
+    energy = sum(at(each.powers, factor) * seconds for each, seconds, factor in passed)
+    power = energy / sum(seconds for _each, seconds, _factor in passed) if passed else 0.0
+    for _try in passed:
+        reached = [
+            (min(max(power, min(each.powers)), max(each.powers)), seconds) for each, seconds, _f in passed
+        ]
+        lacks = energy - sum(value * seconds for value, seconds in reached)
+        free = sum(seconds for value, seconds in reached if value == power)
+        power += lacks / free if free else 0.0
+    found, moment = [], begin
+    for each, seconds, factor in passed:
+        low, high = each.powers
+        value = clipped((power - low) / (high - low)) if high != low else clipped(factor)
+        if not found or abs(found[-1][1] - value) > SAME_FACTOR:
+            found.append((moment, value))
+        before, after = at(each.rates, factor), at(each.rates, value)
+        moment += seconds * min(max(before / after, 0.1), 10.0) if before * after > 0 else seconds
+    return [one for one in found if one[0] < begin + sum(seconds for _e, seconds, _f in passed)]
+
+
+@pyscript_compile
+def at(ends: Any, factor: float) -> float:
+    """Return what something is at a factor, of what it is at 0 and at 1."""
+    return ends[0] + factor * (ends[1] - ends[0])
+
+
+@pyscript_compile
+def clipped(factor: float) -> float:
+    """Return a factor between 0 and 1, without what a solver leaves behind."""
+    return float(min(max(round(factor, 6), 0.0), 1.0))
+
+
+@pyscript_compile
+def as_it_is(actuator: Any, state: Any) -> list:
+    """Return the Settings of an actuator that is told nothing; a transition under way is finished."""
+    active = state.actuators[actuator.id]
+    mode = actuator.modes.get(active.mode)
+    if active.ready <= state.moment:
+        return [devices.Setting(state.moment, mode, active.factor)]
+    ready = devices.Setting(active.ready, mode, active.factor)
+    return [devices.Setting(state.moment, None, 0.0), ready]
+
+
+@pyscript_compile
+def settings_of(actuator: Any, events: Any) -> list:
+    """Return the Settings that Events come to, in order."""
+    found = []
+    for event in events:
+        if event.ready > event.moment:
+            found.append(devices.Setting(event.moment, None, 0.0))
+        found.append(devices.Setting(event.ready, actuator.modes[event.mode], event.factor))
+    return found
+
+
+@pyscript_compile
+def resting(actuator: Any, active: Any, events: list, end: float, level: float) -> list:
+    """Return the Events that bring an actuator to rest after a plan: to its safest mode that can be reached.
+
+    It is the one that moves the fill level least, and could not do otherwise; of those, the one of least
+    power; of those, the one that it is in.
+    """
+    now = active
+    if events:
+        last = events[-1]
+        now = transitions.Active(last.mode, last.factor, last.ready, last.timers)
+    best = None
+    for mode_id, route in routes_from(actuator, now, end).items():
+        mode = actuator.modes.get(mode_id)
+        if mode is None:
+            continue
+        factor = devices.mildest(mode, level)
+        element = devices.element_at(mode, level)
+        rates, power = [abs(each) for each in element.rates], abs(devices.power_of(element, factor))
+        key = abs(devices.rate_of(element, factor)), max(rates), power, len(route.steps)
+        if best is None or key < best[0]:
+            best = key, mode, factor, route
+    if best is None:
+        return []
+    _key, mode, factor, route = best
+    if not route.steps:
+        moment = max(end, now.ready)
+        return [Event(moment=moment, ready=moment, mode=mode.id, factor=factor, timers=now.timers)]
+    found, timers, origin = [], now.timers, now.mode
+    for step in route.steps:
+        passed = actuator.modes[step.to]
+        timers = timers | started(actuator, origin, step)
+        value = factor if passed is mode else devices.mildest(passed, level)
+        found.append(
+            Event(moment=max(step.start, end), ready=step.end, mode=step.to, factor=value, timers=timers)
+        )
+        origin = step.to
+    return [each for each in found if each.moment < end + LONGEST_STUCK]
+
+
+@pyscript_compile
+def routes_from(actuator: Any, active: Any, moment: float) -> dict:
+    """Return the routes from what an actuator is in; where that is not known, each mode is at hand."""
+    if active.mode is None:
+        return {
+            each: transitions.Route((transitions.Step(moment, moment, each),), moment, 0.0, active.timers)
+            for each in actuator.modes
+        }
+    return transitions.routes(
+        actuator.transitions,
+        actuator.durations,
+        actuator.modes,
+        active.mode,
+        max(moment, active.ready),
+        active.timers,
+    )
+
+
+@pyscript_compile
+def started(actuator: Any, origin: Any, step: Any) -> dict:
+    """Return when each timer finishes that a transitions.Step starts."""
+    for each in actuator.transitions.get(origin, ()):
+        if each.to == step.to:
+            return {timer: step.start + actuator.durations[timer] for timer in each.start_timers}
+    return {}
+
+
+@pyscript_compile
+def change_of(actuator: Any, event: Any, plan: Any) -> Any:
+    """Return the Change that an Event is."""
+    element = devices.element_at(actuator.modes[event.mode], frbc_plan.level_at(plan, event.moment))
+    power = devices.power_of(element, event.factor)
+    active = transitions.Active(event.mode, event.factor, event.ready, event.timers)
+    return transitions.Change(event.moment, actuator.id, event.mode, event.factor, power, active)
+
+
+@pyscript_compile
+def without_repeats(device: Any, state: Any, changes: list) -> list:
+    """Return Changes in order of time, without those that change nothing."""
+    kept, last = [], {}
+    for actuator in device.actuators:
+        active = state.actuators[actuator.id]
+        mode = actuator.modes.get(active.mode)
+        if mode:
+            last[actuator.id] = mode.id, devices.FIXED_FACTOR if mode.is_fixed else active.factor
+    for change in sorted(changes, key=lambda each: each.moment):
+        mode, factor = last.get(change.actuator, (None, 0.0))
+        if mode != change.mode or abs(factor - change.factor) > SAME_FACTOR:
+            last[change.actuator] = change.mode, change.factor
+            kept.append(change)
+    return kept
+
+
+MOST_LEAKAGE = 10.0
+"""Nothing is left of a storage that leaks more in a step (exponent)."""
+ALMOST = 0.98
+"""Which part of what could be had at full power a usage may take, so that there is a plan."""
+
+
+@pyscript_compile
+def flex_model(found, state, means, window):
+    """Return the device as FlexMeasures' problem: a Storage, over a Window.
+
+    The first interval has begun: only what is left of it counts, so its powers are means over all of it.
+    That is not so with operation modes, which are asked for where power has steps.
+    """
+    value = devices.worth(found, means.energy)
+    start, step, end = window.start, window.step, window.end
+    energy = value.energy / 3600
+    span = found.top - found.bottom
+    most, least = found.most, found.least
+    modes = power_ranges(found) if window.with_modes else []
+    left = 1.0 if modes else window.left
+    keeps = storage_efficiency(found, step)
+
+    def of_level(level):
+        return min(max(level - found.bottom, 0.0), span) * energy
+
+    wishes = [
+        (max(begin // step * step, start), min(-(-until // step) * step, end), lowest, highest)
+        for begin, until, lowest, highest in found.targets
+        if until > start and begin < end
+    ]
+    soc = max(state.level - found.bottom, 0.0) * energy
+    used = soc_usage(found, value.energy, state.moment, start, step, end)
+    gain = min(most, window.share) * value.charging * step / 3600
+    return flexible_devices.Storage(
+        power_sensor=means.power_sensor,
+        soc_sensor=means.soc_sensor,
+        soc_at_start=soc,
+        soc_min=0.0,
+        soc_max=span * energy,
+        soc_minima=[
+            flexible_devices.SocEvent(plans.moment(begin), plans.moment(until), of_level(lowest))
+            for begin, until, lowest, _highest in wishes
+            if lowest > found.bottom
+        ],
+        soc_maxima=[
+            flexible_devices.SocEvent(plans.moment(begin), plans.moment(until), of_level(highest))
+            for begin, until, _lowest, highest in wishes
+            if highest < found.top
+        ],
+        power_capacity=max(most, least),
+        charging_efficiency=value.charging,
+        discharging_efficiency=value.discharging,
+        storage_efficiency=keeps ** (means.resolution / step),
+        consumption_capacity=less_at_first(most, left, start, step, end),
+        production_capacity=less_at_first(least, left, start, step, end),
+        soc_usage=flexible_devices.as_spans(
+            coverable(used, soc, gain, gain * left, keeps, span * energy, step), start, step
+        ),
+        operation_modes=modes,
+    )
+
+
+@pyscript_compile
+def less_at_first(power, left, start, step, end):
+    """Return a power, or Spans where only a part (`left`) of the first interval is left."""
+    if left >= 1.0 or not power:
+        return power
+    return [
+        flexible_devices.PowerSpan(plans.moment(start), plans.moment(start + step), power * left),
+        flexible_devices.PowerSpan(plans.moment(start + step), plans.moment(end), power),
+    ]
+
+
+@pyscript_compile
+def storage_efficiency(found, step):
+    """Return what a step (s) leaves of the state of charge, by leakage.
+
+    FlexMeasures' losses are a fixed share of what is stored; S2's are a rate for each range of fill levels.
+    The share is taken that comes nearest to those rates over the whole range (least squares).
+    """
+    product = square = 0.0
+    for bottom, top, rate in found.leakage:
+        low, high = (min(max(each, found.bottom), found.top) - found.bottom for each in (bottom, top))
+        product += rate * (high**2 - low**2) / 2
+        square += (high**3 - low**3) / 3
+    return math.exp(-min(max(product / square * step, 0.0), MOST_LEAKAGE)) if square > 0 else 1.0
+
+
+@pyscript_compile
+def soc_usage(found, energy, now, start, step, end):
+    """Return the mean power (W) of the usage forecast in each step, from now on."""
+    powers = []
+    coming = [each for each in found.usage if each[1] > now and each[0] < end and each[2]]
+    for place in range(round((end - start) / step) if coming else 0):
+        begin = max(start + place * step, now)
+        until = start + (place + 1) * step
+        inside = [
+            (min(until, last) - max(begin, first)) * rate
+            for first, last, rate in coming
+            if first < until and last > begin
+        ]
+        powers.append(sum(inside) / step * energy)
+    return powers
+
+
+@pyscript_compile
+def coverable(powers, soc, gain, first_gain, keeps, full, step):
+    """Return the usage (W) that the device can serve: FlexMeasures has no plan at all for more.
+
+    `soc` is the state of charge (Wh) now, `gain` what a step of full power adds to it.
+    """
+    served, hours = [], step / 3600
+    for power in powers:
+        most = soc * keeps + (gain if served else first_gain)
+        taken = min(power, ALMOST * most / hours)
+        soc = min(most - taken * hours, full)
+        served.append(taken)
+    return served
+
+
+@pyscript_compile
+def power_ranges(found):
+    """Return the ranges of power of a device whose power has steps, else nothing.
+
+    That is so for one actuator with a gap between its powers; several share the power among them.
+    """
+    if len(found.actuators) != 1 or found.step < plans.LEAST_WATTS:
+        return []
+    middle = (found.bottom + found.top) / 2
+    elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
+    return sorted({tuple(sorted(each.powers)) for each in elements})

@@ -1,0 +1,90 @@
+"""Fill rate based control: how a device deviates from its plan."""
+
+from typing import Any
+
+import flexmeasures_cem.control_types.frbc.device as devices
+import flexmeasures_cem.control_types.frbc.plan as frbc_plan
+import flexmeasures_cem.control_types.plans as plans
+
+LEVEL_TOLERANCE = 0.02
+"""By which part of the storage's range a fill level may depart from the plan."""
+
+
+@pyscript_compile
+def planned_power(plan, start, length):
+    """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
+    return frbc_plan.mean_power(plan, start, start + length) if plan else 0.0
+
+
+@pyscript_compile
+def deviation(found, plan, message, now):
+    """Return how a status departs from what the plan expects of the device now, or None."""
+    kind = message.message_type
+    if kind == devices.STATUS[0]:
+        return level_deviation(found, plan, message.present_fill_level, now)
+    if kind == devices.ACTUATOR_STATUS:
+        return mode_deviation(found, plan, message, now)
+    return None
+
+
+@pyscript_compile
+def has_changed(found, state, message):
+    """Tell whether a status tells of another fill level than a plan was asked for."""
+    tolerance = LEVEL_TOLERANCE * (found.top - found.bottom)
+    return (
+        message.message_type == devices.STATUS[0]
+        and abs(message.present_fill_level - state.level) > tolerance
+    )
+
+
+@pyscript_compile
+def level_deviation(found, plan, level, now):
+    """Tell where a fill level is not what is expected."""
+    expected = frbc_plan.level_at(plan, now)
+    if abs(level - expected) > LEVEL_TOLERANCE * (found.top - found.bottom):
+        return f"the fill level is {level:g}, expected was {expected:g}"
+    return None
+
+
+@pyscript_compile
+def mode_deviation(found, plan, message, now):
+    """Tell where an actuator does not do what it was told; what it did shortly before counts too."""
+    told = [each for each in plan.changes if each.actuator == message.actuator_id and each.moment <= now]
+    actuator = next((each for each in found.actuators if each.id == message.actuator_id), None)
+    if actuator is None or not told or now - told[-1].moment < plans.LAG_SECONDS:
+        return None
+    mode = actuator.modes.get(message.active_operation_mode_id)
+    last = told[-1]
+    if mode is None:
+        return "an operation mode is active that no instruction may ask for"
+    level = frbc_plan.level_at(plan, now)
+    power = devices.power_of(devices.element_at(mode, level), message.operation_mode_factor)
+    wanted = devices.power_of(devices.element_at(actuator.modes[last.mode], level), last.factor)
+    return plans.power_deviation(power, wanted, power_tolerance(found)) or (
+        f"{mode.label} is active, expected was {actuator.modes[last.mode].label}"
+        if mode.id != last.mode
+        else None
+    )
+
+
+@pyscript_compile
+def power_deviation(found, plan, power, now):
+    """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
+    recently = [frbc_plan.power_at(plan, now - plans.LAG_SECONDS * part) for part in (0, 0.5, 1)]
+    departs = [plans.power_deviation(power, each, power_tolerance(found)) for each in recently]
+    return departs[0] if all(departs) else None
+
+
+@pyscript_compile
+def power_tolerance(found):
+    """Return by how much a power may depart from the plan (W)."""
+    return plans.power_tolerance(max(found.most, found.least))
+
+
+@pyscript_compile
+def resumed(found: devices.Device, plan: frbc_plan.Plan, told: Any) -> frbc_plan.Plan | None:
+    """Return a plan that a device goes on with after its Return, or None where it cannot."""
+    state = devices.read_state(found, told.memory, told.heard, None, told.now)
+    if level_deviation(found, plan, state.level, told.now):
+        return None
+    return plans.resumed(plan, found.actuators, state.actuators, told.begin)

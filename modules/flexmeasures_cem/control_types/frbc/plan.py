@@ -1,0 +1,122 @@
+"""What a device under fill rate based control is to do, and what is expected of it meanwhile.
+
+Moments are seconds since 1970, power is W of electricity, consumption positive.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import flexmeasures_cem.control_types.frbc.device as devices
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The fill level that is wanted in a time, and the worst that is expected.
+
+    `lack` is how far it is missed: at the worst, and in the mean of the time.
+    """
+
+    start: float
+    end: float
+    lowest: float
+    highest: float
+    reached: float
+    moment: float
+    lack: float
+
+
+Target = _Target
+
+
+@dataclass
+class _Plan:
+    """Changes in order, what is expected of the device (pieces as a Run has them), and missed targets.
+
+    `starts` is when each piece starts. After `end` the device stays at rest. `cost` is what is expected
+    to be paid (currency), `other_cost` the part of it that is not for electricity. The storage gains
+    `gained_kwh` until the end, of which one is worth `value_per_kwh` then (currency).
+    """
+
+    start: float
+    end: float
+    changes: list[transitions.Change]
+    pieces: list[tuple[float, float, float, float, float]]
+    starts: list[float]
+    missed: list[Target]
+    cost: float = 0.0
+    other_cost: float = 0.0
+    gained_kwh: float = 0.0
+    value_per_kwh: float = 0.0
+
+
+Plan = _Plan
+
+
+@pyscript_compile
+def missed_targets(device, plan):
+    """Return the targets that a plan does not meet, and where the storage runs dry or over."""
+    hair = 1.5 * devices.MARGIN * (device.top - device.bottom)
+    found = []
+    whole = (plan.start, plan.end, device.bottom, device.top)
+    for start, end, lowest, highest in [*device.targets, whole]:
+        first, last = max(start, plan.start), min(end, plan.end)
+        if first > last or (first == last and end > start):
+            continue
+        levels = levels_between(plan, first, last)
+        low, high = min(levels, key=lambda each: each[1]), max(levels, key=lambda each: each[1])
+        lowest, highest = max(lowest, device.bottom), min(highest, device.top)
+        worst, reached, moment = max((lowest - low[1], low[1], low[0]), (high[1] - highest, high[1], high[0]))
+        if worst > hair:
+            lack = worst + mean_lack(plan, first, last, lowest, highest)
+            found.append(Target(first, last, lowest, highest, reached, moment, lack))
+    return found
+
+
+@pyscript_compile
+def mean_lack(plan, first, last, lowest, highest):
+    """Return how far the fill level is outside a range in the mean of some time."""
+    total = 0.0
+    for start, end, before, after, _power in plan.pieces:
+        length = min(end, last) - max(start, first)
+        if length > 0:
+            level = (before + after) / 2
+            total += length * max(lowest - level, level - highest, 0.0)
+    return total / (last - first) if last > first else 0.0
+
+
+@pyscript_compile
+def levels_between(plan, first, last):
+    """Return (moment, fill level) at a time's start and end, and at each piece's border in between."""
+    found = [(first, level_at(plan, first)), (last, level_at(plan, last))]
+    for start, _end, level, _after, _power in plan.pieces:
+        if first < start < last:
+            found.append((start, level))
+    return found
+
+
+@pyscript_compile
+def piece_at(plan, moment):
+    """Return the piece that a moment is in, or the first, or the last."""
+    return plan.pieces[max(0, bisect_right(plan.starts, moment) - 1)]
+
+
+@pyscript_compile
+def level_at(plan, moment):
+    """Return the fill level that is expected at a moment."""
+    start, end, level, after, _power = piece_at(plan, moment)
+    share = min(max((moment - start) / (end - start), 0.0), 1.0)
+    return level + share * (after - level)
+
+
+@pyscript_compile
+def power_at(plan, moment):
+    """Return the power (W) that is expected at a moment."""
+    return piece_at(plan, moment)[4]
+
+
+@pyscript_compile
+def mean_power(plan, start, end):
+    """Return the mean power (W) that is expected from one moment to another."""
+    energy = sum(piece[4] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
+    return energy / (end - start)

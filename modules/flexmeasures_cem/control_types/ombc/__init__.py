@@ -1,0 +1,1 @@
+"""Operation mode based control (OMBC): a device that is in one of several modes."""

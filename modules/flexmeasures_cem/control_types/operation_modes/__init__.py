@@ -1,0 +1,1 @@
+"""Operation modes and transitions, which FRBC, OMBC and DDBC have in common."""

@@ -1,0 +1,554 @@
+"""Operation modes in the site model: the ways between them, and what each comes to by its factor."""
+
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+import flexmeasures_cem.control_types.operation_modes.modes as modes
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.switching as switching
+
+LONGEST_CHAIN = 3
+"""How many transitions are taken one after the other at most, as one Way."""
+MAX_CHAINED_MODES = 4
+"""With more modes, a chain is no alternative to a direct transition for the sake of the timers it starts."""
+MAX_WAYS = 400
+"""How many Ways there are at most, beyond single transitions."""
+MAX_CUTS = 8
+"""How many edges of the grid are added at most."""
+WATTS = 1000.0
+"""W in a kW."""
+STEADY_COST = 1e-6
+"""What a change of the factor by 1 has to save at least (currency)."""
+IDLING_COST = 3e-4
+"""What it counts to take nothing for an hour in a mode that could take something (currency)."""
+IDLING_FACTOR = 0.05
+"""At how far from nothing a mode takes something."""
+SAME_FACTOR = 1e-6
+"""Factors that differ by less are the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chain:
+    """Transitions one after the other: `moments` are when each begins, in seconds after the first."""
+
+    origin: str | None
+    steps: tuple
+    moments: tuple
+
+    @property
+    @pyscript_compile
+    def seconds(self) -> float:
+        """How long all take together."""
+        return self.moments[-1] + self.steps[-1].duration
+
+
+Chain = _Chain
+
+
+@pyscript_compile
+def chains_of(actuator: Any) -> list:
+    """Return the Chains between an actuator's modes that pass none twice: the direct ones first."""
+    direct = [
+        Chain(origin=origin, steps=(step,), moments=(0.0,))
+        for origin, listed in actuator.transitions.items()
+        if origin in actuator.modes
+        for step in listed
+        if step.to in actuator.modes and step.to != origin
+    ]
+    found, longer = [], direct
+    for _length in range(LONGEST_CHAIN - 1):
+        longer = [
+            longer_chain
+            for chain in longer
+            for step in actuator.transitions.get(chain.steps[-1].to, ())
+            if step.to in actuator.modes
+            if (longer_chain := extended(actuator, chain, step))
+        ][: MAX_WAYS * LONGEST_CHAIN]
+        found += longer
+    found.sort(key=seconds_of)
+    return direct + found[:MAX_WAYS]
+
+
+@pyscript_compile
+def seconds_of(chain: Any) -> float:
+    """Return how long a Chain takes."""
+    return chain.seconds
+
+
+@pyscript_compile
+def extended(actuator: Any, chain: Any, step: Any) -> Any:
+    """Return a Chain with one more transition, or None where that would have to wait, or turn back."""
+    passed = {chain.origin, *[each.to for each in chain.steps]}
+    started = {timer for each in chain.steps for timer in each.start_timers}
+    waits = started & {timer for timer in step.blocking_timers if actuator.durations.get(timer)}
+    if step.to in passed or waits:
+        return None
+    moment = chain.seconds + transitions.MARGIN
+    return Chain(origin=chain.origin, steps=(*chain.steps, step), moments=(*chain.moments, moment))
+
+
+@pyscript_compile
+def way_of(actuator: Any, numbers: dict, chain: Any) -> Any:
+    """Return the switching.Way that a Chain is."""
+    starts, blocked_by = {}, {}
+    for step, moment in zip(chain.steps, chain.moments, strict=True):
+        for timer in step.blocking_timers:
+            blocked_by.setdefault(timer, moment)
+        for timer in step.start_timers:
+            starts[timer] = moment + actuator.durations[timer]
+    blocking = blocking_timers(actuator)
+    return switching.Way(
+        origin=numbers[chain.origin],
+        target=numbers[chain.steps[-1].to],
+        seconds=chain.seconds,
+        cost=sum(step.cost for step in chain.steps),
+        starts=tuple((timer, end) for timer, end in starts.items() if timer in blocking),
+        blocked_by=tuple(blocked_by.items()),
+        changes=len(chain.steps),
+    )
+
+
+@pyscript_compile
+def ways_of(actuator: Any, numbers: dict) -> list:
+    """Return (Way, Chain) of each way between an actuator's modes that is worth a look."""
+    ways = [(way_of(actuator, numbers, chain), chain) for chain in chains_of(actuator)]
+    if len(actuator.modes) <= MAX_CHAINED_MODES:
+        return ways
+    direct: dict = {}
+    for way, chain in ways:
+        if len(chain.steps) == 1:
+            direct.setdefault((way.origin, way.target), []).append(replace(way, starts=()))
+    return [
+        (way, chain)
+        for way, chain in ways
+        if len(chain.steps) == 1
+        or not any(each.replaces(way) for each in direct.get((way.origin, way.target), ()))
+    ]
+
+
+@pyscript_compile
+def blocking_timers(actuator: Any) -> set:
+    """Return the ids of the timers that block any transition."""
+    listed = [step for steps in actuator.transitions.values() for step in steps]
+    return {timer for step in listed for timer in step.blocking_timers}
+
+
+@pyscript_compile
+def ways_in(actuator: Any, numbers: dict) -> list:
+    """Return a (Way, Chain) to each permitted mode from an unknown one, which may take as long as any."""
+    found = []
+    for mode in actuator.modes.values():
+        if not is_permitted(mode):
+            continue
+        listed = [step for steps in actuator.transitions.values() for step in steps if step.to == mode.id]
+        timers = tuple({timer for step in listed for timer in step.start_timers})
+        duration = max([each.duration for each in listed], default=0.0)
+        step = transitions.Transition(mode.id, duration, timers, (), 0.0)
+        chain = Chain(origin=None, steps=(step,), moments=(0.0,))
+        found.append((way_of(actuator, {None: None} | numbers, chain), chain))
+    return found
+
+
+@pyscript_compile
+def is_permitted(mode: Any) -> bool:
+    """Return whether a mode is not for an abnormal condition only."""
+    return getattr(mode, "is_permitted", True)
+
+
+@dataclass(eq=False, repr=False)
+class _ActuatorModel:
+    """An actuator's modes in a Site's program, in the order that its description has them.
+
+    `share[n]` is which part of each step the mode runs; `factor[n]` its factor times that part (None: the
+    factor changes nothing). An actuator has `modes` by id, each with `is_fixed` and, where some are for an
+    abnormal condition, `is_permitted`; `transitions` by the mode that they start from; `durations` of timers.
+
+    With `is_momentary`, `momentary[n]` is the factor in each step as it is while the mode runs.
+    """
+
+    site: Any
+    actuator: Any
+    active: Any
+    idle: Any = ()
+    is_momentary: Any = False
+
+    @pyscript_compile
+    def __post_init__(self) -> None:
+        """Begin with an Active; `idle` are the ids of modes that take and supply nothing at any factor."""
+        site, actuator, active, idle = self.site, self.actuator, self.active, self.idle
+        numbers = {mode: number for number, mode in enumerate(actuator.modes)}
+        mode = numbers.get(active.mode)
+        ways = ways_of(actuator, numbers)
+        if mode is None:
+            ways += ways_in(actuator, numbers)
+        self.chains = {id(way): chain for way, chain in ways}
+        self.ways = [way for way, _chain in ways]
+        self.idle = {numbers[each] for each in idle}
+        present = switching.Present(mode=mode, ready=active.ready, timers=active.timers)
+        self.switching = switching.Switching(
+            site.program, site.grid, len(numbers), self.ways, present, self.idle, self.is_momentary
+        )
+        self.share, self.running = self.switching.share, self.switching.running
+        self.factor, self.momentary, self.products = [], [], {}
+        for number, each in enumerate(actuator.modes.values()):
+            self._vary(number, each)
+            if not is_permitted(each):
+                site.program.pay(self.share[number] * site.grid.hours * site.priorities.abnormal)
+
+    @pyscript_compile
+    def _vary(self, number, mode):
+        """Let the factor of a mode vary between steps, where that saves something."""
+        if mode.is_fixed:
+            self.factor.append(None)
+            self.momentary.append(None)
+            return
+        program, grid = self.site.program, self.site.grid
+        factor = momentary = program.variables(grid.count, 0.0, 1.0)
+        if self.is_momentary:
+            program.require(self.running[number] - momentary, 0.0)
+            for taken, parts in self.switching.gaps[number]:
+                product = self._product(momentary, taken, parts)
+                factor = factor - product * parts
+                self.products[id(taken)] = product
+        else:
+            program.require(self.share[number] - factor, 0.0)
+        in_force = self.active.factor if mode.id == self.active.mode else 0.0
+        steps = momentary - linear.joined([linear.constant([in_force]), momentary[:-1]])
+        change = program.variables(grid.count)
+        program.require(change - steps, 0.0)
+        program.require(change + steps, 0.0)
+        program.pay(change * STEADY_COST)
+        self.factor.append(factor)
+        self.momentary.append(momentary)
+
+    @pyscript_compile
+    def _product(self, factor, taken, parts):
+        """Return a factor in the steps of which a way takes some part, where it is taken, else 0."""
+        program, [where] = self.site.program, np.nonzero(parts)
+        factor, taken = factor[where], taken[where]
+        product = program.variables(len(where), 0.0, 1.0)
+        program.require(taken - product, 0.0)
+        program.require(factor - product, 0.0)
+        program.require(product - factor - taken, -1.0)
+        return product.gathered(where, np.arange(len(where)), 1.0, len(parts))
+
+    @pyscript_compile
+    def prefer_idle(self, nothing_at):
+        """Make idle modes preferable to others that take nothing.
+
+        `nothing_at` has the factor, 0 or 1, at which each takes nothing, or None.
+        """
+        for share, factor, place in zip(self.share, self.factor, nothing_at, strict=True):
+            if factor is not None and place is not None and self.idle:
+                idling = self.site.program.variables(self.site.grid.count, 0.0, 1.0)
+                some = factor if place == 0.0 else share - factor
+                self.site.program.require(idling - share + some * (1 / IDLING_FACTOR), 0.0)
+                self.site.program.pay(idling * self.site.grid.hours * IDLING_COST)
+
+    @pyscript_compile
+    def output(self, ends):
+        """Return the mean in each step of what the modes come to together, as an Expression.
+
+        `ends` has what each comes to at a factor of 0 and of 1: numbers, or arrays over the steps.
+        """
+        return self._output(ends, self.share, self.factor)
+
+    @pyscript_compile
+    def keep_room(self, ends):
+        """Keep room within the site's limits for what a mode has at once, where a way takes part of a step.
+
+        `ends` has the power (kW) of each mode at a factor of 0 and of 1: the greater counts.
+        """
+        for direction in (1, -1):
+            beyond = [
+                (running - share) * greatest
+                for running, share, gaps, both in zip(
+                    self.running, self.share, self.switching.gaps, ends, strict=True
+                )
+                if gaps and (greatest := max(direction * end for end in both)) > 0.0
+            ]
+            if beyond:
+                self.site.exceed(direction, linear.total(beyond, self.site.grid.count))
+
+    @pyscript_compile
+    def momentary_output(self, ends):
+        """Return what the modes come to together in each step while no way is taken, as an Expression."""
+        return self._output(ends, self.running, self.momentary)
+
+    @pyscript_compile
+    def losses(self, ends):
+        """Return (what a mode would come to, part of the step) for each way that it does not run on.
+
+        Both are for all steps, the first where the way is taken.
+        """
+        found = []
+        for (low, high), gaps, factor in zip(ends, self.switching.gaps, self.momentary, strict=True):
+            for taken, parts in gaps:
+                lost = [taken * low] if low else []
+                if factor is not None and high != low:
+                    lost.append(self.products[id(taken)] * (high - low))
+                if lost:
+                    found.append((linear.total(lost, len(parts)), parts))
+        return found
+
+    @pyscript_compile
+    def _output(self, ends, shares, factors):
+        """Return what modes come to that run for some share of each step, with some factors."""
+        parts = []
+        for (low, high), share, factor in zip(ends, shares, factors, strict=True):
+            low, spread = np.asarray(low, float), np.asarray(high, float) - low
+            if low.any():
+                parts.append(share * low)
+            if factor is not None and spread.any():
+                parts.append(factor * spread)
+        return linear.total(parts, self.site.grid.count)
+
+    @pyscript_compile
+    def moves(self, solution):
+        """Return the modes.Moves (transitions with their moments) of a solution, in order.
+
+        What is still blocked for some seconds then is put off so long.
+        """
+        found, timers, ready = [], dict(self.active.timers), self.active.ready
+        for begin, way in self.switching.course(solution):
+            chain = self.chains[id(way)]
+            for step, moment in zip(chain.steps, chain.moments, strict=True):
+                free = max(begin + moment, ready + transitions.MARGIN if ready else 0.0)
+                start = transitions.earliest(step, free, timers)
+                started = {each: start + self.actuator.durations[each] for each in step.start_timers}
+                timers, ready = timers | started, start + step.duration
+                found.append(modes.Move(start, ready, step.to, tuple(sorted(timers.items())), step.cost))
+        return found
+
+    @pyscript_compile
+    def factors(self, solution):
+        """Return the factor of each mode (by its id) in each step, as an array; of fixed ones none.
+
+        Where a mode does not run, its factor is the one before, or else the one that follows.
+        """
+        found = {}
+        for mode, share, factor in zip(self.actuator.modes, self.share, self.factor, strict=True):
+            if factor is None:
+                continue
+            part = solution.of(share)
+            [runs] = np.nonzero(part > 1e-6)
+            if len(runs):
+                values = np.clip(np.round(solution.of(factor)[runs] / part[runs], 9), 0.0, 1.0)
+                latest = np.maximum(np.searchsorted(runs, np.arange(len(part)), "right") - 1, 0)
+                found[mode] = values[latest]
+            else:
+                found[mode] = np.zeros(len(part))
+        return found
+
+
+ActuatorModel = _ActuatorModel
+
+
+@pyscript_compile
+def cuts(actuators: list, actives: list) -> list:
+    """Return moments (s since 1970) at which an edge of the grid lets actuators go on at once."""
+    ends = set()
+    for actuator, active in zip(actuators, actives, strict=True):
+        blocking = blocking_timers(actuator)
+        ends |= {end + transitions.MARGIN for timer, end in active.timers.items() if timer in blocking}
+        ends |= {active.ready, active.ready + transitions.MARGIN} if active.ready else set()
+    return sorted(ends)
+
+
+@pyscript_compile
+def priced(model: Any, tariffs: dict) -> Any:
+    """Return the power (kW, an Expression) of an ActuatorModel with modes.Modes, and pay for all else."""
+    described = model.actuator.modes.values()
+    costs = model.output([modes.other_cost(each, tariffs) for each in described])
+    model.site.program.pay(costs * model.site.grid.hours)
+    model.prefer_idle([nothing_at(each) for each in described])
+    powers = [[end / WATTS for end in each.powers] for each in described]
+    model.keep_room(powers)
+    return model.output(powers)
+
+
+@pyscript_compile
+def idle(actuator: Any) -> set:
+    """Return the ids of those modes (modes.Mode) that take, supply and cost nothing at any factor."""
+    return {
+        each.id
+        for each in actuator.modes.values()
+        if not each.cost and is_permitted(each) and not any(end for both in each.ends for end in both)
+    }
+
+
+@pyscript_compile
+def nothing_at(mode: Any) -> float | None:
+    """Return the factor, 0 or 1, at which a modes.Mode takes and supplies nothing, or None."""
+    for place in (0, 1):
+        if not any(ends[place] for ends in mode.ends):
+            return float(place)
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Some time in which each actuator's mode (None: in transition) and factor stay the same."""
+
+    start: float
+    end: float
+    modes: tuple
+    factors: tuple
+    interval: Any
+
+
+Piece = _Piece
+
+
+@pyscript_compile
+def pieces_of(parts: list, solution: Any, market: list) -> list:
+    """Return the Pieces of a solution, in order; `parts` has each actuator's ActuatorModel with its Moves."""
+    first, last = market[0].start, market[-1].end
+    lines = [line_of(model, moves, solution) for model, moves in parts]
+    edges = {first, last, *[each.start for each in market]}
+    edges |= {start for line in lines for start, _mode, _factor in line if first < start < last}
+    starts = [[start for start, _mode, _factor in line] for line in lines]
+    begins = [each.start for each in market]
+    found, ordered = [], sorted(edges)
+    for start, end in pairwise(ordered):
+        now = [
+            line[max(bisect_right(times, start) - 1, 0)] for line, times in zip(lines, starts, strict=True)
+        ]
+        interval = market[bisect_right(begins, start) - 1]
+        each_mode, each_factor = tuple([mode for _s, mode, _f in now]), tuple([f for _s, _m, f in now])
+        found.append(Piece(start=start, end=end, modes=each_mode, factors=each_factor, interval=interval))
+    return found
+
+
+@pyscript_compile
+def line_of(model: Any, moves: list, solution: Any) -> list:
+    """Return (start, mode or None, factor) of an actuator in order, from a solution's factors."""
+    edges, factors = model.site.grid.starts.tolist(), model.factors(solution)
+    active = model.active
+    mode, factor = (active.mode if active.mode in model.actuator.modes else None), active.factor
+    settings = [(-np.inf, mode if active.ready <= edges[0] else None), (active.ready, mode)]
+    for move in moves:
+        settings += [(move.start, None), (move.end, move.to)]
+    times = [start for start, _mode in settings]
+    line, before = [], mode
+    for start in sorted({*edges, *[each for each in times if each > edges[0]]}):
+        mode = settings[bisect_right(times, start) - 1][1]
+        if mode in factors:
+            wanted = float(factors[mode][max(bisect_right(edges, start) - 1, 0)])
+            is_same = before == mode and abs(wanted - factor) <= SAME_FACTOR
+            factor = factor if is_same else wanted
+        elif mode is not None and mode != active.mode:
+            factor = modes.FIXED_FACTOR
+        if mode is not None:
+            before = mode
+        line.append((start, mode, factor))
+    return line
+
+
+@pyscript_compile
+def plan_of(state: Any, models: list, tariffs: dict, solution: Any, market: list) -> Any:
+    """Return (plans.Plan, Pieces) of a solution; `models` are those of a device's actuators (modes.Modes)."""
+    parts = [(model, model.moves(solution)) for model in models]
+    pieces = pieces_of(parts, solution, market)
+    powers = [(each.start, each.end, power_of(models, each)) for each in pieces]
+    electricity_cost, other = 0.0, sum(move.cost for _model, moves in parts for move in moves)
+    for each, (start, end, power) in zip(pieces, powers, strict=True):
+        electricity_cost += markets.cost(each.interval, power, end - start)
+        other += other_cost(models, each, tariffs) * (end - start) / 3600
+    changes = [
+        change for place, (model, moves) in enumerate(parts) for change in told(model, place, moves, pieces)
+    ]
+    changes.sort(key=moment_of)
+    if state.moment < pieces[0].start:
+        powers.insert(0, (state.moment, pieces[0].start, power_before(models, state.moment)))
+    cost = electricity_cost + other
+    made = plans.Plan(state.moment, pieces[-1].end, changes, merged(powers), [], cost, other)
+    return made, pieces
+
+
+@pyscript_compile
+def moment_of(change: Any) -> float:
+    """Return the moment of a change."""
+    return change.moment
+
+
+@pyscript_compile
+def settings_of(models: list, piece: Any) -> list:
+    """Return (modes.Mode, factor) of each actuator that is in a mode in a Piece."""
+    return [
+        (model.actuator.modes[mode], factor)
+        for model, mode, factor in zip(models, piece.modes, piece.factors, strict=True)
+        if mode is not None
+    ]
+
+
+@pyscript_compile
+def power_of(models: list, piece: Any) -> float:
+    """Return the power (W) of all actuators in a Piece."""
+    return sum(modes.at(mode.powers, factor) for mode, factor in settings_of(models, piece))
+
+
+@pyscript_compile
+def other_cost(models: list, piece: Any, tariffs: dict) -> float:
+    """Return what a Piece costs in an hour (currency), but for electricity."""
+    return sum(
+        modes.at(modes.other_cost(mode, tariffs), factor) for mode, factor in settings_of(models, piece)
+    )
+
+
+@pyscript_compile
+def power_before(models: list, moment: float) -> float:
+    """Return the power (W) of what is active at a moment before all changes."""
+    found = [(each.actuator.modes.get(each.active.mode), each.active) for each in models]
+    return sum(modes.at(mode.powers, now.factor) for mode, now in found if mode and now.ready <= moment)
+
+
+@pyscript_compile
+def merged(pieces: list) -> list:
+    """Return pieces (start, end, power), with those of the same power made one."""
+    made: list = []
+    for start, end, power in pieces:
+        if made and made[-1][2] == power and made[-1][1] == start:
+            made[-1] = made[-1][0], end, power
+        else:
+            made.append((start, end, power))
+    return made
+
+
+@pyscript_compile
+def told(model: Any, place: int, moves: list, pieces: list) -> list:
+    """Return the Changes that an actuator is told: its Moves, and where its factor changes between."""
+    actuator, active = model.actuator, model.active
+    found, left = [], list(moves)
+    timers, mode, factor, ready = dict(active.timers), active.mode, active.factor, active.ready
+    for piece in pieces:
+        while left and left[0].start <= piece.start:
+            move = left.pop(0)
+            mode, ready, timers = move.to, move.end, dict(move.timers)
+            is_fixed = actuator.modes[mode].is_fixed
+            factor = modes.FIXED_FACTOR if is_fixed else factor_from(pieces, place, move)
+            found.append(modes.change(actuator, move.start, mode, factor, ready, timers))
+        if piece.modes[place] != mode or mode is None:
+            continue
+        if actuator.modes[mode].is_fixed or not actuator.modes[mode].is_permitted:
+            continue
+        if abs(piece.factors[place] - factor) > SAME_FACTOR:
+            factor = piece.factors[place]
+            found.append(modes.change(actuator, piece.start, mode, factor, ready, timers))
+    return found
+
+
+@pyscript_compile
+def factor_from(pieces: list, place: int, move: Any) -> float:
+    """Return the factor that a mode is reached with."""
+    for piece in pieces:
+        if piece.end > move.end and piece.modes[place] == move.to:
+            return float(piece.factors[place])
+    return 0.0

@@ -1,0 +1,294 @@
+"""Actuators that have operation modes: what those take and supply, and how an actuator departs from its plan.
+
+Moments are seconds since 1970, power is W of electricity, consumption positive.
+"""
+
+from dataclasses import dataclass, replace
+
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_cem.market as markets
+import flexmeasures_s2.commodities as commodities
+
+GREATEST = 1e9
+"""Beyond this, powers (W), flows, supplies and costs are no sense."""
+FIXED_FACTOR = 1.0
+"""The factor that is told where it changes nothing."""
+FACTOR_TOLERANCE = 0.1
+"""By how much a factor may depart from the plan."""
+MOST_MODES, MOST_TRANSITIONS = 50, 300
+"""How many a device may have to be planned in time."""
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """An operation mode by its factor: what it takes and supplies at 0, and at 1.
+
+    `flows` has (commodity quantity, at 0, at 1) of what is not electric; `cost` is that of running
+    (currency per hour).
+    """
+
+    id: str
+    label: str
+    is_permitted: bool
+    powers: tuple
+    flows: tuple
+    supply: tuple
+    cost: float
+
+    @property
+    @pyscript_compile
+    def is_fixed(self) -> bool:
+        """Whether the factor changes nothing."""
+        return all(start == end for start, end in self.ends)
+
+    @property
+    @pyscript_compile
+    def ends(self) -> list[tuple[float, float]]:
+        """What it takes and supplies, in whatever unit, at 0 and at 1."""
+        return [self.powers, self.supply, *[(start, end) for _quantity, start, end in self.flows]]
+
+
+Mode = _Mode
+
+
+@dataclass
+class _Actuator:
+    """An actuator with all its modes by id; `transitions` by the mode that they start from.
+
+    `blocking` are the timers that matter. `id` is None where a device has only one.
+    """
+
+    id: str | None
+    modes: dict
+    transitions: dict
+    durations: dict
+    blocking: frozenset
+    label: str | None = None
+
+
+Actuator = _Actuator
+
+
+@dataclass
+class _Condition:
+    """What a device is at a moment: each actuator's Active, by its id."""
+
+    moment: float
+    actuators: dict
+
+
+Condition = _Condition
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A transition from `start` to `end`, and when the timers finish that matter then."""
+
+    start: float
+    end: float
+    to: str
+    timers: tuple
+    cost: float
+
+
+Move = _Move
+
+
+@pyscript_compile
+def read(described_by, actuator_id=None):
+    """Return the Actuator that an actuator's, or a whole device's, description describes.
+
+    A transition costs the running costs of the dearer of its two modes, too: no time is saved by it.
+    """
+    found = [read_mode(each) for each in described_by.operation_modes]
+    ways, durations = transitions.read(described_by)
+    costs = {each.id: each.cost / 3600 for each in found}
+    permitted = {each.id for each in found if each.is_permitted}
+    ways = {
+        start: [
+            replace(each, cost=each.cost + each.duration * max(costs[each.to], costs.get(start, 0.0)))
+            for each in listed
+            if each.to in permitted and each.to != start
+        ]
+        for start, listed in ways.items()
+    }
+    blocking = {timer for listed in ways.values() for each in listed for timer in each.blocking_timers}
+    label = transitions.short_label(described_by) if actuator_id else None
+    by_id = {each.id: each for each in found}
+    return Actuator(actuator_id, by_id, ways, durations, frozenset(blocking), label)
+
+
+@pyscript_compile
+def read_mode(mode):
+    """Return the Mode that an operation mode describes."""
+    ranges = {each.commodity_quantity.value: each for each in mode.power_ranges}
+    starts = {quantity: each.start_of_range for quantity, each in ranges.items()}
+    ends = {quantity: each.end_of_range for quantity, each in ranges.items()}
+    flows = tuple((each, starts[each], ends[each]) for each in sorted(ranges) if each in commodities.TARIFFS)
+    supplied = (getattr(mode, "supply_range", None) or [None])[0]
+    costs = mode.running_costs
+    return Mode(
+        mode.id,
+        transitions.short_label(mode),
+        not mode.abnormal_condition_only,
+        (commodities.electric(starts) or 0.0, commodities.electric(ends) or 0.0),
+        flows,
+        (supplied.start_of_range, supplied.end_of_range) if supplied else (0.0, 0.0),
+        (costs.start_of_range + costs.end_of_range) / 2 * 3600 if costs else 0.0,
+    )
+
+
+@pyscript_compile
+def commodities_of(actuators):
+    """Return the commodities, other than electricity, that actuators take, as they are paid."""
+    modes = [mode for each in actuators for mode in each.modes.values()]
+    return {commodities.TARIFFS[quantity][0] for mode in modes for quantity, *_ends in mode.flows}
+
+
+@pyscript_compile
+def why_not_plannable(actuators):
+    """Return why a device of such actuators cannot be planned, or None."""
+    count = sum(len(listed) for each in actuators for listed in each.transitions.values())
+    if count > MOST_TRANSITIONS or sum(len(each.modes) for each in actuators) > MOST_MODES:
+        return f"it has too many operation modes, with {count} transitions, to be planned in time"
+    if not any(mode.is_permitted for each in actuators for mode in each.modes.values()):
+        return "all its operation modes are for an abnormal condition only"
+    for actuator in actuators:
+        costs = [each.cost for listed in actuator.transitions.values() for each in listed]
+        if any(abs(each) > GREATEST for each in costs):
+            return "a transition of it costs more than is sense"
+        for mode in actuator.modes.values():
+            flows = [value for _quantity, *values in mode.flows for value in values]
+            if any(abs(each) > GREATEST for each in (*mode.powers, *flows, *mode.supply, mode.cost)):
+                return f"its operation mode {mode.label} has a power, supply or cost beyond all sense"
+    return None
+
+
+@pyscript_compile
+def greatest_power(actuators):
+    """Return the greatest power of all actuators together (W), in either direction."""
+    return sum(
+        max((abs(power) for mode in each.modes.values() for power in mode.powers), default=0.0)
+        for each in actuators
+    )
+
+
+@pyscript_compile
+def as_it_is(actuator, now):
+    """Return an actuator whose mode, where it is for an abnormal condition, has only the factor in force."""
+    mode = actuator.modes.get(now.mode)
+    if mode is None or mode.is_permitted:
+        return actuator
+    fixed = replace(
+        mode,
+        powers=(at(mode.powers, now.factor),) * 2,
+        flows=tuple((quantity, *(at(ends, now.factor),) * 2) for quantity, *ends in mode.flows),
+        supply=(at(mode.supply, now.factor),) * 2,
+    )
+    return replace(actuator, modes=actuator.modes | {mode.id: fixed})
+
+
+@pyscript_compile
+def at(ends, factor):
+    """Return a quantity at a factor."""
+    return ends[0] + factor * (ends[1] - ends[0])
+
+
+@pyscript_compile
+def other_cost(mode, tariffs):
+    """Return what a mode costs in an hour at a factor of 0 and of 1 (currency), but for electricity."""
+    costs = [mode.cost, mode.cost]
+    for quantity, *ends in mode.flows:
+        costs = [
+            cost + markets.other_cost(quantity, end, tariffs) for cost, end in zip(costs, ends, strict=True)
+        ]
+    return tuple(costs)
+
+
+@pyscript_compile
+def change(actuator, moment, mode, factor, ready, timers):
+    """Return the Change to a mode and factor."""
+    power = at(actuator.modes[mode].powers, factor)
+    return transitions.Change(
+        moment, actuator.id, mode, factor, power, transitions.Active(mode, factor, ready, timers)
+    )
+
+
+@pyscript_compile
+def present_changes(actuators: list, state: Condition, moment: float) -> list:
+    """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
+    changes = []
+    for actuator in actuators:
+        active = state.actuators[actuator.id]
+        mode = actuator.modes.get(active.mode)
+        if mode and mode.is_permitted:
+            factor = FIXED_FACTOR if mode.is_fixed else active.factor
+            changes.append(change(actuator, moment, mode.id, factor, active.ready, active.timers))
+    return changes
+
+
+@pyscript_compile
+def status_deviation(actuator, status, plan, now, tolerance=None):
+    """Tell where an actuator does not do what it was told; what it did shortly before counts too.
+
+    With a `tolerance` (W), and nothing told yet, its power counts.
+    """
+    mode, factor = actuator.modes.get(status.active_operation_mode_id), status.operation_mode_factor
+    change = plans.last_told(plan, now, actuator.id)
+    if mode is None or (change and change.mode not in actuator.modes):
+        return "an operation mode is active that was not described when it was planned"
+    if change is None:
+        _began, done, _timers = transitions.under_way(actuator, status, now)
+        if tolerance is None or now - done < plans.LAG_SECONDS or now - plan.start < plans.LAG_SECONDS:
+            return None
+        power = at(mode.powers, factor)
+        if plans.measured_power_deviation(plan, power, now, tolerance):
+            return f"{mode.label} is active at {power:.0f} W, expected was {plans.power_at(plan, now):.0f} W"
+        return None
+    if now - max(change.moment, change.active.ready) < plans.LAG_SECONDS:
+        return None
+    expected = actuator.modes[change.mode]
+    if mode.id != expected.id:
+        return f"{mode.label} is active, expected was {expected.label}"
+    if not mode.is_fixed and abs(factor - change.factor) > FACTOR_TOLERANCE:
+        return f"{mode.label} has the factor {factor:g}, expected was {change.factor:g}"
+    return None
+
+
+@pyscript_compile
+def timer_deviation(actuator, message, plan, now):
+    """Tell where a timer blocks what is to be done next."""
+    ends = message.finished_at.timestamp()
+    before = plans.last_told(plan, now, actuator.id)
+    mode = before.mode if before else None
+    for each in plan.changes:
+        if each.actuator != actuator.id or each.moment <= now or each.mode == mode:
+            continue
+        starts = [mode] if mode else list(actuator.transitions)
+        ways = [way for start in starts for way in actuator.transitions.get(start, ()) if way.to == each.mode]
+        blocked = [way for way in ways if message.timer_id in way.blocking_timers]
+        if blocked and len(blocked) == len(ways) and each.moment < ends:
+            return f"a timer blocks {actuator.modes[each.mode].label} longer than expected"
+        return None
+    return None
+
+
+@pyscript_compile
+def is_elsewhere(actuator, before, message, moment):
+    """Tell whether a status is of another mode, or of a later end of a timer, than the Active at a moment."""
+    if hasattr(message, "finished_at"):
+        expected = max(before.timers.get(message.timer_id, 0.0), moment)
+        ends = message.finished_at.timestamp()
+        return message.timer_id in actuator.blocking and ends > expected + transitions.MARGIN
+    return message.active_operation_mode_id != before.mode
+
+
+@pyscript_compile
+def instruction_fields(change):
+    """Return the fields of an instruction that a Change calls for, but for its ids and time."""
+    return {
+        "operation_mode_id": change.mode,
+        "operation_mode_factor": round(change.factor, 6) + 0.0,
+        "abnormal_condition": False,
+    }

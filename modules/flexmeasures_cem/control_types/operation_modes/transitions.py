@@ -1,0 +1,222 @@
+"""From one operation mode to another: over listed transitions, past the timers that block them.
+
+Moments are seconds since 1970.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+import flexmeasures_s2.texts as texts
+
+MARGIN = 1.0
+"""How long after a timer's or transition's end the next transition begins (s): clocks differ."""
+SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
+"""Instructions that differ by less are the same."""
+AGES = 30 * 86_400.0
+"""Longer than any plan (s): what takes longer takes this long."""
+LONGEST_LABEL = 60
+
+
+@dataclass(frozen=True)
+class _Transition:
+    """A way to another mode: how long it takes (s), its timers, and what it costs."""
+
+    to: str
+    duration: float
+    start_timers: tuple
+    blocking_timers: tuple
+    cost: float
+
+
+Transition = _Transition
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A transition that begins at `start` and is done at `end`."""
+
+    start: float
+    end: float
+    to: str
+
+
+Step = _Step
+
+
+@dataclass(frozen=True)
+class _Route:
+    """The steps to a mode, when it is reached, what that costs, and when each timer finishes then."""
+
+    steps: tuple
+    arrival: float
+    cost: float
+    timers: dict
+
+
+Route = _Route
+
+
+@dataclass(frozen=True)
+class _Active:
+    """An actuator's mode (None: not known) and factor, reached at `ready`; when its timers finish."""
+
+    mode: str | None
+    factor: float
+    ready: float
+    timers: dict[str, float]
+
+
+Active = _Active
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What an actuator is told to do at a moment: a mode and its factor.
+
+    `actuator` is None where a device has only one. `power` is what is expected of it then; `active` is
+    the actuator's state that follows.
+    """
+
+    moment: float
+    actuator: str | None
+    mode: str
+    factor: float
+    power: float
+    active: Active
+
+
+Change = _Change
+
+
+@pyscript_compile
+def read(described_by):
+    """Return (transitions by the mode that they start from, timers' durations in s) of a description.
+
+    What is for an abnormal condition only is left out.
+    """
+    found = {}
+    for each in described_by.transitions:
+        if not each.abnormal_condition_only:
+            transition = Transition(
+                each.to,
+                min(each.transition_duration.root / 1000, AGES) if each.transition_duration else 0.0,
+                tuple(each.start_timers),
+                tuple(each.blocking_timers),
+                each.transition_costs or 0.0,
+            )
+            found.setdefault(each.from_, []).append(transition)
+    return found, {timer.id: min(timer.duration.root / 1000, AGES) for timer in described_by.timers}
+
+
+@pyscript_compile
+def active(actuator, status, finished, told, heard, now):
+    """Return an actuator's Active: as it told in its status (or None), or as it was told later.
+
+    `finished` has when each timer finishes that the Resource Manager told of, `told` is the last Change that
+    was to be executed by now, or None; `heard` has when the status came, by the actuator, and what was told
+    of a timer, by both. That counts alone where it came after the timer was to be started.
+    """
+    timers, mode, factor, ready = dict(finished), None, 0.0, 0.0
+    if status:
+        mode, factor = status.active_operation_mode_id, status.operation_mode_factor
+        began, ready, started = under_way(actuator, status, now)
+        timers = latest(timers, not_told_since(actuator, started, began, heard))
+    if told and told.mode in actuator.modes and (status is None or told.moment > heard.get(actuator.id, 0.0)):
+        mode, factor, ready = told.active.mode, told.active.factor, told.active.ready
+    if told and told.mode == mode:
+        timers = latest(timers, not_told_since(actuator, told.active.timers, told.moment, heard))
+    return Active(mode, factor, ready, {each: end for each, end in timers.items() if end > now})
+
+
+@pyscript_compile
+def not_told_since(actuator, timers, moment, heard):
+    """Return those timers, with their ends, of which nothing has been told since a moment."""
+    return {each: end for each, end in timers.items() if heard.get((actuator.id, each), 0.0) < moment}
+
+
+@pyscript_compile
+def under_way(actuator, status, now):
+    """Return (when the transition began that a status tells of, when it is done, when its timers finish)."""
+    if status.transition_timestamp is None:
+        return 0.0, 0.0, {}
+    began = min(status.transition_timestamp.timestamp(), now + AGES)
+    for each in actuator.transitions.get(status.previous_operation_mode_id, ()):
+        if each.to == status.active_operation_mode_id:
+            timers = {timer: began + actuator.durations[timer] for timer in each.start_timers}
+            return began, began + each.duration, timers
+    return began, began, {}
+
+
+@pyscript_compile
+def latest(one, other):
+    """Return when timers finish: the later of two."""
+    return {each: max(one.get(each, 0.0), other.get(each, 0.0)) for each in {**one, **other}}
+
+
+@pyscript_compile
+def finished(memory, key, now):
+    """Return when each timer finishes, of what is remembered under a key and the timer's id."""
+    return {
+        each[-1]: min(message.finished_at.timestamp(), now + AGES)
+        for each, message in memory.items()
+        if each[:-1] == key
+    }
+
+
+@pyscript_compile
+def routes(transitions, durations, permitted, mode, moment, timers):
+    """Return the Route to each permitted mode that can be reached from a mode: the one that is there first.
+
+    `timers` tells when each timer finishes that runs. Of ways that take as long, the cheapest is taken.
+    """
+    found, queue, number = {}, [(moment, 0.0, 0, mode, (), timers)], 0
+    while queue:
+        arrival, cost, _number, at, steps, running = heapq.heappop(queue)
+        if at in found:
+            continue
+        found[at] = Route(steps, arrival, cost, running)
+        for each in transitions.get(at, ()):
+            if each.to in found or each.to not in permitted:
+                continue
+            start = earliest(each, arrival + MARGIN if steps else arrival, running)
+            started = {timer: start + durations[timer] for timer in each.start_timers}
+            end, number = start + each.duration, number + 1
+            step = Step(start, end, each.to)
+            after = (end, cost + each.cost, number, each.to, (*steps, step), running | started)
+            heapq.heappush(queue, after)
+    return found
+
+
+@pyscript_compile
+def earliest(transition, moment, timers):
+    """Return when a transition can begin, from a moment on."""
+    ends = [timers[each] + MARGIN for each in transition.blocking_timers if timers.get(each, 0) > moment]
+    return max([moment, *ends])
+
+
+@pyscript_compile
+def is_same_instruction(one, other):
+    """Tell whether two changes come to the same instruction."""
+    return (
+        one.actuator == other.actuator
+        and one.mode == other.mode
+        and abs(one.factor - other.factor) < SAME_FACTOR
+        and abs(one.moment - other.moment) < SAME_SECONDS
+    )
+
+
+@pyscript_compile
+def short_label(described):
+    """Return the label of an operation mode or actuator on one line, or its id."""
+    return texts.label(described.diagnostic_label, LONGEST_LABEL) or texts.quoted(described.id)
+
+
+@pyscript_compile
+def label_of(actuators, change):
+    """Return the label of the operation mode that a change names; of several actuators it tells which one."""
+    actuator = next((each for each in actuators if each.id == change.actuator), None)
+    mode = actuator.modes.get(change.mode) if actuator else None
+    label = mode.label if mode else change.mode
+    if len(actuators) > 1:
+        return f"{actuator.label if actuator else change.actuator}: {label}"
+    return label

@@ -1,0 +1,1 @@
+"""Power envelope based control (PEBC): a device that stays within limits of power."""

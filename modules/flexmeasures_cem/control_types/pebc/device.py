@@ -1,0 +1,505 @@
+"""A device under power envelope based control: what it told, and the arithmetic of limits.
+
+Moments are seconds since 1970, power is W, consumption positive. But the power of both sides of an envelope
+is counted as an amount (W): of consumption by side 1 (UPPER_LIMIT), of production by side -1 (LOWER_LIMIT).
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flexmeasures_cem.errors as errors
+import flexmeasures_cem.forecasts as forecasts
+import flexmeasures_s2.commodities as commodities
+
+POWER_CONSTRAINTS, ENERGY_CONSTRAINT = "PEBC.PowerConstraints", "PEBC.EnergyConstraint"
+FORECAST = ("PowerForecast",)
+UPPER, LOWER, DEFER = "UPPER_LIMIT", "LOWER_LIMIT", "DEFER"
+SIDES = (1, -1)
+EPSILON = 1e-12
+MOST_MESSAGES = 50
+SHORTEST = 0.001
+"""The shortest element (s)."""
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """The values that the limits of a commodity quantity may take: ranges in order, without overlap."""
+
+    upper: tuple
+    lower: tuple
+
+
+Quantity = _Quantity
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one side of an envelope allows: amounts (W) of electric power in all.
+
+    `low` and `high` are the least and greatest amounts by quantity, between which the amount in all is
+    shared; `ranges` are the amounts in all that can be, in order.
+    """
+
+    low: dict
+    high: dict
+    ranges: tuple
+
+
+Side = _Side
+
+
+@dataclass(frozen=True)
+class _Constraints:
+    """PEBC.PowerConstraints: when they are valid, and what they allow. `sides` are by 1 and -1."""
+
+    id: str
+    start: float
+    end: float
+    is_deferred: bool
+    quantities: dict
+    sides: dict
+
+
+Constraints = _Constraints
+
+
+@dataclass(frozen=True)
+class _Energy:
+    """A PEBC.EnergyConstraint of electric power: average powers (W) of a quantity in a time."""
+
+    start: float
+    end: float
+    upper: float
+    lower: float
+    quantity: str
+
+
+Energy = _Energy
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What is told of a device; constraints are in the order they came. `flaw` is why it is unfit.
+
+    `most` and `least` are the greatest consumption and production (W), `forecast` the pieces (start,
+    end, power) of its PowerForecast, inside that, or None without one.
+    """
+
+    constraints: list
+    energies: list
+    forecast: list | None
+    most: float
+    least: float
+    flaw: str | None
+
+
+Device = _Device
+
+
+@dataclass(frozen=True)
+class _Element:
+    """The limits (upper, lower) by quantity in some time."""
+
+    start: float
+    end: float
+    limits: dict[str, tuple[float, float]]
+
+
+Element = _Element
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Energy (Wh) of a quantity that an envelope has to allow on one side, in a time.
+
+    `asked` is for all of that time, `left` what is to be allowed of it in the plan.
+    """
+
+    side: int
+    quantity: str
+    start: float
+    end: float
+    asked: float
+    left: float
+
+
+Need = _Need
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """What the device was told by a moment, as Elements; the last of them are still to come.
+
+    `changes` are those of the plan in force.
+    """
+
+    moment: float
+    told: list
+    changes: list
+
+
+Condition = _Condition
+
+
+@pyscript_compile
+def of_type(memory, kind):
+    """Return the messages of a type, in the order they came."""
+    return [message for key, message in memory.items() if key[0] == kind]
+
+
+@pyscript_compile
+def read(memory):
+    """Return the device that is described."""
+    found, flaws = [], []
+    for message in reversed(of_type(memory, POWER_CONSTRAINTS)):
+        start, end = message.valid_from.timestamp(), until_of(message)
+        if len(flaws) == MOST_MESSAGES:
+            break
+        if not any(each.start <= start and end <= each.end for each in found):
+            ranges = ranges_of(message)
+            flaws.append(flaw_of(message.id, ranges))
+            if flaws[-1] is None:
+                found.append(read_constraints(message, ranges, start, end))
+    most, least = (max([each.sides[side].ranges[-1][1] for each in found], default=0.0) for side in SIDES)
+    forecast = memory.get(FORECAST)
+    return Device(
+        found[::-1],
+        energies_of(memory),
+        None if forecast is None else clipped(forecasts.pieces(forecast), -least, most),
+        max(most, 0.0),
+        max(least, 0.0),
+        flaws[0] if flaws else None,
+    )
+
+
+@pyscript_compile
+def clipped(pieces, least, most):
+    """Return pieces with their power kept between two powers (W)."""
+    return [(start, end, min(max(power, least), most)) for start, end, power in pieces]
+
+
+@pyscript_compile
+def until_of(message):
+    """Return until when constraints are valid."""
+    return math.inf if message.valid_until is None else message.valid_until.timestamp()
+
+
+@pyscript_compile
+def ranges_of(message):
+    """Return the ranges of both limits by quantity, without those for an abnormal condition only.
+
+    Some devices have them upside down, as from 0 to -2000.
+    """
+    found = {}
+    for each in message.allowed_limit_ranges:
+        if not each.abnormal_condition_only:
+            limits = found.setdefault(each.commodity_quantity.value, {UPPER: [], LOWER: []})
+            boundary = each.range_boundary
+            ends = sorted((boundary.start_of_range, boundary.end_of_range))
+            limits[each.limit_type.value].append(tuple(ends))
+    return {quantity: {kind: union(each) for kind, each in both.items()} for quantity, both in found.items()}
+
+
+@pyscript_compile
+def union(ranges):
+    """Return ranges in order, those that meet as one."""
+    found = []
+    for low, high in sorted(ranges):
+        if found and low <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], high)
+        else:
+            found.append((low, high))
+    return tuple(found)
+
+
+@pyscript_compile
+def flaw_of(name, ranges):
+    """Return why no envelope fits constraints, or None."""
+    if not ranges:
+        return f"its {POWER_CONSTRAINTS} {name} allow no limit but in an abnormal condition"
+    for quantity, both in ranges.items():
+        for kind in (UPPER, LOWER):
+            if not both[kind]:
+                return f"its {POWER_CONSTRAINTS} {name} have no range for the {kind} of {quantity}"
+        upper, lower = both[UPPER][-1][1], both[LOWER][0][0]
+        if upper < lower:
+            return (
+                f"its {POWER_CONSTRAINTS} {name} allow no envelope for {quantity}: every {LOWER} ({lower:g} "
+                f"or more) is above every {UPPER} ({upper:g} or less)"
+            )
+    return None
+
+
+@pyscript_compile
+def read_constraints(message, ranges, start, end):
+    """Return PEBC.PowerConstraints with the values that leave the upper limit above the lower one."""
+    quantities = {}
+    for name, both in ranges.items():
+        highest, lowest = both[UPPER][-1][1], both[LOWER][0][0]
+        quantities[name] = Quantity(
+            tuple((max(low, lowest), high) for low, high in both[UPPER] if high >= lowest),
+            tuple((low, min(high, highest)) for low, high in both[LOWER] if low <= highest),
+        )
+    sides = {side: side_of(side, quantities) for side in SIDES}
+    return Constraints(message.id, start, end, message.consequence_type.value == DEFER, quantities, sides)
+
+
+@pyscript_compile
+def carriers(names):
+    """Return which of the commodity quantities tell of the electric power in all."""
+    if commodities.ALL_PHASES in names:
+        return [commodities.ALL_PHASES]
+    return [each for each in names if each.startswith(commodities.ELECTRIC)]
+
+
+@pyscript_compile
+def side_of(side, quantities):
+    """Return one side of constraints: its power in all is shared by each quantity's range."""
+    low, high, shares = {}, {}, ((0.0, 1.0),)
+    for name in carriers(quantities):
+        ranges = quantities[name].upper if side > 0 else mirrored(quantities[name].lower)
+        inside = [(max(begin, 0.0), end) for begin, end in ranges if end >= 0] or [(ranges[-1][1],) * 2]
+        low[name], high[name] = inside[0][0], inside[-1][1]
+        if span := high[name] - low[name]:
+            own = [((begin - low[name]) / span, (end - low[name]) / span) for begin, end in inside]
+            shares = shared(shares, own)
+    least, most = sum(low.values()), sum(high.values())
+    amounts = [(least + begin * (most - least), least + end * (most - least)) for begin, end in shares]
+    return Side(low, high, (*amounts[:-1], (amounts[-1][0], most)))
+
+
+@pyscript_compile
+def mirrored(ranges):
+    """Return ranges with the other sign, in order."""
+    return tuple((-high, -low) for low, high in reversed(ranges))
+
+
+@pyscript_compile
+def shared(some, others):
+    """Return what is in both of two unions, but for rounding."""
+    found = []
+    for low, high in some:
+        for begin, end in others:
+            first, last = max(low, begin), min(high, end)
+            if first <= last + EPSILON:
+                found.append((min(first, last), last))
+    return union(found)
+
+
+@pyscript_compile
+def energies_of(memory):
+    """Return the constraints on electric energy; of those until the same moment the newest holds."""
+    found = {}
+    for each in of_type(memory, ENERGY_CONSTRAINT)[-MOST_MESSAGES:]:
+        quantity = each.commodity_quantity.value
+        start, end = each.valid_from.timestamp(), each.valid_until.timestamp()
+        if quantity.startswith(commodities.ELECTRIC) and end > start:
+            found[quantity, end] = Energy(
+                start, end, each.upper_average_power, each.lower_average_power, quantity
+            )
+    return list(found.values())
+
+
+@pyscript_compile
+def valid(found, moment):
+    """Return the constraints that are in force at a moment: those that came last, or None."""
+    return next((each for each in reversed(found.constraints) if each.start <= moment < each.end), None)
+
+
+@pyscript_compile
+def boundaries(found, start, end, others):
+    """Return the moments in some time, ends included, at which anything of a device may change."""
+    moments = [*others]
+    for each in (*found.constraints, *found.energies):
+        moments += [each.start, each.end]
+    for begin, last, _power in found.forecast or ():
+        moments += [begin, last]
+    points = [start]
+    for each in sorted(moments):
+        if points[-1] + SHORTEST < each < end - SHORTEST:
+            points.append(each)
+    return [*points, end]
+
+
+@pyscript_compile
+def limits_of(constraints, amounts):
+    """Return the limits (upper, lower) by quantity that amounts (W) by side come to."""
+    found = {}
+    for name, quantity in constraints.quantities.items():
+        high = part(constraints.sides[1], name, amounts[1])
+        low = part(constraints.sides[-1], name, amounts[-1])
+        upper = quantity.upper[-1][1] if high is None else nearest(quantity.upper, high)
+        lower = quantity.lower[0][0] if low is None else nearest(quantity.lower, -low)
+        found[name] = upper, lower if lower <= upper else down(quantity.lower, upper)
+    return found
+
+
+@pyscript_compile
+def part(side, name, amount):
+    """Return a quantity's part (W) of an amount, or None where it has none."""
+    if name not in side.low:
+        return None
+    least, most = side.ranges[0][0], side.ranges[-1][1]
+    share = 1.0 if amount >= most else (amount - least) / (most - least)
+    return side.low[name] + share * (side.high[name] - side.low[name])
+
+
+@pyscript_compile
+def nearest(ranges, value):
+    """Return the value of a union that is nearest to one, without the noise of binary fractions."""
+    low, high = min(ranges, key=lambda each: max(each[0] - value, value - each[1]))
+    return min(max(round(value, 6) + 0.0, low), high)
+
+
+@pyscript_compile
+def down(ranges, value):
+    """Return the greatest value of a union that is not above one, else its least."""
+    return max([min(high, value) for low, high in ranges if low <= value], default=ranges[0][0])
+
+
+@pyscript_compile
+def up(ranges, value, hair=0.0):
+    """Return the least value of a union that is not below one (but for a hair), else its greatest."""
+    fitting = [max(low, min(value, high)) for low, high in ranges if high >= value - hair]
+    return min(fitting, default=ranges[-1][1])
+
+
+@pyscript_compile
+def allowed(limits, quantity, side):
+    """Return the power (W) of an electric quantity that limits allow on one side, None where they do not say.
+
+    All phases together have three times the power of each.
+    """
+    place, all_phases = (0 if side > 0 else 1), commodities.ALL_PHASES
+    if all_phases in limits:
+        return side * limits[all_phases][place] / (1 if quantity == all_phases else 3)
+    if quantity in limits:
+        return side * limits[quantity][place]
+    found = [limits[each][place] for each in carriers(limits)] if quantity == all_phases else []
+    return side * sum(found) if found else None
+
+
+@pyscript_compile
+def between(elements, start, end):
+    """Return what of Elements is in some time."""
+    return [
+        each if start <= each.start and each.end <= end else cut(each, start, end)
+        for each in elements
+        if each.start < end and each.end > start
+    ]
+
+
+@pyscript_compile
+def cut(element, start, end):
+    """Return the part of an Element that is in some time."""
+    return replace(element, start=max(element.start, start), end=min(element.end, end))
+
+
+@pyscript_compile
+def limits_at(elements, moment):
+    """Return the limits at a moment, or None where there are none."""
+    place = bisect_right(elements, moment, key=lambda each: each.start) - 1
+    return elements[place].limits if place >= 0 and moment < elements[place].end else None
+
+
+@pyscript_compile
+def needs_of(found, told, begin, end):
+    """Return the Needs of a plan, by when they end.
+
+    What the device was told before has allowed some of it. What is needed beyond the plan's end is spread
+    evenly over the time that is left.
+    """
+    needs = []
+    for each in found.energies:
+        if each.end <= begin or each.start >= end:
+            continue
+        for side in SIDES:
+            average = side * (each.upper if side > 0 else each.lower)
+            if average <= 0:
+                continue
+            asked, first = average * (each.end - each.start) / 3600, max(begin, each.start)
+            before = between(told, each.start, first)
+            had = sum((allowed(it.limits, each.quantity, side) or 0.0) * (it.end - it.start) for it in before)
+            share = min((end - first) / (each.end - first), 1.0)
+            left = max(asked - had / 3600, 0.0) * share
+            needs.append(Need(side, each.quantity, each.start, each.end, asked, left))
+    return sorted(needs, key=lambda each: (each.end, each.start, each.quantity, -each.side))
+
+
+@pyscript_compile
+def counted(constraints, need, amount):
+    """Return the power (W) that an amount allows of a need's quantity, or None where it is not limited."""
+    limits = {}
+    for name in constraints.sides[need.side].low:
+        value = need.side * part(constraints.sides[need.side], name, amount)
+        limits[name] = value, value
+    return allowed(limits, need.quantity, need.side)
+
+
+@pyscript_compile
+def governed(start, end, constraints, needs, side):
+    """Tell whether the energy that a device defers calls for limits on one side in some time."""
+    if constraints is None or not constraints.is_deferred:
+        return False
+    least, most = constraints.sides[side].ranges[0][0], constraints.sides[side].ranges[-1][1]
+    for each in needs:
+        if each.side == side and each.start < end and each.end > start:
+            high = counted(constraints, each, most)
+            if high is not None and high > counted(constraints, each, least):
+                return True
+    return False
+
+
+@pyscript_compile
+def missing_message(memory):
+    """Return which message is still missing to plan on, or None."""
+    return None if of_type(memory, POWER_CONSTRAINTS) else POWER_CONSTRAINTS
+
+
+@pyscript_compile
+def valid_from(memory):
+    """Return from when on the first of its constraints hold."""
+    return min(each.valid_from.timestamp() for each in of_type(memory, POWER_CONSTRAINTS))
+
+
+@pyscript_compile
+def read_device(memory):
+    """Return the device that is described."""
+    return read(memory)
+
+
+@pyscript_compile
+def why_not_plannable(found):
+    """Return why a device cannot be planned, or None."""
+    return found.flaw
+
+
+@pyscript_compile
+def last_deadline(found):
+    """Return the last moment that the plan has to look ahead to, or 0.0."""
+    return max([each.end for each in found.energies], default=0.0)
+
+
+@pyscript_compile
+def read_state(found, memory, heard, plan, now):
+    """Return what the device was told by now; raise NotPlannable where no constraints hold any more.
+
+    `heard` is not needed: a device tells nothing of its envelope.
+    """
+    if all(each.end <= now for each in found.constraints):
+        raise errors.NotPlannable(f"its {POWER_CONSTRAINTS} are not valid any more: it has to send new ones")
+    if plan is None:
+        return Condition(now, [], [])
+    return Condition(now, told_by(plan, now), plan.changes)
+
+
+@pyscript_compile
+def told_by(plan: Any, now: float) -> list:
+    """Return the Elements that a device was told by now; the last of them are still to come."""
+    told, executed = list(plan.told), [each for each in plan.changes if each.moment <= now]
+    for place, change in enumerate(executed):
+        end = executed[place + 1].moment if place + 1 < len(executed) else math.inf
+        told += between(change.elements, max(change.moment, plan.start), end)
+    return told

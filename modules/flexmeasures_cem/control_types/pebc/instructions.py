@@ -1,0 +1,107 @@
+"""Instructions of power envelope based control."""
+
+import math
+import uuid
+from dataclasses import dataclass
+
+import flexmeasures_cem.control_types.pebc.device as devices
+import flexmeasures_cem.control_types.pebc.plan as pebc_plan
+import flexmeasures_cem.control_types.plans as plans
+
+INSTRUCTION = "PEBC.Instruction"
+MOST_UPCOMING = 100
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One element of a Change: the limits from a moment on, and the power expected then."""
+
+    moment: float
+    power: float
+    constraints: str
+    limits: dict
+    widest: dict
+    actuator: str | None = None
+
+
+Step = _Step
+
+
+@pyscript_compile
+def message_type(change):
+    """Return the type of the instruction that a Change calls for."""
+    return INSTRUCTION
+
+
+@pyscript_compile
+def instruction_fields(change):
+    """Return the fields of the PEBC.Instruction that a Change calls for, but for its ids."""
+    return {
+        "power_constraints_id": change.constraints,
+        "abnormal_condition": False,
+        "power_envelopes": [
+            {
+                "id": str(uuid.uuid4()),
+                "commodity_quantity": name,
+                "power_envelope_elements": envelope(change, name),
+            }
+            for name in change.widest
+        ],
+    }
+
+
+@pyscript_compile
+def envelope(change, name):
+    """Return the elements of a quantity's envelope; durations are in ms."""
+    found, pieces = [], [(each.start, each.end, each.limits[name]) for each in change.elements]
+    for start, end, (upper, lower) in pebc_plan.joined(pieces):
+        duration = round(end * 1000) - round(start * 1000)
+        found.append({"duration": duration, "upper_limit": upper, "lower_limit": lower})
+    return found
+
+
+@pyscript_compile
+def describe(found, change, now):
+    """Return what a Change says now, or from its moment on, or what a Step of it says."""
+    step = step_of(change, max(now, change.moment)) if hasattr(change, "elements") else change
+    names = devices.carriers(step.limits) or list(step.limits)[:1]
+    return {
+        "power_constraints_id": step.constraints,
+        "commodity_quantity": " + ".join(names),
+        "upper_limit": sum(step.limits[name][0] for name in names),
+        "lower_limit": sum(step.limits[name][1] for name in names),
+        "label": "unlimited" if pebc_plan.same(step.limits, step.widest) else "limited",
+        "power": round(step.power),
+    }
+
+
+@pyscript_compile
+def step_of(change, moment):
+    """Return the Step that a Change is in at a moment."""
+    limits = devices.limits_at(change.elements, moment) or change.elements[-1].limits
+    return Step(moment, plans.power_at(change, moment), change.constraints, limits, change.widest)
+
+
+@pyscript_compile
+def upcoming(plan, now):
+    """Return the Steps that are still to come, in order."""
+    found = []
+    for place, change in enumerate(plan.changes):
+        end = plan.changes[place + 1].moment if place + 1 < len(plan.changes) else math.inf
+        for each in change.elements:
+            if now < each.start < end and len(found) < MOST_UPCOMING:
+                found.append(step_of(change, each.start))
+    return found
+
+
+@pyscript_compile
+def missed_targets(plan):
+    """Return the energy (kWh) that the plan leaves less room for than is asked: by when, and how much."""
+    return [
+        {
+            "datetime": plans.moment(each.moment),
+            "asked": round(each.asked / 1000, 3),
+            "reached": round(each.reached / 1000, 3),
+        }
+        for each in plan.missed
+    ]

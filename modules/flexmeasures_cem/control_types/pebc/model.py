@@ -1,0 +1,606 @@
+"""Power envelope based control in the site model: what is allowed on each side, and what is expected then.
+
+Nothing is limited without a reason, which is the site's limit, a price at which production costs, or cheaper
+hours for what is deferred. Amounts are of one side of an envelope, as pebc_device has them; in the program
+they are kW, and never less than nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+import flexmeasures_api.flexible_devices as storages
+import flexmeasures_cem.control_types.pebc.device as devices
+import flexmeasures_cem.control_types.pebc.plan as pebc_plan
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_cem.forecasts as forecasts
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.envelopes as envelopes
+import flexmeasures_cem.optimisation.grid as grids
+import flexmeasures_cem.optimisation.linear as linear
+
+WATTS, NOISE_WATTS = 1000.0, 0.05
+"""W in a kW, and how exact a solution is (W)."""
+MAX_CUTS = 8
+SMALLER_SHARE = 0.01
+"""By which part of a forecast a schedule has to produce less, so that it means to curtail."""
+MIN_MISSED_WH, MIN_MISSED_SHARE = 1.0, 0.001
+"""How much less room than is asked for is not worth telling."""
+
+
+@pyscript_compile
+def cuts(device: Any, state: Any) -> list:
+    """Return the next moments (s since 1970) at which other constraints hold or a need begins or ends."""
+    moments = {
+        moment for each in (*device.constraints, *device.energies) for moment in (each.start, each.end)
+    }
+    return sorted(moment for moment in moments if state.moment < moment < math.inf)[:MAX_CUTS]
+
+
+@pyscript_compile
+def add(site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, _storage: Any = None) -> Any:
+    """Add a device's power to a Site, and return the part that reads its Plan from a solution.
+
+    Only electric power is limited, and what is stored is not told.
+    """
+    return EnvelopeModel(site, device, state, wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """Some time in which energy (kWh, on one side) is needed and no more is taken."""
+
+    side: int
+    start: float
+    end: float
+    needed: float
+
+
+Span = _Span
+
+
+@dataclass(eq=False)
+class _EnvelopeModel:
+    """A device's envelope in a Site's program.
+
+    By side: `amount` is what is allowed, `may` what the device may do within that, `power` what is expected
+    of it, `room` what counts of it for energy that has to be allowed.
+    """
+
+    site: Any
+    device: Any
+    state: Any
+    wanted: Any
+
+    @pyscript_compile
+    def __post_init__(self) -> None:
+        site, device, state = self.site, self.device, self.state
+        edges = site.grid.edges
+        self.begin, self.end = float(edges[0]), float(edges[-1])
+        self.told = devices.between(state.told, -math.inf, self.begin)
+        self.needs = devices.needs_of(device, self.told, self.begin, self.end)
+        middles = (edges[:-1] + edges[1:]) / 2
+        self.constraints = [devices.valid(device, moment) for moment in middles.tolist()]
+        self.is_deferred = np.array([bool(each and each.is_deferred) for each in self.constraints])
+        self.unions = {side: union_of(self.constraints, side) for side in devices.SIDES}
+        which = numbers(device, self.constraints)
+        self.counts = [counting(device, need) for need in self.needs]
+        self.counting = [(base[which], factor[which]) for base, factor in self.counts]
+        self.governed = {side: self._governed(side) for side in devices.SIDES}
+        if self.wanted is not None:
+            self.wanted = means_where_known(site.grid, self.wanted) / WATTS
+        self._expect()
+        self.amount, self.may, self.power, self.room = {}, {}, {}, {}
+        self._set_curtailed()
+        for side in devices.SIDES:
+            self._add_side(side)
+        self._add_needs()
+        site.add(self.power[1] - self.power[-1] + self.free)
+        for side in devices.SIDES:
+            site.spare(side, self.may[side] - self.power[side])
+
+    @pyscript_compile
+    def _governed(self, side):
+        """Return in which steps the energy that a device defers calls for limits on one side."""
+        found = np.zeros(self.site.grid.count, bool)
+        for need, (_base, factor) in zip(self.needs, self.counting, strict=True):
+            if need.side == side:
+                inside = (self.site.grid.starts < need.end) & (self.site.grid.ends > need.start)
+                found |= inside & self.is_deferred & (factor > 0)
+        return found
+
+    @pyscript_compile
+    def _expect(self):
+        """Set the forecast (kW) that lies within the limits, by side, and what is free of any limits."""
+        grid, pieces = self.site.grid, self.device.forecast or []
+        forecast = grid.means(pieces) / WATTS
+        has_none = np.array([each is None for each in self.constraints])
+        self.free = np.where(has_none, forecast, 0.0)
+        is_free = has_none | self.governed[1] | self.governed[-1]
+        inside = np.clip(forecast, -self.unions[-1].most, self.unions[1].most)
+        inside = np.where(is_free, 0.0, inside)
+        self.expected = {side: np.maximum(side * inside, 0.0) for side in devices.SIDES}
+        self.peak = np.minimum(
+            np.maximum(peaks(grid, pieces) / WATTS, self.expected[-1]), self.unions[-1].most
+        )
+
+    @pyscript_compile
+    def _room(self, side):
+        """Return the power (kW) that the site's limit leaves on a side by what is given."""
+        tariffs = self.site.tariffs
+        capacity = tariffs.consumption_capacity if side > 0 else tariffs.production_capacity
+        room = np.maximum(capacity - tariffs.headroom - side * np.asarray(tariffs.load, float), 0.0)
+        return np.broadcast_to(room, (self.site.grid.count,))
+
+    @pyscript_compile
+    def _add_side(self, side):
+        """Set the amounts of one side: fixed where nothing limits them, else as variables."""
+        union, room, expected = self.unions[side], self._room(side), self.expected[side]
+        governed = self.governed[side]
+        curtails = self.curtails if side < 0 else np.zeros_like(governed)
+        allows = np.isfinite(room) & ~governed & ~(self.is_lost & (side < 0))
+        fixed = ~curtails & ~allows & ~governed
+        self.amount[side] = linear.constant(np.where(fixed, union.most, 0.0))
+        self.power[side] = linear.constant(np.where(fixed, expected, 0.0))
+        self.may[side], self.room[side] = self.power[side], self.amount[side]
+        [steps] = np.nonzero(allows)
+        if len(steps):
+            made = envelopes.Allowance(self.site, steps, union.at(steps), expected[steps])
+            self._place(side, steps, made, made.amount)
+        [steps] = np.nonzero(curtails)
+        if len(steps):
+            self._curtail(steps, union.at(steps), room[steps])
+        [steps] = np.nonzero(governed)
+        if len(steps):
+            self._defer(side, steps, union.at(steps), room[steps])
+
+    @pyscript_compile
+    def _place(self, side, steps, made, room):
+        """Set the amounts of some steps; `room` is what counts for energy that has to be allowed."""
+        count = self.site.grid.count
+        for name, value in (
+            ("amount", made.amount),
+            ("may", made.may),
+            ("power", made.power),
+            ("room", room),
+        ):
+            kept = getattr(self, name)
+            kept[side] = kept[side] + envelopes.placed(value, steps, count)
+
+    @pyscript_compile
+    def _defer(self, side, steps, union, room):
+        """Set the amounts of the steps in which what is deferred is allowed."""
+        made = envelopes.Deferred(self.site, steps, union, self._was_on(side))
+        made.allow_parts(len([each for each in self.needs if each.side == side]))
+        self._place(side, steps, made, made.power)
+        if self.wanted is not None:
+            wanted = side * self.wanted[steps]
+            target = union.up(np.nan_to_num(wanted), envelopes.HAIR)
+            target = np.where(union.most > room, np.minimum(target, union.down(room)), target)
+            target = np.where(np.isnan(wanted), np.nan, target)
+            envelopes.follow(self.site, made.power, target, self.site.grid.hours[steps])
+
+    @pyscript_compile
+    def _was_on(self, side):
+        """Tell whether the device was told of more than the least on a side, for the moment before."""
+        before = devices.limits_at(self.told, self.begin - devices.SHORTEST)
+        for need, (base, factor) in zip(self.needs, self.counting, strict=True):
+            if before and need.side == side and not np.isnan(base[0]):
+                allowed = devices.allowed(before, need.quantity, side)
+                least = (base[0] + factor[0] * self.unions[side].least[0]) * WATTS
+                return allowed is not None and allowed > least + plans.LEAST_WATTS
+        return False
+
+    @pyscript_compile
+    def _curtail(self, steps, union, room):
+        """Set the amounts of the steps in which production may be curtailed."""
+        expected, peak = self.expected[-1][steps], self.peak[steps]
+        is_needed = any(each.side < 0 for each in self.needs)
+        peak = np.where(peak > room, peak, expected)
+        made = envelopes.Curtailable(
+            self.site, steps, union, expected, peak, self.left[steps], is_needed=is_needed
+        )
+        self._place(-1, steps, made, made.amount)
+
+    @pyscript_compile
+    def _set_curtailed(self):
+        """Set in which steps production may be curtailed, and what a schedule leaves of it (kW; nan: any).
+
+        It is where there is a forecast of production that would be lost, and a reason: the site's limit, or a
+        price at which production costs.
+        """
+        forecast, room = self.expected[-1], self._room(-1)
+        costs = np.minimum(self.site.production_price, self.site.consumption_price) < 0
+        self.left = np.full(self.site.grid.count, np.nan)
+        if self.wanted is not None:
+            hair = np.maximum(plans.LEAST_WATTS / WATTS, SMALLER_SHARE * forecast)
+            is_less = (-self.wanted < forecast - hair) & (costs | (self.peak > room))
+            left = np.where(is_less, np.maximum(-self.wanted, 0.0), forecast)
+            self.left = np.where(np.isnan(self.wanted), np.nan, left)
+        self.is_lost = ~self.is_deferred & ~self.governed[-1] & (self.device.forecast is not None)
+        is_open = np.where(np.isnan(self.left), costs, self.left < forecast)
+        self.curtails = self.is_lost & (forecast > envelopes.NO_POWER) & (np.isfinite(room) | is_open)
+
+    @pyscript_compile
+    def _add_needs(self):
+        """Have the energy that is needed be allowed by its deadline, and of what is deferred no more."""
+        grid = self.site.grid
+        for need, counted in zip(self.needs, self.counting, strict=True):
+            share = grid.shares(max(need.start, self.begin), need.end) * grid.hours
+            envelopes.fill(self.site, energy(self.room[need.side], counted, share), need.left / WATTS)
+        for side in devices.SIDES:
+            for group in groups([each for each in self._spans() if each.side == side]):
+                self._confine(side, group)
+
+    @pyscript_compile
+    def _spans(self):
+        """Return the Spans in which a device takes what it needs."""
+        grid, found = self.site.grid, []
+        for need, (base, factor) in zip(self.needs, self.counting, strict=True):
+            start = max(need.start, self.begin)
+            inside = self.governed[need.side] & (factor > 0) & (grid.shares(start, need.end) > 0)
+            if inside.any():
+                hours = (grid.shares(start, need.end) * grid.hours)[inside]
+                least = float((base[inside] * hours).sum())
+                needed = (need.left / WATTS - least) / float(factor[inside].mean())
+                found.append(Span(need.side, start, need.end, max(needed, 0.0)))
+        return found
+
+    @pyscript_compile
+    def _confine(self, side, group):
+        """Allow no more energy than is needed in Spans that have some time in common."""
+        grid = self.site.grid
+        share = grid.shares(min(each.start for each in group), max(each.end for each in group))
+        hours = np.where(self.governed[side], share * grid.hours, 0.0)
+        envelopes.confine(self.site, (self.power[side] * hours).sum(), needed_at_most(group))
+
+    @pyscript_compile
+    def plan(self, solution: Any, market: list) -> Any:
+        """Return the Plan that a solution comes to, and what it costs the site in a market.
+
+        Where what the device was told still says the same, the plan has that Change itself; the moment of the
+        one in force is past.
+        """
+        courses = {side: self._course(side, solution) for side in devices.SIDES}
+        slots = self._slots(courses, market)
+        pieces = pebc_plan.joined([(each.start, each.end, each.power) for each in slots])
+        changes = [
+            pebc_plan.kept(self.state.changes, each, self.begin)
+            for each in pebc_plan.changes_of(slots, pieces)
+        ]
+        cost = sum(markets.cost(each.interval, each.power, each.end - each.start) for each in slots)
+        told = pebc_plan.remembered(self.device, self.told, self.begin)
+        return pebc_plan.Plan(
+            self.begin, market[-1].end, changes, pieces, self._missed(slots), float(cost), told=told
+        )
+
+    @pyscript_compile
+    def _course(self, side, solution):
+        """Return (starts, amounts (W)) of one side: of each step, or of the parts of it."""
+        edges = self.site.grid.edges.tolist()
+        amounts = (solution.of(self.amount[side]) * WATTS).tolist()
+        means = (solution.of(self.room[side]) * WATTS).tolist()
+        governed, starts, found = self.governed[side].tolist(), [], []
+        unlimited = self._unlimited(side, solution)
+        for place, constraints in enumerate(self.constraints):
+            start, end = edges[place], edges[place + 1]
+            if constraints is None:
+                parts = [(start, 0.0)]
+            elif governed[place]:
+                following = means[place + 1] if place + 1 < len(means) and governed[place + 1] else None
+                parts = split(constraints.sides[side].ranges, start, end, means[place], following)
+            else:
+                ranges = constraints.sides[side].ranges
+                parts = [(start, ranges[-1][1] if unlimited[place] else settled(ranges, amounts[place]))]
+            starts += [at for at, _amount in parts]
+            found += [amount for _at, amount in parts]
+        return starts, found
+
+    @pyscript_compile
+    def _unlimited(self, side, solution):
+        """Return in which steps a solution has production as it is forecast."""
+        if side > 0:
+            return [False] * self.site.grid.count
+        power = solution.of(self.power[side])
+        return (self.curtails & (power > self.expected[side] - 1e-5 - 1e-6 * self.expected[side])).tolist()
+
+    @pyscript_compile
+    def _slots(self, courses, market):
+        """Return the Slots of a plan: the time in which limits, forecast and constraints stay the same."""
+        edges, end = self.site.grid.edges, market[-1].end
+        inner = {moment for starts, _amounts in courses.values() for moment in starts[1:]}
+        points = np.array(devices.boundaries(self.device, self.begin, end, inner))
+        middles = (points[:-1] + points[1:]) / 2
+        forecast = grids.TimeGrid(edges=points).means(self.device.forecast or [])
+        steps = np.clip(np.searchsorted(edges, middles, "right") - 1, 0, len(edges) - 2).tolist()
+        intervals = np.searchsorted([each.start for each in market], middles, "right") - 1
+        amounts = {
+            side: np.array(values)[np.searchsorted(starts, middles, "right") - 1].tolist()
+            for side, (starts, values) in courses.items()
+        }
+        found = []
+        changing = self._changing()
+        for place, (start, until) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
+            step, interval = steps[place], market[max(int(intervals[place]), 0)]
+            constraints = self.constraints[step]
+            if step in changing:
+                constraints = devices.valid(self.device, float(middles[place]))
+            slot = pebc_plan.Slot(start, until, constraints, interval, float(forecast[place]))
+            if constraints:
+                slot.amounts = {
+                    side: fitted(constraints, self.constraints[step], side, values[place])
+                    for side, values in amounts.items()
+                }
+                slot.deferred = tuple(side for side in devices.SIDES if self.governed[side][step])
+            slot.power = pebc_plan.expected(slot)
+            found.append(slot)
+        return found
+
+    @pyscript_compile
+    def _changing(self):
+        """Return the steps in which other constraints begin to hold, which the grid has no edge for."""
+        moments = np.array([[each.start, each.end] for each in self.device.constraints]).ravel()
+        edges = self.site.grid.edges
+        inside = moments[(moments > edges[0]) & (moments < edges[-1]) & ~np.isin(moments, edges)]
+        return set((np.searchsorted(edges, inside, "right") - 1).tolist())
+
+    @pyscript_compile
+    def _missed(self, slots):
+        """Return the needs for which Slots leave less room than they ask for."""
+        found, which = [], numbers(self.device, [each.constraints for each in slots])
+        starts, ends = np.array([[each.start, each.end] for each in slots]).T
+        for need, (bases, factors) in zip(self.needs, self.counts, strict=True):
+            base, factor = bases[which], factors[which]
+            amounts = np.array([each.amounts.get(need.side, 0.0) for each in slots]) / WATTS
+            inside = np.clip(np.minimum(ends, need.end) - np.maximum(starts, need.start), 0.0, None) / 3600
+            counts = ~np.isnan(base) & (inside > 0)
+            room = float(((base + factor * amounts) * inside)[counts].sum()) * WATTS
+            if counts.any() and need.left - room > max(MIN_MISSED_WH, MIN_MISSED_SHARE * need.asked):
+                found.append(plans.Missed(need.end, need.asked, need.asked - need.left + room))
+        return found
+
+
+EnvelopeModel = _EnvelopeModel
+
+
+@pyscript_compile
+def union_of(constraints: list, side: int) -> Any:
+    """Return the Union (kW) of one side in each step, of which the constraints are given; 0 without any."""
+    ranges = [each.sides[side].ranges if each else ((0.0, 0.0),) for each in constraints]
+    most = max(len(each) for each in ranges)
+    low, high = np.full((2, most, len(ranges)), np.nan)
+    for its in set(ranges):
+        where = np.array([each == its for each in ranges])
+        for place, (begin, end) in enumerate(its):
+            low[place, where], high[place, where] = max(begin, 0.0) / WATTS, max(end, 0.0) / WATTS
+    return envelopes.Union(low, high)
+
+
+@pyscript_compile
+def counting(device: Any, need: Any) -> tuple:
+    """Return (base, factor) by which an amount (kW) under each constraints counts for a need (kW).
+
+    Where it does not, base is nan; so it is at the end, where there are no constraints.
+    """
+    base, factor = np.full(len(device.constraints) + 1, np.nan), np.zeros(len(device.constraints) + 1)
+    for place, each in enumerate(device.constraints):
+        least, most = each.sides[need.side].ranges[0][0], each.sides[need.side].ranges[-1][1]
+        low, high = (devices.counted(each, need, amount) for amount in (least, most))
+        if low is not None:
+            factor[place] = (high - low) / (most - least) if most > least else 0.0
+            base[place] = (high - factor[place] * most) / WATTS
+    return base, factor
+
+
+@pyscript_compile
+def numbers(device: Any, constraints: list) -> Any:
+    """Return the place of each constraints among a device's, -1 for None."""
+    places = {id(each): place for place, each in enumerate(device.constraints)}
+    return np.array([places.get(id(each), -1) for each in constraints])
+
+
+@pyscript_compile
+def settled(ranges: tuple, amount: float) -> float:
+    """Return the amount (W) in ranges that a solution means."""
+    for low, high in ranges:
+        if low - NOISE_WATTS <= amount <= high + NOISE_WATTS:
+            near = [end for end in (low, high) if abs(end - amount) <= NOISE_WATTS]
+            return near[0] if near else round(amount, 3)
+    return devices.down(ranges, amount)
+
+
+@pyscript_compile
+def split(ranges: tuple, start: float, end: float, mean: float, following: float | None) -> list:
+    """Return (start, amount (W)) of the parts of a step that allow a mean power (W).
+
+    Where the ranges have that in a gap, the amount above it is allowed for a part of the time: next to what
+    follows if that is more.
+    """
+    mean = settled(ranges, mean) if devices.up(ranges, mean) - mean <= NOISE_WATTS else mean
+    lower, higher = devices.down(ranges, mean), devices.up(ranges, mean)
+    if higher - mean <= plans.LEAST_WATTS:
+        return [(start, higher)]
+    if mean - lower <= NOISE_WATTS:
+        return [(start, lower)]
+    seconds = (mean - lower) / (higher - lower) * (end - start)
+    if min(seconds, end - start - seconds) <= devices.SHORTEST:
+        return [(start, higher)]
+    if following is not None and following > lower + plans.LEAST_WATTS:
+        return [(start, lower), (end - seconds, higher)]
+    return [(start, higher), (start + seconds, lower)]
+
+
+@pyscript_compile
+def fitted(constraints: Any, own: Any, side: int, amount: float) -> float:
+    """Return the amount (W) under constraints that is meant by one under those of its step."""
+    ranges = constraints.sides[side].ranges
+    if constraints is own:
+        return amount
+    if own is None or amount >= own.sides[side].ranges[-1][1]:
+        return ranges[-1][1]
+    return devices.down(ranges, amount)
+
+
+@pyscript_compile
+def energy(amount: Any, counted: tuple, hours: Any) -> Any:
+    """Return the energy (a vector of one, kWh) that an amount (kW) comes to in some hours of each step."""
+    base, factor = counted
+    return (amount * (factor * hours)).sum() + float((np.nan_to_num(base) * hours).sum())
+
+
+@pyscript_compile
+def groups(spans: list) -> list:
+    """Return Spans in groups of those that have some time in common."""
+    found, end = [], -math.inf
+    for each in sorted(spans, key=lambda each: each.start):
+        if each.start < end:
+            found[-1].append(each)
+        else:
+            found.append([each])
+        end = max(end, each.end)
+    return found
+
+
+@pyscript_compile
+def needed_at_most(spans: list) -> float:
+    """Return the energy (kWh) that Spans need in all: what is inside of a longer one counts for that too."""
+    left, needed = sorted(spans, key=lambda each: each.start - each.end), 0.0
+    while left:
+        first = left[0]
+        inside = [each for each in left[1:] if first.start <= each.start and each.end <= first.end]
+        needed += max(first.needed, needed_at_most(inside))
+        left = [each for each in left[1:] if each not in inside]
+    return needed
+
+
+@pyscript_compile
+def means_where_known(grid: Any, pieces: list) -> Any:
+    """Return the mean of pieces (start, end, value) in what they cover of each step, nan where nothing."""
+    covered = grid.means([(start, end, 1.0) for start, end, _value in pieces])
+    sums = grid.means(pieces)
+    return np.where(covered > 1e-6, sums / np.maximum(covered, 1e-6), np.nan)
+
+
+@pyscript_compile
+def peaks(grid: Any, pieces: list) -> Any:
+    """Return the greatest production (W) of pieces (start, end, power) in each step, 0 where none is."""
+    if not pieces:
+        return np.zeros(grid.count)
+    starts, ends, powers = np.array(pieces).T
+    meets = (starts[:, None] < grid.ends - 0.5) & (ends[:, None] > grid.starts + 0.5)
+    return np.where(meets, -powers[:, None], 0.0).max(axis=0)
+
+
+@pyscript_compile
+def flex_model(found, state, means, window):
+    """Return what FlexMeasures is asked, or None where nothing can be gained by it.
+
+    That is a Storage of the energy that is deferred in one direction, or a Flow of production that can be
+    curtailed.
+    """
+    needs = devices.needs_of(found, state.told, state.moment, window.end)
+    sides = [side for side in devices.SIDES if any(capacities(found, needs, window, side, window.left))]
+    if len(sides) == 1:
+        return deferred(found, needs, means, window, sides[0])
+    return None if sides else curtailable(found, means, window)
+
+
+@pyscript_compile
+def capacities(found, needs, window, side, left):
+    """Return the mean power (W) that can be deferred in each step; of the first one a part is left."""
+    begin = window.start + (1 - left) * window.step
+    powers = [0.0] * round((window.end - window.start) / window.step)
+    grid = [window.start + place * window.step for place in range(1, len(powers))]
+    for start, end in pairwise(devices.boundaries(found, begin, window.end, grid)):
+        constraints = devices.valid(found, (start + end) / 2)
+        if devices.governed(start, end, constraints, needs, side):
+            place = min(int(((start + end) / 2 - window.start) / window.step), len(powers) - 1)
+            powers[place] += constraints.sides[side].ranges[-1][1] * (end - start) / window.step
+    return [max(each, 0.0) for each in powers]
+
+
+@pyscript_compile
+def deferred(found, needs, means, window, side):
+    """Return what a device defers as a Storage, to be filled in time or emptied; None where that is done."""
+    modes = gap(found, needs, window, side) if window.with_modes else []
+    powers = capacities(found, needs, window, side, 1.0 if modes else window.left)
+    wishes = deadlines(found, [each for each in needs if each.side == side], powers, window)
+    full = max([energy for _at, energy in wishes], default=0.0)
+    if full <= MIN_MISSED_WH:
+        return None
+    spans = storages.as_spans(powers, window.start, window.step)
+    consumes = side > 0
+    made = [
+        storages.SocEvent(plans.moment(at), plans.moment(at), energy if consumes else full - energy)
+        for at, energy in wishes
+    ]
+    return storages.Storage(
+        power_sensor=means.power_sensor,
+        soc_at_start=0.0 if consumes else full,
+        soc_min=0.0,
+        soc_max=full,
+        soc_minima=made if consumes else [],
+        soc_maxima=[] if consumes else made,
+        power_capacity=found.most if consumes else found.least,
+        charging_efficiency=1.0,
+        discharging_efficiency=1.0,
+        storage_efficiency=1.0,
+        consumption_capacity=spans if consumes else 0.0,
+        production_capacity=0.0 if consumes else spans,
+        operation_modes=modes,
+    )
+
+
+@pyscript_compile
+def deadlines(found, needs, powers, window):
+    """Return (moment on the grid, energy (Wh) that is to be allowed by then), as far as that can be."""
+    reached, wishes = [(-math.inf, 0.0)], {}
+    for each in needs:
+        constraints = devices.valid(found, max(each.start, window.start)) or found.constraints[-1]
+        most = constraints.sides[each.side].ranges[-1][1]
+        own = devices.counted(constraints, each, most)
+        left = each.left * most / own if own and own > 0 else 0.0
+        before = max(energy for at, energy in reached if at <= each.start)
+        total = max(before + left, max(energy for _at, energy in reached))
+        reached.append((each.end, total))
+        at = min(max(each.end // window.step * window.step, window.start + window.step), window.end)
+        possible = sum(powers[: round((at - window.start) / window.step)]) * window.step / 3600
+        wishes[at] = min(total, possible)
+    return sorted(wishes.items())
+
+
+@pyscript_compile
+def gap(found, needs, window, side):
+    """Return the ranges of power (W) that can be deferred, where they have gaps between them."""
+    for start, end in pairwise(devices.boundaries(found, window.start, window.end, [])):
+        constraints = devices.valid(found, (start + end) / 2)
+        if devices.governed(start, end, constraints, needs, side):
+            ranges = constraints.sides[side].ranges
+            if len(ranges) == 1 and ranges[0][0] < plans.LEAST_WATTS:
+                return []
+            return sorted({(0.0, 0.0), *ranges} if side > 0 else {(0.0, 0.0), *devices.mirrored(ranges)})
+    return []
+
+
+@pyscript_compile
+def curtailable(found, means, window):
+    """Return the production that is forecast as a Flow, or None where none of it can be curtailed."""
+    begin = window.start + (1 - window.left) * window.step
+    powers = []
+    for place in range(round((window.end - window.start) / window.step)):
+        start = max(window.start + place * window.step, begin)
+        end = window.start + (place + 1) * window.step
+        power = forecasts.mean(found.forecast or (), start, end)
+        powers.append(max(-power, 0.0) * (end - start) / window.step)
+    can = [
+        each
+        for each in found.constraints
+        if not each.is_deferred and each.start < window.end and each.end > begin
+        if each.sides[-1].ranges[0][0] < each.sides[-1].ranges[-1][1]
+    ]
+    if not can or not any(powers):
+        return None
+    return storages.Flow(means.power_sensor, 0.0, storages.as_spans(powers, window.start, window.step))

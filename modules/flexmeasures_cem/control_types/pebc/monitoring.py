@@ -1,0 +1,75 @@
+"""Power envelope based control: how a device deviates from its plan."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import flexmeasures_cem.control_types.pebc.device as devices
+import flexmeasures_cem.control_types.pebc.plan as pebc_plan
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_s2.commodities as commodities
+
+
+@pyscript_compile
+def resumed(found: devices.Device, plan: pebc_plan.Plan, told: Any) -> pebc_plan.Plan | None:
+    """Return a plan that a device goes on with after its Return, or None where it cannot.
+
+    An envelope's course of time counts from when it is told: the one in force is told as what is left of it.
+    """
+    known, begin = {each.id for each in found.constraints}, told.begin
+    last = plans.last_told(plan, begin)
+    coming = [change for change in plan.changes if change.moment > begin]
+    if last and (elements := devices.between(last.elements, begin, math.inf)):
+        power = plans.power_at(plan, begin)
+        coming.insert(0, replace(last, moment=begin, power=power, elements=elements))
+    if not coming or not {change.constraints for change in coming} <= known:
+        return None
+    return replace(plan, changes=coming, told=devices.between(devices.told_by(plan, begin), -math.inf, begin))
+
+
+@pyscript_compile
+def planned_power(plan, start, length):
+    """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
+    return plans.mean_power(plan, start, start + length) if plan else 0.0
+
+
+@pyscript_compile
+def deviation(found, plan, message, now):
+    """Return None: no status tells of an envelope."""
+
+
+@pyscript_compile
+def power_deviation(found, plan, power, now):
+    """Tell where a measured power (W) is outside the limits, and was so a moment before."""
+    told = None
+    for share in (1, 0.5, 0):
+        limits = limits_told(plan, now - plans.LAG_SECONDS * share)
+        upper, lower = (devices.allowed(limits or {}, commodities.ALL_PHASES, side) for side in devices.SIDES)
+        if upper is None:
+            return None
+        if power > upper + power_tolerance(found):
+            told = f"the power is {power:.0f} W, above the upper limit of {upper:.0f} W"
+        elif power < -lower - power_tolerance(found):
+            told = f"the power is {power:.0f} W, below the lower limit of {-lower:.0f} W"
+        else:
+            return None
+    return told
+
+
+@pyscript_compile
+def limits_told(plan, moment):
+    """Return the limits that a plan tells, or told, for a moment, or None."""
+    change = plans.last_told(plan, moment)
+    return devices.limits_at(change.elements if change else plan.told, moment)
+
+
+@pyscript_compile
+def power_tolerance(found):
+    """Return by how much (W) a power may depart."""
+    return plans.power_tolerance(max(found.most, found.least))
+
+
+@pyscript_compile
+def has_changed(found, state, message):
+    """Return False: a device has no other state than what it was told."""
+    return False

@@ -1,0 +1,224 @@
+"""What a device under power envelope based control is told: envelopes, and whether one says what another did.
+
+Moments are seconds since 1970, power is W, consumption positive; amounts are of one side of an envelope, as
+pebc_device has them.
+"""
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import flexmeasures_cem.control_types.pebc.device as devices
+import flexmeasures_cem.control_types.plans as plans
+
+SAME = 0.001
+"""By which part two limits may differ and still say the same."""
+MOST_ELEMENTS = 288
+TAIL_SECONDS = 3600.0
+"""How much longer a limited envelope has to be than the one in force, to be told for that."""
+SLIVER = 2.0
+"""What is too short to tell envelopes apart (s)."""
+HISTORY_SECONDS = 172_800.0
+"""How long is remembered what a device was told, where no energy constraint asks for longer."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """An envelope from a moment on, under the constraints of this id.
+
+    `elements` are its limits, `widest` those of an envelope that limits nothing, `pieces` the power that
+    is expected, `power` what is expected at first.
+    """
+
+    moment: float
+    power: float
+    constraints: str
+    elements: list[devices.Element]
+    widest: dict[str, tuple[float, float]]
+    pieces: list[tuple[float, float, float]]
+    actuator: str | None = None
+
+
+Change = _Change
+
+
+@dataclass
+class _Plan(plans.Plan):
+    """A Plan that remembers what the device was told before its start, as Elements."""
+
+    changes: list[Change]
+    told: list[devices.Element] = field(default_factory=list)
+
+
+Plan = _Plan
+
+
+@dataclass
+class _Slot:
+    """Some time of a plan in an interval of the market: `forecast` and `power` are W.
+
+    `amounts` are what is allowed by side; what the device takes of the sides that are `deferred` is all
+    of it.
+    """
+
+    start: float
+    end: float
+    constraints: Any
+    interval: Any
+    forecast: float
+    amounts: dict = field(default_factory=dict)
+    deferred: tuple = ()
+    power: float = 0.0
+
+
+Slot = _Slot
+
+
+@pyscript_compile
+def kept(changes, change, begin):
+    """Return the Change that was told and says the same as another one, else that one.
+
+    At the plan's start the one counts that is in force then, else the one that begins at the same moment.
+    """
+    before = [each for each in changes if each.moment <= change.moment + 1.0]
+    if before and (change.moment == begin or before[-1].moment > change.moment - 1.0):
+        return before[-1] if is_same_instruction(before[-1], change) else change
+    return change
+
+
+@pyscript_compile
+def is_same_instruction(one, other):
+    """Tell whether an envelope that was told says the same as another that begins then or later.
+
+    It does as long as it lasts for half of the other's time at least, and where the other lasts for more than
+    an hour longer, that time is without limits.
+    """
+    begin, last = other.moment, other.elements[-1].end
+    end = one.elements[-1].end
+    if one.constraints != other.constraints or one.moment > begin + 1.0 or end > last + TAIL_SECONDS:
+        return False
+    if end - begin < (last - begin) / 2:
+        return False
+    tail = devices.between(other.elements, end, last)
+    if last - end > TAIL_SECONDS and not all(same(each.limits, other.widest) for each in tail):
+        return False
+    points = sorted(
+        {each.start for change in (one, other) for each in change.elements} | {begin, min(end, last)}
+    )
+    return all(
+        same(
+            devices.limits_at(one.elements, (start + until) / 2),
+            devices.limits_at(other.elements, (start + until) / 2),
+        )
+        for start, until in pairwise(points)
+        if start >= begin and until <= min(end, last) and until - start > SLIVER
+    )
+
+
+@pyscript_compile
+def same(some, others):
+    """Tell whether limits by quantity say the same."""
+    if some is None or others is None or some.keys() != others.keys():
+        return some is others
+    return all(
+        abs(value - other) <= max(plans.LEAST_WATTS, SAME * abs(other))
+        for name in some
+        for value, other in zip(some[name], others[name], strict=True)
+    )
+
+
+@pyscript_compile
+def expected(slot):
+    """Return the power (W) that is expected: what is deferred, else the forecast inside the limits."""
+    if slot.constraints is None:
+        return slot.forecast
+    if slot.deferred:
+        return sum(side * slot.amounts[side] for side in slot.deferred)
+    return min(max(slot.forecast, -slot.amounts[-1]), slot.amounts[1])
+
+
+@pyscript_compile
+def joined(pieces):
+    """Return pieces (start, end, value), neighbours of the same value as one."""
+    found = []
+    for start, end, value in pieces:
+        if found and found[-1][2] == value and found[-1][1] == start:
+            found[-1] = found[-1][0], end, value
+        else:
+            found.append((start, end, value))
+    return found
+
+
+@pyscript_compile
+def changes_of(slots, pieces):
+    """Return a Change for each time in which the same constraints are in force."""
+    runs = []
+    for each in slots:
+        if each.constraints is None:
+            continue
+        if runs and runs[-1][-1].constraints is each.constraints and runs[-1][-1].end == each.start:
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    return [change_of(run, pieces) for run in runs]
+
+
+@pyscript_compile
+def change_of(run, pieces):
+    """Return the Change that Slots under the same constraints come to."""
+    constraints, start, end = run[0].constraints, run[0].start, run[-1].end
+    inside = [
+        (max(begin, start), min(last, end), power)
+        for begin, last, power in pieces
+        if begin < end and last > start
+    ]
+    most = {side: constraints.sides[side].ranges[-1][1] for side in devices.SIDES}
+    limits = [(each.start, each.end, devices.limits_of(constraints, each.amounts)) for each in coarse(run)]
+    elements = [devices.Element(*each) for each in joined(limits)]
+    return Change(start, inside[0][2], constraints.id, elements, devices.limits_of(constraints, most), inside)
+
+
+@pyscript_compile
+def coarse(slots):
+    """Return Slots joined to as many as an envelope may have elements: the far ones are taken together."""
+    found = []
+    for each in slots:
+        if found and found[-1].amounts == each.amounts:
+            found[-1] = replace(found[-1], end=each.end)
+        else:
+            found.append(each)
+    if len(found) <= MOST_ELEMENTS:
+        return found
+    near = MOST_ELEMENTS // 2
+    far, size = found[near:], -(-(len(found) - near) // near)
+    return found[:near] + [together(far[place : place + size]) for place in range(0, len(far), size)]
+
+
+@pyscript_compile
+def together(slots):
+    """Return Slots as one, which allows as much as any of them did and the site's limit leaves."""
+    amounts = {
+        side: min(max(each.amounts[side] for each in slots), min(ceiling(each, side) for each in slots))
+        for side in devices.SIDES
+    }
+    return replace(slots[0], end=slots[-1].end, amounts=amounts)
+
+
+@pyscript_compile
+def ceiling(slot, side):
+    """Return the amount (W) that the site's limit leaves of one side."""
+    ranges = slot.constraints.sides[side].ranges
+    interval = slot.interval
+    capacity = interval.consumption_capacity if side > 0 else interval.production_capacity
+    room = max(capacity - side * interval.load, 0.0)
+    is_lost = side < 0 and not slot.constraints.is_deferred and slot.forecast < 0
+    may = min(ranges[-1][1], -slot.forecast) if is_lost else ranges[-1][1]
+    return devices.down(ranges, room) if may > room else ranges[-1][1]
+
+
+@pyscript_compile
+def remembered(found, told, now):
+    """Return what has to be remembered of what a device was told, neighbours of the same limits as one."""
+    first = min([now - HISTORY_SECONDS, *[each.start for each in found.energies if each.end > now]])
+    pieces = [(each.start, each.end, each.limits) for each in devices.between(told, first, now)]
+    return [devices.Element(*each) for each in joined(pieces)]

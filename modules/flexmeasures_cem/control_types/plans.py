@@ -1,0 +1,144 @@
+"""What a device is told, and what is expected of it, under a control type whose plan is made here.
+
+Moments are seconds since 1970, power is W of electricity, consumption positive.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+
+LAG_SECONDS = 30
+"""How long after a change a device may still be as it was before."""
+POWER_TOLERANCE = 0.1
+"""By which part of the greatest power a power may depart from the plan."""
+LEAST_WATTS = 1.0
+
+
+@dataclass(frozen=True)
+class _Missed:
+    """What a device needs and does not get: when, what was asked for, and what comes of it."""
+
+    moment: float
+    asked: float
+    reached: float
+
+
+Missed = _Missed
+
+
+@dataclass
+class _Plan:
+    """Changes in order of their moments, and what is expected: pieces (start, end, power), in order.
+
+    Each Change has at least a `moment` and the `power` that is expected from then on. `cost` is what is
+    expected to be paid (currency), `other_cost` the part of it that is not for electricity.
+    """
+
+    start: float
+    end: float
+    changes: list[transitions.Change]
+    pieces: list[tuple[float, float, float]]
+    missed: list[Missed] = field(default_factory=list)
+    cost: float = 0.0
+    other_cost: float = 0.0
+
+
+Plan = _Plan
+
+
+@pyscript_compile
+def power_at(plan, moment):
+    """Return the power (W) that is expected at a moment, 0 where there is no plan for it."""
+    place = bisect_right(plan.pieces, moment, key=lambda piece: piece[0]) - 1
+    return plan.pieces[place][2] if place >= 0 and moment < plan.pieces[place][1] else 0.0
+
+
+@pyscript_compile
+def mean_power(plan, start, end):
+    """Return the mean power (W) that is expected from one moment to another."""
+    energy = sum(piece[2] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
+    return energy / (end - start)
+
+
+@pyscript_compile
+def last_told(plan, now, actuator=None):
+    """Return the last Change of a plan that was to be executed by now (of an actuator), or None."""
+    changes = [each for each in plan.changes if each.moment <= now] if plan else []
+    found = [each for each in changes if actuator in (None, each.actuator)]
+    return found[-1] if found else None
+
+
+@pyscript_compile
+def resumed(plan: Any, actuators: list, actives: dict, begin: float) -> Any:
+    """Return a plan that a device goes on with after it was away, or None where it cannot.
+
+    It can with the same operation modes, where each of its `actuators` is in the mode that is due, or can be
+    brought there at once: by a transition that no timer blocks. `actives` are their Actives.
+    """
+    modes = {each.id: each.modes for each in actuators}
+    if not all(change.mode in modes.get(change.actuator, {}) for change in plan.changes):
+        return None
+    for actuator in actuators:
+        due, active = last_told(plan, begin, actuator.id), actives[actuator.id]
+        if due is None or active.mode in (None, due.mode):
+            continue
+        ways = [way for way in actuator.transitions.get(active.mode, ()) if way.to == due.mode]
+        is_free = [transitions.earliest(way, begin, active.timers) <= begin for way in ways]
+        if active.ready > begin or not any(is_free):
+            return None
+    return plan
+
+
+@pyscript_compile
+def is_settling(plan: Any, now: float, actuator: str | None = None) -> bool:
+    """Return whether a device, or an actuator of it, may still be as it was before an instruction."""
+    change = last_told(plan, now, actuator)
+    active = getattr(change, "active", None)
+    begins = [plan.start, *([change.moment] if change else []), *([active.ready] if active else [])]
+    return now - max(begins) < LAG_SECONDS
+
+
+@pyscript_compile
+def power_tolerance(greatest):
+    """Return by how much a power may depart from what is expected (W), of a device's greatest power."""
+    return max(POWER_TOLERANCE * greatest, LEAST_WATTS)
+
+
+@pyscript_compile
+def power_deviation(power, expected, tolerance):
+    """Tell where a power (W) is not what is expected."""
+    if abs(power - expected) > tolerance:
+        return f"the power is {power:.0f} W, expected was {expected:.0f} W"
+    return None
+
+
+@pyscript_compile
+def measured_power_deviation(plan, power, now, tolerance):
+    """Tell where a measured power (W) is neither what is expected now nor what was, within a lag."""
+    expected = [power_at(plan, now - LAG_SECONDS * part) for part in (0, 0.5, 1)]
+    departs = [power_deviation(power, each, tolerance) for each in expected]
+    return departs[0] if all(departs) else None
+
+
+@pyscript_compile
+def upcoming(plan, now):
+    """Return the changes that are still to come."""
+    return [each for each in plan.changes if each.moment > now]
+
+
+@pyscript_compile
+def missed_targets(plan):
+    """Return what a device needs and does not get: when, what was asked for, and what comes of it."""
+    return [
+        {"datetime": moment(each.moment), "asked": round(each.asked, 3), "reached": round(each.reached, 3)}
+        for each in plan.missed
+    ]
+
+
+@pyscript_compile
+def moment(seconds):
+    """Return a moment in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)

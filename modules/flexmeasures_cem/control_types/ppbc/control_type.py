@@ -1,0 +1,36 @@
+"""Power profile based control as a control type: see base.ControlType."""
+
+import flexmeasures_cem.control_types.base as base
+import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_cem.control_types.ppbc.device as devices
+import flexmeasures_cem.control_types.ppbc.instructions as instructions
+import flexmeasures_cem.control_types.ppbc.model as model
+import flexmeasures_cem.control_types.ppbc.monitoring as monitoring
+
+PPBC = base.ControlType(
+    name="POWER_PROFILE_BASED_CONTROL",
+    describing_messages=(devices.DESCRIPTION,),
+    plan_class=devices.ProfilePlan,
+    flexibility=0,
+    sent_when_planned=True,
+    missing_message=devices.missing_message,
+    valid_from=devices.valid_from,
+    read_device=devices.read_device,
+    why_not_plannable=devices.why_not_plannable,
+    last_deadline=devices.last_deadline,
+    read_state=devices.read_state,
+    grid_edges=model.cuts,
+    add_to_site=model.add,
+    message_type=instructions.message_type,
+    instruction_fields=instructions.instruction_fields,
+    describe=instructions.describe,
+    is_same_instruction=instructions.is_same_instruction,
+    upcoming=plans.upcoming,
+    missed_targets=plans.missed_targets,
+    planned_power=monitoring.planned_power,
+    deviation=monitoring.deviation,
+    power_deviation=monitoring.power_deviation,
+    power_tolerance=monitoring.power_tolerance,
+    has_changed=monitoring.has_changed,
+    resumed=monitoring.resumed,
+)
