@@ -45,9 +45,10 @@ bench: setup ## measure S2 messages per second, plans of many devices, and how s
 torture: setup ## kill, cut off, damage, attack and overload a home on purpose, and write docs/reliability.md (TORTURE="kills files" for some)
 	@$(RUN) tests.torture $(if $(TORTURE),--only $(TORTURE))
 
-lint: setup ## check style and types
+lint: setup ## check style, spelling and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(VENV)/bin/codespell
 	@$(RUN) tests.parts.type_check
 
 format: setup ## apply style

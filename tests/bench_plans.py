@@ -133,8 +133,9 @@ def task_of(name: str, number: int, now: float) -> Any:
     kind = registry.BY_NAME[next(iter(device.offers))]
     introduction = [messages.parse(json.dumps(message)) for message in device.introduction()]
     memory = {message_store.key_of(message): message for message in introduction}
+    not_connected: Any = None
     task = site_model.Task(
-        controlled=sites.Controlled(name, None, kind),
+        controlled=sites.Controlled(not_connected, not_connected, kind),
         version=0,
         memory=memory,
         heard={},

@@ -236,7 +236,7 @@ def from_exception(host: str, error: Exception) -> errors.FlexMeasuresError:
 @pyscript_compile
 def from_failed_job(message: str) -> errors.FlexMeasuresError:
     """Return what the message of a failed job means."""
-    message = message.split("\nServer traceback")[0]
+    message = message.split("\nServer traceback", maxsplit=1)[0]
     reason = message.split("job failed with ", 1)[-1].strip()[:MAX_MESSAGE_CHARACTERS]
     if (match := PRICES_MISSING.search(message)) is not None:
         return errors.PricesMissing(

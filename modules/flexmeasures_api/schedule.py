@@ -184,8 +184,7 @@ def missed_events(
     events: Iterable[SocEvent],
     shortfall: Callable[[float, float], float],
 ) -> list[dict[str, Any]]:
-    """Return the events (soc_targets, soc_minima, soc_maxima) that the schedule misses, each at its worst
-    moment.
+    """Return the events (targets, minima, maxima) that the schedule misses, each at its worst moment.
 
     `shortfall(asked, reached)` is by how many Wh an event is missed. An event outside the schedule is not
     judged.

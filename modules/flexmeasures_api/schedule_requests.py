@@ -111,8 +111,7 @@ async def schedule_site(
     resolution: timedelta,
     now: datetime,
 ) -> dict[int, Schedule]:
-    """Return new schedules (W) of several devices by power sensor, from one trigger, so that site limits hold
-    for all.
+    """Return new schedules (W) of several devices by power sensor, from one trigger: limits hold for all.
 
     `start` is on the clock of all the sensors, `resolution` that of the plan. Raise a FlexMeasuresError.
     """

@@ -72,8 +72,7 @@ Chunk = _Chunk
 
 @pyscript_compile
 def with_known_step(data: SensorData, sensor: Sensor) -> SensorData:
-    """Return the data with their step filled in, so that later values can be appended, as the server reads
-    them.
+    """Return the data with their step filled in, as the server reads them, so that values can be appended.
 
     The server floors starts to the sensor's clock. A single value of an instantaneous sensor stands for a
     minute.
@@ -105,8 +104,7 @@ async def post(connection: Connection, data: SensorData) -> str | None:
 
 @pyscript_compile
 async def post_chunk(connection: Connection, data: SensorData) -> tuple[str | None, Chunk]:
-    """Post as much of the data as FlexMeasures takes at once; return the id of the storing job, and the
-    Chunk.
+    """Post as much of the data as FlexMeasures takes at once; return the storing job's id, and the Chunk.
 
     The id is None if the values are stored, or all of them are gaps. Raise a FlexMeasuresError; `InvalidData`
     names the field.
@@ -210,8 +208,7 @@ def whole_minutes(count: int, step: timedelta) -> int:
 
 @pyscript_compile
 def with_sign(values: list[float | None], sign: int, sensor: Sensor) -> list[float | None]:
-    """Return values negated where the sensor's sign of consumption differs from `sign`: to and from the
-    server.
+    """Return values negated where the sensor's sign of consumption differs from `sign`, either way.
 
     Only a sensor of power, or of the energy of its intervals, has such a sign.
     """

@@ -144,7 +144,7 @@ async def beside(asker, start, end, step, raw):
         return {}
     window = sites.Window(begin, seconds, end.timestamp(), 1.0, math.inf, False)
     outlook = await loads.expected(site, {}, window)
-    loads.take_out(outlook, loads.OWN)
+    loads.remove_load(outlook, loads.OWN)
     powers, known = await loads.given(site, {}, replace(window, end=last))
     limits = await asyncio.to_thread(loads.limits, site.connection, outlook, known, window)
     return limits_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
@@ -295,7 +295,7 @@ def means_of(relay):
     if relay.power_sensor is None:
         return None
     energy = relay.energy_per_fill_level
-    return sites.Means(
+    return sites.PlanningSensors(
         relay.power_sensor.id,
         relay.power_sensor.resolution.total_seconds(),
         relay.soc_sensor and relay.soc_sensor.id,
@@ -323,7 +323,7 @@ def tell(asker, relay, text):
 @pyscript_compile
 def attributes(site, resource, most=MOST_OF_A_PLAN, most_missed=MOST_MISSED):
     """Return what the planner adds to a Resource Manager's state; None for all of the plan."""
-    found = sites.of(site, resource)
+    found = site.controlled_of(resource)
     if found is None:
         return {}
     worth, current = found.worth, instructions.instruction_in_force(found, site.now())

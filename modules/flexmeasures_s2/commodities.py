@@ -19,7 +19,7 @@ TARIFFS = {
 @pyscript_compile
 def commodity_of(quantity: str) -> str:
     """Return the S2 Commodity that a CommodityQuantity belongs to."""
-    first_word = quantity.split(".")[0]
+    first_word = quantity.split(".", maxsplit=1)[0]
     return COMMODITIES.get(first_word, first_word)
 
 

@@ -10,6 +10,7 @@ import flexmeasures_cem.errors as errors
 import flexmeasures_cem.site.instructions as instructions
 import flexmeasures_cem.site.kept_plans as kept_plans
 import flexmeasures_cem.site.site as sites
+import flexmeasures_cem.site.site_model as site_model
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 CONFIRMED_FACTOR = 0.1
@@ -19,18 +20,18 @@ MOST_DROPPED = 2
 
 
 @pyscript_compile
-def is_stale(site: Any, task: Any) -> bool:
+def is_stale(site: sites.Site, task: site_model.Task) -> bool:
     """Return whether a plan is for a problem that is past; then another one is made.
 
     Where a device never tells the same for long, every third plan is used as it is.
     """
     controlled = task.controlled
-    if sites.is_gone(site, controlled) or site.now() < controlled.leaving_until:
+    if site.is_gone(controlled) or site.now() < controlled.leaving_until:
         return True
     if controlled.version == task.version:
         return False
     LOGGER.debug("A plan of %s is outdated: there was %s", controlled.resource.name, controlled.why)
-    sites.hasten(site, site.now())
+    site.plan_no_later_than(site.now())
     if controlled.dropped >= MOST_DROPPED:
         return False
     controlled.dropped += 1
@@ -38,7 +39,7 @@ def is_stale(site: Any, task: Any) -> bool:
 
 
 @pyscript_compile
-def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
+def put_in_force(site: sites.Site, task: site_model.Task, made: Any, now: float) -> None:
     """Put the Plan in force that was made of a Task at a moment, and wake what sends its instructions."""
     controlled, device = task.controlled, task.device
     if controlled.type.keeps_mode:
@@ -47,7 +48,7 @@ def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
         made.changes[:0] = unconfirmed(present, made, list(controlled.sent.values()), begin)
     is_first = controlled.plan is None
     if controlled.is_asked is False and (is_first or controlled.planned_version != task.version):
-        sites.ask_no_later_than(site, now if is_first else max(now, sites.may_ask_of_others_at(site)))
+        site.ask_no_later_than(now if is_first else max(now, site.may_ask_of_others_at()))
     controlled.plan, controlled.device, controlled.round_at = made, device, site.round_at
     controlled.is_fallback = is_without_schedule(site, task)
     controlled.planned_version, controlled.dropped = task.version, 0
@@ -69,13 +70,11 @@ def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
     site.shown(controlled.resource)
     controlled.replanned.set()
     site.has_new_plans.set()
-    controlled.is_returning, controlled.kept = False, kept_plans.new(site, controlled, task.described)
+    controlled.is_returning, controlled.kept = False, kept_plans.new(site, controlled, task.described or {})
     if not controlled.waiting or controlled.awaits_schedule:
         return
     if controlled.is_fallback and controlled.is_asked is False:
-        sites.give_up(
-            controlled, errors.NotPlanned("The prices are not known: see sensor.flexmeasures_status")
-        )
+        controlled.fail_waiters(errors.NotPlanned("The prices are not known: see sensor.flexmeasures_status"))
     else:
         for waiting in controlled.waiting:
             if not waiting.done():
@@ -84,7 +83,7 @@ def put_in_force(site: Any, task: Any, made: Any, now: float) -> None:
 
 
 @pyscript_compile
-def is_without_schedule(site: Any, task: Any) -> bool:
+def is_without_schedule(site: sites.Site, task: site_model.Task) -> bool:
     """Return whether a plan was made without what it should be made with: a schedule, or prices."""
     if not task.controlled.type.flex_model or task.controlled.is_asked is False:
         return site.known_prices is None
@@ -92,7 +91,7 @@ def is_without_schedule(site: Any, task: Any) -> bool:
 
 
 @pyscript_compile
-def unconfirmed(present: list, made: Any, sent: list, begin: float) -> list:
+def unconfirmed(present: list[Any], made: Any, sent: list[Any], begin: float) -> list[Any]:
     """Return the changes to what actuators do at present that are not what they were told last.
 
     A device learns by one that it is controlled, also where it is to go on. `sent` are the changes that it
@@ -118,7 +117,7 @@ def has_mode(device: Any, change: Any) -> bool:
 
 
 @pyscript_compile
-def executed(made, memory, heard, now):
+def executed(made: Any, memory: dict[tuple[str, ...], Any], heard: dict[Any, float], now: float) -> list[Any]:
     """Return the last change that was due by now of each actuator that has not told of another mode since."""
     changes = [change for change in made.changes if change.moment <= now] if made else []
     told = {

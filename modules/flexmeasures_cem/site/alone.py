@@ -15,7 +15,9 @@ NO_PEAK_PRICE = markets.Connection()
 
 
 @pyscript_compile
-def site_of(market: list, cuts: Any = (), connection: Any = NO_PEAK_PRICE) -> Any:
+def site_of(
+    market: list[markets.Interval], cuts: Any = (), connection: markets.Connection = NO_PEAK_PRICE
+) -> Any:
     """Return the Site of a market (market.Intervals), with further edges at some moments (s since 1970).
 
     The `connection` has what a peak costs; the limits are the market's own.
@@ -45,7 +47,7 @@ def site_of(market: list, cuts: Any = (), connection: Any = NO_PEAK_PRICE) -> An
 
 
 @pyscript_compile
-def solved(site: Any, effort: Any = None) -> Any:
+def solved(site: sites.Site, effort: Any = None) -> Any:
     """Return the linear.Solution of a Site of one device, to within what cannot be told apart."""
     site.connect()
     return site.solve(effort or search.Effort(seconds=20.0, gap=1e-6, relative_gap=0.0))
@@ -57,8 +59,8 @@ def planned(
     device: Any,
     state: Any,
     wanted: Any,
-    market: list,
-    tariffs: dict,
+    market: list[markets.Interval],
+    tariffs: dict[str, float],
     effort: Any = None,
     storage: Any = markets.AS_DESCRIBED,
 ) -> Any:

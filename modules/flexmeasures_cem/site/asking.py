@@ -13,6 +13,7 @@ import flexmeasures_api.errors as api_errors
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.site.instructions as instructions
 import flexmeasures_cem.site.loads as loads
+import flexmeasures_cem.site.outlook as outlooks
 import flexmeasures_cem.site.questions as questions
 import flexmeasures_cem.site.site as sites
 import flexmeasures_cem.site.triggers as triggers
@@ -28,7 +29,7 @@ MAX_DROPPED = 2
 
 
 @pyscript_compile
-async def work(site: Any) -> None:
+async def work(site: sites.Site) -> None:
     """Ask whenever that is due."""
     while True:
         try:
@@ -42,14 +43,14 @@ async def work(site: Any) -> None:
             give_up_on(
                 site, errors.NotPlanned(f"Planning failed unexpectedly ({reason}): please report this")
             )
-            sites.ask_no_later_than(site, site.now() + LONGEST_PAUSE_SECONDS)
+            site.ask_no_later_than(site.now() + LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(SECONDS_AFTER_A_FAULT)
         finally:
             site.is_asking = False
 
 
 @pyscript_compile
-async def until_due(site: Any) -> None:
+async def until_due(site: sites.Site) -> None:
     """Wait until FlexMeasures is to be asked, and may be; meanwhile look for new prices."""
     while True:
         site.asking_urged.clear()
@@ -68,7 +69,7 @@ async def until_due(site: Any) -> None:
 
 
 @pyscript_compile
-async def ask(site: Any) -> None:
+async def ask(site: sites.Site) -> None:
     """Ask for the schedules of all devices that FlexMeasures can plan, and have them followed."""
     now = site.now()
     site.asking_due, site.is_urgent, site.splits = None, False, 0
@@ -76,12 +77,12 @@ async def ask(site: Any) -> None:
     refuse_others(site, group)
     if not group:
         return
-    sites.ask_no_later_than(site, sites.next_boundary(now, site.rolling))
+    site.ask_no_later_than(sites.next_boundary(now, site.rolling))
     step = min(means.resolution for means in group.values())
     start = now // step * step
-    versions, asked = {each: each.version for each in group}, {}
+    versions, asked = {controlled: controlled.version for controlled in group}, {}
     for each, means in group.items():
-        question = await questions.pose(site, each, means, now, start, step, len(group))
+        question = await questions.build_request(site, each, means, now, start, step, len(group))
         if question and question.problem is not None:
             asked[each] = question
         elif question:
@@ -102,86 +103,104 @@ async def ask(site: Any) -> None:
 
 
 @pyscript_compile
-def askable(site: Any, now: float) -> dict:
+def askable(site: sites.Site, now: float) -> dict[sites.Controlled, sites.PlanningSensors]:
     """Return the Controlled that FlexMeasures can be asked about now, with their Means."""
-    found, sensors = {}, {}
-    for each in site.controlled.values():
-        means = site.means(each.resource)
-        if why_not_askable(site, each, means, now):
-            ask_again_when_valid(site, each, now)
+    found: dict[sites.Controlled, sites.PlanningSensors] = {}
+    sensors: dict[int, sites.Controlled] = {}
+    for controlled in site.controlled.values():
+        means = site.means(controlled.resource)
+        if means is None or why_not_askable(site, controlled, means, now):
+            ask_again_when_valid(site, controlled, now)
             continue
         if means.power_sensor in sensors:
             other = sensors[means.power_sensor].resource.name
             why = f"{other} has the same power_sensor: give each one of its own"
-            each.refused = why
-            site.told(each.resource, f"FlexMeasures cannot plan it: {why}")
+            controlled.refused = why
+            site.told(controlled.resource, f"FlexMeasures cannot plan it: {why}")
             continue
-        found[each], sensors[means.power_sensor] = means, each
+        found[controlled], sensors[means.power_sensor] = means, controlled
     return found
 
 
 @pyscript_compile
-def why_not_askable(site: Any, each: Any, means: Any, now: float) -> str | None:
+def why_not_askable(
+    site: sites.Site, controlled: sites.Controlled, means: sites.PlanningSensors | None, now: float
+) -> str | None:
     """Return why FlexMeasures is not asked about a Resource Manager now, or None."""
-    memory = each.session.memory
-    missing = each.type.missing_message(memory)
-    if not each.type.flex_model:
+    memory = controlled.session.memory
+    missing = controlled.type.missing_message(memory)
+    if not controlled.type.flex_model:
         return "it is planned here"
     if missing:
         return f"it has not sent {missing} yet"
-    if each.session.stage == sessions.ENDED or each.is_returning or now < each.leaving_until:
+    if (
+        controlled.session.stage == sessions.ENDED
+        or controlled.is_returning
+        or now < controlled.leaving_until
+    ):
         return "it is not there"
-    if each.type.valid_from(memory) > now + instructions.LEAD_SECONDS:
+    if controlled.type.valid_from(memory) > now + instructions.LEAD_SECONDS:
         return "its description is not valid yet"
-    if each.refused_version == each.version and now < each.refused_until:
-        return each.refused
-    if each.unfit_version == each.version:
-        return each.unfit
-    return None if means else each.refused or "its sensors are not known yet"
+    if controlled.refused_version == controlled.version and now < controlled.refused_until:
+        return controlled.refused
+    if controlled.unfit_version == controlled.version:
+        return controlled.unfit
+    return None if means else controlled.refused or "its sensors are not known yet"
 
 
 @pyscript_compile
-def ask_again_when_valid(site: Any, each: Any, now: float) -> None:
+def ask_again_when_valid(site: sites.Site, controlled: sites.Controlled, now: float) -> None:
     """Ask about a Resource Manager once its description is valid, where that is of later."""
-    if each.type.flex_model and not each.type.missing_message(each.session.memory):
-        begins = each.type.valid_from(each.session.memory)
+    if controlled.type.flex_model and not controlled.type.missing_message(controlled.session.memory):
+        begins = controlled.type.valid_from(controlled.session.memory)
         if begins > now:
-            sites.ask_no_later_than(site, begins)
+            site.ask_no_later_than(begins)
 
 
 @pyscript_compile
-def refuse_others(site: Any, group: dict) -> None:
+def refuse_others(site: sites.Site, group: dict[sites.Controlled, sites.PlanningSensors]) -> None:
     """Tell the callers that wait for a schedule that FlexMeasures is not asked for."""
     now = site.now()
-    for each in site.controlled.values():
-        if each.awaits_schedule and each not in group:
-            why = why_not_askable(site, each, site.means(each.resource), now) or each.refused
-            each.awaits_schedule = False
-            sites.give_up(each, errors.NotPlannable(f"FlexMeasures cannot plan {each.resource.name}: {why}"))
+    for controlled in site.controlled.values():
+        if controlled.awaits_schedule and controlled not in group:
+            why = (
+                why_not_askable(site, controlled, site.means(controlled.resource), now) or controlled.refused
+            )
+            controlled.awaits_schedule = False
+            controlled.fail_waiters(
+                errors.NotPlannable(f"FlexMeasures cannot plan {controlled.resource.name}: {why}")
+            )
 
 
 @pyscript_compile
-def is_planned_here(site: Any, each: Any) -> None:
+def is_planned_here(site: sites.Site, controlled: sites.Controlled) -> None:
     """Take note that FlexMeasures has nothing to plan of a device as it is now."""
-    if each.schedule is not None or each.awaits_schedule or each.is_fallback:
-        each.schedule, each.awaits_schedule, each.is_outdated = None, False, True
-        sites.hasten(site, site.now())
+    if controlled.schedule is not None or controlled.awaits_schedule or controlled.is_fallback:
+        controlled.schedule, controlled.awaits_schedule, controlled.is_outdated = None, False, True
+        site.plan_no_later_than(site.now())
 
 
 @pyscript_compile
-def follow(site: Any, asked: dict, versions: dict, outlook: Any, schedules: dict, refusals: dict) -> None:
+def follow(
+    site: sites.Site,
+    asked: dict[sites.Controlled, questions.Question],
+    versions: dict[sites.Controlled, int],
+    outlook: outlooks.Outlook,
+    schedules: dict[sites.Controlled, Any],
+    refusals: dict[sites.Controlled, Any],
+) -> None:
     """Have devices follow the schedules that came, and leave out those that FlexMeasures refuses."""
     site.pause, site.not_before = sites.FIRST_PAUSE_SECONDS, 0.0
     site.succeeded()
     for each, error in refusals.items():
-        sites.refuse(site, each, versions[each], str(error), error)
+        site.refuse(each, versions[each], str(error), error)
     powers = {each: questions.powers_of(schedule, asked[each].left) for each, schedule in schedules.items()}
     loads.keep_limits_at_first(site.connection, powers.values(), outlook.most[0])
     for each, found in powers.items():
-        if sites.is_gone(site, each):
+        if site.is_gone(each):
             continue
         if each.version != versions[each]:
-            sites.ask_no_later_than(site, site.now())
+            site.ask_no_later_than(site.now())
             site.is_urgent = site.is_urgent or each.awaits_schedule
             each.schedules_dropped += 1
             if each.schedules_dropped <= MAX_DROPPED:
@@ -192,29 +211,29 @@ def follow(site: Any, asked: dict, versions: dict, outlook: Any, schedules: dict
             each.refused = None
         if not each.unfit:
             site.told(each.resource, None)
-    sites.hasten(site, site.now())
-    sites.renew_once(site)
+    site.plan_no_later_than(site.now())
+    site.replan_all_once()
 
 
 @pyscript_compile
-def retry_later(site: Any, asked: dict, error: Any) -> None:
+def retry_later(site: sites.Site, asked: dict[sites.Controlled, questions.Question], error: Any) -> None:
     """Go on with the schedules that there are, and ask again after a pause, longer each time."""
-    if not all(sites.is_gone(site, each) for each in asked):
+    if not all(site.is_gone(controlled) for controlled in asked):
         site.failed(error)
     wait = max(site.pause, error.retry_after or 0)
     site.pause = min(2 * site.pause, LONGEST_PAUSE_SECONDS)
     site.not_before = site.now() + wait
-    sites.ask_no_later_than(site, site.not_before)
-    sites.renew_once(site)
+    site.ask_no_later_than(site.not_before)
+    site.replan_all_once()
     failure = errors.NotPlanned(str(error))
     failure.__cause__ = error
     give_up_on(site, failure)
 
 
 @pyscript_compile
-def give_up_on(site: Any, failure: Exception) -> None:
+def give_up_on(site: sites.Site, failure: Exception) -> None:
     """Tell the callers that wait for a schedule that there will be none."""
-    for each in site.controlled.values():
-        if each.awaits_schedule:
-            each.awaits_schedule = False
-            sites.give_up(each, failure)
+    for controlled in site.controlled.values():
+        if controlled.awaits_schedule:
+            controlled.awaits_schedule = False
+            controlled.fail_waiters(failure)

@@ -56,7 +56,7 @@ SiteCosts = _SiteCosts
 
 
 @pyscript_compile
-async def work(site: Any) -> None:
+async def work(site: sites.Site) -> None:
     """Compute the costs after each plan, and now and then in between."""
     while True:
         site.has_new_plans.clear()
@@ -71,29 +71,30 @@ async def work(site: Any) -> None:
 
 
 @pyscript_compile
-async def update(site: Any) -> None:
+async def update(site: sites.Site) -> None:
     """Compute what devices would do without plans, and the site's costs, unless some wait for a plan."""
     for controlled in list(site.controlled.values()):
         if site.queue:
             return
-        if needs_comparison(controlled) and not sites.is_gone(site, controlled):
+        if needs_comparison(controlled) and not site.is_gone(controlled):
             await compare(site, controlled)
     site.costs = await site_costs(site)
     site.costs_changed()
 
 
 @pyscript_compile
-def needs_comparison(controlled: Any) -> bool:
+def needs_comparison(controlled: sites.Controlled) -> bool:
     """Return whether what a device would do without its plan is not known, or of a former state or time."""
     plan, without = controlled.plan, controlled.without_plan
     if plan is None or without is None:
         return plan is not None
     is_same = controlled.without_version == controlled.planned_version
-    return abs(plan.start - without.start) > (SAME_PLAN_SECONDS if is_same else SAME_STATE_SECONDS)
+    longest = SAME_PLAN_SECONDS if is_same else SAME_STATE_SECONDS
+    return bool(abs(plan.start - without.start) > longest)
 
 
 @pyscript_compile
-async def compare(site: Any, controlled: Any) -> None:
+async def compare(site: sites.Site, controlled: sites.Controlled) -> None:
     """Compute what a device would do without its plan."""
     now, version = site.now(), controlled.planned_version
     step = planner.step_of(site, {controlled})
@@ -119,7 +120,7 @@ async def compare(site: Any, controlled: Any) -> None:
 
 
 @pyscript_compile
-def flat_market(market: list) -> list:
+def flat_market(market: list[markets.Interval]) -> list[markets.Interval]:
     """Return a market with the mean price at all times, less at first, and no yield of feeding in."""
     price = max(fmean([interval.consumption_price for interval in market]), 0.0) or outlooks.NOMINAL_PRICE
     first, last = market[0].start, market[-1].end
@@ -134,10 +135,12 @@ def flat_market(market: list) -> list:
 
 
 @pyscript_compile
-async def site_costs(site: Any) -> SiteCosts | None:
+async def site_costs(site: sites.Site) -> SiteCosts | None:
     """Return the SiteCosts from now until the first plan ends, or None without prices or plans."""
     now, step = site.now(), planner.STEP_SECONDS
-    compared = [each for each in site.controlled.values() if each.plan and each.without_plan]
+    compared = [
+        controlled for controlled in site.controlled.values() if controlled.plan and controlled.without_plan
+    ]
     ends = [plan.end for each in compared for plan in (each.plan, each.without_plan)]
     end = min(ends, default=now) // step * step
     if site.known_prices is None or end - now < step:
@@ -148,33 +151,36 @@ async def site_costs(site: Any) -> SiteCosts | None:
 
 
 @pyscript_compile
-def compared_costs(compared: list, outlook: Any, end: float, connection: Any) -> SiteCosts:
+def compared_costs(
+    compared: list[sites.Controlled], outlook: outlooks.Outlook, end: float, connection: markets.Connection
+) -> SiteCosts:
     """Return the SiteCosts of an Outlook with all plans, until an end; `compared` have both plans."""
     power_w = outlook.total[0]
-    values = [getattr(each.plan, "value_per_kwh", 0.0) for each in compared]
+    values = [getattr(controlled.plan, "value_per_kwh", 0.0) for controlled in compared]
     cost = bill(outlook, end, connection)
-    cost += others_than_electricity([each.plan for each in compared], values, outlook.begin, end)
+    cost += others_than_electricity([controlled.plan for controlled in compared], values, outlook.begin, end)
     for each in compared:
-        loads.take_in(outlook, each, each.without_plan)
+        loads.add_load(outlook, each, each.without_plan)
     cost_without = bill(outlook, end, connection)
-    without = [each.without_plan for each in compared]
+    without = [controlled.without_plan for controlled in compared]
     cost_without += others_than_electricity(without, values, outlook.begin, end)
     return SiteCosts(start=outlook.begin, end=end, power_w=power_w, cost=cost, cost_without=cost_without)
 
 
 @pyscript_compile
-def bill(outlook: Any, end: float, connection: Any) -> float:
+def bill(outlook: outlooks.Outlook, end: float, connection: markets.Connection) -> float:
     """Return what the electricity of a site costs (currency), a peak's price included."""
     edges = [outlook.start + place * outlook.step for place in range(len(outlook.total))]
     spans = [(max(edge, outlook.begin), edge + outlook.step) for edge in edges if edge < end]
     market = outlooks.market(outlook, None, spans, connection)
     peak_w = max([interval.load for interval in market])
-    paid = sum(markets.grid_cost(each, each.load) * (each.end - each.start) / 3600 for each in market)
-    return paid + connection.peak_price * max(peak_w - connection.peak_consumption, 0.0) / 1000
+    paid: float = sum(markets.grid_cost(each, each.load) * (each.end - each.start) / 3600 for each in market)
+    peak_cost: float = connection.peak_price * max(peak_w - connection.peak_consumption, 0.0) / 1000
+    return paid + peak_cost
 
 
 @pyscript_compile
-def others_than_electricity(plans: list, values: list, begin: float, end: float) -> float:
+def others_than_electricity(plans: list[Any], values: list[float], begin: float, end: float) -> float:
     """Return what Plans cost beside electricity (currency), less what their storages gain by their values."""
     found = 0.0
     for plan, value in zip(plans, values, strict=True):

@@ -16,6 +16,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+import flexmeasures_cem.cem as cems
+import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.control_types.registry as registry
 import flexmeasures_cem.fill_levels as fill_levels
@@ -67,8 +69,8 @@ class _Return:
     `heard` is that of Controlled, and `sent_until` that of KeptPlan.
     """
 
-    memory: dict
-    heard: dict
+    memory: dict[tuple[str, ...], Any]
+    heard: dict[Any, float]
     now: float
     begin: float
     sent_until: float | None
@@ -77,7 +79,7 @@ class _Return:
 Return = _Return
 
 
-ADAPTERS = {}
+ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 """What writes and reads the Plan of each control type, made when it is first asked for: see `adapter`."""
 MAKING = threading.Lock()
 BESIDE = ("is_fallback", "is_asked", "obeys_at_once", "described", "sent_until", "is_chosen", "round_at")
@@ -86,7 +88,7 @@ IS_WRITTEN_BESIDE = tuple[bool, bool | None, bool, dict[str, str], float | None,
 
 
 @pyscript_compile
-def adapter(kind: Any) -> TypeAdapter:
+def adapter(kind: Any) -> TypeAdapter[Any]:
     """Return what writes and reads a kind of data. To make one takes long: see `prepare`."""
     with MAKING:
         if kind not in ADAPTERS:
@@ -103,7 +105,7 @@ def prepare() -> None:
 
 
 @pyscript_compile
-def digests(site: Any, kind: Any, memory: dict) -> dict[str, str]:
+def digests(site: sites.Site, kind: base.ControlType, memory: dict[tuple[str, ...], Any]) -> dict[str, str]:
     """Return a digest of each message that changes the problem, by its key, and of the site's own."""
     described = {
         " ".join(map(str, key)): digest(message)
@@ -114,7 +116,7 @@ def digests(site: Any, kind: Any, memory: dict) -> dict[str, str]:
 
 
 @pyscript_compile
-def of_site(site: Any) -> str:
+def of_site(site: sites.Site) -> str:
     """Return a digest of what holds for the site: with another connection, no plan goes on as it is."""
     return hashlib.sha256(repr((site.connection, sorted(site.tariffs.items()))).encode()).hexdigest()[:16]
 
@@ -130,28 +132,28 @@ def digest(message: Any) -> str:
 
 
 @pyscript_compile
-def new(site: Any, each: Any, described: dict[str, str]) -> Any:
+def new(site: sites.Site, controlled: sites.Controlled, described: dict[str, str]) -> Any:
     """Return the KeptPlan of the plan that is in force, and have it written beside the event loop."""
-    ahead = instructions.send_ahead(site, each)
+    ahead = instructions.send_ahead(site, controlled)
     kept = KeptPlan(
-        each.type.name,
-        each.plan,
-        each.is_fallback,
-        each.is_asked,
-        each.obeys_at_once,
+        controlled.type.name,
+        controlled.plan,
+        controlled.is_fallback,
+        controlled.is_asked,
+        controlled.obeys_at_once,
         described,
         None if math.isinf(ahead) else site.now() + ahead,
-        not each.resource.unplannable,
-        each.round_at,
+        not controlled.resource.unplannable,
+        controlled.round_at,
     )
-    task = asyncio.get_running_loop().create_task(write(site, each.resource, kept))
+    task = asyncio.get_running_loop().create_task(write(site, controlled.resource, kept))
     site.writing.add(task)
     task.add_done_callback(site.writing.discard)
     return kept
 
 
 @pyscript_compile
-async def write(site: Any, resource: Any, kept: Any) -> None:
+async def write(site: sites.Site, resource: cems.Resource, kept: KeptPlan) -> None:
     """Write a plan as JSON, and have it saved, which tells where it cannot be written."""
     plan = replace(kept.plan, changes=list(kept.plan.changes))
     with suppress(Exception):
@@ -166,7 +168,7 @@ def written(control_type: str, plan: Any) -> str:
 
 
 @pyscript_compile
-def as_json(kept: Any) -> dict[str, Any]:
+def as_json(kept: KeptPlan) -> dict[str, Any]:
     """Return a KeptPlan as JSON's types."""
     text = kept.text or written(kept.control_type, kept.plan)
     return {"control_type": kept.control_type, "plan": text} | {
@@ -175,7 +177,7 @@ def as_json(kept: Any) -> dict[str, Any]:
 
 
 @pyscript_compile
-def recall(site: Any, resource: Any, found: dict[str, Any]) -> None:
+def recall(site: sites.Site, resource: cems.Resource, found: dict[str, Any]) -> None:
     """Keep the plan that `as_json` wrote for a device; raise what is wrong where it is no plan."""
     name, text = found["control_type"], found["plan"]
     plan = adapter(registry.BY_NAME[name].plan_class).validate_json(text)
@@ -184,11 +186,11 @@ def recall(site: Any, resource: Any, found: dict[str, Any]) -> None:
         raise ValueError("expected a plan of these days")
     found = {"round_at": 0.0} | found  # an earlier version of the scripts did not write it
     beside = adapter(IS_WRITTEN_BESIDE).validate_python([found[field] for field in BESIDE])
-    keep(site, resource, KeptPlan(name, plan, *beside, text=text))
+    keep(site, resource, KeptPlan(name, plan, **dict(zip(BESIDE, beside, strict=True)), text=text))
 
 
 @pyscript_compile
-def keep(site: Any, resource: Any, kept: Any) -> None:
+def keep(site: sites.Site, resource: cems.Resource, kept: KeptPlan) -> None:
     """Keep a plan for the return of a device, and forget those that are over."""
     site.kept[resource.resource_id] = kept
     resource.planned_under = kept.control_type if kept.is_chosen else None
@@ -197,7 +199,7 @@ def keep(site: Any, resource: Any, kept: Any) -> None:
 
 
 @pyscript_compile
-def of(site: Any, resource_id: str) -> Any:
+def of(site: sites.Site, resource_id: str) -> Any:
     """Return the KeptPlan of a device, connected or not, or None where it has none that is not over."""
     found = site.controlled.get(resource_id)
     kept = found.kept if found else site.kept.get(resource_id)
@@ -205,7 +207,7 @@ def of(site: Any, resource_id: str) -> Any:
 
 
 @pyscript_compile
-def leave(site: Any, old: Any) -> None:
+def leave(site: sites.Site, old: sites.Controlled) -> None:
     """Keep the plan of a device whose connection is over; what a user told it by hand is over, too."""
     kept = old.kept
     if kept is None:
@@ -221,7 +223,7 @@ def leave(site: Any, old: Any) -> None:
 
 
 @pyscript_compile
-def expire(site: Any, resource: Any) -> None:
+def expire(site: sites.Site, resource: cems.Resource) -> None:
     """Forget the plan of a device that has connected, where that is over."""
     kept = site.kept.get(resource.resource_id)
     if kept is None or kept.plan.end <= site.now():
@@ -230,19 +232,19 @@ def expire(site: Any, resource: Any) -> None:
 
 
 @pyscript_compile
-def come_back(site: Any, found: Any) -> None:
+def come_back(site: sites.Site, controlled: sites.Controlled) -> None:
     """Have a device that is controlled again go on with its plan, once it has told of itself."""
-    kept = site.kept.get(found.resource.resource_id)
-    if kept and kept.control_type == found.type.name:
-        found.kept, found.is_returning = site.kept.pop(found.resource.resource_id), True
-        found.is_fallback, found.obeys_at_once = kept.is_fallback, kept.obeys_at_once
-        found.round_at = kept.round_at
+    kept = site.kept.get(controlled.resource.resource_id)
+    if kept and kept.control_type == controlled.type.name:
+        controlled.kept, controlled.is_returning = site.kept.pop(controlled.resource.resource_id), True
+        controlled.is_fallback, controlled.obeys_at_once = kept.is_fallback, kept.obeys_at_once
+        controlled.round_at = kept.round_at
         if kept.is_asked and not kept.is_fallback:
-            found.schedule = powers_of(found.type, kept.plan)
+            controlled.schedule = powers_of(controlled.type, kept.plan)
 
 
 @pyscript_compile
-def powers_of(kind: Any, plan: Any) -> list[tuple[float, float, float]]:
+def powers_of(kind: base.ControlType, plan: Any) -> list[tuple[float, float, float]]:
     """Return what a plan has for each quarter of an hour (start, end, W), as if it were a schedule."""
     first = plan.start // QUARTER * QUARTER
     starts = [first + place * QUARTER for place in range(math.ceil((plan.end - first) / QUARTER))]
@@ -250,99 +252,103 @@ def powers_of(kind: Any, plan: Any) -> list[tuple[float, float, float]]:
 
 
 @pyscript_compile
-def resume_when_described(site: Any, found: Any) -> None:
+def resume_when_described(site: sites.Site, controlled: sites.Controlled) -> None:
     """Resume the plan of a device that has come back, as soon as it has told what that needs."""
-    if not found.is_resuming and not found.type.missing_message(found.session.memory):
-        found.is_resuming = True
-        found.session.spawn(resume(site, found))
+    if not controlled.is_resuming and not controlled.type.missing_message(controlled.session.memory):
+        controlled.is_resuming = True
+        controlled.session.spawn(resume(site, controlled))
 
 
 @pyscript_compile
-async def resume(site: Any, found: Any) -> None:
+async def resume(site: sites.Site, controlled: sites.Controlled) -> None:
     """Put the plan in force that a device had, and make another where something has changed since."""
     await asyncio.sleep(STATUS_SECONDS)
     try:
-        await put_in_force(site, found)
-        if found.plan:
+        await put_in_force(site, controlled)
+        if controlled.plan:
             await asyncio.sleep(site.settling + LATER_SECONDS)
     except Exception:
-        LOGGER.exception("The plan of %s cannot be resumed: please report this", found.resource.name)
-    if not found.is_returning or sites.is_gone(site, found):
+        LOGGER.exception("The plan of %s cannot be resumed: please report this", controlled.resource.name)
+    if not controlled.is_returning or site.is_gone(controlled):
         return
-    found.is_returning, version = False, found.version
-    if found.plan is None:
-        sites.want(site, found, "it goes on from another state than planned", 0.0)
+    controlled.is_returning, version = False, controlled.version
+    if controlled.plan is None:
+        site.request_replan(controlled, "it goes on from another state than planned", 0.0)
         return
-    why = await what_changed(site, found)
-    if why and found.version == version and not sites.is_gone(site, found):
-        sites.want(site, found, why)
+    why = await what_changed(site, controlled)
+    if why and controlled.version == version and not site.is_gone(controlled):
+        site.request_replan(controlled, why)
 
 
 @pyscript_compile
-async def put_in_force(site: Any, found: Any) -> None:
+async def put_in_force(site: sites.Site, controlled: sites.Controlled) -> None:
     """Put the plan in force that a device had, where the device can go on with it from its present state."""
-    kept, kind, now = found.kept, found.type, site.now()
-    memory = fill_levels.remembered(found.resource, found.session)
-    told = Return(memory, dict(found.heard), now, now + instructions.lead(found.session), kept.sent_until)
+    kept, kind, now = controlled.kept, controlled.type, site.now()
+    memory = fill_levels.remembered(controlled.resource, controlled.session)
+    told = Return(
+        memory, dict(controlled.heard), now, now + instructions.lead(controlled.session), kept.sent_until
+    )
 
-    def fitted() -> tuple:
+    def fitted() -> tuple[Any, Any]:
         device = kind.read_device(memory)
         return device, None if kind.why_not_plannable(device) else kind.resumed(device, kept.plan, told)
 
-    if kept.described.get("site") != of_site(site) or not is_beside_others(site, found):
+    if kept.described.get("site") != of_site(site) or not is_beside_others(site, controlled):
         return
     if kind.valid_from(memory) > now + instructions.LEAD_SECONDS:
         return
     device, plan = await asyncio.to_thread(fitted)
-    is_left = sites.is_gone(site, found) or site.now() < found.leaving_until
-    if plan is None or found.plan or is_left or not found.is_returning:
+    is_left = site.is_gone(controlled) or site.now() < controlled.leaving_until
+    if plan is None or controlled.plan or is_left or not controlled.is_returning:
         return
-    LOGGER.info("%s goes on with its plan", found.resource.name)
-    found.plan, found.device, found.is_asked = plan, device, kept.is_asked
-    found.planned_version, kept.plan = found.version, plan
-    found.settles_at = told.begin + plans.LAG_SECONDS
+    LOGGER.info("%s goes on with its plan", controlled.resource.name)
+    controlled.plan, controlled.device, controlled.is_asked = plan, device, kept.is_asked
+    controlled.planned_version, kept.plan = controlled.version, plan
+    controlled.settles_at = told.begin + plans.LAG_SECONDS
     if not kind.keeps_mode:
         done = [change for change in plan.changes if change.moment <= now]
-        found.sent |= {str(uuid.uuid4()): change for change in done}
-    sites.hasten(site, sites.next_boundary(now, site.rolling))
-    sites.ask_no_later_than(site, sites.next_boundary(now, site.rolling))
+        controlled.sent |= {str(uuid.uuid4()): change for change in done}
+    site.plan_no_later_than(sites.next_boundary(now, site.rolling))
+    site.ask_no_later_than(sites.next_boundary(now, site.rolling))
     site.urged.set()
-    found.replanned.set()
-    site.shown(found.resource)
+    controlled.replanned.set()
+    site.shown(controlled.resource)
 
 
 @pyscript_compile
-def is_beside_others(site: Any, found: Any) -> bool:
+def is_beside_others(site: sites.Site, controlled: sites.Controlled) -> bool:
     """Return whether a plan was made together with those of the others, where the connection couples them."""
     rounds = {
         each.round_at if each.plan else each.kept.round_at
         for each in site.controlled.values()
         if each.plan or each.kept
     }
-    return rounds <= {found.kept.round_at} or not site.connection.couples_devices
+    return rounds <= {controlled.kept.round_at} or not site.connection.couples_devices
 
 
 @pyscript_compile
-def cannot_go_on(found: Any, now: float) -> bool:
+def cannot_go_on(controlled: sites.Controlled, now: float) -> bool:
     """Return whether what a device tells shortly after its return does not go with what it was told then."""
-    told = Return(found.session.memory, dict(found.heard), now, now, None)
-    return found.type.resumed(found.device, found.plan, told) is None
+    told = Return(controlled.session.memory, dict(controlled.heard), now, now, None)
+    return controlled.type.resumed(controlled.device, controlled.plan, told) is None
 
 
 @pyscript_compile
-async def what_changed(site: Any, found: Any) -> str | None:
+async def what_changed(site: sites.Site, controlled: sites.Controlled) -> str | None:
     """Return why a device that goes on with its plan is to be planned anew, or None."""
-    memory, now = fill_levels.remembered(found.resource, found.session), site.now()
-    if await asyncio.to_thread(digests, site, found.type, memory) != found.kept.described:
+    memory, now = fill_levels.remembered(controlled.resource, controlled.session), site.now()
+    if await asyncio.to_thread(digests, site, controlled.type, memory) != controlled.kept.described:
         return "it describes itself in another way than before"
-    if now - found.plan.start > site.rolling:
+    if now - controlled.plan.start > site.rolling:
         return "its plan is from before the last interval"
-    if found.is_fallback and found.is_asked is not False:
+    if controlled.is_fallback and controlled.is_asked is not False:
         return "it had no schedule"
     of_state = [
         message
         for message in memory.values()
         if not hasattr(message, "active_operation_mode_id") and not hasattr(message, "finished_at")
     ]
-    departs = [found.type.deviation(found.device, found.plan, message, now) for message in of_state]
+    departs = [
+        controlled.type.deviation(controlled.device, controlled.plan, message, now) for message in of_state
+    ]
     return next((why for why in departs if why), None)

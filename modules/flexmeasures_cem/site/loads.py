@@ -4,13 +4,17 @@ Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import flexmeasures_cem.cem as cems
 import flexmeasures_cem.forecasts as forecasts
+import flexmeasures_cem.market as markets
 import flexmeasures_cem.site.outlook as outlooks
+import flexmeasures_cem.site.site as sites
+import flexmeasures_s2.messages as messages
 
 OWN = "own"
 """The app's own device."""
@@ -21,17 +25,21 @@ LONGEST_STEP, FINEST_STEP = 900.0, 300.0
 
 
 @pyscript_compile
-async def expected(site: Any, chosen: Collection, window: Any) -> Any:
+async def expected(site: sites.Site, chosen: Collection[Any], window: sites.Window) -> Any:
     """Return the Outlook of the site from now on, without the Controlled that are chosen."""
     sample = min(max(window.step, FINEST_STEP), LONGEST_STEP)
     found = outlooks.new(site.known_prices or [], window.start, window.end, sample, site.now())
-    planned = [(each, each.plan) for each in site.controlled.values() if each.plan and each not in chosen]
+    planned = [
+        (controlled, controlled.plan)
+        for controlled in site.controlled.values()
+        if controlled.plan and controlled not in chosen
+    ]
     told = [(each.resource_id, forecast_of(each)) for each in site.others.values()]
 
     def reckon() -> None:
         outlooks.put(found, OWN, outlooks.sampled(found, lambda begin, _length: site.own(begin)))
         for each, made in planned:
-            take_in(found, each, made)
+            add_load(found, each, made)
         for key, message in told:
             if message:
                 outlooks.put(found, key, outlooks.sampled(found, partial(forecast_power, message)))
@@ -41,37 +49,42 @@ async def expected(site: Any, chosen: Collection, window: Any) -> Any:
 
 
 @pyscript_compile
-def forecast_of(resource):
+def forecast_of(resource: cems.Resource) -> Any:
     """Return the PowerForecast of a Resource Manager, or None."""
     return resource.session.memory.get(("PowerForecast",)) if resource.session else None
 
 
 @pyscript_compile
-def forecast_power(message, start, length):
+def forecast_power(message: messages.Message, start: float, length: float) -> float:
     """Return the mean power (W) that a PowerForecast tells of in some time."""
-    return forecasts.power(message, start, start + length)
+    power: float = forecasts.power(message, start, start + length)
+    return power
 
 
 @pyscript_compile
-def take_in(outlook, each, made):
+def add_load(outlook: outlooks.Outlook, each: Any, made: Any) -> None:
     """Count what a plan expects of a device."""
     outlooks.put(outlook, each, *outlooks.of_pieces(outlook, made.pieces))
 
 
 @pyscript_compile
-def take_out(outlook, each):
+def remove_load(outlook: outlooks.Outlook, each: Any) -> None:
     """Count a device no more."""
     outlooks.put(outlook, each, [0.0] * len(outlook.total))
 
 
 @pyscript_compile
-async def given(site: Any, asked: dict, window: Any) -> tuple[dict, set]:
+async def given(
+    site: sites.Site, asked: dict[Any, Any], window: sites.Window
+) -> tuple[dict[int, list[tuple[float, float, float]] | None], set[Any]]:
     """Return what FlexMeasures is told of those who are not asked about, by power sensor; and whom it knows.
 
     The first are powers (start, end, W), from now on; None for a device whose forecast the server has. The
     second are keys of an Outlook.
     """
-    found, planned, known = {}, {}, {OWN}
+    found: dict[int, list[tuple[float, float, float]] | None] = {}
+    planned: dict[int, tuple[Any, float]] = {}
+    known: set[Any] = {OWN}
     now = site.now()
     sensors = {each.problem.power_sensor for each in asked.values()}
     for resource in site.others.values():
@@ -79,20 +92,20 @@ async def given(site: Any, asked: dict, window: Any) -> tuple[dict, set]:
         if sensor and sensor not in sensors and forecast_of(resource):
             found[sensor] = None
             known.add(resource.resource_id)
-    for each in site.controlled.values():
-        sensor, step = usable(site, each.resource, now)
-        if sensor and sensor not in sensors and each.plan and each not in asked:
-            planned[sensor] = each.plan, step
-            known.add(each)
+    for controlled in site.controlled.values():
+        sensor, step = usable(site, controlled.resource, now)
+        if sensor and step and sensor not in sensors and controlled.plan and controlled not in asked:
+            planned[sensor] = controlled.plan, step
+            known.add(controlled)
 
-    def reckon():
+    def reckon() -> dict[int, list[tuple[float, float, float]]]:
         return {sensor: planned_spans(plan, step, window, now) for sensor, (plan, step) in planned.items()}
 
     return found | await asyncio.to_thread(reckon), known
 
 
 @pyscript_compile
-def usable(site, resource, now):
+def usable(site: sites.Site, resource: cems.Resource, now: float) -> tuple[int, float] | tuple[None, None]:
     """Return (power sensor, its resolution (s)) of a Resource Manager, or None twice if it has none."""
     means = site.means(resource)
     if means is None or site.unusable.get(means.power_sensor, 0.0) > now:
@@ -101,7 +114,9 @@ def usable(site, resource, now):
 
 
 @pyscript_compile
-def planned_spans(made, step, window, now):
+def planned_spans(
+    made: Any, step: float, window: sites.Window, now: float
+) -> list[tuple[float, float, float]]:
     """Return what a plan expects from now on, as (start, end, power (W)) on the clock of a sensor."""
     start = window.start // step * step
     grid = outlooks.new([], start, window.end, step, now)
@@ -110,7 +125,9 @@ def planned_spans(made, step, window, now):
 
 
 @pyscript_compile
-def limits(connection: Any, outlook: Any, known: Collection, window: Any) -> dict[str, list]:
+def limits(
+    connection: markets.Connection, outlook: outlooks.Outlook, known: Collection[Any], window: sites.Window
+) -> dict[str, list[tuple[float, float, float]]]:
     """Return the capacities of a Connection that vary, by their names, as (start, end, W).
 
     They are less by the loads of the Outlook that FlexMeasures does not know (those of `known` it does), and
@@ -118,12 +135,13 @@ def limits(connection: Any, outlook: Any, known: Collection, window: Any) -> dic
     over all of it, but for what is given. Where that exceeds a capacity, it is the capacity: else there would
     be no plan at all.
     """
-    capacities_in = {
+    capacities_in: dict[str, Callable[[float, GivenStep], float]] = {
         "power_capacity": whole_capacity,
         "consumption_capacity": partial(capacity_in, direction=1),
         "production_capacity": partial(capacity_in, direction=-1),
     }
-    found, steps = {}, None
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    steps: list[GivenStep] | None = None
     for name, varied in capacities_in.items():
         capacity = getattr(connection, name)
         if capacity is None:
@@ -154,7 +172,7 @@ GivenStep = _GivenStep
 
 
 @pyscript_compile
-def given_steps(outlook: Any, known: Collection, window: Any) -> list[GivenStep]:
+def given_steps(outlook: outlooks.Outlook, known: Collection[Any], window: sites.Window) -> list[GivenStep]:
     """Return the GivenSteps of a window; FlexMeasures knows the loads of an Outlook that are in `known`.
 
     How far production exceeds its mean at times is not known: that of consumption counts for it too.
@@ -194,9 +212,9 @@ def capacity_in(capacity: float, step: GivenStep, direction: int) -> float:
 
 
 @pyscript_compile
-def joined(spans: list) -> list:
+def joined(spans: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
     """Return spans (start, end, W) in order, with neighbours of the same power as one."""
-    found = []
+    found: list[tuple[float, float, float]] = []
     for start, end, power in spans:
         if found and found[-1][2] == power:
             found[-1] = found[-1][0], end, power
@@ -206,7 +224,11 @@ def joined(spans: list) -> list:
 
 
 @pyscript_compile
-def keep_limits_at_first(connection: Any, all_powers: Collection, load: float) -> None:
+def keep_limits_at_first(
+    connection: markets.Connection,
+    all_powers: Collection[list[tuple[float, float, float]]],
+    load: float,
+) -> None:
     """Lower the powers in the rest of the first interval to a Connection's limits, beside a load (W)."""
     for sign, limit in ((1, connection.max_consumption), (-1, connection.max_production)):
         wanted = sum([max(sign * powers[0][2], 0.0) for powers in all_powers])

@@ -5,10 +5,13 @@ Moments are seconds since 1970, power is W of electricity, consumption positive,
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import flexmeasures_cem.market as markets
+from flexmeasures_api.prices import PriceInterval
 
 DAY = 86_400.0
 SHORTEST = 1.0
@@ -27,18 +30,24 @@ class _Outlook:
 
     start: float
     step: float
-    prices: list
-    total: list
-    most: list
+    prices: list[tuple[float, float]]
+    total: list[float]
+    most: list[float]
     begin: float
-    powers: dict = field(default_factory=dict)
+    powers: dict[Any, tuple[list[float], list[float]]] = field(default_factory=dict)
 
 
 Outlook = _Outlook
 
 
 @pyscript_compile
-def new(known_prices, start, end, step, begin=None):
+def new(
+    known_prices: list[PriceInterval],
+    start: float,
+    end: float,
+    step: float,
+    begin: float | None = None,
+) -> Outlook:
     """Return an Outlook without any power.
 
     `known_prices` are flexmeasures_api.prices.PriceIntervals, in order and without a gap.
@@ -49,7 +58,7 @@ def new(known_prices, start, end, step, begin=None):
 
 
 @pyscript_compile
-def prices(known, start, step, count):
+def prices(known: list[PriceInterval], start: float, step: float, count: int) -> list[tuple[float, float]]:
     """Return the prices at each sample: beyond those given, those of the day before, or else the nearest."""
     if not known:
         return [(NOMINAL_PRICE, NOMINAL_PRICE)] * count
@@ -65,7 +74,7 @@ def prices(known, start, step, count):
 
 
 @pyscript_compile
-def put(outlook, who, powers, most=None):
+def put(outlook: Outlook, who: Any, powers: list[float], most: list[float] | None = None) -> None:
     """Take in what a device is expected to have at each sample, its mean and its greatest power."""
     none = [0.0] * len(outlook.total)
     before, most_before = outlook.powers.get(who, (none, none))
@@ -78,13 +87,13 @@ def put(outlook, who, powers, most=None):
 
 
 @pyscript_compile
-def sampled(outlook, power):
+def sampled(outlook: Outlook, power: Callable[[float, float], float]) -> list[float]:
     """Return a power at each sample; `power(start, length)` is its mean in some time."""
     return [power(outlook.start + place * outlook.step, outlook.step) for place in range(len(outlook.total))]
 
 
 @pyscript_compile
-def of_pieces(outlook, pieces):
+def of_pieces(outlook: Outlook, pieces: list[Any]) -> tuple[list[float], list[float]]:
     """Return means and greatest powers at each sample, of the pieces (start, end, ..., power) of a plan."""
     energies, greatest = [0.0] * len(outlook.total), [None] * len(outlook.total)
     for piece in pieces:
@@ -104,7 +113,7 @@ def of_pieces(outlook, pieces):
 
 
 @pyscript_compile
-def samples(outlook, start, end):
+def samples(outlook: Outlook, start: float, end: float) -> range:
     """Return the numbers of the samples that a time has part in, or of the nearest."""
     last = len(outlook.total) - 1
     first = min(max(int((start - outlook.start) // outlook.step), 0), last)
@@ -112,7 +121,9 @@ def samples(outlook, start, end):
 
 
 @pyscript_compile
-def market(outlook, who, spans, connection):
+def market(
+    outlook: Outlook, who: Any, spans: list[tuple[float, float]], connection: markets.Connection
+) -> list[markets.Interval]:
     """Return a market.Interval for each (start, end) of a device, with the load of all others.
 
     The limits of the Connection are lower by how far the load may exceed its mean.

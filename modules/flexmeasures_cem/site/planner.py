@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -56,7 +57,7 @@ AT_ONCE = 2
 
 
 @pyscript_compile
-def start(site: Any) -> asyncio.Task:
+def start(site: sites.Site) -> asyncio.Task[None]:
     """Plan, and ask for schedules, from now on, in tasks of their own; return the first."""
     site.solver = ThreadPoolExecutor(AT_ONCE, "flexmeasures plans", step_back)
     site.task = site.run("planner of S2 devices", partial(work, site))
@@ -73,21 +74,22 @@ def step_back() -> None:
 
 
 @pyscript_compile
-async def stop(site: Any) -> None:
+async def stop(site: sites.Site) -> None:
     """Plan no more; what the devices were told stays."""
     tasks = [task for task in (site.task, site.asking, site.comparing) if task]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    ending = asyncio.to_thread(partial(site.solver.shutdown, cancel_futures=True))
-    with suppress(TimeoutError):
-        await asyncio.wait_for(ending, STOP_SECONDS)
+    if site.solver:
+        ending = asyncio.to_thread(partial(site.solver.shutdown, cancel_futures=True))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ending, STOP_SECONDS)
     for controlled in site.controlled.values():
-        sites.give_up(controlled, errors.NotPlanned("The scripts were reloaded meanwhile: call again"))
+        controlled.fail_waiters(errors.NotPlanned("The scripts were reloaded meanwhile: call again"))
 
 
 @pyscript_compile
-async def work(site: Any) -> None:
+async def work(site: sites.Site) -> None:
     """Plan whenever that is due."""
     while True:
         try:
@@ -101,15 +103,15 @@ async def work(site: Any) -> None:
             failure = errors.NotPlanned(f"Planning failed unexpectedly ({reason}): please report this")
             for controlled in site.controlled.values():
                 controlled.asked = None
-                sites.give_up(controlled, failure)
-            sites.hasten(site, site.now() + LONGEST_PAUSE_SECONDS)
+                controlled.fail_waiters(failure)
+            site.plan_no_later_than(site.now() + LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(SECONDS_AFTER_A_FAULT)
         finally:
             site.is_planning = False
 
 
 @pyscript_compile
-async def until_due(site: Any) -> None:
+async def until_due(site: sites.Site) -> None:
     """Wait until a plan is due, and meanwhile take note of the instructions that come into force."""
     while True:
         site.urged.clear()
@@ -131,11 +133,11 @@ async def until_due(site: Any) -> None:
 
 
 @pyscript_compile
-def clamp_to_clock(site: Any, now: float) -> None:
+def clamp_to_clock(site: sites.Site, now: float) -> None:
     """Clamp deadlines, in case the system clock was set back."""
     site.prices_due = min(site.prices_due, now + triggers.PRICES_SECONDS)
     site.not_before = min(site.not_before, now + sites.REFUSED_SECONDS)
-    site.renew_at = min(site.renew_at, sites.renews_at(site, now))
+    site.renew_at = min(site.renew_at, site.replans_all_at(now))
     site.rate_limit.updated_at = min(site.rate_limit.updated_at, now)
     site.rate_limit.resets_at = min(site.rate_limit.resets_at, now + site.rate_limit.reset_seconds)
     for name in ("due", "asking_due"):
@@ -158,7 +160,7 @@ def clamp_to_clock(site: Any, now: float) -> None:
 
 
 @pyscript_compile
-async def plan(site: Any) -> None:
+async def plan(site: sites.Site) -> None:
     """Plan the devices whose problem is another, or all where the site's is, and tell them."""
     now = site.now()
     site.due = None
@@ -167,10 +169,10 @@ async def plan(site: Any) -> None:
     refuse_others(site, group)
     if renews:
         site.renewed_at, site.renew_at = now, math.inf
-    site.renew_at = min(site.renew_at, sites.renews_at(site, now))
+    site.renew_at = min(site.renew_at, site.replans_all_at(now))
     if group:
-        sites.hasten(site, site.renew_at)
-    wanting = [each for each in group if renews or needs_plan(each, now)]
+        site.plan_no_later_than(site.renew_at)
+    wanting = [controlled for controlled in group if renews or needs_plan(controlled, now)]
     if wanting:
         site.why = why_planned(wanting, renews)
     enqueue(site, group, wanting)
@@ -179,9 +181,9 @@ async def plan(site: Any) -> None:
     if is_coupled(site):
         next_blocks = next_blocks[:1]
     taken = [each for block in next_blocks for each in block]
-    site.queue = [each for each in site.queue if each not in taken]
+    site.queue = [controlled for controlled in site.queue if controlled not in taken]
     if site.queue:
-        sites.hasten(site, now)
+        site.plan_no_later_than(now)
     found = await asyncio.gather(
         *[plan_together(site, each, site_model.effort(len(each) / waiting)) for each in next_blocks],
         return_exceptions=True,
@@ -192,15 +194,17 @@ async def plan(site: Any) -> None:
 
 
 @pyscript_compile
-def why_planned(wanting: list, renews: bool) -> str:
+def why_planned(wanting: list[sites.Controlled], renews: bool) -> str:
     """Return why devices are planned now."""
     if renews:
         return "prices, schedules or the time have moved on: all devices are planned anew"
-    return texts.few([f"{each.resource.name}: {why_planned_anew(each)}" for each in wanting])
+    return texts.few(
+        [f"{controlled.resource.name}: {why_planned_anew(controlled)}" for controlled in wanting]
+    )
 
 
 @pyscript_compile
-def why_planned_anew(controlled: Any) -> str:
+def why_planned_anew(controlled: sites.Controlled) -> str:
     """Return why a device is planned now."""
     if controlled.plan is None:
         return "its first plan"
@@ -210,26 +214,26 @@ def why_planned_anew(controlled: Any) -> str:
 
 
 @pyscript_compile
-def enqueue(site: Any, group: list, wanting: list) -> None:
+def enqueue(site: sites.Site, group: list[sites.Controlled], wanting: list[sites.Controlled]) -> None:
     """Have devices wait for their turn to be planned: who has no plan first.
 
     Where the connection couples devices, all are planned when one is.
     """
-    site.queue = [each for each in site.queue if each in group]
-    fresh = [each for each in wanting if each not in site.queue]
-    newcomers = [each for each in fresh if each.plan is None]
+    site.queue = [controlled for controlled in site.queue if controlled in group]
+    fresh = [controlled for controlled in wanting if controlled not in site.queue]
+    newcomers = [controlled for controlled in fresh if controlled.plan is None]
     if fresh:
         site.round_at = site.now()
     if fresh and site.connection.couples_devices:
-        fresh = [each for each in group if each not in site.queue]
-    others = [each for each in fresh if each not in newcomers]
-    waiting_first = [each for each in site.queue if each.plan is None]
-    waiting = [each for each in site.queue if each.plan is not None]
+        fresh = [controlled for controlled in group if controlled not in site.queue]
+    others = [controlled for controlled in fresh if controlled not in newcomers]
+    waiting_first = [controlled for controlled in site.queue if controlled.plan is None]
+    waiting = [controlled for controlled in site.queue if controlled.plan is not None]
     site.queue = [*waiting_first, *newcomers, *waiting, *others]
 
 
 @pyscript_compile
-def is_coupled(site: Any) -> bool:
+def is_coupled(site: sites.Site) -> bool:
     """Return whether what one device takes matters to others: by the connection, or by what they pay."""
     if site.connection.couples_devices:
         return True
@@ -237,31 +241,35 @@ def is_coupled(site: Any) -> bool:
 
 
 @pyscript_compile
-def plannable(site: Any, now: float) -> list:
+def plannable(site: sites.Site, now: float) -> list[sites.Controlled]:
     """Return the Controlled that can be planned now, least flexible first."""
     found = []
-    for each in site.controlled.values():
-        if each.session.stage == sessions.ENDED or each.is_returning or why_not_plannable(site, each, now):
+    for controlled in site.controlled.values():
+        if (
+            controlled.session.stage == sessions.ENDED
+            or controlled.is_returning
+            or why_not_plannable(site, controlled, now)
+        ):
             continue
-        if now < each.leaving_until:
-            sites.hasten(site, each.leaving_until)
+        if now < controlled.leaving_until:
+            site.plan_no_later_than(controlled.leaving_until)
             continue
-        begins = each.type.valid_from(each.session.memory)
+        begins = controlled.type.valid_from(controlled.session.memory)
         if begins > now + instructions.LEAD_SECONDS:
-            sites.hasten(site, begins)
+            site.plan_no_later_than(begins)
             continue
-        found.append(each)
+        found.append(controlled)
     return sorted(found, key=flexibility)
 
 
 @pyscript_compile
-def flexibility(controlled: Any) -> tuple:
+def flexibility(controlled: sites.Controlled) -> tuple[int, str]:
     """Sort key: who has the least choice is planned first."""
     return controlled.type.flexibility, controlled.resource.resource_id
 
 
 @pyscript_compile
-def why_not_plannable(site: Any, controlled: Any, now: float) -> str | None:
+def why_not_plannable(site: sites.Site, controlled: sites.Controlled, now: float) -> str | None:
     """Return why a Resource Manager cannot be planned now, but for its description being of later."""
     missing = controlled.type.missing_message(controlled.session.memory)
     if missing:
@@ -270,26 +278,28 @@ def why_not_plannable(site: Any, controlled: Any, now: float) -> str | None:
 
 
 @pyscript_compile
-def refuse_others(site: Any, group: list) -> None:
+def refuse_others(site: sites.Site, group: list[sites.Controlled]) -> None:
     """Tell the callers that wait for the plan of a Resource Manager that cannot be planned now."""
     now = site.now()
-    for each in site.controlled.values():
-        if each not in group and each.waiting and not each.is_returning:
-            why = why_not_plannable(site, each, now) or "its description is not valid yet"
-            sites.give_up(each, errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}"))
+    for controlled in site.controlled.values():
+        if controlled not in group and controlled.waiting and not controlled.is_returning:
+            why = why_not_plannable(site, controlled, now) or "its description is not valid yet"
+            controlled.fail_waiters(
+                errors.NotPlannable(f"{controlled.resource.name} cannot be planned: {why}")
+            )
 
 
 @pyscript_compile
-def needs_plan(controlled: Any, now: float) -> bool:
+def needs_plan(controlled: sites.Controlled, now: float) -> bool:
     """Return whether a device has no plan, or one for another problem."""
     has_plan = controlled.plan is not None and controlled.plan.end > now
     return not has_plan or controlled.is_outdated or controlled.version != controlled.planned_version
 
 
 @pyscript_compile
-def blocks(chosen: list, most: int) -> list[list]:
+def blocks(chosen: list[sites.Controlled], most: int) -> list[list[sites.Controlled]]:
     """Return devices in groups that are planned in one program each, and told from the same moment on."""
-    found = []
+    found: list[list[sites.Controlled]] = []
     for each in chosen:
         lead = instructions.lead(each.session)
         if not found or len(found[-1]) >= most or instructions.lead(found[-1][0].session) != lead:
@@ -299,13 +309,13 @@ def blocks(chosen: list, most: int) -> list[list]:
 
 
 @pyscript_compile
-async def plan_together(site: Any, block: list, effort: Any) -> None:
+async def plan_together(site: sites.Site, block: list[sites.Controlled], effort: Any) -> None:
     """Plan some devices beside what is expected of all others, and put their plans in force."""
     now = site.now()
     begin = now + instructions.lead(block[0].session)
-    for each in block:
-        each.is_outdated = False
-    tasks = await read(site, [task_of(site, each, now, begin) for each in block], now)
+    for controlled in block:
+        controlled.is_outdated = False
+    tasks = await read(site, [task_of(site, controlled, now, begin) for controlled in block], now)
     for task in tasks:
         task.controlled.asked = task.device, task.state
     try:
@@ -317,7 +327,7 @@ async def plan_together(site: Any, block: list, effort: Any) -> None:
                 is_new = task.controlled.plan is None
                 activation.put_in_force(site, task, made[task.controlled], now)
                 if is_new and len(site.controlled) > 1 and is_coupled(site):
-                    sites.renew(site, NEWCOMER_SECONDS)
+                    site.replan_all(NEWCOMER_SECONDS)
     except ImportError as error:
         for task in tasks:
             leave_out(site, task, f"{NO_SOLVER} ({error})")
@@ -331,7 +341,7 @@ async def plan_together(site: Any, block: list, effort: Any) -> None:
 
 
 @pyscript_compile
-def task_of(site: Any, controlled: Any, now: float, begin: float) -> Any:
+def task_of(site: sites.Site, controlled: sites.Controlled, now: float, begin: float) -> Any:
     """Return the Task that a device is now; of its schedule counts what is left from `begin` on."""
     wanted = [
         (max(start, begin), end, power) for start, end, power in controlled.schedule or () if end > begin
@@ -353,10 +363,10 @@ def task_of(site: Any, controlled: Any, now: float, begin: float) -> Any:
 
 
 @pyscript_compile
-async def read(site: Any, tasks: list, now: float) -> list:
+async def read(site: sites.Site, tasks: list[site_model.Task], now: float) -> list[site_model.Task]:
     """Read what the devices told, and return the Tasks that can be planned; tell why others cannot."""
 
-    def read_all() -> tuple[list, dict]:
+    def read_all() -> tuple[list[site_model.Task], dict[site_model.Task, Exception]]:
         good, failures = [], {}
         for task in tasks:
             kind = task.controlled.type
@@ -380,7 +390,7 @@ async def read(site: Any, tasks: list, now: float) -> list:
 
 
 @pyscript_compile
-def refuse(site: Any, task: Any, error: Exception) -> None:
+def refuse(site: sites.Site, task: site_model.Task, error: Exception) -> None:
     """Leave a device out until it tells something else, and tell why; another control type may fit it."""
     controlled, resource = task.controlled, task.controlled.resource
     if not isinstance(error, errors.NotPlannable):
@@ -391,19 +401,21 @@ def refuse(site: Any, task: Any, error: Exception) -> None:
 
 
 @pyscript_compile
-def leave_out(site: Any, task: Any, why: str) -> bool:
+def leave_out(site: sites.Site, task: site_model.Task, why: str) -> bool:
     """Leave a device out until it tells something else, and tell why; return whether that still counts."""
     controlled, resource = task.controlled, task.controlled.resource
-    if sites.is_gone(site, controlled) or controlled.version != task.version:
+    if site.is_gone(controlled) or controlled.version != task.version:
         return False
     controlled.unfit, controlled.unfit_version = why, task.version
     site.told(resource, f"it cannot be planned: {why}")
-    sites.give_up(controlled, errors.NotPlannable(f"{resource.name} cannot be planned: {why}"))
+    controlled.fail_waiters(errors.NotPlannable(f"{resource.name} cannot be planned: {why}"))
     return True
 
 
 @pyscript_compile
-async def solve(site: Any, tasks: list, now: float, begin: float, effort: Any) -> tuple[dict, dict]:
+async def solve(
+    site: sites.Site, tasks: list[site_model.Task], now: float, begin: float, effort: Any
+) -> tuple[dict[sites.Controlled, Any], dict[site_model.Task, Exception]]:
     """Return (the Plan of each Controlled, why a Task has none).
 
     Where they cannot be planned together, each is by itself. Raise ImportError without HiGHS.
@@ -421,7 +433,7 @@ async def solve(site: Any, tasks: list, now: float, begin: float, effort: Any) -
     coarser = site_model.COARSE if is_crowded else site_model.COARSER
     times = site_model.spans(outlook, begin, coarser)
 
-    def planned() -> tuple[dict, dict]:
+    def planned() -> tuple[dict[sites.Controlled, Any], dict[site_model.Task, Exception]]:
         if len(tasks) > 1:
             try:
                 return site_model.planned(tasks, outlook, times, site.connection, site.tariffs, effort), {}
@@ -429,11 +441,12 @@ async def solve(site: Any, tasks: list, now: float, begin: float, effort: Any) -
                 raise
             except Exception as error:
                 LOGGER.info("%s devices are planned one by one, since together: %r", len(tasks), error)
-        made, failures = {}, {}
+        made: dict[sites.Controlled, Any] = {}
+        failures: dict[site_model.Task, Exception] = {}
         for task in tasks:
             try:
                 made |= site_model.planned([task], outlook, times, site.connection, site.tariffs, effort)
-                loads.take_in(outlook, task.controlled, made[task.controlled])
+                loads.add_load(outlook, task.controlled, made[task.controlled])
             except ImportError:
                 raise
             except Exception as error:
@@ -444,8 +457,8 @@ async def solve(site: Any, tasks: list, now: float, begin: float, effort: Any) -
 
 
 @pyscript_compile
-def step_of(site: Any, chosen: set) -> float:
+def step_of(site: sites.Site, chosen: Collection[sites.Controlled]) -> float:
     """Return how long a step of the plan of devices is (s)."""
-    means = [site.means(each.resource) for each in chosen]
+    means = [site.means(controlled.resource) for controlled in chosen]
     finest = min([each.resolution for each in means if each], default=STEP_SECONDS)
     return min(max(finest, MIN_STEP_SECONDS), STEP_SECONDS)

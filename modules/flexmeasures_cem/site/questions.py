@@ -6,6 +6,7 @@ Moments are seconds since 1970, power is W.
 import asyncio
 import logging
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,10 @@ import flexmeasures_api.flexible_devices as storages
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.site.instructions as instructions
 import flexmeasures_cem.site.loads as loads
+import flexmeasures_cem.site.outlook as outlooks
 import flexmeasures_cem.site.site as sites
 import flexmeasures_s2.texts as texts
+from flexmeasures_api.schedule import Schedule
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 MOST_PLANS, MOST_WITH_CALLS, PLANS_SECONDS = 8, 10, 300.0
@@ -55,13 +58,21 @@ Question = _Question
 
 
 @pyscript_compile
-async def pose(site: Any, each: Any, means: Any, now: float, start: float, step: float, sharers: int) -> Any:
+async def build_request(
+    site: sites.Site,
+    controlled: sites.Controlled,
+    means: sites.PlanningSensors,
+    now: float,
+    start: float,
+    step: float,
+    sharers: int,
+) -> Any:
     """Return the Question that a Resource Manager's state is, or None where it cannot be planned."""
-    memory, kind = fill_levels.remembered(each.resource, each.session), each.type
-    heard, plan_before = dict(each.heard), instructions.as_told(each, now)
+    memory, kind = fill_levels.remembered(controlled.resource, controlled.session), controlled.type
+    heard, plan_before = dict(controlled.heard), instructions.as_told(controlled, now)
     share = site.connection.max_consumption / max(sharers, 1)
 
-    def read() -> tuple | None:
+    def read() -> tuple[Any, Any, sites.Window] | None:
         device = kind.read_device(memory)
         if kind.why_not_plannable(device):
             return None
@@ -75,56 +86,65 @@ async def pose(site: Any, each: Any, means: Any, now: float, start: float, step:
     try:
         found = await asyncio.to_thread(read)
     except Exception as error:
-        LOGGER.error("%s cannot be put as a problem: please report this", each.resource.name, exc_info=error)
-        sites.refuse(
-            site, each, each.version, f"what it told cannot be planned ({texts.quoted(repr(error))})", error
+        LOGGER.error(
+            "%s cannot be put as a problem: please report this", controlled.resource.name, exc_info=error
+        )
+        site.refuse(
+            controlled,
+            controlled.version,
+            f"what it told cannot be planned ({texts.quoted(repr(error))})",
+            error,
         )
         return None
     if found is None:
         return None
     device, problem, window = found
-    each.is_asked = problem is not None
+    controlled.is_asked = problem is not None
     if kind.energy_per_fill_level:
-        tell_worth(each, kind.energy_per_fill_level(device, means.energy), means)
+        tell_worth(controlled, kind.energy_per_fill_level(device, means.energy), means)
     has_modes = isinstance(problem, storages.Storage) and problem.operation_modes
     return Question(problem, window.end, 1.0 if has_modes else window.left)
 
 
 @pyscript_compile
-def warn_of_prices(site, each, used):
+def warn_of_prices(site: sites.Site, controlled: sites.Controlled, used: Collection[str]) -> None:
     """Warn, once, of a commodity that a device takes and that counts as free, since it has no price."""
     unknown = ", ".join(sorted([name.lower() for name in used if name not in site.tariffs]))
-    if unknown and not each.was_warned:
-        each.was_warned = True
+    if unknown and not controlled.was_warned:
+        controlled.was_warned = True
         LOGGER.warning(
-            "%s takes %s, which counts as free: give its price under s2.prices", each.resource.name, unknown
+            "%s takes %s, which counts as free: give its price under s2.prices",
+            controlled.resource.name,
+            unknown,
         )
 
 
 @pyscript_compile
-def tell_worth(each, value, means):
+def tell_worth(controlled: sites.Controlled, value: Any, means: sites.PlanningSensors) -> None:
     """Log what a unit of fill level is taken to be worth, once it is another."""
-    if each.worth is None or abs(each.worth.energy - value.energy) > 0.001 * value.energy:
+    if controlled.worth is None or abs(controlled.worth.energy - value.energy) > 0.001 * value.energy:
         LOGGER.info(
             "%s: a unit of fill level is taken as %.4g kWh (%s), charging as %.1f %%, discharging as %.1f %%",
-            each.resource.name,
+            controlled.resource.name,
             value.energy / KWH,
             "configured" if means.energy else "by its power and fill rate",
             100 * value.charging,
             100 * value.discharging,
         )
-    each.worth = value
+    controlled.worth = value
 
 
 @pyscript_compile
-async def ask(site, asked, outlook, window):
+async def ask(
+    site: sites.Site, asked: dict[sites.Controlled, Question], outlook: outlooks.Outlook, window: sites.Window
+) -> Any:
     """Ask FlexMeasures for the schedules of all whom it can plan; return what `solve` does, or its error."""
     site.made.append(site.now())
-    reasons = [f"{each.resource.name}: {each.why or 'its time'}" for each in asked]
+    reasons = [f"{controlled.resource.name}: {controlled.why or 'its time'}" for controlled in asked]
     outlook = replace(outlook, powers=dict(outlook.powers))
-    for each in asked:
-        each.why = None
-        loads.take_out(outlook, each)
+    for controlled in asked:
+        controlled.why = None
+        loads.remove_load(outlook, controlled)
     LOGGER.debug("Planning %s", "; ".join(reasons))
     given, known = await loads.given(site, asked, window)
     limits = await asyncio.to_thread(loads.limits, site.connection, outlook, known, window)
@@ -135,13 +155,20 @@ async def ask(site, asked, outlook, window):
 
 
 @pyscript_compile
-async def solve(site, group, asked, window, given, limits):
+async def solve(
+    site: sites.Site,
+    group: list[sites.Controlled],
+    asked: dict[sites.Controlled, Question],
+    window: sites.Window,
+    given: dict[int, list[tuple[float, float, float]] | None],
+    limits: dict[str, list[tuple[float, float, float]]],
+) -> tuple[dict[sites.Controlled, Schedule], dict[sites.Controlled, api_errors.FlexMeasuresError]]:
     """Return (the schedule of each, the error of each that FlexMeasures refuses).
 
     Where it refuses several together, it is asked for each half, so that one does not keep the others from
     their plan.
     """
-    problems = [asked[each].problem for each in group]
+    problems = [asked[controlled].problem for controlled in group]
     try:
         found = await site.solve(problems, window, given, limits)
     except OF_A_PROBLEM as error:
@@ -154,7 +181,8 @@ async def solve(site, group, asked, window, given, limits):
             "FlexMeasures cannot plan %s devices together, so less are tried: %s", len(group), error
         )
         middle = len(group) // 2
-        schedules, refusals = {}, {}
+        schedules: dict[sites.Controlled, Schedule] = {}
+        refusals: dict[sites.Controlled, api_errors.FlexMeasuresError] = {}
         for half in (group[:middle], group[middle:]):
             site.made.append(site.now())
             some, refused = await solve(site, half, asked, window, given, limits)
@@ -165,7 +193,7 @@ async def solve(site, group, asked, window, given, limits):
 
 
 @pyscript_compile
-def powers_of(schedule, left):
+def powers_of(schedule: Any, left: float) -> list[tuple[float, float, float]]:
     """Return (start, end, power (W)) of each interval; of the first one only a part is left."""
     first, step = schedule.start.timestamp(), schedule.resolution.total_seconds()
     return [
@@ -175,7 +203,7 @@ def powers_of(schedule, left):
 
 
 @pyscript_compile
-def may_ask_at(site: Any, now: float) -> float:
+def may_ask_at(site: sites.Site, now: float) -> float:
     """Return when FlexMeasures may be asked: not too often, unless somebody waits for it."""
     if site.is_urgent:
         return now
@@ -184,25 +212,26 @@ def may_ask_at(site: Any, now: float) -> float:
 
 
 @pyscript_compile
-def left_without_calls(site: Any) -> int:
+def left_without_calls(site: sites.Site) -> int:
     """Return how many plans may still be asked for without a user's call."""
     limit = site.rate_limit.limit
     return left(site) - (RESERVED if limit is None else min(RESERVED, limit // 2))
 
 
 @pyscript_compile
-def left(site: Any) -> int:
+def left(site: sites.Site) -> int:
     """Return how many plans FlexMeasures still takes, as it told, or else by its default limit."""
     told, lately = site.rate_limit, lately_made(site)
     if told.limit is None:
         return MOST_WITH_CALLS - lately
     is_over = site.now() >= told.resets_at
     since = told.resets_at if is_over else told.updated_at
-    return (told.limit if is_over else told.remaining) - sum(moment > since for moment in site.made)
+    left_then: int = told.limit if is_over else told.remaining
+    return left_then - sum(moment > since for moment in site.made)
 
 
 @pyscript_compile
-def takes_more_at(site: Any) -> float:
+def takes_more_at(site: sites.Site) -> float:
     """Return when FlexMeasures takes more plans than now."""
     now, told = site.now(), site.rate_limit
     if told.limit is not None and now < told.resets_at:
@@ -211,7 +240,7 @@ def takes_more_at(site: Any) -> float:
 
 
 @pyscript_compile
-def lately_made(site):
+def lately_made(site: sites.Site) -> int:
     """Return how many plans were asked for in the time that the server's default limit is about."""
     now = site.now()
     while site.made and not now - PLANS_SECONDS < site.made[0] <= now:

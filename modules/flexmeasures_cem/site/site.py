@@ -8,13 +8,18 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import flexmeasures_api.schedule as schedules
+import flexmeasures_cem.cem as cems
+import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.market as markets
 import flexmeasures_s2.session as sessions
+from flexmeasures_api.prices import PriceInterval
 from flexmeasures_api.rate_limit import RateLimit
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
@@ -44,7 +49,7 @@ def log_fault(what: str, error: BaseException | None) -> None:
 
 
 @pyscript_compile
-def run(what: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task:
+def run(what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
     """Return the task of some work."""
     return asyncio.get_running_loop().create_task(work(), name=f"flexmeasures {what}")
 
@@ -67,7 +72,7 @@ def ignore(*_given: Any) -> None:
 
 
 @dataclass
-class _Means:
+class _PlanningSensors:
     """What a Resource Manager is planned with: its power sensor's number and resolution (s).
 
     `soc_sensor` gets the planned state of charge; `energy` is what one unit of fill level is
@@ -80,7 +85,7 @@ class _Means:
     energy: float | None
 
 
-Means = _Means
+PlanningSensors = _PlanningSensors
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,9 @@ class _Controlled:
     `round_at` tells plans that were made together, since the connection couples their devices.
     """
 
-    resource: Any
-    session: Any
-    type: Any
+    resource: cems.Resource
+    session: sessions.Session
+    type: base.ControlType
     version: int = 0
     why: str | None = None
     plan: Any = None
@@ -140,30 +145,30 @@ class _Controlled:
     worth: Any = None
     planned_version: int = -1
     is_outdated: bool = False
-    schedule: list | None = None
+    schedule: list[tuple[float, float, float]] | None = None
     asked_version: int = -1
     awaits_schedule: bool = False
-    sent: dict = field(default_factory=dict)
+    sent: dict[str, Any] = field(default_factory=dict)
     current: str | None = None
-    heard: dict = field(default_factory=dict)
+    heard: dict[Any, float] = field(default_factory=dict)
     refused: str | None = None
     refused_version: int = -1
     refused_until: float = 0.0
     unfit: str | None = None
     unfit_version: int = -1
     since: float = 0.0
-    manual: dict = field(default_factory=dict)
-    asked: tuple | None = None
+    manual: dict[str, tuple[float, float]] = field(default_factory=dict)
+    asked: tuple[Any, Any] | None = None
     is_asked: bool | None = None
     dropped: int = 0
     schedules_dropped: int = 0
     broken_at: float | None = None
-    departures: dict = field(default_factory=dict)
+    departures: dict[Any, tuple[Any, int, float]] = field(default_factory=dict)
     leaving_until: float = 0.0
     was_warned: bool = False
     strange_power: float | None = None
     obeys_at_once: bool = False
-    modes: dict = field(default_factory=dict)
+    modes: dict[str | None, str] = field(default_factory=dict)
     kept: Any = None
     is_returning: bool = False
     is_resuming: bool = False
@@ -172,8 +177,16 @@ class _Controlled:
     without_plan: Any = None
     without_version: int = -1
     round_at: float = 0.0
-    waiting: list = field(default_factory=list)
-    sending: Any = field(default_factory=asyncio.Lock)
+    waiting: list[asyncio.Future[Any]] = field(default_factory=list)
+    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @pyscript_compile
+    def fail_waiters(self, error: Exception) -> None:
+        """Tell those who wait for a plan that there will be none."""
+        for waiting in self.waiting:
+            if not waiting.done():
+                waiting.set_exception(error)
+        self.waiting.clear()
 
 
 Controlled = _Controlled
@@ -188,8 +201,8 @@ class _Site:
     to None where the server has them; `limits` are the capacities of the
     connection (start, end, W) that vary, by their names.
     `prices(start, end)` (async) returns flexmeasures_api.prices.PriceIntervals, in order and
-    without a gap; `tariffs` are those of other commodities. `means(resource)` returns its Means, or None
-    while they are not known, `power(resource)` the power that it measures (W), or None. `lead` is how
+    without a gap; `tariffs` are those of other commodities. `means(resource)` returns its PlanningSensors,
+    or None while they are not known, `power(resource)` the power that it measures (W), or None. `lead` is how
     long before its time an instruction is sent (s), math.inf for as soon as it is planned, and
     `own_lead(resource)` the same for one Resource Manager, or None. `cycle_cost(resource)` is what a kWh
     through its storage costs in wear (currency). `own(moment)` is what the app's own device is to have
@@ -213,37 +226,37 @@ class _Site:
     anew, and `costs_changed()` is called then; `why` says why the last plan was made.
     """
 
-    solve: Any
-    prices: Any
-    means: Any
-    power: Any
-    own: Any
-    shown: Any
-    told: Any
-    unfit: Any
-    failed: Any
-    succeeded: Any
+    solve: Callable[..., Awaitable[dict[int, schedules.Schedule]]]
+    prices: Callable[[float, float], Awaitable[list[PriceInterval]]]
+    means: Callable[[cems.Resource], PlanningSensors | None]
+    power: Callable[[cems.Resource], float | None]
+    own: Callable[[float], float]
+    shown: Callable[[cems.Resource], None]
+    told: Callable[[cems.Resource, str | None], None]
+    unfit: Callable[[cems.Resource, sessions.Session, str], None]
+    failed: Callable[[Exception], None]
+    succeeded: Callable[[], None]
     horizon: float
     connection: markets.Connection = field(default_factory=markets.Connection)
     lead: float = LEAD_SECONDS
-    own_lead: Callable[[Any], float | None] = no_own_lead
-    cycle_cost: Callable[[Any], float] = no_cycle_cost
-    now: Any = time.time
+    own_lead: Callable[[cems.Resource], float | None] = no_own_lead
+    cycle_cost: Callable[[cems.Resource], float] = no_cycle_cost
+    now: Callable[[], float] = time.time
     settling: float = SETTLING_SECONDS
     rolling: float = ROLLING_SECONDS
-    tariffs: dict = field(default_factory=dict)
-    keep: Callable[[Any], None] = ignore
+    tariffs: dict[str, float] = field(default_factory=dict)
+    keep: Callable[[cems.Resource], None] = ignore
     fault: Callable[[str, BaseException | None], None] = log_fault
-    run: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task] = run
-    kept: dict = field(default_factory=dict)
-    writing: set = field(default_factory=set)
-    others: dict = field(default_factory=dict)
-    unusable: dict = field(default_factory=dict)
-    controlled: dict = field(default_factory=dict)
+    run: Callable[[str, Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]] = run
+    kept: dict[str, Any] = field(default_factory=dict)
+    writing: set[asyncio.Task[None]] = field(default_factory=set)
+    others: dict[str, cems.Resource] = field(default_factory=dict)
+    unusable: dict[int, float] = field(default_factory=dict)
+    controlled: dict[str, Controlled] = field(default_factory=dict)
     due: float | None = None
-    queue: list = field(default_factory=list)
+    queue: list[Controlled] = field(default_factory=list)
     round_at: float = 0.0
-    solver: Any = None
+    solver: ThreadPoolExecutor | None = None
     renew_at: float = math.inf
     renewed_at: float = 0.0
     asking_due: float | None = None
@@ -252,133 +265,118 @@ class _Site:
     is_asking: bool = False
     urged: asyncio.Event = field(default_factory=asyncio.Event)
     asking_urged: asyncio.Event = field(default_factory=asyncio.Event)
-    made: deque = field(default_factory=deque)
-    rate_limit: Any = field(default_factory=RateLimit)
-    known_prices: list | None = None
+    made: deque[float] = field(default_factory=deque)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
+    known_prices: list[PriceInterval] | None = None
     prices_due: float = 0.0
     pause: float = FIRST_PAUSE_SECONDS
     splits: int = 0
     not_before: float = 0.0
-    task: Any = None
-    asking: Any = None
-    comparing: Any = None
+    task: asyncio.Task[None] | None = None
+    asking: asyncio.Task[None] | None = None
+    comparing: asyncio.Task[None] | None = None
     costs: Any = None
     why: str | None = None
     has_new_plans: asyncio.Event = field(default_factory=asyncio.Event)
     costs_changed: Callable[[], None] = ignore
+
+    @pyscript_compile
+    def controlled_of(self, resource: cems.Resource) -> Controlled | None:
+        """Return what is controlled of a resource in its present session, or None."""
+        found = self.controlled.get(resource.resource_id)
+        return found if found and found.session is resource.session else None
+
+    @pyscript_compile
+    def is_gone(self, controlled: Controlled) -> bool:
+        """Tell whether a Resource Manager is not connected, or not controlled like this, any more."""
+        is_ended = controlled.session.stage == sessions.ENDED
+        return is_ended or self.controlled_of(controlled.resource) is not controlled
+
+    @pyscript_compile
+    def request_replan(self, controlled: Controlled, why: str, pause: float | None = None) -> None:
+        """Plan a device anew in a moment, since its state has changed, and ask FlexMeasures about it.
+
+        FlexMeasures is told of a device that it does not plan once that has its plan.
+        """
+        controlled.version += 1
+        controlled.why = why
+        pause = self.settling if pause is None else pause
+        wait = pause if controlled.plan else min(pause, FIRST_SETTLING_SECONDS)
+        self.plan_no_later_than(self.now() + wait)
+        if controlled.is_asked is not False:
+            self.ask_no_later_than(self.now() + pause)
+
+    @pyscript_compile
+    def plan_no_later_than(self, moment: float) -> None:
+        """Make the next plan no later than at a moment.
+
+        The planner is woken only where that is sooner than before, or due by now since the clock was set.
+        """
+        if self.due is None or moment < self.due:
+            self.due = moment
+            self.urged.set()
+        elif self.due <= self.now():
+            self.urged.set()
+
+    @pyscript_compile
+    def ask_no_later_than(self, moment: float) -> None:
+        """Ask FlexMeasures no later than at a moment, if it may be asked then."""
+        if self.asking_due is None or moment < self.asking_due:
+            self.asking_due = moment
+            self.asking_urged.set()
+        elif self.asking_due <= self.now():
+            self.asking_urged.set()
+
+    @pyscript_compile
+    def replan_all(self, pause: float | None = None) -> None:
+        """Plan all devices anew in a moment, since what they are planned with is another."""
+        moment = self.now() + (self.settling if pause is None else pause)
+        self.renew_at = min(self.renew_at, moment)
+        self.plan_no_later_than(moment)
+
+    @pyscript_compile
+    def may_ask_of_others_at(self) -> float:
+        """Return from when on FlexMeasures may be asked only because of devices that it does not plan."""
+        return self.made[-1] + BETWEEN_GIVEN_SECONDS if self.made else 0.0
+
+    @pyscript_compile
+    def replans_all_at(self, now: float) -> float:
+        """Return when all devices are planned anew: in the next interval, once its schedules have come.
+
+        FlexMeasures is not waited for long, nor where it failed before.
+        """
+        is_waiting = self.pause <= FIRST_PAUSE_SECONDS and any(
+            controlled.schedule for controlled in self.controlled.values()
+        )
+        return next_boundary(now, self.rolling) + (ANSWER_SECONDS if is_waiting else 0.0)
+
+    @pyscript_compile
+    def replan_all_once(self) -> None:
+        """Plan all devices anew now, unless that was done in this interval."""
+        now = self.now()
+        if self.renewed_at < now // self.rolling * self.rolling:
+            self.replan_all(0.0)
+
+    @pyscript_compile
+    def refuse(self, controlled: Controlled, version: int, why: str, error: Any = None) -> None:
+        """Ask FlexMeasures no more about a Resource Manager, until its state is another, or for an hour."""
+        if controlled.version != version:
+            return
+        controlled.refused, controlled.refused_version, controlled.asked_version = why, version, version
+        controlled.refused_until = self.now() + REFUSED_SECONDS
+        controlled.schedule, controlled.is_outdated, controlled.awaits_schedule = None, True, False
+        self.plan_no_later_than(self.now())
+        self.ask_no_later_than(controlled.refused_until)
+        self.told(controlled.resource, f"FlexMeasures cannot plan it: {why}")
+        failure = errors.NotPlannable(f"{controlled.resource.name} cannot be planned: {why}")
+        failure.__cause__ = error
+        controlled.fail_waiters(failure)
 
 
 Site = _Site
 
 
 @pyscript_compile
-def of(site, resource):
-    """Return what is controlled of a resource in its present session, or None."""
-    found = site.controlled.get(resource.resource_id)
-    return found if found and found.session is resource.session else None
-
-
-@pyscript_compile
-def is_gone(site, each):
-    """Tell whether a Resource Manager is not connected, or not controlled like this, any more."""
-    return of(site, each.resource) is not each or each.session.stage == sessions.ENDED
-
-
-@pyscript_compile
-def want(site: Any, found: Any, why: str, pause: float | None = None) -> None:
-    """Plan a Resource Manager anew in a moment, since its state is another, and ask FlexMeasures about it.
-
-    Of one that is planned here, FlexMeasures is told once it has its plan.
-    """
-    found.version += 1
-    found.why = why
-    pause = site.settling if pause is None else pause
-    hasten(site, site.now() + (pause if found.plan else min(pause, FIRST_SETTLING_SECONDS)))
-    if found.is_asked is not False:
-        ask_no_later_than(site, site.now() + pause)
-
-
-@pyscript_compile
-def hasten(site: Any, moment: float) -> None:
-    """Make the site's next plan no later than at a moment.
-
-    Who waits for that is woken only where it is sooner than before, or due by now since the clock was set.
-    """
-    if site.due is None or moment < site.due:
-        site.due = moment
-        site.urged.set()
-    elif site.due <= site.now():
-        site.urged.set()
-
-
-@pyscript_compile
-def ask_no_later_than(site: Any, moment: float) -> None:
-    """Ask FlexMeasures no later than at a moment, if it may be asked then."""
-    if site.asking_due is None or moment < site.asking_due:
-        site.asking_due = moment
-        site.asking_urged.set()
-    elif site.asking_due <= site.now():
-        site.asking_urged.set()
-
-
-@pyscript_compile
-def renew(site: Any, pause: float | None = None) -> None:
-    """Plan all devices anew in a moment, since what they are planned with is another."""
-    moment = site.now() + (site.settling if pause is None else pause)
-    site.renew_at = min(site.renew_at, moment)
-    hasten(site, moment)
-
-
-@pyscript_compile
-def may_ask_of_others_at(site: Any) -> float:
-    """Return from when on FlexMeasures may be asked only because of devices that it does not plan."""
-    return site.made[-1] + BETWEEN_GIVEN_SECONDS if site.made else 0.0
-
-
-@pyscript_compile
 def next_boundary(now: float, step: float) -> float:
     """Return when the next interval begins, and a moment more."""
     return now // step * step + step + 0.5
-
-
-@pyscript_compile
-def renews_at(site: Any, now: float) -> float:
-    """Return when all devices are planned anew: in the next interval, once FlexMeasures' schedules are there.
-
-    Those are not waited for long, nor where it failed before.
-    """
-    is_waiting = site.pause <= FIRST_PAUSE_SECONDS and any(each.schedule for each in site.controlled.values())
-    return next_boundary(now, site.rolling) + (ANSWER_SECONDS if is_waiting else 0.0)
-
-
-@pyscript_compile
-def renew_once(site: Any) -> None:
-    """Plan all devices anew now, unless that was done in this interval."""
-    now = site.now()
-    if site.renewed_at < now // site.rolling * site.rolling:
-        renew(site, 0.0)
-
-
-@pyscript_compile
-def refuse(site: Any, each: Any, version: int, why: str, error: Any = None) -> None:
-    """Ask FlexMeasures no more about a Resource Manager, until its state is another, or for an hour."""
-    if each.version != version:
-        return
-    each.refused, each.refused_version, each.asked_version = why, version, version
-    each.refused_until = site.now() + REFUSED_SECONDS
-    each.schedule, each.is_outdated, each.awaits_schedule = None, True, False
-    hasten(site, site.now())
-    ask_no_later_than(site, each.refused_until)
-    site.told(each.resource, f"FlexMeasures cannot plan it: {why}")
-    failure = errors.NotPlannable(f"{each.resource.name} cannot be planned: {why}")
-    failure.__cause__ = error
-    give_up(each, failure)
-
-
-@pyscript_compile
-def give_up(controlled, error):
-    """Tell those who wait for a plan that there will be none."""
-    for waiting in controlled.waiting:
-        if not waiting.done():
-            waiting.set_exception(error)
-    controlled.waiting.clear()

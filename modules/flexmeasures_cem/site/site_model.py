@@ -41,14 +41,14 @@ class _Task:
 
     controlled: Any
     version: int
-    memory: dict
-    heard: dict
+    memory: dict[tuple[str, ...], Any]
+    heard: dict[Any, float]
     before: Any
-    wanted: list | None
+    wanted: list[tuple[float, float, float]] | None
     storage: Any = markets.AS_DESCRIBED
     device: Any = None
     state: Any = None
-    described: dict | None = None
+    described: dict[str, str] | None = None
 
 
 Task = _Task
@@ -62,8 +62,13 @@ def effort(share: float) -> Any:
 
 @pyscript_compile
 def planned(
-    tasks: list, outlook: Any, spans: list, connection: Any, tariffs: dict, effort: Any = None
-) -> dict:
+    tasks: list[Task],
+    outlook: outlooks.Outlook,
+    spans: list[tuple[float, float]],
+    connection: markets.Connection,
+    tariffs: dict[str, float],
+    effort: Any = None,
+) -> dict[Any, Any]:
     """Return the Plan of each Controlled, in spans (start, end) of time.
 
     `outlook` has what is expected of all others, `connection` is the site's, `tariffs` are those of other
@@ -96,7 +101,9 @@ def planned(
 
 
 @pyscript_compile
-def spans(outlook: Any, begin: float, coarser: tuple = COARSER) -> list:
+def spans(
+    outlook: outlooks.Outlook, begin: float, coarser: tuple[tuple[float, float], ...] = COARSER
+) -> list[tuple[float, float]]:
     """Return (start, end) of each step to plan from a moment on: one or more samples of an Outlook."""
     count = len(outlook.total)
     edges = [outlook.start + place * outlook.step for place in range(count + 1)]
@@ -106,13 +113,13 @@ def spans(outlook: Any, begin: float, coarser: tuple = COARSER) -> list:
 
 
 @pyscript_compile
-def longest_step(ahead: float, coarser: tuple) -> float:
+def longest_step(ahead: float, coarser: tuple[tuple[float, float], ...]) -> float:
     """Return what the edges of steps are multiples of (s) that are so far ahead (s)."""
     return max([length for since, length in coarser if ahead >= since], default=1.0)
 
 
 @pyscript_compile
-def beside(market: list, grid: Any, powers: Any) -> list:
+def beside(market: list[markets.Interval], grid: Any, powers: Any) -> list[markets.Interval]:
     """Return a market with the powers (W) of others in each step of a grid added to its load."""
     found, place = [], 0
     for start, end, power in zip(grid.starts.tolist(), grid.ends.tolist(), powers.tolist(), strict=True):
@@ -123,7 +130,7 @@ def beside(market: list, grid: Any, powers: Any) -> list:
 
 
 @pyscript_compile
-def chosen_cuts(moments: list, spans: list) -> list:
+def chosen_cuts(moments: list[float], spans: list[tuple[float, float]]) -> list[float]:
     """Return the first moments of those at which something happens within a span, a little apart."""
     last, found = -math.inf, []
     edges = {moment for span in spans for moment in span}

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import flexmeasures_api.errors as api_errors
+import flexmeasures_api.prices as prices
+import flexmeasures_cem.cem as cems
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.control_types.ppbc.device as profiles
 import flexmeasures_cem.control_types.registry as registry
@@ -18,6 +20,7 @@ import flexmeasures_cem.site.instructions as instructions
 import flexmeasures_cem.site.kept_plans as kept_plans
 import flexmeasures_cem.site.questions as questions
 import flexmeasures_cem.site.site as sites
+import flexmeasures_s2.messages as messages
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 CALLING_SECONDS = 0.1
@@ -36,9 +39,9 @@ FIRST_STATUS_SECONDS = 2.0
 
 
 @pyscript_compile
-def changed(site, resource):
+def changed(site: sites.Site, resource: cems.Resource) -> None:
     """Take note that a Resource Manager connected, disconnected, or is under another control type."""
-    session, found = resource.session, sites.of(site, resource)
+    session, found = resource.session, site.controlled_of(resource)
     kind = registry.BY_NAME.get(session.control_type) if session else None
     if found and kind is found.type:
         return
@@ -51,7 +54,7 @@ def changed(site, resource):
     old = site.controlled.pop(resource.resource_id, None)
     if old:
         why = f"is not under {old.type.name} any more" if session else "has disconnected"
-        sites.give_up(old, errors.NotPlannable(f"{resource.name} {why}"))
+        old.fail_waiters(errors.NotPlannable(f"{resource.name} {why}"))
         if session is not old.session:
             kept_plans.leave(site, old)
     if kind:
@@ -66,24 +69,24 @@ def changed(site, resource):
 
 
 @pyscript_compile
-async def leave(site, resource):
+async def leave(site: sites.Site, resource: cems.Resource) -> None:
     """End the control of a Resource Manager that is about to get another control type.
 
     Should it refuse that, it is planned again.
     """
-    found = sites.of(site, resource)
+    found = site.controlled_of(resource)
     if found:
         found.plan = found.kept = None
         found.is_returning = False
         found.leaving_until = site.now() + AFTER_SELECTION_SECONDS
-        sites.want(site, found, "another control type was to be selected", AFTER_SELECTION_SECONDS)
+        site.request_replan(found, "another control type was to be selected", AFTER_SELECTION_SECONDS)
         await instructions.revoke_all(found, site.now())
 
 
 @pyscript_compile
-def received(site, resource, message):
+def received(site: sites.Site, resource: cems.Resource, message: Any) -> None:
     """Take note of what a Resource Manager said, and plan again where that matters."""
-    found = sites.of(site, resource)
+    found = site.controlled_of(resource)
     if found is None:
         if message.message_type == "PowerForecast" and site.controlled:
             forecast_changed(site)
@@ -95,7 +98,7 @@ def received(site, resource, message):
         found.broken_at = None
         found.departures.clear()
         if not found.is_returning:
-            sites.want(site, found, f"a new {kind}", pause_before(site, found, kind))
+            site.request_replan(found, f"a new {kind}", pause_before(site, found, kind))
     elif kind == "RevokeObject":
         revoked(site, found, message)
     elif kind == "InstructionStatusUpdate":
@@ -115,65 +118,65 @@ def received(site, resource, message):
         if found.asked:
             if found.type.has_changed(*found.asked, message):
                 found.asked = None
-                sites.want(site, found, f"another {kind} while it was planned")
+                site.request_replan(found, f"another {kind} while it was planned")
         elif found.plan is None:
             if found.planned_version < 0 and not found.is_returning:
-                sites.want(site, found, f"its first {kind}")
+                site.request_replan(found, f"its first {kind}")
         elif found.version == found.planned_version and not instructions.is_manual(found, now):
             departed(site, found, message, now)
 
 
 @pyscript_compile
-def forecast_changed(site: Any) -> None:
+def forecast_changed(site: sites.Site) -> None:
     """Plan all anew, since what others are to consume is another, but not at each message of theirs."""
     now = site.now()
-    sites.renew(site, max(site.settling, site.renewed_at + FORECAST_SECONDS - now))
-    sites.ask_no_later_than(site, max(now + site.settling, sites.may_ask_of_others_at(site)))
+    site.replan_all(max(site.settling, site.renewed_at + FORECAST_SECONDS - now))
+    site.ask_no_later_than(max(now + site.settling, site.may_ask_of_others_at()))
 
 
 @pyscript_compile
-def pause_before(site: Any, found: Any, kind: str) -> float:
+def pause_before(site: sites.Site, controlled: sites.Controlled, kind: str) -> float:
     """Return how long a message that changes the problem waits for more of them (s)."""
-    if kind == profiles.DESCRIPTION and profiles.STATUS not in found.session.memory:
+    if kind == profiles.DESCRIPTION and profiles.STATUS not in controlled.session.memory:
         return max(site.settling, FIRST_STATUS_SECONDS)
     return site.settling
 
 
 @pyscript_compile
-def departed(site, found, message, now):
+def departed(site: sites.Site, controlled: sites.Controlled, message: messages.Message, now: float) -> None:
     """Plan again where a status departs from the plan; where it stays the same, ever less often.
 
     What a device tells shortly after an instruction does not show yet whether it follows it.
     """
     fields = vars(message)
     key = message.message_type, fields.get("actuator_id"), fields.get("timer_id")
-    departs = partial(found.type.deviation, found.device, found.plan, message)
+    departs = partial(controlled.type.deviation, controlled.device, controlled.plan, message)
     deviation = departs(now)
-    if deviation is None and key not in found.departures and now >= found.settles_at:
+    if deviation is None and key not in controlled.departures and now >= controlled.settles_at:
         return
     content = what_is_said(fields)
-    before, count, patient_until = found.departures.get(key, (None, 0, 0.0))
-    if now < found.settles_at:
-        if kept_plans.cannot_go_on(found, now):
-            sites.want(site, found, deviation or "it cannot go on with its plan")
+    before, count, patient_until = controlled.departures.get(key, (None, 0, 0.0))
+    if now < controlled.settles_at:
+        if kept_plans.cannot_go_on(controlled, now):
+            site.request_replan(controlled, deviation or "it cannot go on with its plan")
         return
     if deviation is None:
-        if content != before and not plans.is_settling(found.plan, now, key[1]):
-            found.departures.pop(key, None)
+        if content != before and not plans.is_settling(controlled.plan, now, key[1]):
+            controlled.departures.pop(key, None)
         return
-    if instructions.executes_early(site, found, departs, now):
+    if instructions.executes_early(site, controlled, departs, now):
         return
     if content != before or now >= patient_until + LONGEST_PATIENCE_SECONDS:
         count, patient_until = 0, 0.0
     if now < patient_until:
         return
     patience = min(PATIENCE_SECONDS * 2.0**count, LONGEST_PATIENCE_SECONDS)
-    found.departures[key] = content, min(count + 1, 10), now + patience
-    sites.want(site, found, deviation)
+    controlled.departures[key] = content, min(count + 1, 10), now + patience
+    site.request_replan(controlled, deviation)
 
 
 @pyscript_compile
-def what_is_said(fields: dict[str, Any]) -> tuple:
+def what_is_said(fields: dict[str, Any]) -> tuple[Any, ...]:
     """Return what a status says of the device, but for how far it has come, and the factor of its mode.
 
     A device that goes its own way often does so at another power each time.
@@ -189,63 +192,68 @@ def what_is_said(fields: dict[str, Any]) -> tuple:
 
 
 @pyscript_compile
-def revoked(site, found, message):
+def revoked(site: sites.Site, controlled: sites.Controlled, message: Any) -> None:
     """Stop what was planned on what a Resource Manager revokes; or plan again without it."""
-    lacking = found.type.missing_message(found.session.memory)
-    found.is_returning = False
-    if lacking and found.plan:
-        sites.give_up(found, errors.NotPlannable(f"{found.resource.name} has revoked its {lacking}"))
-        found.plan = found.device = found.kept = None
-        found.version += 1
-        found.session.spawn(instructions.revoke_all(found, site.now()))
-        site.shown(found.resource)
+    lacking = controlled.type.missing_message(controlled.session.memory)
+    controlled.is_returning = False
+    if lacking and controlled.plan:
+        controlled.fail_waiters(errors.NotPlannable(f"{controlled.resource.name} has revoked its {lacking}"))
+        controlled.plan = controlled.device = controlled.kept = None
+        controlled.version += 1
+        controlled.session.spawn(instructions.revoke_all(controlled, site.now()))
+        site.shown(controlled.resource)
         return
-    if message.object_id in found.sent:
-        instructions.broken(site, found, message.object_id, "REVOKED")
+    if message.object_id in controlled.sent:
+        instructions.broken(site, controlled, message.object_id, "REVOKED")
     elif not lacking:
-        sites.want(site, found, f"it revoked a {message.object_type.value}")
+        site.request_replan(controlled, f"it revoked a {message.object_type.value}")
 
 
 @pyscript_compile
-def power_measured(site, found, now):
+def power_measured(site: sites.Site, controlled: sites.Controlled, now: float) -> None:
     """Plan again, once, when the measured power has departed from the plan."""
-    if found.plan is None or instructions.is_manual(found, now) or found.version != found.planned_version:
-        return
-    power = site.power(found.resource)
-    if power is None or now - found.plan.start < plans.LAG_SECONDS or now < found.settles_at:
-        return
-    departs_at = partial(found.type.power_deviation, found.device, found.plan, power)
-    departs = departs_at(now)
-    if departs is None or instructions.executes_early(site, found, departs_at, now):
-        found.strange_power = None
-    elif found.strange_power is None or plans.power_deviation(
-        power, found.strange_power, found.type.power_tolerance(found.device)
+    if (
+        controlled.plan is None
+        or instructions.is_manual(controlled, now)
+        or controlled.version != controlled.planned_version
     ):
-        found.strange_power = power
-        sites.want(site, found, departs)
+        return
+    power = site.power(controlled.resource)
+    if power is None or now - controlled.plan.start < plans.LAG_SECONDS or now < controlled.settles_at:
+        return
+    departs_at = partial(controlled.type.power_deviation, controlled.device, controlled.plan, power)
+    departs = departs_at(now)
+    if departs is None or instructions.executes_early(site, controlled, departs_at, now):
+        controlled.strange_power = None
+    elif controlled.strange_power is None or plans.power_deviation(
+        power, controlled.strange_power, controlled.type.power_tolerance(controlled.device)
+    ):
+        controlled.strange_power = power
+        site.request_replan(controlled, departs)
 
 
 @pyscript_compile
-def are_awaited(site: Any) -> bool:
+def are_awaited(site: sites.Site) -> bool:
     """Return whether a device waits for a schedule; one that comes back may go on with its own."""
     return any(
-        each.is_fallback or (each.plan is None and not each.is_returning) for each in site.controlled.values()
+        controlled.is_fallback or (controlled.plan is None and not controlled.is_returning)
+        for controlled in site.controlled.values()
     )
 
 
 @pyscript_compile
-def plan_soon(site):
+def plan_soon(site: sites.Site) -> None:
     """Plan all anew in a moment, since what they are planned with is another."""
     if site.controlled:
         site.pause, site.not_before = sites.FIRST_PAUSE_SECONDS, 0.0
-        sites.renew(site)
-        sites.ask_no_later_than(site, site.now() + site.settling)
+        site.replan_all()
+        site.ask_no_later_than(site.now() + site.settling)
 
 
 @pyscript_compile
-async def plan_now(site, resource):
+async def plan_now(site: sites.Site, resource: cems.Resource) -> Any:
     """Plan a Resource Manager again now, and return its Plan; raise NotPlannable or NotPlanned."""
-    found = sites.of(site, resource)
+    found = site.controlled_of(resource)
     if found is None:
         raise errors.NotPlannable(
             f"resource_id: {resource.name} is under {resource.session.control_type}, which is not planned: "
@@ -259,35 +267,35 @@ async def plan_now(site, resource):
     found.waiting.append(waiting)
     site.is_urgent = site.is_urgent or is_asked
     found.awaits_schedule = found.awaits_schedule or is_asked
-    sites.want(site, found, "a call", CALLING_SECONDS)
+    site.request_replan(found, "a call", CALLING_SECONDS)
     return await waiting
 
 
 @pyscript_compile
-async def look_at_prices(site, now):
+async def look_at_prices(site: sites.Site, now: float) -> None:
     """Plan again when there are other prices than before for the same time."""
     site.prices_due = now + PRICES_SECONDS
     try:
         found = await site.prices(now - HOUR, now + questions.LONGEST_HORIZON)
     except api_errors.FlexMeasuresError as error:
         LOGGER.debug("The prices cannot be read: %s", error)
-        if any(each.is_asked is False for each in site.controlled.values()):
+        if any(controlled.is_asked is False for controlled in site.controlled.values()):
             site.failed(error)
         return
-    if all(each.is_asked is False for each in site.controlled.values()):
+    if all(controlled.is_asked is False for controlled in site.controlled.values()):
         site.succeeded()
     known, site.known_prices = site.known_prices, found
     if known is None or differ(known, found, now):
         LOGGER.info("There are new prices")
-        sites.renew(site)
-        sites.ask_no_later_than(site, now + site.settling)
+        site.replan_all()
+        site.ask_no_later_than(now + site.settling)
 
 
 @pyscript_compile
-def differ(known, found, now):
+def differ(known: list[prices.PriceInterval], found: list[prices.PriceInterval], now: float) -> bool:
     """Tell whether known prices of a time to come differ; that the time looked at goes on does not count."""
 
-    def prices_of(interval: Any) -> tuple[float, float, bool]:
+    def prices_of(interval: prices.PriceInterval) -> tuple[float, float, bool]:
         return interval.consumption, interval.production, interval.is_known
 
     before = {interval.start: prices_of(interval) for interval in known}

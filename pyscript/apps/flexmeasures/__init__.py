@@ -53,7 +53,7 @@ async def shutdown():
 
 @service("flexmeasures.trigger_and_get_schedule", supports_response="optional")
 async def trigger_and_get_schedule(**data):
-    """yaml
+    """Yaml
     name: Trigger and get schedule
     description: >-
       Asks FlexMeasures for the cheapest schedule of the device, waits for it, and shows it as
@@ -115,7 +115,7 @@ async def trigger_and_get_schedule(**data):
 
 @service("flexmeasures.post_measurements", supports_response="optional")
 async def post_measurements(**data):
-    """yaml
+    """Yaml
     name: Post measurements
     description: >-
       Posts values to a FlexMeasures sensor. While the server is away they wait in the outbox, which delivers
@@ -184,7 +184,7 @@ async def post_measurements(**data):
 
 @service("flexmeasures.get_measurements", supports_response="optional")
 async def get_measurements(**data):
-    """yaml
+    """Yaml
     name: Get measurements
     description: Returns what FlexMeasures holds of a sensor.
     fields:
@@ -236,7 +236,7 @@ async def get_measurements(**data):
 
 @service("flexmeasures.change_control_type", supports_response="optional")
 async def change_control_type(**data):
-    """yaml
+    """Yaml
     name: Change control type
     description: >-
       Selects how an S2 device (its Resource Manager) is controlled. The choice lasts over reconnects and
@@ -273,7 +273,7 @@ async def change_control_type(**data):
 
 @service("flexmeasures.send_frbc_instruction", supports_response="optional")
 async def send_frbc_instruction(**data):
-    """yaml
+    """Yaml
     name: Send FRBC instruction
     description: >-
       Tells an S2 device under fill rate based control which operation mode to go to. It is checked against
@@ -338,7 +338,7 @@ async def send_frbc_instruction(**data):
 
 @service("flexmeasures.call_cem_trigger_schedule", supports_response="optional")
 async def call_cem_trigger_schedule(**data):
-    """yaml
+    """Yaml
     name: Call CEM trigger schedule
     description: Plans an S2 device again now, together with all others of the site.
     fields:

@@ -103,7 +103,7 @@ async def site(clock, serve):
 
     def means(resource):
         sensor = made.sensors.setdefault(resource.resource_id, len(made.sensors) + 1)
-        return sites.Means(sensor, QUARTER, None, None)
+        return sites.PlanningSensors(sensor, QUARTER, None, None)
 
     made.site = sites.Site(
         solve,

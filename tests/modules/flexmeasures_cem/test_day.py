@@ -100,7 +100,7 @@ async def day(clock, serve, monkeypatch, caplog):
 
     def means(resource):
         sensor = sensors.setdefault(resource.resource_id, len(sensors) + 1)
-        return sites.Means(sensor, QUARTER, None, None)
+        return sites.PlanningSensors(sensor, QUARTER, None, None)
 
     def power(resource):
         measured = resource.session.memory.get(("PowerMeasurement",))

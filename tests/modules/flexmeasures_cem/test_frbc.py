@@ -55,7 +55,7 @@ def problem(described, level, energy=None, now=NOW, with_modes=True, resolution=
     state = m.frbc.read_state(device, remembered, {}, None, now)
     left = (NOW + QUARTER - now) / QUARTER
     window = sites.Window(NOW, QUARTER, NOW + DAY, left, math.inf, with_modes)
-    return m.frbc.flex_model(device, state, sites.Means(7, resolution, 8, energy), window)
+    return m.frbc.flex_model(device, state, sites.PlanningSensors(7, resolution, 8, energy), window)
 
 
 def test_a_unit_of_fill_level_is_worth_what_power_and_fill_rate_say():

@@ -195,9 +195,9 @@ async def test_only_a_sooner_plan_wakes_the_planner(site, wakes):
     async with battery(site):
         await asyncio.sleep(1)
         before = len(wakes)
-        sites.hasten(site.site, site.site.now() + 30)
+        site.site.plan_no_later_than(site.site.now() + 30)
         await until(lambda: len(wakes) == before + 1)
-        sites.hasten(site.site, site.site.now() + 35)
+        site.site.plan_no_later_than(site.site.now() + 35)
         for _ in range(20):
             await asyncio.sleep(0)
         assert len(wakes) == before + 1
@@ -208,7 +208,7 @@ async def test_a_clock_that_was_put_forward_wakes_the_planner_with_the_next_wish
         await asyncio.sleep(1)
         before = len(wakes)
         site.ahead += 2 * QUARTER
-        sites.hasten(site.site, site.site.now() + 1)
+        site.site.plan_no_later_than(site.site.now() + 1)
         await until(lambda: len(wakes) > before)
 
 
@@ -950,7 +950,7 @@ async def test_a_device_that_tells_no_status_is_taken_to_be_in_the_mode_that_it_
         for minutes in (2, 4):
             site.ahead = 60.0 * minutes
             version = planned_for(site, "Pump").planned_version
-            sites.want(site.site, planned_for(site, "Pump"), "a test")
+            site.site.request_replan(planned_for(site, "Pump"), "a test")
             await until(lambda version=version: planned_for(site, "Pump").planned_version > version)
         site.prices = 2.0
         site.ahead = triggers.PRICES_SECONDS + 60.0

@@ -66,7 +66,7 @@ def add_account(key: str, name: str, email: str, limit: str | None) -> dict[str,
     plan = Plan(name=f"{key} plan", trigger_rate_limit=limit) if limit else None
     account = Account(name=name, plan=plan)
     role = db.session.query(Role).filter_by(name="account-admin").one()
-    password = f"{email.split('@')[0]}-password"
+    password = f"{email.split('@', maxsplit=1)[0]}-password"
     user = User(
         email=email, username=key, password=hash_password(password), active=True,
         fs_uniquifier=uuid4().hex, account=account, flexmeasures_roles=[role],

@@ -260,7 +260,6 @@ KINDS = {
     "FINISHED": FINISHED,
     "ABORTED": ABORTED,
 }
-read_device = read_device
 
 
 @pyscript_compile
