@@ -6,6 +6,8 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 
 ENTITY_ID = "sensor.flexmeasures_site"
+STATE_INFO = {"unrecorded_attributes": frozenset({"costs_until", "updated_at", "why"})}
+"""What the recorder leaves out."""
 DECIMALS = 4
 """How exact costs are shown: to a hundredth of a cent."""
 
@@ -16,9 +18,8 @@ def show(hass: Any, site: Any) -> None:
     costs = site.costs
     if costs is None and hass.states.get(ENTITY_ID) is None:
         return
-    hass.states.async_set(
-        ENTITY_ID, "unknown" if costs is None else str(round(costs.power_w)), attributes(site)
-    )
+    state = "unknown" if costs is None else str(round(costs.power_w))
+    hass.states.async_set(ENTITY_ID, state, attributes(site), state_info=STATE_INFO)
 
 
 @pyscript_compile

@@ -31,8 +31,8 @@ EFFORT = search.Effort(seconds=0.3, gap=0.01, relative_gap=0.005, patience=1.0)
 """How near to the optimum a device is planned without prices."""
 SETTLING_SECONDS = 2.0
 """How long after a plan its costs are computed, so that devices get their instructions first."""
-UPDATE_SECONDS = 300.0
-"""How often the site's power and costs are computed while no plan changes."""
+UPDATE_SECONDS, REST_SECONDS = 300.0, 20.0
+"""How often the site's power and costs are computed: while no plan changes, and at most."""
 SAME_PLAN_SECONDS, SAME_STATE_SECONDS = 600.0, 60.0
 """How long what a device would do without its plan is used: as it is, and where its problem has changed."""
 
@@ -65,6 +65,7 @@ async def work(site: sites.Site) -> None:
             site.fault(COMPARING, None)
         except Exception as error:
             site.fault(COMPARING, error)
+        await asyncio.sleep(REST_SECONDS if site.costs else 0.0)
         with suppress(TimeoutError):
             await asyncio.wait_for(site.has_new_plans.wait(), UPDATE_SECONDS)
             await asyncio.sleep(SETTLING_SECONDS)
