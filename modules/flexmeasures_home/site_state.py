@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import homeassistant.util.dt as dt_util
+from homeassistant.core import HomeAssistant
 
 ENTITY_ID = "sensor.flexmeasures_site"
 DECIMALS = 4
@@ -11,8 +12,8 @@ DECIMALS = 4
 
 
 @pyscript_compile
-def show(hass: Any, site: Any) -> None:
-    """Show what the site is planned to take now (W), and what its plans cost, from the first plan on."""
+def show(hass: HomeAssistant, site: Any) -> None:
+    """Show the planned power of the site (W), and what its plans cost, from the first plan on."""
     costs = site.costs
     if costs is None and hass.states.get(ENTITY_ID) is None:
         return

@@ -1,11 +1,11 @@
-"""FlexMeasures for pyscript: the services that a user calls, and the app's start and stop."""
+"""FlexMeasures for pyscript: the services, and the app's start and stop."""
 
 try:
     import flexmeasures.configuration as configuration
     import flexmeasures_home.app as home
     import flexmeasures_home.services as services
 except ImportError as error:
-    # None of our modules is there to notify the user. Once the app starts, it dismisses the notification.
+    # No module of ours can notify the user. Once the app starts, it dismisses the notification.
     if "not allowed" in str(error):
         remedy = (
             "Set `allow_all_imports: true` under `pyscript:` in `configuration.yaml` (step 3 of README.md). "
@@ -25,34 +25,35 @@ except ImportError as error:
     raise
 
 try:
-    section = pyscript.app_config
+    section: dict[str, object] | None = pyscript.app_config
 except NameError:
     section = None
 
 
 @pyscript_compile
-def configured():
-    """Read the section; an argument would be logged, password and all, since pyscript logs calls."""
-    return configuration.read(section)
+def new_app() -> home.App:
+    """Read the section; as an argument it would be logged with its password, since pyscript logs calls."""
+    given, mistakes = configuration.read(section)
+    return home.App(configuration=given, mistakes=mistakes)
 
 
-app = home.App(*configured())
+app = new_app()
 
 
 @time_trigger("startup")
-async def startup():
+async def startup() -> None:
     """Start the app, instead of the one before a reload."""
     await home.swap_in(app)
 
 
 @time_trigger("shutdown")
-async def shutdown():
+async def shutdown() -> None:
     """Stop the app, unless its successor has done so."""
     await home.swap_out(app)
 
 
 @service("flexmeasures.trigger_and_get_schedule", supports_response="optional")
-async def trigger_and_get_schedule(**data):
+async def trigger_and_get_schedule(**data: object) -> object:
     """yaml
     name: Trigger and get schedule
     description: >-
@@ -114,7 +115,7 @@ async def trigger_and_get_schedule(**data):
 
 
 @service("flexmeasures.post_measurements", supports_response="optional")
-async def post_measurements(**data):
+async def post_measurements(**data: object) -> object:
     """yaml
     name: Post measurements
     description: >-
@@ -183,7 +184,7 @@ async def post_measurements(**data):
 
 
 @service("flexmeasures.get_measurements", supports_response="optional")
-async def get_measurements(**data):
+async def get_measurements(**data: object) -> object:
     """yaml
     name: Get measurements
     description: Returns what FlexMeasures holds of a sensor.
@@ -235,7 +236,7 @@ async def get_measurements(**data):
 
 
 @service("flexmeasures.change_control_type", supports_response="optional")
-async def change_control_type(**data):
+async def change_control_type(**data: object) -> object:
     """yaml
     name: Change control type
     description: >-
@@ -272,7 +273,7 @@ async def change_control_type(**data):
 
 
 @service("flexmeasures.send_frbc_instruction", supports_response="optional")
-async def send_frbc_instruction(**data):
+async def send_frbc_instruction(**data: object) -> object:
     """yaml
     name: Send FRBC instruction
     description: >-
@@ -337,7 +338,7 @@ async def send_frbc_instruction(**data):
 
 
 @service("flexmeasures.call_cem_trigger_schedule", supports_response="optional")
-async def call_cem_trigger_schedule(**data):
+async def call_cem_trigger_schedule(**data: object) -> object:
     """yaml
     name: Call CEM trigger schedule
     description: Plans an S2 device again now, together with all others of the site.

@@ -129,6 +129,6 @@ def test_a_kept_schedule_is_the_same_after_a_restart():
     miss = {"field": "soc_targets", "datetime": NOON, "asked": 9.0, "reached": 7.5}
     schedule = make([1.0, None], missed_targets=[miss])
     kept = json_bytes(store.as_json(schedule))
-    assert dataclasses.asdict(store.recalled(json.loads(kept))) == dataclasses.asdict(schedule)
+    assert dataclasses.asdict(store.from_json(json.loads(kept))) == dataclasses.asdict(schedule)
     assert store.as_json(None) is None
-    assert store.recalled(None) is None
+    assert store.from_json(None) is None
