@@ -148,7 +148,7 @@ class _Cron:
 
     @pyscript_compile
     def plan_failed(self, error: BaseException) -> None:
-        """Set the time of the next try after a failed plan, whoever asked for it.
+        """Set the time of the next try after a failed plan, be it by cron or by a call.
 
         It is not before the server wants, and not before the regular time where the user has to act first.
         """

@@ -55,7 +55,7 @@ UPDATED = "flexmeasures_schedule_updated"
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 10, 300
 HEARTBEAT = timedelta(minutes=1)
 SECONDS_BETWEEN_WAKES = 30
-"""How often a success makes all that waits for the server try again, while other requests still fail."""
+"""The time between retries of all that waits for the server, each of which a successful request triggers."""
 ENTITIES_SECONDS = 30
 """How long after Home Assistant's start an entity must exist."""
 PLAN = "plan"

@@ -24,7 +24,7 @@ LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 TOLERANCE = 0.1
 """The part of soc_max by which a reading may differ from what power explains: some have coarse steps."""
 POWER_MARGIN = 1.5
-"""How many times the device's power may explain a change."""
+"""A change is explained by at most this multiple of the device's power."""
 HOURS_TO_FILL = 0.5
 """The assumed time to fill or empty a device of unknown power."""
 STALE_CHANGE = 0.05
@@ -32,7 +32,7 @@ STALE_CHANGE = 0.05
 MAX_MEASURED = timedelta(minutes=2)
 """The time for which the present measured power is assumed to have been the same."""
 MAX_OVER_SOC_MAX = 1.1
-"""How many times soc_max a state of charge may be."""
+"""The greatest possible state of charge, as a multiple of soc_max."""
 HOUR = timedelta(hours=1)
 BETWEEN_WARNINGS = timedelta(hours=1)
 """The time between warnings of readings that are not believed."""
@@ -150,7 +150,7 @@ class _StateOfCharge:
 
     @pyscript_compile
     def stop(self) -> None:
-        """Stop to follow the entity."""
+        """Stop following the entity."""
         self.was_known = True
         if self.stop_listening:
             self.stop_listening()

@@ -20,7 +20,7 @@ ENTITY_ID = "sensor.flexmeasures_status"
 BURST, SECONDS_BETWEEN_COUNTS = 10, 60
 """How many changes of the outbox alone are shown at once, before there is one a minute."""
 STATE_INFO: StateInfo = {"unrecorded_attributes": frozenset({"options", "outbox"})}
-"""What the recorder leaves out."""
+"""Attributes that the recorder leaves out."""
 MAX_TEXT = 2_000
 LASTING = timedelta(minutes=15)
 """After this time the user is notified of a temporary problem."""
@@ -44,7 +44,7 @@ OF_THE_SERVER = [errors.Unreachable.cause, errors.Unauthorized.cause]
 CAUSES_WAIT = [*OF_THE_SERVER, errors.RateLimited.cause]
 """Causes for which something waits, until the server does something else for us at the latest."""
 PASSING = [*CAUSES_WAIT, errors.ServerFault.cause]
-"""Causes that lie in the present condition of the server, not in what it was asked."""
+"""Causes in the present condition of the server, not in the request."""
 OURS = [
     "misconfigured",
     "wrong_call",
@@ -93,7 +93,7 @@ class _Status:
     """The problems by their key (`plan`, `measurements`, ...), the newest last, and the other attributes.
 
     `resting` is the state without problems; `planning` tells whether a plan is under way.
-    `when_recovered` and `when_unreachable` are called when the server answers again, or stops to, and
+    `when_recovered` and `when_unreachable` are called when the server answers again, or stops answering, and
     `when_answered` when a request succeeds while others still fail.
     `shown` is the state and attributes last written, without the number of values in the outbox: changes of
     that alone go through a `throttle`. `unsaved` maps the name of a file that could not be written to a
@@ -223,7 +223,7 @@ class _Status:
         """Show that the server did what was asked: this resolves the problem, and that of the server.
 
         All else that waits for the server is notified, and problems that nothing tries again are resolved, if
-        they lay in the server.
+        their cause was in the server.
         """
         if problem_key is not None:
             self._remove(problem_key)

@@ -11,7 +11,7 @@ from flexmeasures_home.status import TASK_FAILED, Status
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 5, 300
 STEADY_SECONDS = 60
-"""How long work must have gone on for its failure before to be resolved."""
+"""Work that has gone on for this long resolves its earlier failure."""
 MAX_QUOTED = 80
 Work = Callable[[], Coroutine[Any, Any, None]]
 

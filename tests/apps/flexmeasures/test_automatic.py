@@ -351,7 +351,7 @@ async def test_reloads_leave_one_of_everything(start, cron_config, states, flexm
     assert set(seen) <= {"ok"}
     meters = home.device.measurements.meters
     assert [meter.entity for meter in meters] == ["sensor.battery", "sensor.grid"]
-    assert meters[1].interval.known > 0
+    assert meters[1].interval.known_seconds > 0
 
 
 def leftovers(hass) -> tuple[int, int]:

@@ -120,7 +120,7 @@ async def test_an_entitys_state_is_posted_in_its_own_unit(
         ({"sensor_id": 1, "entity_id": "sensor.none"}, "entity_id: sensor.none does not exist"),
         (
             {"sensor_id": 1, "entity_id": "sensor.off"},
-            "entity_id: sensor.off is 'unavailable', which is no num",
+            "entity_id: sensor.off is 'unavailable', which is not a num",
         ),
         (
             {"sensor_id": 1, "entity_id": "sensor.grid", "unit": "kW"},
@@ -288,7 +288,7 @@ async def test_the_server_that_is_away_gets_everything_once_and_in_order(home, f
     assert home.status().state == "ok"
     ours = [r.getMessage() for r in caplog.records if r.name == "custom_components.pyscript.flexmeasures"]
     away = [text for text in ours if "cannot be reached" in text]
-    assert [text.split()[0] for text in away] == ["FlexMeasures", "FlexMeasures", "Over"]
+    assert [text.split()[0] for text in away] == ["FlexMeasures", "FlexMeasures", "Resolved:"]
 
 
 def count_posts(home) -> list:
