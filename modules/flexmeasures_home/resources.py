@@ -170,7 +170,7 @@ async def other_loads(
 
 
 @pyscript_compile
-def select_fallback(side: Resources, resource: Any, session: Session, control_type: str) -> None:
+def select_fallback(side: Resources, resource: cems.Resource, session: Session, control_type: str) -> None:
     """Select another control type, since a Resource Manager cannot be planned under this one."""
     session.spawn(cems.give_way(side.cem, resource, session, control_type))
 
@@ -321,7 +321,7 @@ def plan_as_json(side: Resources, resource_id: str) -> dict[str, Any]:
 
 
 @pyscript_compile
-def telemetry_of(side: Resources, resource: Any) -> Telemetry:
+def telemetry_of(side: Resources, resource: cems.Resource) -> Telemetry:
     """Return the telemetry of a Resource Manager, which is created if necessary."""
     if resource.resource_id not in side.telemetry:
         forget_longest_gone(side)
@@ -334,7 +334,7 @@ def telemetry_of(side: Resources, resource: Any) -> Telemetry:
 
 
 @pyscript_compile
-def new_telemetry(side: Resources, resource: Any, entity_id: str) -> Telemetry:
+def new_telemetry(side: Resources, resource: cems.Resource, entity_id: str) -> Telemetry:
     """Return a telemetry whose state describes the plan too."""
     telemetry = Telemetry(side.hass, side.outbox, resource, entity_id)
     telemetry.plan_attributes = partial(site_plan.attributes, side.site, resource)
@@ -446,7 +446,7 @@ def forget_order(side: Resources, resource_id: str) -> tuple[bool, bool]:
 
 
 @pyscript_compile
-def changed(side: Resources, resource: Any) -> None:
+def changed(side: Resources, resource: cems.Resource) -> None:
     """Process that a Resource Manager connected, disconnected, or is under another control type."""
     telemetry = telemetry_of(side, resource)
     triggers.changed(side.site, resource)
@@ -460,7 +460,7 @@ def changed(side: Resources, resource: Any) -> None:
 
 
 @pyscript_compile
-def received(side: Resources, resource: Any, message: Any) -> None:
+def received(side: Resources, resource: cems.Resource, message: Any) -> None:
     """Pass on an S2 message of a Resource Manager."""
     telemetry = telemetry_of(side, resource)
     before = len(telemetry.waiting)

@@ -61,7 +61,7 @@ class _SitePlanRequest:
     planning: asyncio.Lock
     own_schedule: Callable[[], Schedule | None]
     site: int | None = None
-    planner: Any = None
+    planner: sites.Site = field(init=False)
     warned: set[str] = field(default_factory=set)
 
 
@@ -73,7 +73,7 @@ def new(
     plan_request: SitePlanRequest,
     telemetry_of: Callable[[Any], Telemetry],
     unfit: Callable[[Any, Session, str], None],
-) -> Any:
+) -> sites.Site:
     """Return the site's planner, not yet started.
 
     `telemetry_of(resource)` returns a Resource Manager's telemetry; `unfit(resource, session, control_type)`
@@ -107,7 +107,7 @@ def new(
 async def solve(
     plan_request: SitePlanRequest,
     problems: Sequence[Storage | Flow],
-    window: Any,
+    window: sites.Window,
     powers: dict[int, Powers | None],
     limits: dict[str, Powers],
 ) -> dict[int, Schedule]:
@@ -346,7 +346,7 @@ def show_obstacle(plan_request: SitePlanRequest, telemetry: Telemetry, text: str
 
 @pyscript_compile
 def attributes(
-    site: Any,
+    site: sites.Site,
     resource: Any,
     max_instructions: int | None = MAX_INSTRUCTIONS,
     max_missed_targets: int | None = MAX_MISSED_TARGETS,

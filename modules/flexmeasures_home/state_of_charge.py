@@ -119,7 +119,7 @@ class _StateOfCharge:
     change_planned: Callable[[datetime, datetime], float]
     power_measured: Callable[[], float | None]
     when_known: Callable[[], None]
-    level: Any = field(default_factory=plausibility.BelievedLevel)
+    level: plausibility.BelievedLevel = field(default_factory=plausibility.BelievedLevel)
     changed_at: datetime | None = None
     looked_at: datetime | None = None
     gained: float = 0.0

@@ -14,6 +14,7 @@ from typing import Any
 import homeassistant.util.dt as dt_util
 from homeassistant.core import CALLBACK_TYPE, HassJob, HomeAssistant, callback
 from homeassistant.helpers.event import async_call_later, async_track_point_in_utc_time
+from s2python.common import PowerForecast, PowerMeasurement
 
 import flexmeasures_api.sensor_clock as sensor_clock
 import flexmeasures_cem.fill_levels as fill_levels
@@ -28,6 +29,7 @@ from flexmeasures_api.sensor_data import CONSUMPTION, SensorData
 from flexmeasures_home.averages import ClockReading, Interval
 from flexmeasures_home.outbox import Outbox, OutboxItem
 from flexmeasures_home.throttle import Throttle
+from flexmeasures_s2.session import Session
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
 STEP_OF_UNKNOWN_SENSOR = timedelta(minutes=1)
@@ -117,12 +119,12 @@ class _Telemetry:
     waiting: list[AveragePower] = field(default_factory=list)
     level_is_new: bool = False
     cancel_level_timer: CALLBACK_TYPE | None = None
-    forecast: Any = None
+    forecast: PowerForecast | None = None
     forecast_received_at: datetime | None = None
     forecast_item: OutboxItem | None = None
     last_prior: datetime | None = None
     is_shown: bool = False
-    shown_session: Any = None
+    shown_session: Session | None = None
     shown_control_type: str | None = None
     shown_fill_level: float | None = None
     state: tuple[str, dict[str, Any]] | None = None
@@ -225,7 +227,7 @@ class _Telemetry:
             self.sign_of_life_throttle.request()
 
     @pyscript_compile
-    def _receive_power(self, message: Any) -> None:
+    def _receive_power(self, message: PowerMeasurement) -> None:
         """Add the previous power until a PowerMeasurement, and continue with the measured one.
 
         A value holds until the next. One that arrives after a later one is ignored; a clock that is more than
@@ -436,7 +438,7 @@ class _Telemetry:
         return True
 
     @pyscript_compile
-    def _forecast_values(self, message: Any) -> tuple[datetime, list[float | None]]:
+    def _forecast_values(self, message: PowerForecast) -> tuple[datetime, list[float | None]]:
         """Return the start and the averages (W) of a PowerForecast over the sensor's intervals.
 
         The past is left out, and what is more than 7 days ahead, or 2880 intervals.
