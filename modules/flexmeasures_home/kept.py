@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as fields_of
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -299,6 +300,20 @@ class _KeptFile:
 
 
 KeptFile = _KeptFile
+
+
+@pyscript_compile
+def as_json(value: Any) -> Any:
+    """Return a value as JSON's types: records become dicts, moments ISO 8601 texts, and durations seconds."""
+    if is_dataclass(value):
+        return {item.name: as_json(getattr(value, item.name)) for item in fields_of(value)}
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 @pyscript_compile

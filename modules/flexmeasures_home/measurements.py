@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -248,10 +248,7 @@ class _Measurements:
         """Write the file: it has an interval only while no meter continues it."""
         content = {
             "user": self.outbox.user,
-            "sensors": [
-                asdict(sensor) | {"resolution": sensor.resolution.total_seconds()}
-                for sensor in self.sensors.values()
-            ],
+            "sensors": kept.as_json(list(self.sensors.values())),
             "intervals": self.intervals,
         }
         await asyncio.shield(self.store.async_save(content))

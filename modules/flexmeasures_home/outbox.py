@@ -17,6 +17,7 @@ from homeassistant.core import HomeAssistant
 import flexmeasures_api.errors as errors
 import flexmeasures_api.sensor_data as sensor_data
 import flexmeasures_home.fields as fields
+import flexmeasures_home.kept as kept
 import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.tasks as tasks
 from flexmeasures_api.connection import Connection
@@ -148,7 +149,7 @@ class _Outbox:
         """Leave what could not be written to the outbox after a reload, whose classes are different."""
         if unsaved or self.gone:
             self.hass.data.setdefault(HANDED_OVER, {})[self.user] = {
-                "runs": [(item.key, outbox_store.as_json(item.data)) for item in unsaved],
+                "runs": [(item.key, kept.as_json(item.data)) for item in unsaved],
                 "gone": set(self.gone),
                 "dropped": self.dropped,
             }
@@ -162,8 +163,8 @@ class _Outbox:
         self.gone |= content["gone"]
         self.dropped = max(self.dropped, content["dropped"])
         unsaved = {key: outbox_store.from_json(data) for key, data in content["runs"]}
-        kept = [item for item in self.items if item.key not in unsaved.keys() | self.gone]
-        self.items = kept + [OutboxItem(data=data, key=key) for key, data in unsaved.items()]
+        saved = [item for item in self.items if item.key not in unsaved.keys() | self.gone]
+        self.items = saved + [OutboxItem(data=data, key=key) for key, data in unsaved.items()]
         self.items.sort(key=lambda item: item.key)
 
     @pyscript_compile

@@ -400,7 +400,7 @@ def new(hass: HomeAssistant, status: Status, user: str) -> OutboxStore:
 @pyscript_compile
 def as_text(data: SensorData) -> str:
     """Return data as text; raise TypeError or ValueError if they cannot be written as JSON."""
-    return json.dumps(as_json(data), allow_nan=False)
+    return json.dumps(kept.as_json(data), allow_nan=False)
 
 
 @pyscript_compile
@@ -410,23 +410,8 @@ def from_text(text: str) -> SensorData:
 
 
 @pyscript_compile
-def as_json(data: SensorData) -> dict[str, Any]:
-    """Return data as JSON's types."""
-    return {
-        "sensor": data.sensor,
-        "start": data.start.isoformat(),
-        "values": data.values[:],
-        "unit": data.unit,
-        "step": None if data.step is None else data.step.total_seconds(),
-        "prior": data.prior and data.prior.isoformat(),
-        "sign": data.sign,
-        "stored_until": data.stored_until and data.stored_until.isoformat(),
-    }
-
-
-@pyscript_compile
 def from_json(item: dict[str, Any]) -> SensorData:
-    """Return the data that `as_json` wrote; raise KeyError, OverflowError, TypeError or ValueError."""
+    """Return the data that `kept.as_json` wrote; raise KeyError, OverflowError, TypeError or ValueError."""
     step, sign = item["step"], item["sign"]
     if sign not in (None, CONSUMPTION, PRODUCTION):
         raise ValueError("expected a sign of 1 or -1, or none")

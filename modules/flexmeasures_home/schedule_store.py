@@ -1,6 +1,5 @@
 """The schedule in a file, so that it outlives restarts and reloads."""
 
-from dataclasses import asdict
 from typing import Any
 
 from homeassistant.core import HomeAssistant
@@ -38,31 +37,15 @@ async def save(
     await store.async_save(
         {
             "power_sensor": power_sensor,
-            "schedule": as_json(schedule),
-            "previous": as_json(previous),
+            "schedule": kept.as_json(schedule),
+            "previous": kept.as_json(previous),
         }
     )
 
 
 @pyscript_compile
-def as_json(schedule: Schedule | None) -> dict[str, Any] | None:
-    """Return a schedule as JSON's types."""
-    if schedule is None:
-        return None
-    return asdict(schedule) | {
-        "start": schedule.start.isoformat(),
-        "updated_at": schedule.updated_at.isoformat(),
-        "prices_known_until": schedule.prices_known_until and schedule.prices_known_until.isoformat(),
-        "resolution": schedule.resolution.total_seconds(),
-        "missed_targets": [
-            miss | {"datetime": miss["datetime"].isoformat()} for miss in schedule.missed_targets
-        ],
-    }
-
-
-@pyscript_compile
 def from_json(item: dict[str, Any] | None) -> Schedule | None:
-    """Return the schedule that `as_json` wrote; raise what is wrong with it."""
+    """Return the schedule that `kept.as_json` wrote; raise what is wrong with it."""
     if item is None:
         return None
     values, soc = kept.numbers(item["values"]), kept.optional(kept.numbers, item["soc"])

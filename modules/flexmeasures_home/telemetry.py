@@ -7,7 +7,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -578,7 +578,7 @@ class _Telemetry:
         This has the interval under way only after the stop, while nothing continues it.
         """
         return {
-            "made": asdict(self.provisioned),
+            "made": kept.as_json(self.provisioned),
             "interval": self.interval.as_json() if is_stopped and self.interval else None,
             "waiting": [
                 [average.start.isoformat(), average.step.total_seconds(), average.power_w]

@@ -189,7 +189,7 @@ async def test_a_schedule_with_anything_wrong_is_left_out(hass, folder, status, 
     store = schedule_store.new(hass, status)
     await store.async_save({"power_sensor": 1, "schedule": SCHEDULE, "previous": SCHEDULE | wrong})
     schedule, previous = await schedule_store.load(store, 1)
-    assert schedule_store.as_json(schedule)["values"] == [1.5, None]
+    assert kept.as_json(schedule)["values"] == [1.5, None]
     assert previous is None
     assert "cannot be read" in notification(hass, "file_set_aside")
 

@@ -163,7 +163,7 @@ def as_json_file(folder, data):
 
 
 async def test_the_file_from_before_is_taken_over_once(folder, opened):
-    runs = [outbox_store.as_json(run(sensor, 0, [sensor])) for sensor in (1, 2, 3)]
+    runs = [kept.as_json(run(sensor, 0, [sensor])) for sensor in (1, 2, 3)]
     old = as_json_file(
         folder, {"me": {"runs": runs[:2], "dropped": 4}, "you": {"runs": [runs[2], 7], "dropped": 5}}
     )
@@ -180,7 +180,7 @@ async def test_the_file_from_before_is_taken_over_once(folder, opened):
 
 
 async def test_the_file_from_before_stays_until_what_it_holds_is_written(folder, opened, full):
-    old = as_json_file(folder, {"me": {"runs": [outbox_store.as_json(run(1, 0, [1.0]))], "dropped": 0}})
+    old = as_json_file(folder, {"me": {"runs": [kept.as_json(run(1, 0, [1.0]))], "dropped": 0}})
     full(True)
     box = await opened()
     assert held(box) == [(1, 0, [1.0])]
@@ -418,7 +418,7 @@ async def test_what_could_not_be_written_is_there_after_a_reload(hass, opened, f
 async def test_the_file_from_before_that_cannot_be_removed_is_not_taken_over_again(
     folder, opened, monkeypatch
 ):
-    old = as_json_file(folder, {"me": {"runs": [outbox_store.as_json(run(1, 0, [1.0]))], "dropped": 2}})
+    old = as_json_file(folder, {"me": {"runs": [kept.as_json(run(1, 0, [1.0]))], "dropped": 2}})
     monkeypatch.setitem(outbox_store.OutboxStore.write.__globals__, "remove_all", lambda paths: None)
     box = await opened()
     assert old.exists()
