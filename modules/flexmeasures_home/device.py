@@ -38,6 +38,7 @@ import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
 from flexmeasures_api.connection import Connection
 from flexmeasures_api.schedule import Schedule
+from flexmeasures_home.backoff import Backoff
 from flexmeasures_home.configuration import Configuration
 from flexmeasures_home.cron import Cron
 from flexmeasures_home.kept import KeptFile
@@ -386,12 +387,15 @@ class _Device:
         This is repeated, with growing pauses, until all is right. While the server answers this check, but
         fails all other requests, the next check comes later each time.
         """
-        next_check_pause = min(2 * pause_seconds, MAX_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
         was_away = pause_seconds > 0
+        backoff = Backoff(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+        if was_away:
+            backoff.seconds = pause_seconds
+            backoff.grow()
+        next_check_pause = backoff.seconds
         await asyncio.sleep(pause_seconds)
         while True:
             self.answered.clear()
-            pause_seconds = min(max(2 * pause_seconds, FIRST_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
             error = await checks.check_server(self.link, self.configuration)
             await self.measurements.remember(self.link.sensors)
             if error is None:
@@ -400,10 +404,11 @@ class _Device:
             text = checks.with_key(self.configuration, error)
             self.status.fail_with(statuses.SERVER, error, text)
             if not error.temporary:
-                pause_seconds = MAX_PAUSE_SECONDS
-            pause_seconds = max(pause_seconds, error.retry_after or 0)
+                backoff.seconds = MAX_PAUSE_SECONDS
+            backoff.seconds = max(backoff.seconds, error.retry_after or 0)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.answered.wait(), pause_seconds)
+                await asyncio.wait_for(self.answered.wait(), backoff.seconds)
+            backoff.grow()
         self.status.succeed(statuses.SERVER, server_version=self._server_version)
         self._recovered(was_away=was_away)
         self.check_pause = next_check_pause
