@@ -5,6 +5,7 @@ import math
 import re
 import reprlib
 import uuid
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -18,35 +19,38 @@ import flexmeasures_api.flexible_devices as storages
 import flexmeasures_api.quantities as quantities
 import flexmeasures_s2.control_types as control_types
 
-LONGEST_SCHEDULE = timedelta(days=31)
-LONGEST_DATA = timedelta(days=366)
-LONGEST_RESOLUTION = timedelta(days=1)
-EARLIEST_YEAR, LATEST_YEAR = 1970, 2200
+MAX_SCHEDULE = timedelta(days=31)
+MAX_DATA = timedelta(days=366)
+MAX_RESOLUTION = timedelta(days=1)
+MAX_SECONDS = 86_400
+MIN_YEAR, MAX_YEAR = 1970, 2200
 ZEROS = ("0", "PT0S", "PT0M", "PT0H", "P0D", "0:00", "00:00", "0:00:00", "00:00:00")
-MOST_VALUES = 10_000
-MAX_TEXT, MAX_UNIT, MAX_TIME, MAX_WISHES = 255, 40, 64, 3_000
-"""How long a text, a unit and the text of a time may be, and how many wishes a list may have: enough for one
-in each quarter of 31 days."""
+MAX_VALUES = 10_000
+MAX_TEXT, MAX_UNIT, MAX_TIME, MAX_TARGETS = 255, 40, 64, 3_000
+"""The length of a text, of a unit and of the text of a time, and the number of targets in a list: enough for
+one in each quarter of an hour of 31 days."""
 MAX_QUOTED, MAX_MISTAKES, MAX_MISTAKES_OF_CONFIGURATION = 80, 5, 20
-"""How much of what was given is told, and how many mistakes at once; a list of its own may have more."""
+"""How much of a value is quoted, and how many mistakes are shown, of a call and of the configuration."""
 MAX_RAW_DEPTH, MAX_RAW_ITEMS, MAX_RAW_TEXT = 20, 200_000, 1_000
-"""How deep raw fields may be nested, how many items they may have (31 days of minutes with a value, start and
-end each fit), and how long a text in them may be."""
+"""The depth of raw fields, the number of their items (31 days of minutes with a value, start and end fit),
+and the length of a text in them."""
 MAX_ID = 2**31 - 1
-"""The greatest id that FlexMeasures' database has."""
-SMALLEST_FRAME, LARGEST_FRAME = 2**12, 2**26
+"""The greatest id in FlexMeasures' database."""
+MIN_FRAME_BYTES, MAX_FRAME_BYTES = 2**12, 2**26
 IS_ENTITY = re.compile(r"[a-z_]+\.[a-z0-9_]+(\.\w+)?")
 MINUTES_OF_A_DAY = 1440
 SECRETS = ("password", "token")
 HOLD_SECRETS = ("s2", "username")
 """Fields that are not quoted: a token may be in them, or the password in place of the username."""
+Validator = Callable[[Any], Any]
+"""Returns a value as it is used; raises vol.Invalid, or what `expects` turns into that."""
 
 
 @pyscript_compile
-def expects(convert, expected):
+def expects(convert: Validator, expected: str) -> Validator:
     """Return a validator that converts a value, or says what was expected."""
 
-    def validate(value):
+    def validate(value: Any) -> Any:
         try:
             return convert(value)
         except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -56,7 +60,7 @@ def expects(convert, expected):
 
 
 @pyscript_compile
-def whole_number(value):
+def whole_number(value: Any) -> int:
     """Return a sensor's or asset's id; a digit string will do."""
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError
@@ -66,7 +70,7 @@ def whole_number(value):
 
 
 @pyscript_compile
-def text(value):
+def text(value: Any) -> str:
     """Return a text that is not empty, and not too long."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError
@@ -77,21 +81,21 @@ def text(value):
 
 @pyscript_compile
 def unit(value: Any) -> str:
-    """Return a text that a unit may be."""
-    if len(text(value)) > MAX_UNIT:
+    """Return the text of a unit."""
+    if len(checked := text(value)) > MAX_UNIT:
         raise ValueError
-    return value
+    return checked
 
 
 @pyscript_compile
-def short(value: str, most: int = MAX_QUOTED) -> str:
+def short(value: str, max_length: int = MAX_QUOTED) -> str:
     """Return the beginning of a text."""
-    return value if len(value) <= most else f"{value[: most - 1]}…"
+    return value if len(value) <= max_length else f"{value[: max_length - 1]}…"
 
 
 @pyscript_compile
 def quoted(value: Any) -> str:
-    """Return what a value is, in short, for whoever gave it."""
+    """Return a short repr of a value, for an error text."""
     if isinstance(value, str):
         return repr(short(value))
     if isinstance(value, int) and abs(value) > quantities.MAX_NUMBER:
@@ -100,10 +104,10 @@ def quoted(value: Any) -> str:
 
 
 @pyscript_compile
-def positive(convert):
-    """Return a conversion that refuses what is not above zero."""
+def positive(convert: Callable[[Any], float]) -> Validator:
+    """Return a conversion that refuses values that are not above zero."""
 
-    def checked(value):
+    def checked(value: Any) -> float:
         number = convert(value)
         if number <= 0:
             raise ValueError
@@ -113,10 +117,10 @@ def positive(convert):
 
 
 @pyscript_compile
-def not_negative(convert):
-    """Return a conversion that refuses what is below zero."""
+def not_negative(convert: Callable[[Any], float]) -> Validator:
+    """Return a conversion that refuses negative values."""
 
-    def checked(value):
+    def checked(value: Any) -> float:
         number = convert(value)
         if number < 0:
             raise ValueError
@@ -126,7 +130,7 @@ def not_negative(convert):
 
 
 @pyscript_compile
-def price(value):
+def price(value: Any) -> float:
     """Return a price as a number: its unit is fixed."""
     number, unit = quantities.parse(value)
     if unit:
@@ -137,26 +141,26 @@ def price(value):
 @pyscript_compile
 def power_price(value: Any) -> quantities.PowerPrice:
     """Return the PowerPrice of a text such as "3.5 EUR/kW", above zero."""
-    found = quantities.power_price(value)
-    if found.per_kilowatt <= 0:
+    price = quantities.power_price(value)
+    if price.per_kilowatt <= 0:
         raise ValueError
-    return found
+    return price
 
 
 @pyscript_compile
 def energy_price(value: Any) -> float:
     """Return a price per kWh, of a text such as "0.04 EUR/kWh" or a number, not below zero."""
     try:
-        found = number(value)
+        price = number(value)
     except ValueError:
-        found, _currency = quantities.energy_price(value)
-    if found < 0:
+        price, _currency = quantities.energy_price(value)
+    if price < 0:
         raise ValueError
-    return found
+    return price
 
 
 @pyscript_compile
-def raw_fields(value):
+def raw_fields(value: Any) -> Any:
     """Return raw FlexMeasures fields as JSON's types: a dict with text keys."""
     if not isinstance(value, dict):
         raise ValueError
@@ -166,16 +170,16 @@ def raw_fields(value):
 
 @pyscript_compile
 def refuse_huge(value: Any) -> None:
-    """Raise ValueError or vol.Invalid for what is nested too deep or has too much in it."""
+    """Raise ValueError or vol.Invalid if a value is nested too deep or has too many items."""
     level, count = [value], 0
     for _ in range(MAX_RAW_DEPTH):
-        nested = []
-        for each in level:
-            parts = each.values() if isinstance(each, dict) else each
-            if isinstance(each, dict) and any(len(str(key)) > MAX_TEXT for key in each):
+        nested: list[Any] = []
+        for container in level:
+            parts = container.values() if isinstance(container, dict) else container
+            if isinstance(container, dict) and any(len(str(key)) > MAX_TEXT for key in container):
                 raise ValueError
             nested += [part for part in parts if isinstance(part, (dict, list, tuple))]
-            count += len(each)
+            count += len(container)
             if count > MAX_RAW_ITEMS:
                 raise vol.Invalid(f"expected at most {MAX_RAW_ITEMS} items in all, not {count} or more")
         level = nested
@@ -185,16 +189,16 @@ def refuse_huge(value: Any) -> None:
 
 
 @pyscript_compile
-def as_json(value):
-    """Return a value of YAML as JSON's types: a time, which YAML reads by itself, is written as a text."""
+def as_json(value: Any) -> Any:
+    """Return a value of YAML as JSON's types: a time, which YAML converts, becomes a text again."""
     if isinstance(value, str) and len(value) > MAX_RAW_TEXT:
         raise ValueError
     if isinstance(value, (int, float)) and abs(value) > quantities.MAX_NUMBER:
         raise ValueError
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: as_json(each) for key, each in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [as_json(each) for each in value]
+        return [as_json(item) for item in value]
     if isinstance(value, datetime):
         return moment(value).isoformat()
     if isinstance(value, date):
@@ -205,7 +209,7 @@ def as_json(value):
 
 
 @pyscript_compile
-def duration(value):
+def duration(value: Any) -> timedelta:
     """Return a positive timedelta of ISO 8601 ("PT24H"), "HH:MM:SS", or {hours: 24}."""
     if isinstance(value, str) and len(value) > MAX_TIME:
         raise ValueError
@@ -222,76 +226,76 @@ def duration(value):
 
 
 @pyscript_compile
-def resolution(value):
-    """Return a duration of whole minutes, the finest that FlexMeasures knows, up to a day."""
-    if (period := duration(value)) % timedelta(minutes=1) or period > LONGEST_RESOLUTION:
+def resolution(value: Any) -> timedelta:
+    """Return a duration of whole minutes, the finest resolution of FlexMeasures, up to a day."""
+    if (period := duration(value)) % timedelta(minutes=1) or period > MAX_RESOLUTION:
         raise ValueError
     return period
 
 
 @pyscript_compile
-def schedule_duration(value):
-    """Return a duration that a server can plan: a longer one would keep its worker busy for hours."""
-    if (period := duration(value)) > LONGEST_SCHEDULE or period % timedelta(minutes=1):
+def schedule_duration(value: Any) -> timedelta:
+    """Return a duration that a server can plan: a longer one would occupy its worker for hours."""
+    if (period := duration(value)) > MAX_SCHEDULE or period % timedelta(minutes=1):
         raise ValueError
     return period
 
 
 @pyscript_compile
-def data_duration(value):
+def data_duration(value: Any) -> timedelta:
     """Return a timedelta of at most a year; zero, however written, is for a value at a moment."""
     if isinstance(value, (str, int)) and str(value)[:MAX_TIME].strip().upper() in ZEROS:
         return timedelta(0)
-    if (period := duration(value)) > LONGEST_DATA:
+    if (period := duration(value)) > MAX_DATA:
         raise ValueError
     return period
 
 
 @pyscript_compile
-def moment(value):
+def moment(value: Any) -> datetime:
     """Return a moment in UTC; without an offset it is in Home Assistant's time zone."""
     if not isinstance(value, datetime) and not (isinstance(value, str) and len(value) <= MAX_TIME):
         raise ValueError
-    found = value if isinstance(value, datetime) else dt_util.parse_datetime(str(value))
-    if found is None:
+    moment = value if isinstance(value, datetime) else dt_util.parse_datetime(str(value))
+    if moment is None:
         raise ValueError
-    if not EARLIEST_YEAR <= found.year <= LATEST_YEAR:
+    if not MIN_YEAR <= moment.year <= MAX_YEAR:
         raise ValueError
-    if found.tzinfo is None:
-        found = found.replace(tzinfo=dt_util.get_default_time_zone())
-    return found.astimezone(UTC)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt_util.get_default_time_zone())
+    return moment.astimezone(UTC)
 
 
 @pyscript_compile
-def number(value):
+def number(value: Any) -> float:
     """Return a finite number; a text such as "3.5" will do."""
-    found, unit = quantities.parse(value)
+    parsed, unit = quantities.parse(value)
     if unit:
         raise ValueError
-    return found
+    return parsed
 
 
 @pyscript_compile
-def number_or_gap(value):
+def number_or_gap(value: Any) -> float | None:
     """Return a finite number, or None for a gap."""
     return None if value is None else number(value)
 
 
 @pyscript_compile
-def values(value):
+def values(value: Any) -> list[float | None]:
     """Return a list of numbers, None for a gap; one number needs no list."""
     if not isinstance(value, (list, tuple)):
         return [NUMBER(value)]
-    if not 0 < len(value) <= MOST_VALUES:
-        raise vol.Invalid(f"expected 1 to {MOST_VALUES} numbers in the list, but got {len(value)}")
-    found = vol.Schema([NUMBER_OR_GAP])(list(value))
-    if all(each is None for each in found):
+    if not 0 < len(value) <= MAX_VALUES:
+        raise vol.Invalid(f"expected 1 to {MAX_VALUES} numbers in the list, but got {len(value)}")
+    numbers: list[float | None] = vol.Schema([NUMBER_OR_GAP])(list(value))
+    if all(number is None for number in numbers):
         raise vol.Invalid("expected at least one number in the list")
-    return found
+    return numbers
 
 
 @pyscript_compile
-def boolean(value):
+def boolean(value: Any) -> bool:
     """Return true or false, as YAML has them, or as a text."""
     try:
         return cv.boolean(value)
@@ -300,29 +304,29 @@ def boolean(value):
 
 
 @pyscript_compile
-def within(least, most):
+def within(minimum: int, maximum: int) -> Validator:
     """Return a conversion to a whole number within bounds; a digit string will do."""
 
-    def convert(value):
-        if not least <= (found := whole_number(value)) <= most:
+    def convert(value: Any) -> int:
+        if not minimum <= (number := whole_number(value)) <= maximum:
             raise ValueError
-        return found
+        return number
 
     return convert
 
 
 @pyscript_compile
-def seconds(value):
+def seconds(value: Any) -> float:
     """Return seconds from one up to a day, of a number, "30 s", or a duration."""
     if isinstance(value, str) and value.strip().endswith("s"):
         value = value.strip().removesuffix("s")
     try:
-        found = number(value)
+        seconds = number(value)
     except ValueError:
-        found = duration(value).total_seconds()
-    if not 1 <= found <= LONGEST_RESOLUTION.total_seconds():
+        seconds = duration(value).total_seconds()
+    if not 1 <= seconds <= MAX_SECONDS:
         raise ValueError
-    return found
+    return seconds
 
 
 @pyscript_compile
@@ -332,46 +336,46 @@ def instruction_lead(value: Any) -> float:
 
 
 @pyscript_compile
-def size(value):
+def size(value: Any) -> int:
     """Return a number of bytes, of a whole number or a text such as "1 MiB"."""
-    found, unit = quantities.parse(value)
-    found *= {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20}[unit]
-    if not found.is_integer() or not SMALLEST_FRAME <= found <= LARGEST_FRAME:
+    number, unit = quantities.parse(value)
+    size_bytes = number * {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20}[unit]
+    if not size_bytes.is_integer() or not MIN_FRAME_BYTES <= size_bytes <= MAX_FRAME_BYTES:
         raise ValueError
-    return int(found)
+    return int(size_bytes)
 
 
 @pyscript_compile
-def factor(value):
+def factor(value: Any) -> float:
     """Return a number from 0 to 1."""
-    if not 0 <= (found := number(value)) <= 1:
+    if not 0 <= (parsed := number(value)) <= 1:
         raise ValueError
-    return found
+    return parsed
 
 
 @pyscript_compile
 def s2_id(value: Any) -> str:
-    """Return a UUID in the one way in which all write it.
+    """Return a UUID in its canonical form.
 
-    The official schema takes any letters as an id; devices on s2-python take UUIDs alone, and refer to them
-    as they write them themselves.
+    The official schema allows any text as an id; s2-python only accepts UUIDs, and repeats them in this form.
     """
     return str(uuid.UUID(text(value)))
 
 
 @pyscript_compile
-def entity(value):
+def entity(value: Any) -> str:
     """Return "sensor.x", or "sensor.x.attribute"."""
-    if len(text(value).split(".")) not in (2, 3) or not all(value.split(".")):
+    parts = (name := text(value)).split(".")
+    if len(parts) not in (2, 3) or not all(parts):
         raise ValueError
-    return value
+    return name
 
 
 @pyscript_compile
-def wish(energy):
-    """Return a validator of {value, datetime}, or {value, start, end} with a duration for one of the two.
+def target(energy: Validator) -> Validator:
+    """Return a validator of a target, which becomes a SocEvent: {value, datetime}, or {value, start, end}.
 
-    `energy` validates the value.
+    A duration may replace start or end. `energy` validates the value.
     """
     schema = vol.Schema(
         {
@@ -383,14 +387,14 @@ def wish(energy):
         }
     )
 
-    def validate(value):
+    def validate(value: Any) -> Any:
         if not isinstance(value, dict):
             raise vol.Invalid("expected items such as {value: 8, datetime: '2026-01-15 07:00'}")
         given = schema(value)
         start, end, length = given.get("start"), given.get("end"), given.get("duration")
         if given.keys() == {"value", "datetime"}:
             start = end = given["datetime"]
-        elif "datetime" in given or len([each for each in (start, end, length) if each]) != 2:
+        elif "datetime" in given or [start, end, length].count(None) != 1:
             raise vol.Invalid("expected datetime, or two of start, end and duration, beside value")
         try:
             start = start or end - length
@@ -405,23 +409,26 @@ def wish(energy):
 
 
 @pyscript_compile
-def many(validate):
+def many(validate: Validator) -> Validator:
     """Return a validator of a list; one item needs no list."""
 
-    def each(value):
-        if isinstance(value, list) and len(value) > MAX_WISHES:
-            raise vol.Invalid(f"expected at most {MAX_WISHES} items in the list, but got {len(value)}")
-        return vol.Schema([validate])(value) if isinstance(value, list) else [validate(value)]
+    def validate_all(value: Any) -> list[Any]:
+        if isinstance(value, list) and len(value) > MAX_TARGETS:
+            raise vol.Invalid(f"expected at most {MAX_TARGETS} items in the list, but got {len(value)}")
+        if not isinstance(value, list):
+            return [validate(value)]
+        items: list[Any] = vol.Schema([validate])(value)
+        return items
 
-    return each
+    return validate_all
 
 
 @pyscript_compile
-def energy(unit, full, max_percent: float | None = 100):
-    """Return a validator of a state of charge as Wh: a number in `unit`, "5 kWh", or "80 %" of `full`."""
+def energy(unit: str, full_wh: float, max_percent: float | None = 100) -> Validator:
+    """Return a validator of a state of charge as Wh: a number in `unit`, "5 kWh", or "80 %" of `full_wh`."""
 
-    def convert(value):
-        if (watt_hours := quantities.energy(value, unit, full)) < 0:
+    def convert(value: Any) -> float:
+        if (watt_hours := quantities.energy(value, unit, full_wh)) < 0:
             raise ValueError
         percent, given_unit = quantities.parse(value)
         if given_unit == "%" and max_percent is not None and percent > max_percent:
@@ -432,13 +439,13 @@ def energy(unit, full, max_percent: float | None = 100):
 
 
 @pyscript_compile
-def energy_or_entity(energy: Any) -> Any:
-    """Return a validator of a state of charge (Wh), or of an entity that tells it, which stays a text."""
+def energy_or_entity(energy: Validator) -> Validator:
+    """Return a validator of a state of charge (Wh), or of the name of an entity, which is not converted."""
 
-    def validate(value: Any) -> float | str:
+    def validate_either(value: Any) -> Any:
         return value if isinstance(value, str) and IS_ENTITY.fullmatch(value) else energy(value)
 
-    return validate
+    return validate_either
 
 
 @pyscript_compile
@@ -462,21 +469,24 @@ def weekdays(value: Any) -> list[int]:
 
 @pyscript_compile
 def mistakes(
-    invalid: vol.Invalid, given: Any, known: list[str], noun: str, most: int = MAX_MISTAKES
+    invalid: vol.Invalid, given: Any, names: list[str], noun: str, max_count: int = MAX_MISTAKES
 ) -> list[str]:
-    """Return a sentence for each mistake found, by the order of the fields: what is expected and given."""
+    """Return a sentence for each mistake, in the order of the fields `names`: what is expected, and given.
+
+    `noun` is what a field is called, such as "field of this service".
+    """
     errors = invalid.errors if isinstance(invalid, vol.MultipleInvalid) else [invalid]
-    places = {name: place for place, name in enumerate(known)}
-    in_order = sorted(errors, key=lambda error: places.get(str(error.path[0]), len(known)))
-    found = [mistake(error, given, known, noun) for error in in_order[:most]]
-    return listed(found, most, len(errors))
+    places = {name: place for place, name in enumerate(names)}
+    in_order = sorted(errors, key=lambda error: places.get(str(error.path[0]), len(names)))
+    sentences = [mistake(error, given, names, noun) for error in in_order[:max_count]]
+    return listed(sentences, max_count, len(errors))
 
 
 @pyscript_compile
-def listed(sentences: list[str], most: int = MAX_MISTAKES, count: int | None = None) -> list[str]:
-    """Return the first sentences, and how many more of `count` there are."""
-    more = (len(sentences) if count is None else count) - most
-    return [*sentences[:most], f"and {more} mistakes more"] if more > 0 else sentences
+def listed(sentences: list[str], max_count: int = MAX_MISTAKES, count: int | None = None) -> list[str]:
+    """Return the first sentences, and how many more mistakes of `count` there are."""
+    more = (len(sentences) if count is None else count) - max_count
+    return [*sentences[:max_count], f"and {more} more mistakes"] if more > 0 else sentences
 
 
 @pyscript_compile
@@ -487,7 +497,7 @@ def is_unknown_key(error: vol.Invalid) -> bool:
 
 
 @pyscript_compile
-def mistake(error, given, known, noun):
+def mistake(error: vol.Invalid, given: Any, names: list[str], noun: str) -> str:
     """Return the sentence for one mistake."""
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.path)
     name = short(name.lstrip("."))
@@ -495,8 +505,8 @@ def mistake(error, given, known, noun):
         return f"{name} is missing"
     if is_unknown_key(error):
         is_near = len(error.path) == 1 and len(str(error.path[-1])) <= MAX_QUOTED
-        near = difflib.get_close_matches(str(error.path[-1]), known if is_near else [], 1)
-        return f"{name} is no {noun}" + (f": did you mean {near[0]}?" if near else "")
+        near = difflib.get_close_matches(str(error.path[-1]), names if is_near else [], 1)
+        return f"{name} is not a {noun}" + (f": did you mean {near[0]}?" if near else "")
     value = given
     for part in error.path:
         value = value[part]

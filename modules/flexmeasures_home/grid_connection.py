@@ -1,10 +1,10 @@
-"""The connection to the grid as it is configured: for the plans that are made here, and for FlexMeasures."""
-
-from typing import Any
+"""The connection to the grid as configured: for the local plans, and for FlexMeasures."""
 
 import flexmeasures_api.errors as errors
 import flexmeasures_api.quantities as quantities
 import flexmeasures_cem.market as markets
+from flexmeasures_api.prices import Tariff
+from flexmeasures_home.configuration import Configuration
 
 FIELDS = {
     "power_capacity": "site-power-capacity",
@@ -15,7 +15,7 @@ FIELDS = {
 
 
 @pyscript_compile
-def of(given: Any) -> markets.Connection:
+def of(given: Configuration) -> markets.Connection:
     """Return the Connection of a Configuration."""
     price = given.site_peak_consumption_price
     return markets.Connection(
@@ -28,20 +28,22 @@ def of(given: Any) -> markets.Connection:
 
 
 @pyscript_compile
-def fields(given: Any) -> dict[str, str]:
+def fields(given: Configuration) -> dict[str, str]:
     """Return the flex-context's fields of the connection of a Configuration."""
     connection = of(given)
     capacities = {name: getattr(connection, key) for key, name in FIELDS.items()}
-    found = {name: quantities.as_power(watts) for name, watts in capacities.items() if watts is not None}
+    context = {
+        name: quantities.as_power(power_w) for name, power_w in capacities.items() if power_w is not None
+    }
     if given.site_peak_consumption_price:
-        found["site-peak-consumption"] = quantities.as_power(connection.peak_consumption)
-        found["site-peak-consumption-price"] = quantities.as_power_price(given.site_peak_consumption_price)
-    return found
+        context["site-peak-consumption"] = quantities.as_power(connection.peak_consumption)
+        context["site-peak-consumption-price"] = quantities.as_power_price(given.site_peak_consumption_price)
+    return context
 
 
 @pyscript_compile
-def refuse_other_currency(given: Any, tariff: Any) -> None:
-    """Raise InvalidProblem where a peak costs another currency than energy does (a Tariff, or None)."""
+def refuse_other_currency(given: Configuration, tariff: Tariff | None) -> None:
+    """Raise InvalidProblem if the price of a peak is in another currency than that of energy."""
     price = given.site_peak_consumption_price
     if price and tariff and price.currency != tariff.currency:
         raise errors.InvalidProblem(

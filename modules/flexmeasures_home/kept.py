@@ -1,7 +1,7 @@
-"""Files of ours in Home Assistant's storage folder, read without trust and written with notice.
+"""Our files in Home Assistant's storage folder: their content is validated, and failures are shown.
 
-They have the form of Home Assistant's own Store. That one stops whoever loads a file of another form or
-version, and tells of a file that cannot be read, or written, in the log alone.
+They have the form of Home Assistant's own Store. That one raises where a file has another form or version,
+and only logs that a file cannot be read or written.
 """
 
 import asyncio
@@ -10,33 +10,34 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as fields_of
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import homeassistant.util.dt as dt_util
-from homeassistant.core import HassJob, callback
+from homeassistant.core import CALLBACK_TYPE, HassJob, HomeAssistant, callback
 from homeassistant.helpers.event import async_call_later
 from homeassistant.helpers.json import json_bytes
 from homeassistant.helpers.storage import STORAGE_DIR
 from homeassistant.util.json import json_loads
 
 import flexmeasures_home.fields as fields
-import flexmeasures_home.status as statuses
+from flexmeasures_home.status import NOT_SAVED, SET_ASIDE, Status
 
 PREFIX = "flexmeasures_for_pyscript."
 VERSION = 1
 MAX_QUOTED = 80
-"""How much of an error's text is told."""
+"""How much of an error's text is shown."""
 PAUSES_BETWEEN_TRIES = (0.1, 0.5, 1.0)
-"""Seconds after each time that a file cannot be read, though it is there."""
+"""The pauses (s) after a file that exists could not be read."""
 
 
 @pyscript_compile
-def path_of(hass: Any, name: str) -> Path:
-    """Return where a file of ours is."""
+def path_of(hass: HomeAssistant, name: str) -> Path:
+    """Return the path of one of our files."""
     return Path(hass.config.path(STORAGE_DIR, f"{PREFIX}{name}"))
 
 
@@ -54,23 +55,24 @@ def reason(error: BaseException) -> str:
 
 
 @pyscript_compile
-def content_of(path: Path) -> dict | None:
-    """Return what a file holds, or None where there is none; raise OSError or ValueError. Blocks."""
+def content_of(path: Path) -> dict[str, Any] | None:
+    """Return the content of a file, or None without one; raise OSError or ValueError. Blocks."""
     try:
-        found = json_loads(path.read_bytes())
+        content = json_loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not keys and values")
-    if found.get("version") != VERSION:
-        raise ValueError(f"its version is {found.get('version')!r}, not {VERSION}"[:MAX_QUOTED])
-    if not isinstance(found.get("data"), dict):
-        raise ValueError(f"its data are a {type(found.get('data')).__name__}, not keys and values")
-    return found["data"]
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not keys and values")
+    if content.get("version") != VERSION:
+        raise ValueError(f"its version is {content.get('version')!r}, not {VERSION}"[:MAX_QUOTED])
+    data = content.get("data")
+    if not isinstance(data, dict):
+        raise ValueError(f"its data are a {type(data).__name__}, not keys and values")
+    return data
 
 
 @pyscript_compile
-def write(path: Path, name: str, data: dict, aside: Path | None) -> None:
+def write(path: Path, name: str, data: dict[str, Any], aside: Path | None) -> None:
     """Replace a file by one with new data, whole or not at all; raise OSError, TypeError or ValueError.
 
     The file before is copied to `aside`, if that is given. Blocks.
@@ -92,8 +94,8 @@ def write(path: Path, name: str, data: dict, aside: Path | None) -> None:
 
 
 @pyscript_compile
-def save_again(status: Any) -> None:
-    """Write in the background what could not be written before; to be called each minute."""
+def save_again(status: Status) -> None:
+    """Write files in the background that could not be written before; to be called each minute."""
     for name, write_again in list(status.unsaved.items()):
         status.hass.async_create_background_task(write_again(), f"flexmeasures saving {name}")
 
@@ -102,32 +104,38 @@ def save_again(status: Any) -> None:
 class _KeptFile:
     """A file in Home Assistant's storage folder: its `name`, and `what` it holds, as a user calls it.
 
-    `waiting` is what is still to be written. `aside` is where the file as it was is kept, if a part of it
-    could not be read. `is_blocked` is why there is something in its place that is not to be written over.
+    `waiting` is the data still to be written. `aside` is the path of a copy of the file as it was, if a part
+    of it could not be read. `is_blocked` is why the present file must not be overwritten.
     """
 
-    hass: Any
-    status: Any
+    hass: HomeAssistant
+    status: Status
     name: str
     what: str
-    waiting: dict | None = None
+    waiting: dict[str, Any] | None = None
     aside: Path | None = None
     is_blocked: str | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    forget_timer: Callable[[], None] | None = None
+    cancel_timer: CALLBACK_TYPE | None = None
+
+    @property
+    @pyscript_compile
+    def _saving(self) -> str:
+        """Return the problem key of a failure to write it."""
+        return f"saving {self.name}"
 
     @property
     @pyscript_compile
     def path(self) -> Path:
-        """Return where it is."""
+        """Return its path."""
         return path_of(self.hass, self.name)
 
     @pyscript_compile
-    async def async_load(self) -> dict:
-        """Return what it holds, nothing where it is not there.
+    async def async_load(self) -> dict[str, Any]:
+        """Return its content, which is empty without a file.
 
-        One that holds what is not ours is set aside. One that cannot be read, after some tries, stays as it
-        is, and is not written over.
+        A file with another content than ours is renamed. A file that cannot be read, after some tries, stays
+        as it is, and is not overwritten.
         """
         for pause in PAUSES_BETWEEN_TRIES:
             try:
@@ -142,83 +150,83 @@ class _KeptFile:
                 await self.set_aside(reason(error))
                 return {}
         self.is_blocked = reason(problem)
-        self.tell_unread(problem)
+        self.report_unread(problem)
         return {}
 
     @pyscript_compile
-    def read(self, convert: Callable[[Any], Any], value: Any, otherwise: Any = None) -> Any:
-        """Return a part of it, converted; one that cannot be read is told, and left out.
+    def convert_or_report(self, convert: Callable[[Any], Any], value: Any, default: Any = None) -> Any:
+        """Return a part of its content, converted; a part that cannot be read is reported, and left out.
 
         The whole file is copied before it is written next.
         """
         try:
             return convert(value)
         except Exception as error:
-            self.tell_part(reason(error), str(value)[:MAX_QUOTED])
-            return otherwise
+            self.report_part(reason(error), str(value)[:MAX_QUOTED])
+            return default
 
     @pyscript_compile
-    def tell_part(self, why: str, where: str) -> None:
-        """Tell that a part of it cannot be read, and keep the file as it was beside it."""
+    def report_part(self, why: str, where: str) -> None:
+        """Report that a part of it cannot be read, and keep a copy of the file as it was."""
         self.aside = self.aside or name_aside(self.path)
         text = f"{why} in {where}"
-        self.tell_aside(text, f"The file as it was is kept as {self.aside.name} beside it")
+        self._report_aside(text, f"The file as it was is kept as {self.aside.name} beside it")
 
     @pyscript_compile
-    def part(self, found: Any, key: str, kind: type) -> Any:
-        """Return what a key has, and an empty one of the `kind` where it has nothing, or something else."""
-        value = found.get(key)
-        return kind() if value is None else self.read(partial(of_kind, kind), value, kind())
+    def part(self, data: dict[str, Any], key: str, kind: type) -> Any:
+        """Return the value of a key; an empty one of the `kind` where it is missing, or of another kind."""
+        value = data.get(key)
+        return kind() if value is None else self.convert_or_report(partial(of_kind, kind), value, kind())
 
     @pyscript_compile
-    async def async_save(self, data: dict) -> bool:
-        """Write it, and return whether that was done; what could not be written is told, and tried again."""
-        self._forget_timer()
+    async def async_save(self, data: dict[str, Any]) -> bool:
+        """Write data, and return whether that succeeded; a failure is reported, and retried each minute."""
+        self._cancel_timer()
         self.waiting = data
         return await self.write_waiting()
 
     @pyscript_compile
-    def async_delay_save(self, data: Callable[[], dict], seconds: float) -> None:
-        """Write in some seconds what `data()` returns then, unless it is written before."""
-        self._forget_timer()
+    def async_delay_save(self, data: Callable[[], dict[str, Any]], seconds: float) -> None:
+        """Write in some seconds what `data()` returns then, unless data are written before."""
+        self._cancel_timer()
 
         @callback
-        def save(_now: Any) -> None:
-            self.forget_timer = None
+        def save(_now: datetime) -> None:
+            self.cancel_timer = None
             work = self.async_save(data())
             self.hass.async_create_background_task(work, f"flexmeasures saving {self.name}")
 
         job = HassJob(save, cancel_on_shutdown=True)
-        self.forget_timer = async_call_later(self.hass, seconds, job)
+        self.cancel_timer = async_call_later(self.hass, seconds, job)
 
     @pyscript_compile
     async def write_waiting(self) -> bool:
-        """Write what is still to be written; return whether that was done, or nothing was to be."""
+        """Write the data still to be written; return whether none are left."""
         async with self.lock:
             data = self.waiting
             if data is None:
                 return True
             if self.is_blocked:
                 self.status.unsaved[self.name] = self.write_waiting
-                self.tell_blocked()
+                self.report_blocked()
                 return False
             try:
                 await self.hass.async_add_executor_job(write, self.path, self.name, data, self.aside)
             except Exception as error:
                 self.status.unsaved[self.name] = self.write_waiting
-                self.tell_unsaved(error)
+                self.report_unsaved(error)
                 return False
             if self.waiting is data:
                 self.waiting = None
                 self.status.unsaved.pop(self.name, None)
-            self.tell_saved()
+            self.report_saved()
             return True
 
     @pyscript_compile
     async def set_aside(self, why: str) -> Path | None:
-        """Rename what cannot be used, a file or a folder in its place, and tell; return its new path.
+        """Rename a file or folder that cannot be used, and report it; return the new path.
 
-        What cannot be renamed is not written over.
+        One that cannot be renamed is not overwritten.
         """
         aside = name_aside(self.path)
         try:
@@ -229,74 +237,88 @@ class _KeptFile:
         except OSError as error:
             self.is_blocked = why
             done = f"It could not be renamed ({reason(error)}): move it away, and reload the scripts"
-            self.tell_aside(why, done)
+            self._report_aside(why, done)
             return None
         self.is_blocked = None
-        self.tell_aside(why, f"It was renamed to {aside.name}, and the app goes on without what it held")
+        self._report_aside(why, f"It was renamed to {aside.name}, and the app goes on without what it held")
         return aside
 
     @pyscript_compile
-    def tell_aside(self, why: str, done: str) -> None:
-        """Tell that it cannot be read, or a part of it, and what was done about it."""
+    def _report_aside(self, why: str, done: str) -> None:
+        """Report that it cannot be read, or a part of it, and what was done about it."""
         text = f"{self.path} with {self.what} cannot be read ({why}). {done}"
-        statuses.fail(self.status, f"file {self.name}", text, cause=statuses.SET_ASIDE)
+        self.status.fail(f"file {self.name}", text, cause=SET_ASIDE)
 
     @pyscript_compile
-    def tell_unread(self, error: BaseException) -> None:
-        """Tell that it cannot be read now."""
+    def report_unread(self, error: BaseException) -> None:
+        """Report that it cannot be read now."""
         text = (
-            f"{self.path} with {self.what} cannot be read ({reason(error)}), and stays as it is: see that no "
-            f"other program holds it, and that it can be read; then reload the scripts"
+            f"{self.path} with {self.what} cannot be read ({reason(error)}), and stays as it is: check that "
+            f"no other program locks it, and its permissions; then reload the scripts"
         )
-        statuses.fail(self.status, f"saving {self.name}", text, cause=statuses.NOT_SAVED)
+        self.status.fail(self._saving, text, cause=NOT_SAVED)
 
     @pyscript_compile
-    def tell_unsaved(self, error: BaseException) -> None:
-        """Tell that it cannot be written."""
+    def report_unsaved(self, error: BaseException) -> None:
+        """Report that it cannot be written."""
         text = (
-            f"{self.path} with {self.what} cannot be written ({reason(error)}): see that the disk has room, "
-            f"and that the folder can be written to. It is tried again each minute; a restart would lose "
+            f"{self.path} with {self.what} cannot be written ({reason(error)}): check that the disk has "
+            f"room, and the permissions of the folder. It is retried each minute; until then a restart loses "
             f"what is new"
         )
-        statuses.fail(self.status, f"saving {self.name}", text, cause=statuses.NOT_SAVED)
+        self.status.fail(self._saving, text, cause=NOT_SAVED)
 
     @pyscript_compile
-    def tell_blocked(self) -> None:
-        """Tell, unless that is told, that it is not written, since what is in its place stays there."""
+    def report_blocked(self) -> None:
+        """Report, once, that it is not written, since the present file must not be overwritten."""
         if not self.why_unsaved:
             text = (
-                f"{self.path} with {self.what} is not written, since what is in its place can be neither "
-                f"read nor renamed ({self.is_blocked}): move it away, and reload the scripts. A restart "
-                f"would lose what is new"
+                f"{self.path} with {self.what} is not written, since the present file can be neither "
+                f"read nor renamed ({self.is_blocked}): move it away, and reload the scripts. Until then "
+                f"a restart loses what is new"
             )
-            statuses.fail(self.status, f"saving {self.name}", text, cause=statuses.NOT_SAVED)
+            self.status.fail(self._saving, text, cause=NOT_SAVED)
 
     @property
     @pyscript_compile
     def why_unsaved(self) -> str | None:
-        """Return what was told of it where it could not be written, else None."""
-        problem = self.status.problems.get(f"saving {self.name}")
-        return problem and problem.text
+        """Return what was reported of a failure to write it, or None."""
+        problem = self.status.problems.get(self._saving)
+        return problem.text if problem else None
 
     @pyscript_compile
-    def tell_saved(self) -> None:
-        """Take back that it cannot be written."""
+    def report_saved(self) -> None:
+        """Resolve a failure to write it."""
         if self.why_unsaved:
-            statuses.settle(self.status, f"saving {self.name}")
+            self.status.resolve(self._saving)
 
     @pyscript_compile
-    def _forget_timer(self) -> None:
-        if self.forget_timer:
-            self.forget_timer()
-            self.forget_timer = None
+    def _cancel_timer(self) -> None:
+        if self.cancel_timer:
+            self.cancel_timer()
+            self.cancel_timer = None
 
 
 KeptFile = _KeptFile
 
 
 @pyscript_compile
-def of_kind(kind: type, value: Any) -> Any:
-    """Return a value that is of a kind, else raise TypeError."""
+def as_json(value: Any) -> Any:
+    """Return a value as JSON's types: records become dicts, moments ISO 8601 texts, and durations seconds."""
+    if is_dataclass(value):
+        return {item.name: as_json(getattr(value, item.name)) for item in fields_of(value)}
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+@pyscript_compile
+def of_kind(kind: type | tuple[type, ...], value: Any) -> Any:
+    """Return a value if it is of a kind, else raise TypeError."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"expected {kind}")
     return value
@@ -311,15 +333,16 @@ def optional(convert: Callable[[Any], Any], value: Any) -> Any:
 @pyscript_compile
 def text(value: Any) -> str:
     """Return a text, else raise TypeError."""
-    return of_kind(str, value)
+    return str(of_kind(str, value))
 
 
 @pyscript_compile
 def whole_number(value: Any) -> int:
-    """Return a whole number above zero that an id may be; else raise TypeError or ValueError."""
-    if not 1 <= of_kind(int, value) <= fields.MAX_ID:
+    """Return an id, which is above zero; else raise TypeError or ValueError."""
+    number: int = of_kind(int, value)
+    if not 1 <= number <= fields.MAX_ID:
         raise ValueError("expected an id")
-    return value
+    return number
 
 
 @pyscript_compile
@@ -332,7 +355,7 @@ def number(value: Any) -> float:
 
 @pyscript_compile
 def numbers(values: Any) -> list[float | None]:
-    """Return a list of finite numbers, of which some may be missing (None), but not all items."""
+    """Return a list of finite numbers, None for a gap, that is not empty."""
     if not of_kind(list, values):
         raise ValueError("expected values")
     return [optional(number, value) for value in values]
@@ -341,15 +364,15 @@ def numbers(values: Any) -> list[float | None]:
 @pyscript_compile
 def moment(value: Any) -> datetime:
     """Return a moment with its offset, else raise TypeError or ValueError."""
-    found = datetime.fromisoformat(value)
-    if found.tzinfo is None:
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
         raise ValueError("expected a time with an offset")
-    return found
+    return moment
 
 
 @pyscript_compile
 def length(seconds: Any) -> timedelta:
     """Return a duration above zero; else raise OverflowError, TypeError or ValueError."""
-    if (found := timedelta(seconds=number(seconds))) <= timedelta(0):
+    if (duration := timedelta(seconds=number(seconds))) <= timedelta(0):
         raise ValueError("expected a duration")
-    return found
+    return duration

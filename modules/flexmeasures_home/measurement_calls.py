@@ -1,6 +1,8 @@
-"""What `flexmeasures.post_measurements` and `flexmeasures.get_measurements` do."""
+"""The services `flexmeasures.post_measurements` and `flexmeasures.get_measurements`."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import homeassistant.util.dt as dt_util
 import isodate
@@ -9,41 +11,42 @@ from homeassistant.util.unit_conversion import EnergyConverter
 
 import flexmeasures_api.errors as errors
 import flexmeasures_api.sensor_data as sensor_data
-import flexmeasures_home.device as devices
 import flexmeasures_home.entities as entities
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurements as measurements
-import flexmeasures_home.outbox as outboxes
-import flexmeasures_home.status as statuses
+from flexmeasures_api.connection import Sensor
+from flexmeasures_api.sensor_data import SensorData
+from flexmeasures_home.device import Device
+from flexmeasures_home.status import CALL
 
 
 @pyscript_compile
-async def post_measurements(device, call):
+async def post_measurements(device: Device, call: dict[str, Any]) -> dict[str, Any]:
     """Post values to a FlexMeasures sensor; return whether they are `delivered`, or wait in the outbox.
 
-    `call` holds the service's fields, checked: `values`, or the `entity_id` whose state they are now.
-    Raise ServiceValidationError for what the server refuses, HomeAssistantError where what waits could not be
-    written.
+    `call` has the service's fields, checked: `values`, or the `entity_id` whose present state is posted.
+    Raise ServiceValidationError for values that the server refuses, HomeAssistantError if values that wait
+    could not be written to the file.
     """
-    devices.refuse_if_stopped(device)
-    run = run_of(device, call)
-    if sensor := known_sensor(device, run.sensor):
-        run = sensor_data.with_known_step(run, sensor)
-    parcel = outboxes.add(device.outbox, run)
+    device.refuse_if_stopped()
+    data = data_of(device, call)
+    if sensor := known_sensor(device, data.sensor):
+        data = sensor_data.with_known_step(data, sensor)
+    outbox = device.outbox
+    item = outbox.add(data)
     with raised():
-        delivered = await outboxes.delivered(device.outbox, parcel)
-    if not delivered:
-        unsaved = await outboxes.save(device.outbox)
-        if any(each is parcel for each in unsaved):
-            why = device.outbox.store.file.why_unsaved
-            raise HomeAssistantError(f"The values wait for FlexMeasures, but in memory alone: {why}")
-    return {"delivered": delivered, "values": len(run.values), "outbox": outboxes.waiting(device.outbox)}
+        is_delivered = await outbox.delivered(item)
+    if not is_delivered and any(unsaved is item for unsaved in await outbox.save()):
+        raise HomeAssistantError(
+            f"The values wait for FlexMeasures, but only in memory: {outbox.store.file.why_unsaved}"
+        )
+    return {"delivered": is_delivered, "values": len(data.values), "outbox": outbox.waiting_values}
 
 
 @pyscript_compile
 @contextmanager
-def raised():
-    """Raise an error of FlexMeasures as Home Assistant's own: what is refused for good lies in the call."""
+def raised() -> Iterator[None]:
+    """Raise an error of FlexMeasures as Home Assistant's own: the call is wrong if the error is final."""
     try:
         yield
     except errors.FlexMeasuresError as error:
@@ -52,20 +55,20 @@ def raised():
 
 
 @pyscript_compile
-def run_of(device, call):
-    """Return a call's values as a run; a single value without a start is of now."""
+def data_of(device: Device, call: dict[str, Any]) -> SensorData:
+    """Return the values of a call; the start of a single value is now by default."""
     if ("values" in call) == ("entity_id" in call):
         raise ServiceValidationError("values, entity_id: expected one of the two")
     values, unit = call.get("values"), call.get("unit")
     if values is None:
-        value, own_unit = state_now(device, call["entity_id"], call["sensor_id"])
+        value, own_unit = present_state(device, call["entity_id"], call["sensor_id"])
         if unit and own_unit and unit != own_unit:
             raise ServiceValidationError(f"unit: {call['entity_id']} is in {own_unit}: leave unit out")
         values, unit = [value], own_unit or unit
     if len(values) > 1 and "start" not in call:
         raise ServiceValidationError("start is missing: give the time of the first value")
     duration = call.get("duration")
-    return sensor_data.SensorData(
+    return SensorData(
         sensor=call["sensor_id"],
         start=call.get("start", dt_util.utcnow().replace(second=0, microsecond=0)),
         values=values,
@@ -77,14 +80,14 @@ def run_of(device, call):
 
 
 @pyscript_compile
-def known_sensor(device, sensor_id):
-    """Return what the server says, or said once, of a sensor; None where that is not known."""
+def known_sensor(device: Device, sensor_id: int) -> Sensor | None:
+    """Return a sensor as the server describes it, or did so before; None if it is unknown."""
     return device.link.sensors.get(sensor_id) or device.measurements.sensors.get(sensor_id)
 
 
 @pyscript_compile
-def state_now(device, entity, sensor_id):
-    """Return an entity's number now, and its unit or None; raise where it is no number, or a counter's."""
+def present_state(device: Device, entity: str, sensor_id: int) -> tuple[float, str | None]:
+    """Return an entity's present number, and its unit or None; refuse other states, and meter readings."""
     entity_id, attribute = entities.split(entity)
     state = device.hass.states.get(entity_id)
     if state is None:
@@ -93,7 +96,7 @@ def state_now(device, entity, sensor_id):
     number = entities.number(value)
     if number is None:
         raise ServiceValidationError(
-            f"entity_id: {entity} is {fields.quoted(value)}, which is no number: nothing was posted"
+            f"entity_id: {entity} is {fields.quoted(value)}, which is not a number: nothing was posted"
         )
     sensor = known_sensor(device, sensor_id)
     counts = state.attributes.get("state_class") in ("total", "total_increasing")
@@ -105,16 +108,16 @@ def state_now(device, entity, sensor_id):
 
 
 @pyscript_compile
-async def get_measurements(device, call):
-    """Return what FlexMeasures holds of a sensor; raise HomeAssistantError or ServiceValidationError."""
-    devices.refuse_if_stopped(device)
+async def get_measurements(device: Device, call: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a sensor on FlexMeasures; raise HomeAssistantError or ServiceValidationError."""
+    device.refuse_if_stopped()
     with raised():
-        found = await sensor_data.read(device.link, **call)
-    statuses.succeed(device.status, statuses.CALL)
+        series = await sensor_data.read(device.link, **call)
+    device.status.succeed(CALL)
     zone = dt_util.get_default_time_zone()
-    return found | {
+    return series | {
         "sensor_id": call["sensor_id"],
-        "start": found["start"].astimezone(zone).isoformat(),
-        "duration": isodate.duration_isoformat(found["duration"]),
-        "resolution": isodate.duration_isoformat(found["resolution"]),
+        "start": series["start"].astimezone(zone).isoformat(),
+        "duration": isodate.duration_isoformat(series["duration"]),
+        "resolution": isodate.duration_isoformat(series["resolution"]),
     }

@@ -1,11 +1,10 @@
-"""Planning again once prices are there that the schedule in force had to assume."""
+"""Planning again once prices are known that were assumed for the schedule in force."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import homeassistant.util.dt as dt_util
 from homeassistant.exceptions import HomeAssistantError
@@ -14,19 +13,20 @@ import flexmeasures_api.errors as errors
 import flexmeasures_api.prices as prices
 import flexmeasures_api.quantities as quantities
 import flexmeasures_api.schedule as schedules
-import flexmeasures_home.status as statuses
 import flexmeasures_home.tasks as tasks
+from flexmeasures_api.schedule import Schedule
+
+if TYPE_CHECKING:
+    from flexmeasures_home.device import Device
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 BETWEEN_LOOKS = timedelta(minutes=5)
 """How often new prices are looked for, while not all are known."""
-Plan = Callable[..., Awaitable[Any]]
-"""Plans the device for the fields of a call, if it is still wanted once it is its turn: device.plan."""
 
 
 @pyscript_compile
-def look(device: Any, plan: Plan) -> None:
-    """Plan again in the background once prices are there that the schedule in force had to assume."""
+def look(device: "Device") -> None:
+    """Plan again in the background once prices are known that were assumed; to be called each minute."""
     schedule, now = device.schedule, dt_util.utcnow()
     if device.stopped or (device.replanning and not device.replanning.done()):
         return
@@ -34,19 +34,19 @@ def look(device: Any, plan: Plan) -> None:
         return
     if device.prices_due is None or now >= device.prices_due:
         device.prices_due = now + BETWEEN_LOOKS
-        work = partial(plan_with_new_prices, device, schedule, plan)
+        work = partial(plan_with_new_prices, device, schedule)
         device.replanning = tasks.supervise(device.status, "plan with new prices", work)
 
 
 @pyscript_compile
-async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
+async def plan_with_new_prices(device: "Device", schedule: Schedule) -> None:
     """Plan again if a price is known that was assumed for the schedule."""
     given, now = device.configuration, dt_util.utcnow()
     call = device.last_call
     if call is None and device.cron is None:
         return
     call = call or {}
-    raw = (given.flex_context or {}) | call.get("flex_context", {})
+    raw: dict[str, Any] = (given.flex_context or {}) | call.get("flex_context", {})
     try:
         tariff, _fields = await prices.for_plan(
             device.link,
@@ -59,7 +59,7 @@ async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
     except errors.FlexMeasuresError as error:
         LOGGER.debug("Prices cannot be read: %s", error)
         return
-    statuses.succeed(device.status, None)
+    device.status.succeed(None)
     known = [interval for interval in tariff.intervals if interval.is_known] if tariff else []
     if not any(
         interval.start < end and interval.end > start
@@ -67,26 +67,28 @@ async def plan_with_new_prices(device: Any, schedule: Any, plan: Plan) -> None:
         for start, end in schedule.assumed_prices
     ):
         return
-    call = going_on(device, call, schedule, now)
-    if call is None:
+    renewed = renewed_call(device, call, schedule, now)
+    if renewed is None:
         return
     LOGGER.info("There are new prices")
     with suppress(HomeAssistantError):
-        await plan(call, is_wanted=lambda: device.schedule is schedule)
+        await device.plan(renewed, by_user=False, is_wanted=lambda: device.schedule is schedule)
 
 
 @pyscript_compile
-def going_on(device: Any, call: dict[str, Any], schedule: Any, now: datetime) -> dict[str, Any] | None:
+def renewed_call(
+    device: "Device", call: dict[str, Any], schedule: Schedule, now: datetime
+) -> dict[str, Any] | None:
     """Return the call that the schedule in force was made for, as of now; None without a state of charge.
 
-    A state of charge that was given is carried on by the schedule.
+    A given state of charge is extrapolated by the schedule.
     """
     if call.get("start", now) > now:
         return call
     renewed = {name: value for name, value in call.items() if name not in ("start", "soc_at_start")}
     for name in ("soc_targets", "soc_minima", "soc_maxima"):
         if name in call:
-            renewed[name] = [wish for wish in call[name] if wish.end > now]
+            renewed[name] = [event for event in call[name] if event.end > now]
     soc = call.get("soc_at_start")
     if isinstance(soc, float):
         if schedule.soc is None:

@@ -1,6 +1,6 @@
-"""The outbox's file: a database with a row for each run that waits, of all users of all servers.
+"""The outbox's file: an SQLite database with a row for each SensorData that waits, for all users.
 
-A change writes the rows that it is about, in one transaction, however much else waits.
+A change writes only the rows that it concerns, in one transaction.
 """
 
 import hashlib
@@ -16,19 +16,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import flexmeasures_api.sensor_data as sensor_data
+from homeassistant.core import HomeAssistant
+
 import flexmeasures_home.kept as kept
+from flexmeasures_api.sensor_data import CONSUMPTION, PRODUCTION, SensorData
+from flexmeasures_home.status import Status
 
 NAME, WHAT = "outbox.db", "the values that wait for FlexMeasures"
 NAME_AS_JSON = "outbox"
-"""The file that had all runs until there was the database: it is taken over once."""
+"""The file of earlier versions, before there was the database: it is imported once."""
 VERSION = 1
 OWNER_ONLY = 0o600
-"""Who may read it: as with Home Assistant's own files that are private."""
-WORTH_SHRINKING_BYTES = 2**20
-"""How much of the file must be free, beside half of it, before it is made shorter."""
-LOCKED_SECONDS = 5
-"""How long is waited for another program, such as a backup, that holds the database, before the next try."""
+"""The permissions of Home Assistant's own private files."""
+MIN_FREE_BYTES = 2**20
+"""The file is compacted if more than this, and more than half of it, is free."""
+LOCK_TIMEOUT_SECONDS = 5
+"""How long another program, such as a backup, may lock the database before a try fails."""
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 TABLES = (
     "CREATE TABLE IF NOT EXISTS runs (key INTEGER PRIMARY KEY, user TEXT NOT NULL, run TEXT NOT NULL)",
@@ -47,8 +50,8 @@ INSERT_RUN = (
 @pyscript_compile
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database for a transaction, which is rolled back where it fails. Blocks."""
-    database = sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)
+    """Open a database for a transaction, which is rolled back if it fails. Blocks."""
+    database = sqlite3.connect(path, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None)
     try:
         yield database
     finally:
@@ -56,14 +59,13 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pyscript_compile
-def read_rows(path: Path, user: str) -> tuple[list[tuple[int, Any]], int, set[str], bool]:
-    """Return a user's (key, Run or what is wrong with it), how many values were dropped, and more. Blocks.
+def read_rows(path: Path, user: str) -> "Content | None":
+    """Return the content of a database for a user, or None without a database. Blocks.
 
-    That is the digests of the files that were taken over, and whether there is a database. Raise OSError,
-    ValueError or sqlite3.Error where it cannot be read.
+    Raise OSError, ValueError or sqlite3.Error where it cannot be read.
     """
     if not path.exists():
-        return [], 0, set(), False
+        return None
     if path.is_dir():
         raise IsADirectoryError(f"{path.name} is a folder")
     if path.stat().st_size == 0:
@@ -79,12 +81,16 @@ def read_rows(path: Path, user: str) -> tuple[list[tuple[int, Any]], int, set[st
         dropped = database.execute("SELECT count FROM dropped WHERE user = ?", [user]).fetchone() or [0]
         has_digests = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'taken_over'").fetchone()
         digests = database.execute("SELECT digest FROM taken_over").fetchall() if has_digests else []
-    return [(key, run_or_error(text)) for key, text in rows], dropped[0], {each for [each] in digests}, True
+    return Content(
+        rows=[(key, data_or_error(text)) for key, text in rows],
+        dropped=dropped[0],
+        digests={digest for [digest] in digests},
+    )
 
 
 @pyscript_compile
-def run_or_error(text: str) -> Any:
-    """Return the run that a text is, or what is wrong with it."""
+def data_or_error(text: str) -> SensorData | Exception:
+    """Return the SensorData of a text, or what is wrong with it."""
     try:
         return from_text(text)
     except Exception as error:
@@ -93,14 +99,14 @@ def run_or_error(text: str) -> Any:
 
 @pyscript_compile
 def is_lost(error: Exception) -> bool:
-    """Tell whether an error means that what was written before is there no more."""
+    """Tell whether an error means that the database was lost since it was written."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return isinstance(error, FileNotFoundError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @pyscript_compile
 def is_unusable(error: Exception) -> bool:
-    """Tell whether an error means that a database is none of ours, not only that it cannot be read now."""
+    """Tell whether an error means that a database is not ours, not just that it cannot be read now."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return isinstance(error, (ValueError, IsADirectoryError))
@@ -108,10 +114,10 @@ def is_unusable(error: Exception) -> bool:
 
 
 @pyscript_compile
-def write_rows(path: Path, aside: Path | None, changes: Any) -> None:
-    """Write Changes, all of them or none; the file before is copied to `aside`, if that is given. Blocks.
+def write_rows(path: Path, aside: Path | None, changes: "Changes") -> None:
+    """Write all changes or none; the previous file is copied to `aside`, if that is given. Blocks.
 
-    Raise OSError or sqlite3.Error; FileNotFoundError where the file was to be there.
+    Raise OSError or sqlite3.Error; FileNotFoundError where the file should exist.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not changes.is_all:
@@ -129,14 +135,14 @@ def write_rows(path: Path, aside: Path | None, changes: Any) -> None:
         database.executemany("DELETE FROM runs WHERE key = ?", [(key,) for key in changes.gone])
         database.executemany("INSERT OR REPLACE INTO dropped VALUES (?, ?)", changes.dropped)
         database.executemany(
-            "INSERT OR REPLACE INTO taken_over VALUES (?)", [(each,) for each in changes.digests]
+            "INSERT OR REPLACE INTO taken_over VALUES (?)", [(digest,) for digest in changes.digests]
         )
         database.execute("COMMIT")
 
 
 @pyscript_compile
-def look_after_file(path: Path) -> None:
-    """Make a database shorter that is mostly free. Blocks.
+def maintain_file(path: Path) -> None:
+    """Check a database, and compact it if it is mostly free. Blocks.
 
     Raise ValueError or sqlite3.Error where it is damaged, FileNotFoundError where it is gone.
     """
@@ -149,23 +155,23 @@ def look_after_file(path: Path) -> None:
             database.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("freelist_count", "page_count", "page_size")
         ]
-        if 2 * free > pages and free * size > WORTH_SHRINKING_BYTES:
+        if 2 * free > pages and free * size > MIN_FREE_BYTES:
             database.execute("VACUUM")
 
 
 @pyscript_compile
 def remove_all(paths: list[Path]) -> None:
-    """Remove files that have no purpose any more, as far as that can be done. Blocks."""
+    """Remove obsolete files, as far as possible. Blocks."""
     for path in paths:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            LOGGER.warning("%s cannot be removed (%s): it has no purpose any more", path, error.strerror)
+            LOGGER.warning("%s is obsolete, and cannot be removed (%s): delete it", path, error.strerror)
 
 
 @pyscript_compile
 def set_journal_aside(path: Path, aside: Path) -> None:
-    """Rename the journal of a database that was renamed, if it has one. Blocks."""
+    """Rename the journal of a renamed database, if it has one. Blocks."""
     journal = path.with_name(f"{path.name}-journal")
     try:
         journal.rename(aside.with_name(f"{aside.name}-journal"))
@@ -177,25 +183,40 @@ def set_journal_aside(path: Path, aside: Path) -> None:
 
 @pyscript_compile
 def digest_of(path: Path) -> str | None:
-    """Return a digest of a file, or None where there is none that can be read. Blocks."""
+    """Return a digest of a file, or None if it cannot be read. Blocks."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return None
 
 
-@dataclass(repr=False)
-class _Changes:
-    """What is to be written: `rows` of (key, user, run as text), keys that are `gone`, and `dropped` values.
+@dataclass(repr=False, kw_only=True)
+class _Content:
+    """What a database holds for a user: rows of (key, data or what is wrong with it).
 
-    Those are counted by user. `digests` are those of files that are taken over by this. `is_all` tells that
-    there need not be a file yet.
+    `dropped` is the number of values that were dropped, `digests` are those of files that were imported.
     """
 
-    rows: list
-    gone: set
-    dropped: list
-    digests: list
+    rows: list[tuple[int, SensorData | Exception]]
+    dropped: int
+    digests: set[str]
+
+
+Content = _Content
+
+
+@dataclass(repr=False, kw_only=True)
+class _Changes:
+    """What is to be written: `rows` of (key, user, data as text), and the keys that are `gone`.
+
+    `dropped` has the number of dropped values by user, `digests` are those of files that are imported.
+    `is_all` tells that there need not be a file yet.
+    """
+
+    rows: list[tuple[int, str, str]]
+    gone: set[int]
+    dropped: list[tuple[str, int]]
+    digests: list[str]
     is_all: bool
 
 
@@ -206,156 +227,161 @@ Changes = _Changes
 class _OutboxStore:
     """The database for one user of one server.
 
-    `file` is where it is. `last_key` is the greatest key that has been used. `unread` are keys of rows that
-    cannot be read, and `others` the rows of other users, to be written next. `taken_over` are files that have
-    no purpose once that is done, and `digests` has those of files that were taken over. `is_there` tells
-    whether what is not changed is in the database, `dropped` is what is in there, and `is_unread` tells that
-    it could not be read yet: it is not written before that.
+    `last_key` is the greatest key that has been used. `unreadable` are keys of rows that cannot be read, and
+    `others` the rows of other users, to be written next. `imported` are files that are obsolete after that,
+    and `digests` those of files that were imported. `exists` tells whether the database exists, `dropped` is
+    the number of dropped values in it, and `is_unread` tells that it could not be read yet: it is not written
+    before that.
     """
 
-    file: Any
+    file: kept.KeptFile
     user: str
     last_key: int = 0
-    unread: set = field(default_factory=set)
-    others: list = field(default_factory=list)
-    others_dropped: list = field(default_factory=list)
-    taken_over: list = field(default_factory=list)
-    digests: set = field(default_factory=set)
-    new_digests: list = field(default_factory=list)
-    is_there: bool = False
+    unreadable: set[int] = field(default_factory=set)
+    others: list[tuple[int, str, str]] = field(default_factory=list)
+    others_dropped: list[tuple[str, int]] = field(default_factory=list)
+    imported: list[Path] = field(default_factory=list)
+    digests: set[str] = field(default_factory=set)
+    new_digests: list[str] = field(default_factory=list)
+    exists: bool = False
     is_unread: bool = False
     dropped: int = 0
 
     @pyscript_compile
     def new_key(self) -> int:
-        """Return a key that is greater than all before, also those of a database that could not be read."""
+        """Return a key that is greater than all before, even those of a database that could not be read."""
         self.last_key = max(self.last_key + 1, time.time_ns() // 1000)
         return self.last_key
 
     @pyscript_compile
-    async def load(self) -> tuple[list[tuple[int, Any]], int]:
-        """Return the user's (key, Run), oldest first, and how many values were dropped.
+    async def load(self) -> tuple[list[tuple[int, SensorData]], int]:
+        """Return the user's (key, data), oldest first, and the number of values that were dropped.
 
-        What is no database of ours is set aside, and told. One that cannot be read now, since it is locked
-        for example, stays as it is (`is_unread`): call again later.
+        A file that is not our database is renamed, and reported. One that cannot be read now, for example
+        since it is locked, stays as it is (`is_unread`): call again later.
         """
         self.is_unread = False
         run_blocking = self.file.hass.async_add_executor_job
         try:
-            found, self.dropped, self.digests, self.is_there = await run_blocking(
-                read_rows, self.file.path, self.user
-            )
+            content = await run_blocking(read_rows, self.file.path, self.user)
         except Exception as error:
             if is_unusable(error):
                 await self.set_aside(kept.reason(error))
             else:
                 self.is_unread = True
-                self.file.tell_unread(error)
+                self.file.report_unread(error)
             return [], 0
-        self.last_key = max([self.last_key, *[key for key, _run in found]])
-        wrong = {key: run for key, run in found if isinstance(run, Exception)}
-        for key, error in wrong.items():
-            self.file.tell_part(kept.reason(error), f"row {key}")
-        self.unread = set(wrong)
-        return [(key, run) for key, run in found if key not in wrong], self.dropped
+        self.exists = content is not None
+        if content is None:
+            self.dropped, self.digests, self.unreadable = 0, set(), set()
+            return [], 0
+        self.dropped, self.digests = content.dropped, content.digests
+        self.last_key = max([self.last_key, *[key for key, _data in content.rows]])
+        wrong = {key: data for key, data in content.rows if isinstance(data, Exception)}
+        for key, fault in wrong.items():
+            self.file.report_part(kept.reason(fault), f"row {key}")
+        self.unreadable = set(wrong)
+        return [(key, data) for key, data in content.rows if isinstance(data, SensorData)], self.dropped
 
     @pyscript_compile
-    async def take_over(self) -> tuple[list[Any], int]:
-        """Return the user's Runs of the JSON file that was before, and how many values were dropped.
+    async def import_json(self) -> tuple[list[SensorData], int]:
+        """Return the user's data of an earlier version's JSON file, and the number of dropped values.
 
-        All others' are written next, and then the file is removed; one that is still there after that is not
-        taken over again.
+        Those of other users are written next, and then the file is removed; if that fails, it is not imported
+        again.
         """
         path = kept.path_of(self.file.hass, NAME_AS_JSON)
         digest = await self.file.hass.async_add_executor_job(digest_of, path)
         if digest is None:
             return [], 0
         if digest in self.digests:
-            self.taken_over = [path]
+            self.imported = [path]
             return [], 0
         old = kept.KeptFile(self.file.hass, self.file.status, NAME_AS_JSON, WHAT)
-        found = await old.async_load()
-        runs, dropped = [], 0
-        for user in found:
-            own = old.part(found, user, dict)
-            recalled = [old.read(recall, each) for each in old.part(own, "runs", list)]
-            count = old.part(own, "dropped", int)
+        users = await old.async_load()
+        own_data: list[SensorData] = []
+        own_dropped = 0
+        for user in users:
+            content = old.part(users, user, dict)
+            items = [old.convert_or_report(from_json, item) for item in old.part(content, "runs", list)]
+            data, dropped = [item for item in items if item], old.part(content, "dropped", int)
             if user == self.user:
-                runs, dropped = [run for run in recalled if run], count
+                own_data, own_dropped = data, dropped
             else:
-                self.others += [(self.new_key(), user, as_text(run)) for run in recalled if run]
-                self.others_dropped += [(user, count)]
+                self.others += [(self.new_key(), user, as_text(item)) for item in data]
+                self.others_dropped += [(user, dropped)]
         try:
-            if found and old.aside:
+            if users and old.aside:
                 await self.file.hass.async_add_executor_job(shutil.copy, old.path, old.aside)
         except OSError as error:
-            self.file.tell_unsaved(error)
+            self.file.report_unsaved(error)
         else:
-            self.taken_over = [old.path] if found else []
+            self.imported = [old.path] if users else []
         self.new_digests = [digest]
-        return runs, dropped
+        return own_data, own_dropped
 
     @pyscript_compile
     def has_more(self, dropped: int) -> bool:
-        """Tell whether there is more to be written than runs."""
+        """Tell whether there is something to write besides rows."""
         return (
-            bool(self.unread or self.others or self.taken_over or self.new_digests) or dropped != self.dropped
+            bool(self.unreadable or self.others or self.imported or self.new_digests)
+            or dropped != self.dropped
         )
 
     @pyscript_compile
     async def write(self, rows: list[tuple[int, str]], gone: set[int], dropped: int) -> bool:
-        """Write rows of (key, run as text), delete those that are gone; return whether that was done.
+        """Write rows of (key, data as text), delete those that are gone; return whether that succeeded.
 
-        What could not be written is told; the caller tries it again. It writes all that waits where the
-        database is not there: one that was damaged meanwhile is set aside.
+        A failure is reported, and the caller tries again. Where the database does not exist, it writes all
+        that waits: a damaged database is renamed.
         """
         changes = Changes(
-            rows=[*self.others, *[(key, self.user, run) for key, run in rows]],
-            gone=gone | self.unread,
+            rows=[*self.others, *[(key, self.user, text) for key, text in rows]],
+            gone=gone | self.unreadable,
             dropped=[*self.others_dropped, (self.user, dropped)],
             digests=self.new_digests,
-            is_all=not self.is_there,
+            is_all=not self.exists,
         )
         run_blocking = self.file.hass.async_add_executor_job
         if self.file.is_blocked and not await self.set_aside(self.file.is_blocked):
-            self.file.tell_blocked()
+            self.file.report_blocked()
             return False
         try:
             await run_blocking(write_rows, self.file.path, self.file.aside, changes)
-            await run_blocking(remove_all, self.taken_over)
+            await run_blocking(remove_all, self.imported)
         except Exception as error:
-            self.file.tell_unsaved(error)
+            self.file.report_unsaved(error)
             if is_lost(error):
-                self.is_there = False
+                self.exists = False
                 if not isinstance(error, FileNotFoundError):
                     await self.set_aside(kept.reason(error))
             return False
-        self.is_there, self.dropped = True, dropped
-        self.others, self.others_dropped, self.taken_over, self.unread = [], [], [], set()
+        self.exists, self.dropped = True, dropped
+        self.others, self.others_dropped, self.imported, self.unreadable = [], [], [], set()
         self.new_digests = []
         return True
 
     @pyscript_compile
-    async def look_after(self) -> None:
-        """Check the database, and make it shorter where it is mostly free.
+    async def maintain(self) -> None:
+        """Check the database, and compact it if it is mostly free.
 
-        One that is damaged is set aside and told, and is then not there: all that waits is to be written.
-        What else keeps it from being looked at, as another program that holds it, is no matter.
+        A damaged one is renamed and reported, and does not exist any more: all that waits has to be written.
+        Other errors, such as a lock of another program, are ignored.
         """
         try:
-            await self.file.hass.async_add_executor_job(look_after_file, self.file.path)
+            await self.file.hass.async_add_executor_job(maintain_file, self.file.path)
         except Exception as error:
             if isinstance(error, FileNotFoundError):
-                self.is_there = False
+                self.exists = False
             elif is_unusable(error) and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
-                self.is_there = False
+                self.exists = False
                 await self.set_aside(kept.reason(error))
             else:
-                LOGGER.debug("%s cannot be looked after: %s", self.file.path, kept.reason(error))
+                LOGGER.debug("%s cannot be checked: %s", self.file.path, kept.reason(error))
 
     @pyscript_compile
     async def set_aside(self, why: str) -> bool:
-        """Rename the database, and its journal, which would be taken for a new one's; tell whether it was."""
+        """Rename the database and its journal, so that SQLite uses neither; return whether that succeeded."""
         aside = await self.file.set_aside(why)
         if aside:
             await self.file.hass.async_add_executor_job(set_journal_aside, self.file.path, aside)
@@ -366,51 +392,36 @@ OutboxStore = _OutboxStore
 
 
 @pyscript_compile
-def new(hass: Any, status: Any, user: str) -> Any:
+def new(hass: HomeAssistant, status: Status, user: str) -> OutboxStore:
     """Return the store for one user of one server."""
     return OutboxStore(kept.KeptFile(hass, status, NAME, WHAT), user)
 
 
 @pyscript_compile
-def as_text(run: Any) -> str:
-    """Return a run as text; raise TypeError or ValueError where it holds what JSON has not."""
-    return json.dumps(as_json(run), allow_nan=False)
+def as_text(data: SensorData) -> str:
+    """Return data as text; raise TypeError or ValueError if they cannot be written as JSON."""
+    return json.dumps(kept.as_json(data), allow_nan=False)
 
 
 @pyscript_compile
-def from_text(text: str) -> Any:
-    """Return the run that `as_text` wrote; raise what is wrong with it."""
-    return recall(json.loads(text))
+def from_text(text: str) -> SensorData:
+    """Return the data that `as_text` wrote; raise what is wrong with them."""
+    return from_json(json.loads(text))
 
 
 @pyscript_compile
-def as_json(run: Any) -> dict[str, Any]:
-    """Return a run as JSON's types."""
-    return {
-        "sensor": run.sensor,
-        "start": run.start.isoformat(),
-        "values": run.values[:],
-        "unit": run.unit,
-        "step": None if run.step is None else run.step.total_seconds(),
-        "prior": run.prior and run.prior.isoformat(),
-        "sign": run.sign,
-        "stored_until": run.stored_until and run.stored_until.isoformat(),
-    }
-
-
-@pyscript_compile
-def recall(found: Any) -> Any:
-    """Return the run that `as_json` wrote; raise KeyError, OverflowError, TypeError or ValueError."""
-    step, sign = found["step"], found["sign"]
-    if sign not in (None, sensor_data.CONSUMPTION, sensor_data.PRODUCTION):
+def from_json(item: dict[str, Any]) -> SensorData:
+    """Return the data that `kept.as_json` wrote; raise KeyError, OverflowError, TypeError or ValueError."""
+    step, sign = item["step"], item["sign"]
+    if sign not in (None, CONSUMPTION, PRODUCTION):
         raise ValueError("expected a sign of 1 or -1, or none")
-    return sensor_data.SensorData(
-        sensor=kept.whole_number(found["sensor"]),
-        start=kept.moment(found["start"]),
-        values=kept.numbers(found["values"]),
-        unit=kept.optional(kept.text, found["unit"]),
+    return SensorData(
+        sensor=kept.whole_number(item["sensor"]),
+        start=kept.moment(item["start"]),
+        values=kept.numbers(item["values"]),
+        unit=kept.optional(kept.text, item["unit"]),
         step=None if step is None else timedelta(seconds=kept.number(step)),
-        prior=kept.optional(kept.moment, found["prior"]),
+        prior=kept.optional(kept.moment, item["prior"]),
         sign=sign,
-        stored_until=kept.optional(kept.moment, found.get("stored_until")),
+        stored_until=kept.optional(kept.moment, item.get("stored_until")),
     )

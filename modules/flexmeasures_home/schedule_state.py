@@ -1,29 +1,32 @@
 """A schedule as a Home Assistant state: the value that is due now, and the schedule as attributes."""
 
-from datetime import datetime
+from datetime import datetime, tzinfo
+from typing import Any
 
 import homeassistant.util.dt as dt_util
 import isodate
 from homeassistant.const import STATE_UNKNOWN
+from homeassistant.helpers.entity import StateInfo
 from homeassistant.helpers.json import json_bytes
 
 import flexmeasures_api.quantities as quantities
+from flexmeasures_api.schedule import Schedule
 
 ENTITY_ID = "sensor.flexmeasures_schedule"
 FRIENDLY_NAME = "FlexMeasures Schedule"
-MOST_BYTES = 16_300
-"""What is longer than 16,384 bytes is too much for the recorder."""
-MOST_MISSED = 50
+MAX_BYTES = 16_300
+"""The recorder drops attributes of more than 16,384 bytes."""
+MAX_MISSED_TARGETS = 50
 MAX_WARNINGS = 10
-STATE_INFO = {"unrecorded_attributes": frozenset({"schedule", "soc"})}
-"""What the recorder leaves out, since it would be written anew with each schedule."""
+STATE_INFO: StateInfo = {"unrecorded_attributes": frozenset({"schedule", "soc"})}
+"""Attributes that the recorder leaves out, since each schedule has new ones."""
 
 
 @pyscript_compile
-def due(schedule, previous, moment):
-    """Return the state: the value of the interval that the moment is in, else `unknown`.
+def due(schedule: Schedule | None, previous: Schedule | None, moment: datetime) -> float | str:
+    """Return the state: the value of the interval that contains the moment, else `unknown`.
 
-    Before a schedule's start the previous one goes on, if it covers the moment.
+    Before a schedule's start the previous one holds, if it covers the moment.
     """
     value = None
     if schedule is not None:
@@ -34,19 +37,19 @@ def due(schedule, previous, moment):
 
 
 @pyscript_compile
-def next_change(schedule, previous, moment):
-    """Return when the state is to be renewed next, or None after the schedule's end."""
+def next_change(schedule: Schedule | None, previous: Schedule | None, moment: datetime) -> datetime | None:
+    """Return when the state has to be updated next, or None after the schedule's end."""
     if schedule is None:
         return None
     boundary = schedule.next_boundary(moment)
     if moment < schedule.start and previous is not None:
         earlier = previous.next_boundary(moment)
-        return min(boundary, earlier) if earlier else boundary
+        return min(boundary, earlier) if boundary and earlier else boundary
     return boundary
 
 
 @pyscript_compile
-def response(schedule, zone):
+def response(schedule: Schedule, zone: tzinfo) -> dict[str, Any]:
     """Return the whole schedule as a service's response, times in the given zone."""
     return {
         "schedule": [
@@ -71,15 +74,15 @@ def response(schedule, zone):
 
 @pyscript_compile
 def local(moment: datetime | None) -> str | None:
-    """Write a moment in Home Assistant's time zone, or None."""
+    """Return a moment as text in Home Assistant's time zone, or None."""
     return None if moment is None else dt_util.as_local(moment).isoformat()
 
 
 @pyscript_compile
-def naming(unit):
-    """Return the attributes that tell Home Assistant what the state is.
+def naming(unit: str) -> dict[str, str]:
+    """Return the attributes that describe the state to Home Assistant.
 
-    The energy of an interval is no meter's, so it has no state class: statistics would take it for one.
+    The energy of an interval is not a meter reading, as statistics would assume: it has no state class.
     """
     is_energy = unit in quantities.ENERGY_UNITS
     return {
@@ -91,24 +94,24 @@ def naming(unit):
 
 
 @pyscript_compile
-def attributes(schedule, zone):
-    """Return the state's attributes; what is too much for the recorder is left out from the far end."""
+def attributes(schedule: Schedule, zone: tzinfo) -> dict[str, Any]:
+    """Return the state's attributes; the schedule is cut at its end to what the recorder takes."""
     whole = response(schedule, zone)
     entries, soc = whole.pop("schedule"), whole.pop("soc")
-    told = {
+    others = {
         "start": whole["start"],
         "duration": whole["duration"],
         "resolution": whole["resolution"],
         "soc_unit": whole["soc_unit"],
-        "missed_targets": whole["missed_targets"][:MOST_MISSED],
+        "missed_targets": whole["missed_targets"][:MAX_MISSED_TARGETS],
         "prices_known_until": whole["prices_known_until"],
         "warnings": whole["warnings"][:MAX_WARNINGS],
         "updated_at": schedule.updated_at.astimezone(zone).isoformat(),
         **naming(schedule.unit),
     }
 
-    def with_entries(count):
-        return told | {
+    def with_entries(count: int) -> dict[str, Any]:
+        return others | {
             "schedule": entries[:count],
             "soc": None if soc is None else soc[: count + 1],
         }
@@ -116,7 +119,7 @@ def attributes(schedule, zone):
     fits, too_many = 0, len(entries) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if len(json_bytes(with_entries(middle))) <= MOST_BYTES:
+        if len(json_bytes(with_entries(middle))) <= MAX_BYTES:
             fits = middle
         else:
             too_many = middle

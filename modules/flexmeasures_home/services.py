@@ -1,15 +1,17 @@
 """The services' schemas and handlers.
 
-Pyscript's decorator describes a service to the user; the handler here is registered in its place,
+Pyscript's decorator describes a service to the user; the handler of this module is registered in its place,
 so that the schema is enforced and an error reaches the caller.
 """
 
 import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import voluptuous as vol
 from homeassistant.const import EVENT_SERVICE_REGISTERED
-from homeassistant.core import Event, SupportsResponse, callback
+from homeassistant.core import CALLBACK_TYPE, Event, HomeAssistant, ServiceCall, SupportsResponse, callback
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers.service import async_set_service_schema
 
@@ -19,27 +21,32 @@ import flexmeasures_home.device as devices
 import flexmeasures_home.fields as fields
 import flexmeasures_home.measurement_calls as measurement_calls
 import flexmeasures_home.resources as resources
-import flexmeasures_home.status as statuses
+from flexmeasures_home.configuration import Configuration
+from flexmeasures_home.device import Act, Device
+from flexmeasures_home.status import CALL
+
+if TYPE_CHECKING:
+    from flexmeasures_home.app import App
 
 DOMAIN = "flexmeasures"
 STARTING_SECONDS = 30
 PYSCRIPTS_OWN = ("trigger_type", "context")
-"""What pyscript adds to the fields of a decorated service."""
+"""Fields that pyscript adds to those of a decorated service."""
 
 
 @pyscript_compile
-def trigger_and_get_schedule(configuration):
+def trigger_and_get_schedule(configuration: Configuration) -> vol.Schema:
     """Return the schema of `flexmeasures.trigger_and_get_schedule`."""
     soc = fields.energy(configuration.soc_unit, configuration.soc_max)
-    wishes = fields.many(fields.wish(soc))
+    targets = fields.many(fields.target(soc))
     soc_at_start = fields.energy_or_entity(soc)
     required = vol.Optional if configuration.soc_entity else vol.Required
     return vol.Schema(
         {
             required("soc_at_start"): soc_at_start,
-            vol.Optional("soc_targets"): wishes,
-            vol.Optional("soc_minima"): wishes,
-            vol.Optional("soc_maxima"): wishes,
+            vol.Optional("soc_targets"): targets,
+            vol.Optional("soc_minima"): targets,
+            vol.Optional("soc_maxima"): targets,
             vol.Optional("start"): fields.MOMENT,
             vol.Optional("duration"): fields.SCHEDULE_DURATION,
             vol.Optional("flex_model"): fields.RAW_FIELDS,
@@ -49,7 +56,7 @@ def trigger_and_get_schedule(configuration):
 
 
 @pyscript_compile
-def post_measurements(_configuration):
+def post_measurements(_configuration: Configuration) -> vol.Schema:
     """Return the schema of `flexmeasures.post_measurements`."""
     return vol.Schema(
         {
@@ -66,7 +73,7 @@ def post_measurements(_configuration):
 
 
 @pyscript_compile
-def get_measurements(_configuration):
+def get_measurements(_configuration: Configuration) -> vol.Schema:
     """Return the schema of `flexmeasures.get_measurements`."""
     return vol.Schema(
         {
@@ -81,7 +88,7 @@ def get_measurements(_configuration):
 
 
 @pyscript_compile
-def change_control_type(_configuration):
+def change_control_type(_configuration: Configuration) -> vol.Schema:
     """Return the schema of `flexmeasures.change_control_type`."""
     return vol.Schema(
         {vol.Required("control_type"): fields.CONTROL_TYPE, vol.Optional("resource_id"): fields.TEXT}
@@ -89,7 +96,7 @@ def change_control_type(_configuration):
 
 
 @pyscript_compile
-def send_frbc_instruction(_configuration):
+def send_frbc_instruction(_configuration: Configuration) -> vol.Schema:
     """Return the schema of `flexmeasures.send_frbc_instruction`."""
     return vol.Schema(
         {
@@ -106,13 +113,13 @@ def send_frbc_instruction(_configuration):
 
 
 @pyscript_compile
-def call_cem_trigger_schedule(_configuration):
+def call_cem_trigger_schedule(_configuration: Configuration) -> vol.Schema:
     """Return the schema of `flexmeasures.call_cem_trigger_schedule`."""
     return vol.Schema({vol.Optional("resource_id"): fields.TEXT})
 
 
-SERVICES = {
-    "trigger_and_get_schedule": (trigger_and_get_schedule, devices.plan),
+SERVICES: dict[str, tuple[Callable[[Configuration], vol.Schema], Act]] = {
+    "trigger_and_get_schedule": (trigger_and_get_schedule, Device.plan),
     "post_measurements": (post_measurements, measurement_calls.post_measurements),
     "get_measurements": (get_measurements, measurement_calls.get_measurements),
     "change_control_type": (change_control_type, devices.of_s2(resources.change_control_type)),
@@ -125,12 +132,12 @@ SERVICES = {
 
 
 @pyscript_compile
-def register(hass, app):
-    """Put the native handlers in place of the decorated services; return a function that stops that.
+def register(hass: HomeAssistant, app: "App") -> CALLBACK_TYPE:
+    """Replace the handlers of the decorated services by native ones; return a function that stops this.
 
-    Pyscript registers and describes those again whenever it starts the decorators; pyscript 2 does so when
-    Home Assistant has started. Until then they have a description of our own, since Home Assistant looks
-    for a file where it finds none.
+    Pyscript registers and describes its own again whenever it starts the decorators; pyscript 2 does so when
+    Home Assistant has started. Until then the services have a description of our own, since Home Assistant
+    would look for a file without one.
     """
     handlers = {name: handler(app, name) for name in SERVICES}
 
@@ -140,7 +147,7 @@ def register(hass, app):
         )
 
     @callback
-    def keep_in_place(event: Event) -> None:
+    def keep_in_place(event: Event[Any]) -> None:
         domain, name = event.data["domain"], event.data["service"]
         if domain == DOMAIN and name in handlers:
             present = hass.services.async_services_for_domain(DOMAIN).get(name)
@@ -158,28 +165,28 @@ def register(hass, app):
 
 
 @pyscript_compile
-def handler(app, name):
+def handler(app: "App", name: str) -> Callable[[ServiceCall], Coroutine[Any, Any, Any]]:
     """Return the native handler of a service."""
 
-    async def handle(call):
+    async def handle(call: ServiceCall) -> Any:
         return await run(app, name, call.data)
 
     return handle
 
 
 @pyscript_compile
-async def run(app, name, data):
-    """Check a call's fields and do what it asks; raise ServiceValidationError or HomeAssistantError."""
+async def run(app: "App", name: str, data: Mapping[str, Any]) -> Any:
+    """Check a call's fields and execute it; raise ServiceValidationError or HomeAssistantError."""
     if app.mistakes:
         raise HomeAssistantError("FlexMeasures is misconfigured: " + "; ".join(fields.listed(app.mistakes)))
     with suppress(TimeoutError):
         await asyncio.wait_for(app.started.wait(), STARTING_SECONDS)
     if app.failure:
         raise HomeAssistantError(app.failure)
-    if not app.devices:
+    device = app.device
+    if device is None:
         raise HomeAssistantError("FlexMeasures is still starting: call again in a minute")
     schema_for, act = SERVICES[name]
-    device = app.devices[0]
     given = {field: value for field, value in data.items() if field not in PYSCRIPTS_OWN}
     redact = device.link.redact
     try:
@@ -187,20 +194,21 @@ async def run(app, name, data):
             redact, await act(device, checked(schema_for(device.configuration), given))
         )
     except HomeAssistantError as error:
-        is_callers = isinstance(error, ServiceValidationError) or act is devices.plan
+        is_callers = isinstance(error, ServiceValidationError) or act is Device.plan
         if not is_callers and isinstance(error.__cause__, errors.FlexMeasuresError):
-            statuses.fail_with(device.status, statuses.CALL, error.__cause__)
+            device.status.fail_with(CALL, error.__cause__)
         if (safe := redact(str(error))) != str(error):
             raise type(error)(safe) from None
         raise
 
 
 @pyscript_compile
-def checked(schema, data):
-    """Return a call's fields, converted; a mistake is told by its field."""
+def checked(schema: vol.Schema, data: dict[str, Any]) -> dict[str, Any]:
+    """Return a call's fields, converted; raise ServiceValidationError, which names the wrong fields."""
     try:
-        return schema(data)
+        call: dict[str, Any] = schema(data)
     except vol.Invalid as invalid:
-        known = [str(key) for key in schema.schema]
-        text = "; ".join(fields.mistakes(invalid, data, known, "field of this service"))
+        names = [str(key) for key in schema.schema]
+        text = "; ".join(fields.mistakes(invalid, data, names, "field of this service"))
         raise ServiceValidationError(text) from invalid
+    return call

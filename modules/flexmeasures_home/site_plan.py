@@ -1,8 +1,9 @@
-"""The site's plan: what FlexMeasures is asked for all S2 devices together, and what is told of it."""
+"""The site's plan: the request to FlexMeasures for all S2 devices, and the attributes of their plans."""
 
 import asyncio
 import logging
 import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,102 +25,118 @@ import flexmeasures_cem.site.questions as questions
 import flexmeasures_cem.site.site as sites
 import flexmeasures_cem.site.triggers as triggers
 import flexmeasures_home.grid_connection as grid_connection
-import flexmeasures_home.relay as relays
-import flexmeasures_home.status as statuses
+from flexmeasures_api.connection import Connection, Sensor
+from flexmeasures_api.flexible_devices import Flow, PowerSpan, Storage
+from flexmeasures_api.prices import PriceInterval, Tariff
+from flexmeasures_api.schedule import Schedule
+from flexmeasures_home.configuration import Configuration
+from flexmeasures_home.status import Status
+from flexmeasures_home.telemetry import Telemetry
+from flexmeasures_s2.session import Session
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures.s2")
-MATTER = "s2 plan"
-POSTED_AT_ONCE = 4
-MOST_OF_A_PLAN, MOST_MISSED = 24, 10
-"""So that all attributes of a state stay under what the recorder takes (16,384 bytes)."""
+PROBLEM_KEY = "s2 plan"
+MAX_PARALLEL_POSTS = 4
+MAX_INSTRUCTIONS, MAX_MISSED_TARGETS = 24, 10
+"""All attributes of a state stay under the recorder's limit (16,384 bytes)."""
 JOULES_PER_WATT_HOUR = 3600.0
 SCHEDULER = "scheduler"
-"""The type of the data source that FlexMeasures' schedules are from."""
+"""The type of the data source of FlexMeasures' schedules."""
+Powers = Sequence[tuple[float, float, float]]
+"""Powers over time: (start, end, W), the times in seconds since 1970."""
+
+
+@dataclass(repr=False, kw_only=True)
+class _SitePlanRequest:
+    """How FlexMeasures is asked for the site's plan: one request at a time, besides the app's own device.
+
+    `planning` is the lock that all plans of the app are made under. `own_schedule()` returns the schedule of
+    the app's own device, which is a fixed load, or None. `site` is the id of the site's asset, `planner` the
+    `cem.site.Site`. `warned` has the first words of the warnings on prices that were logged.
+    """
+
+    given: Configuration
+    link: Connection
+    status: Status
+    planning: asyncio.Lock
+    own_schedule: Callable[[], Schedule | None]
+    site: int | None = None
+    planner: sites.Site = field(init=False)
+    warned: set[str] = field(default_factory=set)
+
+
+SitePlanRequest = _SitePlanRequest
 
 
 @pyscript_compile
-def record():
-    """Define the record: natively, so that compiled code can make it."""
-
-    @dataclass(repr=False)
-    class Asker:
-        """How the site's plan is asked for: one question at a time, beside the app's own device.
-
-        `planning` is the lock that all plans of the app are made under. `own_schedule()` returns the
-        schedule of the app's own device, which counts as load that is given, or None. `warned` are the
-        first words of the warnings on prices that the log has.
-        """
-
-        given: Any
-        link: Any
-        status: Any
-        planning: Any
-        own_schedule: Any
-        site: int | None = None
-        planner: Any = None
-        warned: set = field(default_factory=set)
-
-    return Asker
-
-
-Asker = record()
-
-
-@pyscript_compile
-def new(asker, relay_of, unfit):
+def new(
+    plan_request: SitePlanRequest,
+    telemetry_of: Callable[[Any], Telemetry],
+    unfit: Callable[[Any, Session, str], None],
+) -> sites.Site:
     """Return the site's planner, not yet started.
 
-    `relay_of(resource)` returns a Resource Manager's relay; `unfit(resource, session, control_type)` is
-    called when what it told cannot be planned under that.
+    `telemetry_of(resource)` returns a Resource Manager's telemetry; `unfit(resource, session, control_type)`
+    is called when it cannot be planned under its control type.
     """
-    given = asker.given
-    asker.planner = sites.Site(
-        partial(solve, asker),
-        partial(prices, asker),
-        lambda resource: means_of(relay_of(resource)),
-        lambda resource: relay_of(resource).power,
-        partial(own_power, asker),
-        lambda resource: relays.want(relay_of(resource), "state"),
-        lambda resource, text: tell(asker, relay_of(resource), text),
+    given = plan_request.given
+    plan_request.planner = sites.Site(
+        partial(solve, plan_request),
+        partial(prices, plan_request),
+        lambda resource: planning_sensors_of(telemetry_of(resource)),
+        lambda resource: telemetry_of(resource).power_w,
+        partial(own_power, plan_request),
+        lambda resource: telemetry_of(resource).show_soon(),
+        lambda resource, text: show_obstacle(plan_request, telemetry_of(resource), text),
         unfit,
-        lambda error: statuses.fail_with(asker.status, MATTER, error),
-        lambda: statuses.succeed(asker.status, MATTER),
+        lambda error: plan_request.status.fail_with(PROBLEM_KEY, error),
+        lambda: plan_request.status.succeed(PROBLEM_KEY),
         given.schedule_duration.total_seconds(),
         grid_connection.of(given),
         lead=given.s2.instruction_lead,
-        own_lead=lambda resource: relay_of(resource).instruction_lead,
-        cycle_cost=lambda resource: relay_of(resource).cycle_cost,
+        own_lead=lambda resource: telemetry_of(resource).instruction_lead,
+        cycle_cost=lambda resource: telemetry_of(resource).cycle_cost,
         now=lambda: dt_util.utcnow().timestamp(),
         tariffs=given.s2.prices,
-        rate_limit=asker.link.rate_limit,
+        rate_limit=plan_request.link.rate_limit,
     )
-    return asker.planner
+    return plan_request.planner
 
 
 @pyscript_compile
-async def solve(asker, problems, window, powers, limits):
+async def solve(
+    plan_request: SitePlanRequest,
+    problems: Sequence[Storage | Flow],
+    window: sites.Window,
+    powers: dict[int, Powers | None],
+    limits: dict[str, Powers],
+) -> dict[int, Schedule]:
     """Return the Schedule (W) of each power sensor; raise a FlexMeasuresError.
 
-    `powers` maps the power sensors of other devices to what they are to have, which is posted first, and
+    `powers` maps the power sensors of other devices to their planned powers, which are posted first, and
     `limits` are the site's capacities that vary: see site.Site.
     """
     begin, length = datetime.fromtimestamp(window.start, UTC), timedelta(seconds=window.end - window.start)
-    given, link = asker.given, asker.link
-    async with asker.planning:
-        asker.site = given.site or asker.site or await provisioning.site_of(link, given.power_sensor)
-        tariff, price_fields = await site_prices(asker, begin, begin + length, given.flex_context or {})
-        tell_prices(asker, tariff)
+    given, link = plan_request.given, plan_request.link
+    async with plan_request.planning:
+        plan_request.site = (
+            given.site or plan_request.site or await provisioning.site_of(link, given.power_sensor)
+        )
+        tariff, price_fields = await site_prices(
+            plan_request, begin, begin + length, given.flex_context or {}
+        )
+        show_prices(plan_request, tariff)
         context = storages.flex_context(
             price_fields,
             grid_connection.fields(given),
             limits_over_time(given.flex_context or {}, limits),
-            await inflexible(asker, [each.power_sensor for each in problems], powers),
+            await inflexible(plan_request, [device.power_sensor for device in problems], powers),
             given.flex_context,
         )
         step = timedelta(seconds=window.step)
         return await schedule_requests.schedule_site(
             link,
-            asker.site,
+            plan_request.site,
             problems,
             flex_context=context,
             start=begin,
@@ -130,13 +147,15 @@ async def solve(asker, problems, window, powers, limits):
 
 
 @pyscript_compile
-async def beside(asker, start, end, step, raw):
-    """Return the flex-context's fields that count in what all but the app's own device are to have.
+async def other_loads(
+    plan_request: SitePlanRequest, start: datetime, end: datetime, step: timedelta, raw: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the flex-context's fields for the planned powers of all but the app's own device.
 
-    They are for its own plan from `start` to `end`, in steps, beside the `raw` fields of the user. Raise a
+    They are for its own plan from `start` to `end`, besides the `raw` fields of the user. Raise a
     FlexMeasuresError.
     """
-    site = asker.planner
+    site = plan_request.planner
     seconds = step.total_seconds()
     begin = max(start.timestamp(), site.now() // seconds * seconds)
     last = min(end.timestamp(), site.now() + questions.LONGEST_HORIZON)
@@ -147,30 +166,37 @@ async def beside(asker, start, end, step, raw):
     loads.remove_load(outlook, loads.OWN)
     powers, known = await loads.given(site, {}, replace(window, end=last))
     limits = await asyncio.to_thread(loads.limits, site.connection, outlook, known, window)
-    return limits_over_time(raw, limits) | await inflexible(asker, [asker.given.power_sensor], powers)
+    return limits_over_time(raw, limits) | await inflexible(
+        plan_request, [plan_request.given.power_sensor], powers
+    )
 
 
 @pyscript_compile
-async def inflexible(asker, planned, powers):
-    """Return the flex-context's fields that count other devices in, the app's own with its schedule too.
+async def inflexible(
+    plan_request: SitePlanRequest, planned: Collection[int], powers: Mapping[int, Powers | None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the flex-context's fields for devices that are not planned, among them the app's own.
 
-    `planned` are the power sensors of those that are planned themselves; for `powers` see `solve`.
-
-    Of other devices old schedules do not count, which they may have from another control type.
+    `planned` are the power sensors of the devices that are planned; for `powers` see `solve`. Old schedules
+    of other devices are excluded: they may be from another control type.
     """
-    own = asker.given.power_sensor
-    references = {each: {"exclude-source-types": [SCHEDULER]} for each in powers if each != own}
-    if asker.own_schedule() is not None and own not in planned:
+    own = plan_request.given.power_sensor
+    references: dict[int, dict[str, Any]] = {
+        sensor_id: {"exclude-source-types": [SCHEDULER]} for sensor_id in powers if sensor_id != own
+    }
+    if plan_request.own_schedule() is not None and own not in planned:
         references[own] = {}
-    posting = asyncio.Semaphore(POSTED_AT_ONCE)
+    posting = asyncio.Semaphore(MAX_PARALLEL_POSTS)
 
-    async def ready(sensor_id):
+    async def ready(sensor_id: int) -> Sensor | None:
         async with posting:
-            return await sensor_with(asker, sensor_id, powers.get(sensor_id) if sensor_id != own else None)
+            return await sensor_with(
+                plan_request, sensor_id, powers.get(sensor_id) if sensor_id != own else None
+            )
 
-    found = await asyncio.gather(*[ready(each) for each in references])
-    fields = {}
-    for (sensor_id, reference), sensor in zip(references.items(), found, strict=True):
+    sensors = await asyncio.gather(*[ready(sensor_id) for sensor_id in references])
+    fields: dict[str, list[dict[str, Any]]] = {}
+    for (sensor_id, reference), sensor in zip(references.items(), sensors, strict=True):
         if sensor:
             name = "inflexible-consumption" if sensor.sign > 0 else "inflexible-production"
             fields.setdefault(name, []).append({"sensor": sensor_id} | reference)
@@ -178,61 +204,59 @@ async def inflexible(asker, planned, powers):
 
 
 @pyscript_compile
-async def sensor_with(asker, sensor_id, powers):
-    """Return the sensor of a given device, once the server has what that is to have.
+async def sensor_with(plan_request: SitePlanRequest, sensor_id: int, powers: Powers | None) -> Sensor | None:
+    """Return the sensor of a device that is not planned, once the server has stored its planned powers.
 
-    One that cannot be used is left out for an hour, and None is returned: it keeps no other device from its
-    plan. Raise a FlexMeasuresError where the server cannot be asked at all.
+    Return None if it cannot be used: it is then left out for an hour, and the other devices are planned.
+    Raise a FlexMeasuresError if the server cannot be asked at all.
     """
     try:
-        sensor = await sensor_data.power_sensor(asker.link, sensor_id)
+        sensor = await sensor_data.power_sensor(plan_request.link, sensor_id)
         if powers is not None:
-            await post(asker.link, sensor, powers)
+            await post(plan_request.link, sensor, powers)
     except (errors.NoAccess, errors.UnknownSensor, errors.InvalidData) as error:
         LOGGER.warning("s2: sensor %s cannot be planned around: %s", sensor_id, error)
-        asker.planner.unusable[sensor_id] = asker.planner.now() + sites.REFUSED_SECONDS
-        triggers.plan_soon(asker.planner)
+        plan_request.planner.unusable[sensor_id] = plan_request.planner.now() + sites.REFUSED_SECONDS
+        triggers.plan_soon(plan_request.planner)
         return None
     return sensor
 
 
 @pyscript_compile
-async def post(link, sensor, powers):
-    """Post what a device is to have (start, end, W), and have it stored; raise a FlexMeasuresError."""
-    values = [power for _start, _end, power in powers]
+async def post(link: Connection, sensor: Sensor, powers: Powers) -> None:
+    """Post the planned powers of a device, and wait until they are stored; raise a FlexMeasuresError."""
+    values: list[float | None] = [power for _start, _end, power in powers]
     start, end, _power = powers[0]
     step = timedelta(seconds=end - start)
     begin = datetime.fromtimestamp(start, UTC)
-    run = sensor_data.SensorData(
+    data = sensor_data.SensorData(
         sensor=sensor.id, start=begin, values=values, unit="W", step=step, sign=sensor_data.CONSUMPTION
     )
-    if job := await sensor_data.post(link, run):
+    if job := await sensor_data.post(link, data):
         await sensor_data.wait_until_stored(link, job)
 
 
 @pyscript_compile
-def own_power(asker, moment):
-    """Return the power (W) that the app's own device is to have at a moment, 0 without a schedule."""
-    schedule, at = asker.own_schedule(), datetime.fromtimestamp(moment, UTC)
+def own_power(plan_request: SitePlanRequest, moment: float) -> float:
+    """Return the planned power (W) of the app's own device at a moment, 0 without a schedule."""
+    schedule, at = plan_request.own_schedule(), datetime.fromtimestamp(moment, UTC)
     if schedule is None or not schedule.covers(at):
         return 0.0
     return schedule.powers_w[(at - schedule.start) // schedule.resolution]
 
 
 @pyscript_compile
-def limits_over_time(raw: dict[str, Any], limits: dict[str, list]) -> dict[str, Any]:
-    """Return the fields of the site's capacities that vary, whose spans (start, end, W) are by their names.
+def limits_over_time(raw: dict[str, Any], limits: Mapping[str, Powers]) -> dict[str, Any]:
+    """Return the fields of the site's capacities that vary, which are given by their names.
 
-    The user's own loads (`raw` fields) void what we know.
+    With the user's own loads among the `raw` fields, there are none: what is left for the others is unknown.
     """
     if any(name.startswith("inflexible") for name in raw):
         return {}
     return {
         grid_connection.FIELDS[name]: storages.power_field(
             [
-                storages.PowerSpan(
-                    datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC), power
-                )
+                PowerSpan(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC), power)
                 for start, end, power in spans
             ]
         )
@@ -241,96 +265,106 @@ def limits_over_time(raw: dict[str, Any], limits: dict[str, list]) -> dict[str, 
 
 
 @pyscript_compile
-async def prices(asker, start, end):
+async def prices(plan_request: SitePlanRequest, start: float, end: float) -> list[PriceInterval]:
     """Return the PriceIntervals from `start` to `end` (s since 1970); raise a FlexMeasuresError.
 
-    Where the user's raw fields have prices that only FlexMeasures reads, they are those of the sensors.
+    If the user's raw fields have prices that only FlexMeasures reads, they are those of the sensors.
     """
-    times = [datetime.fromtimestamp(moment, UTC) for moment in (start, end)]
-    tariff, _fields = await site_prices(asker, *times, asker.given.flex_context or {})
+    begin, finish = datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
+    tariff, _fields = await site_prices(plan_request, begin, finish, plan_request.given.flex_context or {})
     if tariff is None:
-        tariff, _fields = await site_prices(asker, *times, {})
-    statuses.succeed(asker.status, None)
-    return tariff.feasible.intervals
+        tariff, _fields = await site_prices(plan_request, begin, finish, {})
+    plan_request.status.succeed(None)
+    return tariff.feasible.intervals if tariff else []
 
 
 @pyscript_compile
-def tell_prices(asker: Any, tariff: Any) -> None:
-    """Show until when the prices of a plan are known, and warn, once, of what was assumed."""
+def show_prices(plan_request: SitePlanRequest, tariff: Tariff | None) -> None:
+    """Show until when the prices of a plan are known, and log assumed prices once."""
     if tariff is None:
         return
     until = tariff.known_until
     moment = None if until is None else datetime.fromtimestamp(until, UTC)
-    statuses.show(asker.status, prices_known_until=moment and local(moment))
+    plan_request.status.show(prices_known_until=moment and local(moment))
     texts = {text.split()[0]: text for text in tariffs.warnings(tariff, dt_util.get_default_time_zone())}
     for kind, text in texts.items():
-        if kind not in asker.warned:
+        if kind not in plan_request.warned:
             LOGGER.warning("s2: %s", text)
-    asker.warned = set(texts)
+    plan_request.warned = set(texts)
 
 
 @pyscript_compile
 async def site_prices(
-    asker: Any, start: datetime, end: datetime, raw: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+    plan_request: SitePlanRequest, start: datetime, end: datetime, raw: dict[str, Any]
+) -> tuple[Tariff | None, dict[str, Any]]:
     """Return the Tariff (None: only FlexMeasures reads it) and the flex-context's prices of the site.
 
     Raise a FlexMeasuresError.
     """
     tariff, fields = await tariffs.for_plan(
-        asker.link,
-        consumption_sensor=asker.given.consumption_price_sensor,
-        production_sensor=asker.given.production_price_sensor,
+        plan_request.link,
+        consumption_sensor=plan_request.given.consumption_price_sensor,
+        production_sensor=plan_request.given.production_price_sensor,
         flex_context=raw,
         start=start,
         end=end,
     )
-    grid_connection.refuse_other_currency(asker.given, tariff)
+    grid_connection.refuse_other_currency(plan_request.given, tariff)
     return tariff, fields
 
 
 @pyscript_compile
-def means_of(relay):
-    """Return what a Resource Manager is planned with, or None while its power sensor is not known."""
-    if relay.power_sensor is None:
+def planning_sensors_of(telemetry: Telemetry) -> Any:
+    """Return the sensors that a Resource Manager is planned with; None while its power sensor is unknown."""
+    if telemetry.power_sensor is None:
         return None
-    energy = relay.energy_per_fill_level
+    energy = telemetry.energy_per_fill_level
     return sites.PlanningSensors(
-        relay.power_sensor.id,
-        relay.power_sensor.resolution.total_seconds(),
-        relay.soc_sensor and relay.soc_sensor.id,
+        telemetry.power_sensor.id,
+        telemetry.power_sensor.resolution.total_seconds(),
+        telemetry.soc_sensor.id if telemetry.soc_sensor else None,
         None if energy is None else energy * JOULES_PER_WATT_HOUR,
     )
 
 
 @pyscript_compile
-def tell(asker, relay, text):
-    """Tell what keeps a Resource Manager from being planned, or that nothing does.
+def show_obstacle(plan_request: SitePlanRequest, telemetry: Telemetry, text: str | None) -> None:
+    """Show why a Resource Manager cannot be planned, or, with None, that it can be.
 
-    With the last one that was controlled, what keeps the site from being planned is over, too.
+    With the last one that was controlled, a problem of the site's plan is resolved, too.
     """
-    name, resource_id = relay.resource.name, relay.resource.resource_id
-    matter = f"{MATTER} of {resource_id}"
+    name, resource_id = telemetry.resource.name, telemetry.resource.resource_id
+    problem_key = f"{PROBLEM_KEY} of {resource_id}"
     if text is not None:
-        statuses.fail(asker.status, matter, f"s2: {name} ({resource_id}): {text}", cause="not_planned")
+        plan_request.status.fail(problem_key, f"s2: {name} ({resource_id}): {text}", cause="not_planned")
         return
-    is_over = not asker.planner.controlled
-    for each in [matter, MATTER] if is_over else [matter]:
-        if each in asker.status.problems:
-            statuses.settle(asker.status, each)
+    is_over = not plan_request.planner.controlled
+    for key in [problem_key, PROBLEM_KEY] if is_over else [problem_key]:
+        if key in plan_request.status.problems:
+            plan_request.status.resolve(key)
 
 
 @pyscript_compile
-def attributes(site, resource, most=MOST_OF_A_PLAN, most_missed=MOST_MISSED):
-    """Return what the planner adds to a Resource Manager's state; None for all of the plan."""
+def attributes(
+    site: sites.Site,
+    resource: Any,
+    max_instructions: int | None = MAX_INSTRUCTIONS,
+    max_missed_targets: int | None = MAX_MISSED_TARGETS,
+) -> dict[str, Any]:
+    """Return the attributes of a Resource Manager's plan; a maximum of None means all."""
     found = site.controlled_of(resource)
     if found is None:
         return {}
     worth, current = found.worth, instructions.instruction_in_force(found, site.now())
     return {
         "instruction": current and in_local_time(current),
-        "plan": [in_local_time(each) for each in instructions.next_instructions(found, site.now(), most)],
-        "missed_targets": [in_local_time(each) for each in instructions.missed_targets(found)[:most_missed]],
+        "plan": [
+            in_local_time(each)
+            for each in instructions.next_instructions(found, site.now(), max_instructions)
+        ],
+        "missed_targets": [
+            in_local_time(each) for each in instructions.missed_targets(found)[:max_missed_targets]
+        ],
         "planned_until": found.plan and local(plans.moment(found.plan.end)),
         "has_schedule": found.plan is not None and not found.is_fallback,
         "energy_per_fill_level": worth and quantities.rounded(worth.energy / JOULES_PER_WATT_HOUR / 1000),
@@ -338,12 +372,12 @@ def attributes(site, resource, most=MOST_OF_A_PLAN, most_missed=MOST_MISSED):
 
 
 @pyscript_compile
-def in_local_time(item):
+def in_local_time(item: dict[str, Any]) -> dict[str, Any]:
     """Return an item with its moments as texts, in Home Assistant's time zone."""
     return {name: local(value) if isinstance(value, datetime) else value for name, value in item.items()}
 
 
 @pyscript_compile
-def local(moment):
+def local(moment: datetime) -> str:
     """Return a moment as a text, in Home Assistant's time zone."""
     return dt_util.as_local(moment).isoformat()

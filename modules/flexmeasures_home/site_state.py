@@ -4,17 +4,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 import homeassistant.util.dt as dt_util
+from homeassistant.core import HomeAssistant
+from homeassistant.helpers.entity import StateInfo
 
 ENTITY_ID = "sensor.flexmeasures_site"
-STATE_INFO = {"unrecorded_attributes": frozenset({"costs_until", "updated_at", "why"})}
+STATE_INFO: StateInfo = {"unrecorded_attributes": frozenset({"costs_until", "updated_at", "why"})}
 """What the recorder leaves out."""
 DECIMALS = 4
 """How exact costs are shown: to a hundredth of a cent."""
 
 
 @pyscript_compile
-def show(hass: Any, site: Any) -> None:
-    """Show what the site is planned to take now (W), and what its plans cost, from the first plan on."""
+def show(hass: HomeAssistant, site: Any) -> None:
+    """Show the planned power of the site (W), and what its plans cost, from the first plan on."""
     costs = site.costs
     if costs is None and hass.states.get(ENTITY_ID) is None:
         return

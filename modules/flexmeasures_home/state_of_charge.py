@@ -1,4 +1,4 @@
-"""The state of charge that an entity tells: what of it is believed, and how it is carried on.
+"""The state of charge of an entity: which readings are believed, and how it is extrapolated.
 
 Energies are Wh, powers W, consumption positive. `flexmeasures_cem.plausibility` says which readings are
 believed.
@@ -12,7 +12,7 @@ from typing import Any
 
 import homeassistant.util.dt as dt_util
 import voluptuous as vol
-from homeassistant.core import callback
+from homeassistant.core import CALLBACK_TYPE, Event, EventStateChangedData, HomeAssistant, callback
 from homeassistant.exceptions import HomeAssistantError
 from homeassistant.helpers.event import async_track_state_change_event
 
@@ -22,43 +22,42 @@ import flexmeasures_home.fields as fields
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
 TOLERANCE = 0.1
-"""By which part of soc_max a reading may be off what power and time explain, since some have coarse steps."""
+"""The part of soc_max by which a reading may differ from what power explains: some have coarse steps."""
 POWER_MARGIN = 1.5
-"""How many times the device's power a change may come to."""
+"""A change is explained by at most this multiple of the device's power."""
 HOURS_TO_FILL = 0.5
-"""How fast a device of unknown power is taken to be filled or emptied."""
+"""The assumed time to fill or empty a device of unknown power."""
 STALE_CHANGE = 0.05
-"""What part of soc_max must have been due before an entity that does not change is not believed any more."""
-LONGEST_MEASURED = timedelta(minutes=2)
-"""For how long the power that is measured now is taken to have been the same."""
+"""The part of soc_max by which plans must have changed it before an entity that does not change is stale."""
+MAX_MEASURED = timedelta(minutes=2)
+"""The time for which the present measured power is assumed to have been the same."""
 MAX_OVER_SOC_MAX = 1.1
-"""How many times soc_max a state of charge may be."""
+"""The greatest possible state of charge, as a multiple of soc_max."""
 HOUR = timedelta(hours=1)
 BETWEEN_WARNINGS = timedelta(hours=1)
-"""How often the log has a warning of a reading that is not believed."""
+"""The time between warnings of readings that are not believed."""
 
 
-@pyscript_compile
-def error() -> type:
-    """Define the error: natively, so that compiled code can raise it."""
-
-    class NoStateOfCharge(HomeAssistantError):
-        """An entity does not tell a state of charge."""
-
-    return NoStateOfCharge
+class _NoStateOfCharge(HomeAssistantError):
+    """An entity has no state of charge."""
 
 
-NoStateOfCharge = error()
+NoStateOfCharge = _NoStateOfCharge
 
 
 @pyscript_compile
 def of_entity(
-    hass: Any, entity: str, unit_if_none: str | None, soc_unit: str, soc_max: float, key: str = "soc_entity"
+    hass: HomeAssistant,
+    entity: str,
+    unit_if_none: str | None,
+    soc_unit: str,
+    soc_max: float,
+    key: str = "soc_entity",
 ) -> float:
-    """Return the state of charge (Wh) that an entity, or an attribute of it, tells now; a % is of soc_max.
+    """Return the state of charge (Wh) of an entity, or of its attribute; a % is of `soc_max` (Wh).
 
-    `unit_if_none` is the unit of one that tells none; a state without any is in `soc_unit`. Raise
-    NoStateOfCharge, naming the `key` that the entity was given by.
+    `unit_if_none` is the unit where the entity has none, else it is `soc_unit`. Raise NoStateOfCharge, whose
+    text names the `key` with which the entity was given.
     """
     entity_id, attribute = entities.split(entity)
     state = hass.states.get(entity_id)
@@ -77,7 +76,7 @@ def of_entity(
         )
     try:
         quantity = value if has_unit(value) else f"{value} {unit or soc_unit}"
-        soc = fields.energy(soc_unit, soc_max, max_percent=None)(quantity)
+        soc: float = fields.energy(soc_unit, soc_max, max_percent=None)(quantity)
     except vol.Invalid as invalid:
         raise NoStateOfCharge(
             f"{key}: {entity} is {fields.quoted(value)}: {invalid.error_message}"
@@ -91,24 +90,24 @@ def of_entity(
 
 @pyscript_compile
 def has_unit(value: Any) -> bool:
-    """Tell whether a value is a text with a unit of its own, such as "45 %"."""
+    """Tell whether a value is a text with a unit, such as "45 %"."""
     return isinstance(value, str) and value.strip()[-1:] not in (*"0123456789.", "")
 
 
 @dataclass(eq=False, kw_only=True)
 class _StateOfCharge:
-    """What an entity tells of a device's state of charge, from when the app starts.
+    """The state of charge of a device by its entity, from the start of the app on.
 
     `max_power` is the device's, or None. `change_planned(begin, end)` returns by how much the schedules in
-    force change the state of charge; `power_measured()` returns the power now, or None. After `max_age` in
-    which the entity has said nothing, not even the same again, the value is carried on by those, where they
-    say that it must have changed; until it has been full or empty by that for as long: then no power flows.
+    force change the state of charge; `power_measured()` returns the present power, or None. If the entity has
+    reported nothing for `max_age`, not even the same value, though these say that it must have changed, the
+    value is extrapolated by them; until it would have been full or empty for as long: then no power flows.
     `when_known()` is called once the entity has a value again.
 
-    `gained` is what power has brought since the value `changed_at`, up to `looked_at`.
+    `gained` is the energy of the power since the value changed at `changed_at`, up to `looked_at`.
     """
 
-    hass: Any
+    hass: HomeAssistant
     entity: str
     unit_if_none: str | None
     soc_unit: str
@@ -120,7 +119,7 @@ class _StateOfCharge:
     change_planned: Callable[[datetime, datetime], float]
     power_measured: Callable[[], float | None]
     when_known: Callable[[], None]
-    level: Any = field(default_factory=plausibility.BelievedLevel)
+    level: plausibility.BelievedLevel = field(default_factory=plausibility.BelievedLevel)
     changed_at: datetime | None = None
     looked_at: datetime | None = None
     gained: float = 0.0
@@ -128,7 +127,7 @@ class _StateOfCharge:
     bound_since: datetime | None = None
     warned_at: datetime | None = None
     was_stale: bool = False
-    forget_changes: Callable[[], None] | None = None
+    stop_listening: CALLBACK_TYPE | None = None
 
     @pyscript_compile
     def start(self) -> None:
@@ -138,11 +137,11 @@ class _StateOfCharge:
         self.level.greatest_rise = self.level.greatest_fall = POWER_MARGIN * power / HOUR.total_seconds()
 
         @callback
-        def changed(_event: Any) -> None:
+        def changed(_event: Event[EventStateChangedData]) -> None:
             self.look()
 
         entity_id, _attribute = entities.split(self.entity)
-        self.forget_changes = async_track_state_change_event(self.hass, entity_id, changed)
+        self.stop_listening = async_track_state_change_event(self.hass, entity_id, changed)
         self.look()
         state = self.hass.states.get(entity_id)
         if state is not None and self.changed_at is not None:
@@ -151,17 +150,17 @@ class _StateOfCharge:
 
     @pyscript_compile
     def stop(self) -> None:
-        """Follow the entity no more."""
+        """Stop following the entity."""
         self.was_known = True
-        if self.forget_changes:
-            self.forget_changes()
-            self.forget_changes = None
+        if self.stop_listening:
+            self.stop_listening()
+            self.stop_listening = None
 
     @pyscript_compile
     def look(self) -> None:
-        """Reckon until now, and take the entity's value as it is; to be called each minute."""
+        """Add the power until now, and take the entity's present value; to be called each minute."""
         now = dt_util.utcnow()
-        self._reckon(now)
+        self._add_power(now)
         try:
             soc = self._read()
         except NoStateOfCharge:
@@ -173,12 +172,12 @@ class _StateOfCharge:
         self.level.tell(soc, now.timestamp())
         if self.level.value != before:
             self.changed_at, self.gained = now, 0.0
-        self._give_up(now)
+        self._trust_if_bound(now)
         if self.level.is_suspect and (self.warned_at is None or now - self.warned_at > BETWEEN_WARNINGS):
             self.warned_at = now
             LOGGER.warning(
-                "soc_entity: %s says %.2f kWh after %.2f kWh, which its power cannot explain: it is believed "
-                "if it lasts for a minute",
+                "soc_entity: %s says %.2f kWh after %.2f kWh, which its power cannot explain: it is used "
+                "only if it lasts for a minute",
                 self.entity,
                 soc / 1000,
                 self.level.value / 1000,
@@ -191,25 +190,25 @@ class _StateOfCharge:
     def at(self, start: datetime) -> tuple[float, list[str]]:
         """Return the state of charge (Wh) at a schedule's start, and sentences that say what was assumed.
 
-        Raise NoStateOfCharge while the entity tells none.
+        Raise NoStateOfCharge while the entity has none.
         """
         self.look()
-        told = self._read()
+        reading = self._read()
         now, soc = dt_util.utcnow(), self.level.value
-        assumed = []
+        assumed: list[str] = []
         if self.level.is_suspect:
             confirmed = dt_util.utc_from_timestamp(self.level.moment)
             soc += self.change_planned(confirmed, now)
             assumed.append(
-                f"soc_entity: {self.entity} says {told / 1000:.2f} kWh, which its power cannot explain: "
-                f"planned on with {soc / 1000:.2f} kWh"
+                f"soc_entity: {self.entity} says {reading / 1000:.2f} kWh, which its power cannot explain: "
+                f"planned with {soc / 1000:.2f} kWh"
             )
         elif self._is_stale(now):
             soc += self.gained
-            since = dt_util.as_local(self.changed_at).isoformat(timespec="minutes")
+            since = dt_util.as_local(self.changed_at or now).isoformat(timespec="minutes")
             assumed.append(
-                f"soc_entity: {self.entity} has not changed since {since}, though power was due: its "
-                f"{told / 1000:.2f} kWh are carried on to {self._within(soc) / 1000:.2f} kWh"
+                f"soc_entity: {self.entity} has not changed since {since}, though power was planned: its "
+                f"{reading / 1000:.2f} kWh are extrapolated to {self._within(soc) / 1000:.2f} kWh"
             )
             if not self.was_stale:
                 LOGGER.warning("%s", assumed[0])
@@ -218,14 +217,15 @@ class _StateOfCharge:
 
     @pyscript_compile
     def now(self) -> float | None:
-        """Return the state of charge (Wh) to be posted, or None while it is not known, or not believed."""
+        """Return the state of charge (Wh) to be posted, or None while it is unknown, or not believed."""
         self.look()
         try:
             self._read()
         except NoStateOfCharge:
             return None
         is_believed = not self.level.is_suspect and not self._is_stale(dt_util.utcnow())
-        return self.level.value if is_believed else None
+        level: float | None = self.level.value if is_believed else None
+        return level
 
     @pyscript_compile
     def _read(self) -> float:
@@ -233,21 +233,24 @@ class _StateOfCharge:
 
     @pyscript_compile
     def _is_explained(self, soc: float) -> bool:
-        """Tell whether what power has brought since the last change explains a state of charge (Wh)."""
+        """Tell whether the energy of the power since the last change explains a state of charge (Wh)."""
+        low: float
+        high: float
         low, high = sorted((self.level.value, self.level.value + self.gained))
-        return low - self.level.tolerance <= soc <= high + self.level.tolerance
+        return bool(low - self.level.tolerance <= soc <= high + self.level.tolerance)
 
     @pyscript_compile
     def _is_stale(self, now: datetime) -> bool:
-        """Tell whether the entity has said nothing for so long that power must have changed its value."""
+        """Tell whether the entity has reported nothing for so long that its value must have changed."""
         state = self.hass.states.get(entities.split(self.entity)[0])
-        if state is None or now - max(state.last_reported, self.changed_at) <= self.max_age:
+        changed_at = self.changed_at or now
+        if state is None or now - max(state.last_reported, changed_at) <= self.max_age:
             return False
         return abs(self.gained) > STALE_CHANGE * self.soc_max
 
     @pyscript_compile
-    def _give_up(self, now: datetime) -> None:
-        """Believe the entity again once it would have been full or empty for long: power does not flow."""
+    def _trust_if_bound(self, now: datetime) -> None:
+        """Trust the entity again once it would have been full or empty for long: no power flows."""
         carried = self.level.value + self.gained
         if not self._is_stale(now) or self._within(carried) == carried:
             self.bound_since = None
@@ -257,13 +260,13 @@ class _StateOfCharge:
             self.changed_at, self.gained, self.bound_since = now, 0.0, None
 
     @pyscript_compile
-    def _reckon(self, now: datetime) -> None:
-        """Sum up what power has brought since the last look."""
+    def _add_power(self, now: datetime) -> None:
+        """Add the energy of the power since the last look."""
         before, self.looked_at = self.looked_at or now, now
         if now <= before:
             return
         power = self.power_measured()
-        if power is None or now - before > LONGEST_MEASURED:
+        if power is None or now - before > MAX_MEASURED:
             self.gained += self.change_planned(before, now)
         else:
             stored = power * self.efficiency if power > 0 else power / self.efficiency
@@ -271,8 +274,9 @@ class _StateOfCharge:
 
     @pyscript_compile
     def _within(self, soc: float) -> float:
-        """Return a state of charge that was carried on, within the range, or where it was told to be."""
-        return min(max(soc, min(self.soc_min, self.level.value)), max(self.soc_max, self.level.value))
+        """Clamp an extrapolated state of charge (Wh) to the range, widened to the last believed value."""
+        value: float = self.level.value
+        return min(max(soc, min(self.soc_min, value)), max(self.soc_max, value))
 
 
 StateOfCharge = _StateOfCharge

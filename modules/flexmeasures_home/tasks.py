@@ -1,88 +1,90 @@
-"""Work in the background: where it fails unexpectedly, that is told, and it is started again."""
+"""Background work: an unexpected failure is shown to the user, and the work is started again."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-import flexmeasures_home.status as statuses
+from flexmeasures_home.backoff import Backoff
+from flexmeasures_home.status import TASK_FAILED, Status
 
 LOGGER = logging.getLogger("custom_components.pyscript.flexmeasures")
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5, 300
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 5, 300
 STEADY_SECONDS = 60
-"""How long work must have gone on for its failure before to be over."""
+"""Work that has gone on for this long resolves its earlier failure."""
 MAX_QUOTED = 80
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 @pyscript_compile
-def supervise(status: statuses.Status, what: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task:
+def supervise(status: Status, what: str, work: Work) -> asyncio.Task[None]:
     """Return the task that does `work` until it ends or is cancelled; `what` names it for the user."""
     return status.hass.async_create_background_task(keep_going(status, what, work), f"flexmeasures {what}")
 
 
 @pyscript_compile
-async def keep_going(status: statuses.Status, what: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do work; tell of each unexpected failure, and start again with growing pauses."""
-    pause = FIRST_PAUSE_SECONDS
+async def keep_going(status: Status, what: str, work: Work) -> None:
+    """Do the work; show each unexpected failure, and start again after growing pauses."""
+    backoff = Backoff(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
     while True:
         task = asyncio.ensure_future(work())
         try:
             done, _pending = await asyncio.wait([task], timeout=STEADY_SECONDS)
             if not done:
-                pause = FIRST_PAUSE_SECONDS
-                statuses.settle(status, matter(what))
+                backoff.reset()
+                status.resolve(problem_key(what))
             await asyncio.wait([task])
         finally:
             task.cancel()
             await asyncio.wait([task])
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
-            statuses.settle(status, matter(what))
+            status.resolve(problem_key(what))
             return
-        tell(status, what, error)
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        report(status, what, error)
+        await asyncio.sleep(backoff.seconds)
+        backoff.grow()
 
 
 @pyscript_compile
-def guard(status: statuses.Status, what: str, act: Callable[[], Any]) -> None:
-    """Do something that is done again and again, and tell where it fails unexpectedly; `what` names it."""
+def guard(status: Status, what: str, act: Callable[[], object]) -> None:
+    """Call a function that is called regularly, and show an unexpected failure; `what` names it."""
     try:
         act()
     except Exception as error:
-        tell(status, what, error)
+        report(status, what, error)
     else:
-        over(status, what)
+        resolve(status, what)
 
 
 @pyscript_compile
-def over(status: statuses.Status, what: str) -> None:
-    """Take back that work has failed."""
-    if matter(what) in status.problems:
-        statuses.settle(status, matter(what))
+def resolve(status: Status, what: str) -> None:
+    """Resolve the failure of some work."""
+    if problem_key(what) in status.problems:
+        status.resolve(problem_key(what))
 
 
 @pyscript_compile
-def fault(status: statuses.Status, what: str, error: BaseException | None) -> None:
-    """Tell that work has failed unexpectedly, and goes on; or, without an error, take that back."""
+def report_outcome(status: Status, what: str, error: BaseException | None) -> None:
+    """Report that work failed unexpectedly, and goes on; or, without an error, resolve that."""
     if error is None:
-        over(status, what)
+        resolve(status, what)
     else:
-        tell(status, what, error)
+        report(status, what, error)
 
 
 @pyscript_compile
-def matter(what: str) -> str:
-    """Return the matter of some work in the status."""
+def problem_key(what: str) -> str:
+    """Return the key of some work in the status."""
     return f"task {what}"
 
 
 @pyscript_compile
-def tell(status: statuses.Status, what: str, error: BaseException) -> None:
-    """Tell that work has failed unexpectedly."""
+def report(status: Status, what: str, error: BaseException) -> None:
+    """Report that work failed unexpectedly."""
     LOGGER.error("The %s failed unexpectedly", what, exc_info=error)
     text = (
         f"The {what} failed unexpectedly ({type(error).__name__}: {str(error)[:MAX_QUOTED]}) and is started "
         f"again: please report the log"
     )
-    statuses.fail(status, matter(what), text, cause=statuses.TASK_FAILED)
+    status.fail(problem_key(what), text, cause=TASK_FAILED)

@@ -258,7 +258,7 @@ async def on_a_bad_disk(house: House, way: Way) -> Outcome:
     except Exception as error:
         text = getattr(error, "message", repr(error)).replace(f"{house.home_assistant.config}/", "")
         failures += unclear(text, house.secrets)
-        if "in memory alone" not in text:
+        if "only in memory" not in text:
             failures.append(f"the call does not report it: {text[:200]}")
     shown = await house.home_assistant.notifications()
     if "flexmeasures_file_not_saved" not in [notification["notification_id"] for notification in shown]:

@@ -394,7 +394,7 @@ def instruction_in_force(controlled: sites.Controlled, now: float) -> dict[str, 
 
 
 @pyscript_compile
-def next_instructions(controlled: sites.Controlled, now: float, most: int) -> list[dict[str, Any]]:
+def next_instructions(controlled: sites.Controlled, now: float, most: int | None) -> list[dict[str, Any]]:
     """Return what the device is to do next, in order, so many at most."""
     if controlled.plan is None:
         return []

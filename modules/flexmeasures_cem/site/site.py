@@ -19,6 +19,7 @@ import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.market as markets
 import flexmeasures_s2.session as sessions
+from flexmeasures_api.errors import FlexMeasuresError
 from flexmeasures_api.prices import PriceInterval
 from flexmeasures_api.rate_limit import RateLimit
 
@@ -234,7 +235,7 @@ class _Site:
     shown: Callable[[cems.Resource], None]
     told: Callable[[cems.Resource, str | None], None]
     unfit: Callable[[cems.Resource, sessions.Session, str], None]
-    failed: Callable[[Exception], None]
+    failed: Callable[[FlexMeasuresError], None]
     succeeded: Callable[[], None]
     horizon: float
     connection: markets.Connection = field(default_factory=markets.Connection)

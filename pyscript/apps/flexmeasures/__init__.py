@@ -1,11 +1,11 @@
-"""FlexMeasures for pyscript: the services that a user calls, and the app's start and stop."""
+"""FlexMeasures for pyscript: the services, and the app's start and stop."""
 
 try:
     import flexmeasures.configuration as configuration
     import flexmeasures_home.app as home
     import flexmeasures_home.services as services
 except ImportError as error:
-    # None of our modules is there to notify the user. Once the app starts, it dismisses the notification.
+    # No module of ours can notify the user. Once the app starts, it dismisses the notification.
     if "not allowed" in str(error):
         remedy = (
             "Set `allow_all_imports: true` under `pyscript:` in `configuration.yaml` (step 3 of README.md). "
@@ -25,35 +25,36 @@ except ImportError as error:
     raise
 
 try:
-    section = pyscript.app_config
+    section: dict[str, object] | None = pyscript.app_config
 except NameError:
     section = None
 
 
 @pyscript_compile
-def configured():
-    """Read the section; an argument would be logged, password and all, since pyscript logs calls."""
-    return configuration.read(section)
+def new_app() -> home.App:
+    """Read the section; as an argument it would be logged with its password, since pyscript logs calls."""
+    given, mistakes = configuration.read(section)
+    return home.App(configuration=given, mistakes=mistakes)
 
 
-app = home.App(*configured())
+app = new_app()
 
 
 @time_trigger("startup")
-async def startup():
+async def startup() -> None:
     """Start the app, instead of the one before a reload."""
     await home.swap_in(app)
 
 
 @time_trigger("shutdown")
-async def shutdown():
+async def shutdown() -> None:
     """Stop the app, unless its successor has done so."""
     await home.swap_out(app)
 
 
 @service("flexmeasures.trigger_and_get_schedule", supports_response="optional")
-async def trigger_and_get_schedule(**data):
-    """Yaml
+async def trigger_and_get_schedule(**data: object) -> object:
+    """yaml
     name: Trigger and get schedule
     description: >-
       Asks FlexMeasures for the cheapest schedule of the device, waits for it, and shows it as
@@ -114,8 +115,8 @@ async def trigger_and_get_schedule(**data):
 
 
 @service("flexmeasures.post_measurements", supports_response="optional")
-async def post_measurements(**data):
-    """Yaml
+async def post_measurements(**data: object) -> object:
+    """yaml
     name: Post measurements
     description: >-
       Posts values to a FlexMeasures sensor. While the server is away they wait in the outbox, which delivers
@@ -183,8 +184,8 @@ async def post_measurements(**data):
 
 
 @service("flexmeasures.get_measurements", supports_response="optional")
-async def get_measurements(**data):
-    """Yaml
+async def get_measurements(**data: object) -> object:
+    """yaml
     name: Get measurements
     description: Returns what FlexMeasures holds of a sensor.
     fields:
@@ -235,8 +236,8 @@ async def get_measurements(**data):
 
 
 @service("flexmeasures.change_control_type", supports_response="optional")
-async def change_control_type(**data):
-    """Yaml
+async def change_control_type(**data: object) -> object:
+    """yaml
     name: Change control type
     description: >-
       Selects how an S2 device (its Resource Manager) is controlled. The choice lasts over reconnects and
@@ -272,8 +273,8 @@ async def change_control_type(**data):
 
 
 @service("flexmeasures.send_frbc_instruction", supports_response="optional")
-async def send_frbc_instruction(**data):
-    """Yaml
+async def send_frbc_instruction(**data: object) -> object:
+    """yaml
     name: Send FRBC instruction
     description: >-
       Tells an S2 device under fill rate based control which operation mode to go to. It is checked against
@@ -337,8 +338,8 @@ async def send_frbc_instruction(**data):
 
 
 @service("flexmeasures.call_cem_trigger_schedule", supports_response="optional")
-async def call_cem_trigger_schedule(**data):
-    """Yaml
+async def call_cem_trigger_schedule(**data: object) -> object:
+    """yaml
     name: Call CEM trigger schedule
     description: Plans an S2 device again now, together with all others of the site.
     fields:

@@ -2,8 +2,7 @@
 
 import ipaddress
 import math
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import Any
 
 import homeassistant.util.dt as dt_util
@@ -17,103 +16,29 @@ import flexmeasures_cem.site.site as sites
 import flexmeasures_home.cron as cron
 import flexmeasures_home.fields as fields
 import flexmeasures_s2.listener as listener
+from flexmeasures_home.configuration import Configuration, S2Configuration
 
 
 @pyscript_compile
-def records():
-    """Define the records: natively, so that compiled code can make them."""
-
-    @dataclass
-    class Configuration:
-        """One device as configured: power in W, energy in Wh, efficiency as a ratio.
-
-        `soc_targets` are those of each day or some days: a `value`, a `time`, and the `weekdays` by number.
-        """
-
-        host: str
-        username: str
-        password: str = field(repr=False)
-        power_sensor: int
-        consumption_price_sensor: int
-        production_price_sensor: int
-        soc_sensor: int | None
-        rm_discharge_sensor: int | None
-        schedule_duration: timedelta
-        soc_unit: str
-        soc_min: float
-        soc_max: float
-        soc_at_end: float | None
-        soc_targets: list
-        power_capacity: float | None
-        consumption_capacity: float | None
-        production_capacity: float | None
-        minimum_power: float | None
-        roundtrip_efficiency: float | None
-        schedule_unit: str
-        soc_entity: str | None
-        soc_entity_unit: str | None
-        soc_max_age: timedelta
-        cron: str | None
-        measurements: list
-        site: int | None
-        site_power_capacity: float | None
-        site_consumption_capacity: float | None
-        site_production_capacity: float | None
-        site_peak_consumption: float | None
-        site_peak_consumption_price: quantities.PowerPrice | None
-        flex_model: Any
-        flex_context: Any
-        s2: Any
-
-    @dataclass
-    class S2:
-        """Where and for whom the CEM listens; `resources` maps a resource_id or name to its sensors.
-
-        `prices` are those of commodities other than electricity: GAS per m3, HEAT per kWh, OIL per litre,
-        HYDROGEN per kg. `instruction_lead` is how long before its time an instruction is sent (s).
-        `is_configured` tells whether there is a section s2 at all.
-        """
-
-        enabled: bool
-        host: str
-        port: int
-        path: str
-        token: str | None = field(repr=False)
-        allow_anonymous: bool
-        certificate: str | None
-        key: str | None
-        control_type: str | None
-        auto_provision: bool
-        instruction_lead: float
-        resources: dict = field(repr=False)
-        prices: dict
-        limits: Any
-        is_configured: bool = False
-
-    return Configuration, S2
-
-
-Configuration, S2 = records()
+def host(value: Any) -> str:
+    """Return a host that flexmeasures-client can use, as given."""
+    text = fields.text(value)
+    connection.parse_host(text)
+    return text
 
 
 @pyscript_compile
-def host(value):
-    """Return the host as given, if flexmeasures-client can use it."""
-    connection.parse_host(fields.text(value))
-    return value
-
-
-@pyscript_compile
-def username(value):
-    """Return the e-mail address that FlexMeasures takes as the user's name."""
-    name, _at, domain = fields.text(value).partition("@")
+def username(value: Any) -> str:
+    """Return an e-mail address, which is the username on FlexMeasures."""
+    address = fields.text(value)
+    name, _at, domain = address.partition("@")
     if not name or "." not in domain:
         raise ValueError
-    return value
+    return address
 
 
 @pyscript_compile
-def roundtrip_efficiency(value):
+def roundtrip_efficiency(value: Any) -> float:
     """Return a ratio; above 1 a bare number is a percentage."""
     number, unit = quantities.parse(value)
     share = quantities.ratio(value) if unit or number <= 1 else number / 100
@@ -123,54 +48,56 @@ def roundtrip_efficiency(value):
 
 
 @pyscript_compile
-def cron_expression(value):
-    """Return a cron expression that means some time."""
-    cron.following(fields.text(value), dt_util.utcnow())
-    return value
+def cron_expression(value: Any) -> str:
+    """Return a cron expression that has a next time."""
+    expression = fields.text(value)
+    cron.following(expression, dt_util.utcnow())
+    return expression
 
 
 @pyscript_compile
-def each_once(items):
-    """Return the measurements, no sensor of which gets values from two."""
+def each_sensor_once(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the measurements; refuse two for the same sensor."""
     sensors = [item["sensor"] for item in items]
     if twice := [sensor for sensor in sensors if sensors.count(sensor) > 1]:
-        raise vol.Invalid(f"expected each sensor once, but sensor {twice[0]} is there more often")
+        raise vol.Invalid(f"expected each sensor once, but sensor {twice[0]} has more than one item")
     return items
 
 
 @pyscript_compile
-def path(value):
+def path(value: Any) -> str:
     """Return the path of a websocket's address."""
-    if not fields.text(value).startswith("/") or set(value) & set("?#{} "):
+    path = fields.text(value)
+    if not path.startswith("/") or set(path) & set("?#{} "):
         raise ValueError
-    return value
+    return path
 
 
 @pyscript_compile
-def name_or_id(value):
-    """Return a name or resource_id as text; YAML reads one of digits as a number."""
+def name_or_id(value: Any) -> str:
+    """Return a name or resource_id as text; YAML reads one that consists of digits as a number."""
     return fields.text(str(value) if type(value) is int else value)
 
 
 @pyscript_compile
-def energy_per_fill_level(value):
-    """Return what one unit of fill level is worth, in Wh."""
+def energy_per_fill_level(value: Any) -> float:
+    """Return the energy of one unit of fill level (Wh)."""
     if (watt_hours := quantities.energy(value)) <= 0:
         raise ValueError
     return watt_hours
 
 
 @pyscript_compile
-def prices(value):
+def prices(value: Any) -> dict[str, float]:
     """Return prices by the commodity's name in S2."""
     return {name.upper(): price for name, price in PRICES_SCHEMA(value).items()}
 
 
 @pyscript_compile
-def or_nothing(schema):
-    """Return a validator of a section, of which nothing at all means the defaults."""
+def section_or_none(schema: fields.Validator) -> fields.Validator:
+    """Return a validator of a section; an empty one has the defaults."""
 
-    def validate(value):
+    def validate(value: Any) -> Any:
         if not isinstance(value, (dict, type(None))):
             raise vol.Invalid("expected keys and values")
         return schema(value or {})
@@ -179,15 +106,16 @@ def or_nothing(schema):
 
 
 @pyscript_compile
-def limits(value):
-    """Return the Limits of a section that gives some of them."""
+def limits(value: Any) -> listener.Limits:
+    """Return the Limits of a section, with defaults for those that it lacks."""
     return listener.Limits(**LIMITS_SCHEMA(value))
 
 
 @pyscript_compile
-def one_of(units):
+def one_of(units: Sequence[str]) -> fields.Validator:
     """Return a validator of a unit."""
-    return vol.Any(*units, msg=f"expected one of {', '.join(units)}")
+    validator: fields.Validator = vol.Any(*units, msg=f"expected one of {', '.join(units)}")
+    return validator
 
 
 STATE_OF_CHARGE = fields.expects(quantities.parse, "a number in soc_unit")
@@ -248,9 +176,9 @@ S2_SCHEMA = vol.Schema(
         vol.Optional("control_type"): fields.CONTROL_TYPE,
         vol.Optional("auto_provision", default=True): fields.BOOLEAN,
         vol.Optional("instruction_lead", default=sites.LEAD_SECONDS): fields.INSTRUCTION_LEAD,
-        vol.Optional("resources", default=dict): or_nothing(vol.Schema({NAME_OR_ID: RESOURCE})),
-        vol.Optional("prices", default=dict): or_nothing(prices),
-        vol.Optional("limits", default=dict): or_nothing(limits),
+        vol.Optional("resources", default=dict): section_or_none(vol.Schema({NAME_OR_ID: RESOURCE})),
+        vol.Optional("prices", default=dict): section_or_none(prices),
+        vol.Optional("limits", default=dict): section_or_none(limits),
     }
 )
 SCHEMA = vol.Schema(
@@ -285,7 +213,7 @@ SCHEMA = vol.Schema(
         vol.Optional("soc_entity_unit"): one_of((*quantities.ENERGY_UNITS, "%")),
         vol.Optional("soc_max_age", default="PT1H"): fields.DURATION,
         vol.Optional("cron"): fields.expects(cron_expression, "a cron expression such as '*/15 * * * *'"),
-        vol.Optional("measurements", default=list): vol.All([MEASUREMENT], each_once),
+        vol.Optional("measurements", default=list): vol.All([MEASUREMENT], each_sensor_once),
         vol.Optional("site"): fields.ASSET,
         vol.Optional("site_power_capacity"): fields.POWER,
         vol.Optional("site_consumption_capacity"): fields.POWER,
@@ -294,50 +222,59 @@ SCHEMA = vol.Schema(
         vol.Optional("site_peak_consumption_price"): fields.POWER_PRICE,
         vol.Optional("flex_model"): fields.RAW_FIELDS,
         vol.Optional("flex_context"): fields.RAW_FIELDS,
-        vol.Optional("s2", default=dict): or_nothing(S2_SCHEMA),
+        vol.Optional("s2", default=dict): section_or_none(S2_SCHEMA),
     }
 )
 
 
 @pyscript_compile
-def read(section):
+def read(section: Any) -> tuple[Configuration | None, list[str]]:
     """Return (Configuration, []), or (None, a sentence for each mistake, without secrets)."""
-    given, mistakes = read_as_it_is(section)
+    given, mistakes = read_with_secrets(section)
     secrets = redaction.secrets_in(section)
     redact = redaction.redactor(lambda: secrets)
     return given, [redact(mistake) for mistake in mistakes]
 
 
 @pyscript_compile
-def read_as_it_is(section):
+def read_with_secrets(section: Any) -> tuple[Configuration | None, list[str]]:
     """Return (Configuration, []), or (None, a sentence for each mistake)."""
     section = {} if section is None else section
     if not isinstance(section, dict):
         return None, ["expected keys and values under apps: flexmeasures:"]
-    known = [str(key) for key in SCHEMA.schema]
-    mistakes = []
+    names = [str(key) for key in SCHEMA.schema]
+    mistakes: list[str] = []
+    given: dict[str, Any] = {}
     try:
         given = SCHEMA(section)
     except vol.Invalid as invalid:
-        most = fields.MAX_MISTAKES_OF_CONFIGURATION
-        mistakes = fields.mistakes(invalid, section, known, "key of this app", most)
-    soc, mistake = soc_limits(section)
-    mistakes += mistake
+        max_count = fields.MAX_MISTAKES_OF_CONFIGURATION
+        mistakes = fields.mistakes(invalid, section, names, "key of this app", max_count)
+    soc, soc_mistakes = soc_limits(section)
+    mistakes += soc_mistakes
+    targets: dict[str, Any] = {}
     if not mistakes:
-        wanted, mistakes = wanted_levels(given, soc)
+        targets, mistakes = target_levels(given, soc["soc_max"])
     if not mistakes:
         mistakes = contradictions(given) + unlikely_powers(given, soc["soc_max"])
     if mistakes:
         return None, mistakes
-    given = {"production_price_sensor": given["consumption_price_sensor"]} | given | soc | wanted
-    s2 = dict.fromkeys(S2.__dataclass_fields__) | given["s2"] | {"is_configured": "s2" in section}
-    given["s2"] = S2(**s2)
-    return Configuration(**(dict.fromkeys(Configuration.__dataclass_fields__) | given)), []
+    given = {"production_price_sensor": given["consumption_price_sensor"]} | given | soc | targets
+    given["s2"] = S2Configuration(
+        **with_none(S2Configuration, given["s2"] | {"is_configured": "s2" in section})
+    )
+    return Configuration(**with_none(Configuration, given)), []
 
 
 @pyscript_compile
-def soc_limits(section):
-    """Return soc_min and soc_max in Wh and no mistake, or the mistake that they make together."""
+def with_none(record: type[Configuration | S2Configuration], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record, with None for those that are not given."""
+    return dict.fromkeys(record.__dataclass_fields__) | given
+
+
+@pyscript_compile
+def soc_limits(section: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """Return soc_min and soc_max (Wh) and no mistake, or the mistake in their combination."""
     unit = section.get("soc_unit", "kWh")
     try:
         for name in ("soc_min", "soc_max"):
@@ -358,21 +295,22 @@ def soc_limits(section):
 
 
 @pyscript_compile
-def wanted_levels(given: dict[str, Any], soc: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
-    """Return soc_at_end and soc_targets in Wh, and the mistakes in them."""
-    unit, full, mistakes = given["soc_unit"], soc["soc_max"], []
+def target_levels(given: dict[str, Any], soc_max_wh: float) -> tuple[dict[str, Any], list[str]]:
+    """Return soc_at_end and soc_targets (Wh), and the mistakes in them."""
+    unit = given["soc_unit"]
+    mistakes: list[str] = []
 
     def energy(name: str, parsed: tuple[float, str | None]) -> float | None:
         number, own_unit = parsed
         quantity = f"{number:g} {own_unit or unit}"
         try:
-            found = quantities.energy(quantity, unit, full)
+            energy_wh = quantities.energy(quantity, unit, soc_max_wh)
         except ValueError as error:
             mistakes.append(f"{name}: {error}, but got {quantity}")
             return None
-        if not 0 <= found <= full:
+        if not 0 <= energy_wh <= soc_max_wh:
             mistakes.append(f"{name}: expected at most soc_max, and not below 0, but got {quantity}")
-        return found
+        return energy_wh
 
     targets = [
         target | {"value": energy(f"soc_targets[{number}].value", target["value"])}
@@ -383,82 +321,87 @@ def wanted_levels(given: dict[str, Any], soc: dict[str, float]) -> tuple[dict[st
 
 
 @pyscript_compile
-def unlikely_powers(given: dict[str, Any], full: float) -> list[str]:
-    """Return a mistake for each power (W) that would fill the device (Wh) in a minute: W were taken as kW."""
+def unlikely_powers(given: dict[str, Any], soc_max_wh: float) -> list[str]:
+    """Return a mistake for each power (W) that would fill the device in a minute: W were given as kW."""
     return [
         f"{key}: {given[key] / 1000:g} kW would fill the device within a minute: give a unit, as in '5000 W'"
         for key in ("power_capacity", "consumption_capacity", "production_capacity", "minimum_power")
-        if given.get(key, 0) > 60 * full
+        if given.get(key, 0) > 60 * soc_max_wh
     ]
 
 
 @pyscript_compile
-def contradictions(given):
-    """Return the mistakes that keys make together, each of which is right."""
-    found = []
-    capacity = given.get("consumption_capacity", given.get("power_capacity"))
+def contradictions(given: dict[str, Any]) -> list[str]:
+    """Return the mistakes in combinations of keys that are right by themselves."""
+    mistakes: list[str] = []
+    capacity: Any = given.get("consumption_capacity", given.get("power_capacity"))
     if "minimum_power" in given and capacity is None:
-        found.append("minimum_power: expected consumption_capacity or power_capacity too")
+        mistakes.append("minimum_power: expected consumption_capacity or power_capacity too")
     elif "minimum_power" in given and given["minimum_power"] > capacity:
-        found.append(
+        mistakes.append(
             f"minimum_power: expected at most what the device can consume, {capacity / 1000:g} kW, but got "
             f"{given['minimum_power'] / 1000:g} kW"
         )
     if "consumption_capacity" in given and not {"production_capacity", "power_capacity"} & given.keys():
-        found.append("consumption_capacity: expected production_capacity too ('0 kW': it never discharges)")
+        mistakes.append(
+            "consumption_capacity: expected production_capacity too ('0 kW': it never discharges)"
+        )
     if "production_capacity" in given and not {"consumption_capacity", "power_capacity"} & given.keys():
-        found.append("production_capacity: expected consumption_capacity or power_capacity too")
+        mistakes.append("production_capacity: expected consumption_capacity or power_capacity too")
     soc_entity = given.get("soc_entity", "")
     if soc_entity.count(".") == 2 and "soc_entity_unit" not in given:
-        found.append(
+        mistakes.append(
             f"soc_entity_unit is missing: {soc_entity} is an attribute, which has no unit ('%' or kWh)"
         )
     if "cron" in given and "soc_entity" not in given:
-        found.append("cron: expected soc_entity too, from which the state of charge is taken")
+        mistakes.append("cron: expected soc_entity too, from which the state of charge is taken")
     sensors = [item["sensor"] for item in given["measurements"]]
     if "soc_entity" in given and given.get("soc_sensor") in sensors:
-        found.append("measurements: expected no item for soc_sensor, which gets its values from soc_entity")
-    return found + site_contradictions(given) + s2_contradictions(given["s2"])
+        mistakes.append(
+            "measurements: expected no item for soc_sensor, which gets its values from soc_entity"
+        )
+    return mistakes + site_contradictions(given) + s2_contradictions(given["s2"])
 
 
 @pyscript_compile
 def site_contradictions(given: dict[str, Any]) -> list[str]:
-    """Return the mistakes that keys of the site's connection to the grid make together."""
-    found, whole = [], given.get("site_power_capacity", math.inf)
+    """Return the mistakes in combinations of keys of the site's connection to the grid."""
+    mistakes: list[str] = []
+    whole = given.get("site_power_capacity", math.inf)
     consumption = min(whole, given.get("site_consumption_capacity", math.inf))
-    for key, most, name in (
+    for key, maximum, name in (
         ("site_consumption_capacity", whole, "site_power_capacity"),
         ("site_production_capacity", whole, "site_power_capacity"),
         ("site_peak_consumption", consumption, "what the site can consume"),
     ):
-        if given.get(key, 0.0) > most:
-            found.append(
-                f"{key}: expected at most {name}, {most / 1000:g} kW, but got {given[key] / 1000:g} kW"
+        if given.get(key, 0.0) > maximum:
+            mistakes.append(
+                f"{key}: expected at most {name}, {maximum / 1000:g} kW, but got {given[key] / 1000:g} kW"
             )
     peak = "site_peak_consumption", "site_peak_consumption_price"
     for key, other in (peak, peak[::-1]):
         if key in given and other not in given:
-            found.append(f"{key}: expected {other} too")
-    return found
+            mistakes.append(f"{key}: expected {other} too")
+    return mistakes
 
 
 @pyscript_compile
-def s2_contradictions(given):
-    """Return the mistakes that keys under s2 make together."""
-    found = []
+def s2_contradictions(given: dict[str, Any]) -> list[str]:
+    """Return the mistakes in combinations of keys under s2."""
+    mistakes: list[str] = []
     if not (given.get("token") or given["allow_anonymous"] or is_loopback(given["host"])):
-        found.append(
+        mistakes.append(
             f"s2.token: expected a token, which Resource Managers send as a Bearer, to listen on "
             f"{given['host']}, beyond this machine (or allow_anonymous: true, to let in anyone)"
         )
     if "key" in given and "certificate" not in given:
-        found.append("s2.certificate: expected the certificate that belongs to s2.key")
-    return found
+        mistakes.append("s2.certificate: expected the certificate that belongs to s2.key")
+    return mistakes
 
 
 @pyscript_compile
-def is_loopback(name):
-    """Tell whether an address is reached from this machine only."""
+def is_loopback(name: str) -> bool:
+    """Tell whether an address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

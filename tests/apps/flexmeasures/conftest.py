@@ -103,7 +103,7 @@ class Home:
     @property
     def device(self):
         """Return the app's only device."""
-        return self.hass.data["flexmeasures_for_pyscript"].running.devices[0]
+        return self.hass.data["flexmeasures_for_pyscript"].running.device
 
     async def checked(self) -> None:
         """Wait until the check that follows a start has told of the server."""
@@ -148,7 +148,7 @@ class Side:
     async def listening(self) -> None:
         """Wait until a Resource Manager can connect."""
         stage = self.home.hass.data["flexmeasures_for_pyscript"]
-        await self.home.until(lambda: stage.running and stage.running.devices)
+        await self.home.until(lambda: stage.running and stage.running.device)
         await self.home.until(lambda: self.home.device.resources.listener.runner)
 
     async def until(self, state, slug="home_battery") -> None:

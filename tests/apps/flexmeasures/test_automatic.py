@@ -183,9 +183,9 @@ async def test_a_plan_is_made_at_once_when_the_server_is_back(
     flexmeasures_server.stop_web()
     try:
         home = await start(cron_config)
-        await home.until(lambda: home.device.cron.failures == 1)
+        await home.until(lambda: home.device.cron.has_failed)
         await home.tick_to(clock, next_plan(home) + SECOND)
-        await home.until(lambda: home.device.cron.failures == 2)
+        await home.until(lambda: home.device.cron.backoff.seconds == 60)
     finally:
         flexmeasures_server.start_web()
     await home.tick_to(clock, datetime.now(UTC) + timedelta(seconds=21))
@@ -268,10 +268,9 @@ async def test_two_plans_never_run_at_once(start, cron_config, states):
         nonlocal running
         running -= 1
 
-    plan_now = in_process.module_globals("flexmeasures_home.cron")["plan_now"]
     calls = [asyncio.create_task(home.plan(soc_at_start=4, duration="PT2H")) for _ in range(3)]
     for _ in range(5):
-        plan_now(home.device.cron)
+        home.device.cron.plan_now()
     await asyncio.gather(*calls)
     await home.until(lambda: home.status().state == "ok")
     assert most == 1
@@ -304,7 +303,7 @@ async def test_the_server_is_found_again_without_a_plan(home, flexmeasures_serve
     await home.tick_to(clock, datetime.now(UTC) + 11 * SECOND)
     await home.until(lambda: home.status().state == "ok")
     ours = [r.getMessage() for r in caplog.records if r.name == "custom_components.pyscript.flexmeasures"]
-    assert len([text for text in ours if text.startswith("Over since now:")]) == 1
+    assert len([text for text in ours if text.startswith("Resolved:")]) == 1
     assert home.status().attributes["last_error"] is None
 
 
@@ -316,7 +315,7 @@ async def test_a_server_that_answers_but_takes_nothing_is_asked_ever_less_often(
     await home.call("post_measurements", sensor_id=1, values=1)
     pauses = []
     for _ in range(3):
-        await home.until(lambda: home.device.check.done() is False)
+        await home.until(lambda: home.device.server_check.done() is False)
         before = home.device.check_pause
         await home.tick_to(clock, datetime.now(UTC) + timedelta(seconds=before + 1))
         await home.until(lambda before=before: home.device.check_pause != before)
@@ -352,7 +351,7 @@ async def test_reloads_leave_one_of_everything(start, cron_config, states, flexm
     assert set(seen) <= {"ok"}
     meters = home.device.measurements.meters
     assert [meter.entity for meter in meters] == ["sensor.battery", "sensor.grid"]
-    assert meters[1].interval.known > 0
+    assert meters[1].interval.known_seconds > 0
 
 
 def leftovers(hass) -> tuple[int, int]:

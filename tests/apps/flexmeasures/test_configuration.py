@@ -263,8 +263,8 @@ def test_the_price_of_a_peak_may_count_from_the_first_watt_on(configuration):
             {"s2": {"limits": {"heartbeat": "-3 s"}}},
             "s2.limits.heartbeat: expected seconds from 1 up to a day",
         ),
-        ({"s2": {"limits": {"connection": 3}}}, "s2.limits.connection is no key of this app"),
-        ({"s2": {"resources": {"EV": {"power": 3}}}}, "s2.resources.EV.power is no key of this app"),
+        ({"s2": {"limits": {"connection": 3}}}, "s2.limits.connection is not a key of this app"),
+        ({"s2": {"resources": {"EV": {"power": 3}}}}, "s2.resources.EV.power is not a key of this app"),
         (
             {"s2": {"resources": {"EV": {"energy_per_fill_level": 0}}}},
             "s2.resources.EV.energy_per_fill_level: expected the energy of one unit of fill level",
@@ -285,9 +285,9 @@ def test_the_price_of_a_peak_may_count_from_the_first_watt_on(configuration):
             {"s2": {"instruction_lead": "soon"}},
             "s2.instruction_lead: expected seconds from 1 up to a day, such as 60 s, or all, but got 'soon'",
         ),
-        ({"s2": {"prices": {"steam": 1}}}, "s2.prices.steam is no key of this app"),
+        ({"s2": {"prices": {"steam": 1}}}, "s2.prices.steam is not a key of this app"),
         ({"s2": {"prices": 1.35}}, "s2.prices: expected keys and values"),
-        ({"power_senzor": 2}, "power_senzor is no key of this app: did you mean power_sensor?"),
+        ({"power_senzor": 2}, "power_senzor is not a key of this app: did you mean power_sensor?"),
     ],
 )
 def test_a_mistake_names_the_key_and_what_is_expected(configuration, wrong, mistake):

@@ -127,13 +127,13 @@ async def test_files_of_another_form_are_set_aside_and_told(start, app_config, t
 
 async def test_parts_of_files_that_cannot_be_read_stop_nothing(start, app_config, tmp_path):
     user = f"{app_config['username']} {app_config['host']}"
-    relay = {"name": "Home battery", "choice": None, "entity_id": "sensor.flexmeasures_s2_home_battery"}
+    telemetry = {"name": "Home battery", "choice": None, "entity_id": "sensor.flexmeasures_s2_home_battery"}
     data = {
         "schedule": {"power_sensor": app_config["power_sensor"], "schedule": {"start": "soon"}},
         "outbox": {user: {"runs": [{"sensor": 1}, 7]}},
         "measurements": {"user": user, "sensors": [{"id": 1}], "intervals": {"x": 1}},
         "resources": {
-            "resources": {"a": relay, "b": 7, "c": {"name": 1}},
+            "resources": {"a": telemetry, "b": 7, "c": {"name": 1}},
             "users": {user: {"a": {"made": 1, "plan": {"control_type": "x"}}}},
         },
     }
@@ -146,23 +146,23 @@ async def test_parts_of_files_that_cannot_be_read_stop_nothing(start, app_config
     await home.checked()
     told = home.notifications()["flexmeasures_file_set_aside"]
     assert all(f"flexmeasures_for_pyscript.{name} with" in told for name in data)
-    assert home.hass.states.get(relay["entity_id"]).state == "disconnected"
+    assert home.hass.states.get(telemetry["entity_id"]).state == "disconnected"
     assert len((await home.plan(soc_at_start=4, duration="PT2H"))["schedule"]) == 8
 
 
 async def test_a_start_that_fails_is_told_and_leaves_nothing_behind(start, app_config, monkeypatch):
     home = await start(app_config)
     await home.checked()
-    names = in_process.module_globals("flexmeasures_home.device")
+    device_class = in_process.module_globals("flexmeasures_home.device")["Device"]
     before = home.device
 
     def fails(_device):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setitem(names, "measure", fails)
+    monkeypatch.setattr(device_class, "measure", fails)
     app = home.hass.data["flexmeasures_for_pyscript"].running
-    app.devices.clear()
-    await in_process.module_globals("flexmeasures_home.device")["stop"](before)
+    app.device = None
+    await before.stop()
     await in_process.module_globals("flexmeasures_home.app")["start"](home.hass, app)
     assert "a fault of ours" in home.status().attributes["last_error"]
     assert "flexmeasures_failed" in home.notifications()
@@ -173,13 +173,12 @@ async def test_a_start_that_fails_is_told_and_leaves_nothing_behind(start, app_c
 
 async def test_a_call_during_the_start_waits_for_it(home):
     app = home.hass.data["flexmeasures_for_pyscript"].running
-    devices = app.devices[:]
-    app.devices.clear()
+    device, app.device = app.device, None
     app.started.clear()
     call = asyncio.create_task(home.plan(soc_at_start=4, duration="PT2H"))
     await asyncio.sleep(0.2)
     assert not call.done()
-    app.devices += devices
+    app.device = device
     app.started.set()
     assert len((await call)["schedule"]) == 8
 
@@ -395,7 +394,7 @@ async def test_a_job_that_takes_too_long(home):
             {"soc_at_start": 4, "soc_targets": [{"value": 80, "datetime": in_hours(3)}]},
             "soc_targets[0]: 80 kWh is more than soc_max, 10 kWh: did you mean 80 %?",
         ),
-        ({"soc_at_start": 4, "start": in_hours(-300)}, "lies in the past: leave it out"),
+        ({"soc_at_start": 4, "start": in_hours(-300)}, "is in the past: leave it out"),
         ({"soc_at_start": 4, "duration": "a day"}, "duration: expected an ISO 8601 duration"),
         ({"soc_at_start": 4, "duration": "P400D"}, "at most P31D"),
         ({"soc_at_start": 4, "duration": "12"}, "an ISO 8601 duration of whole minutes above zero"),
@@ -415,7 +414,7 @@ async def test_a_job_that_takes_too_long(home):
         ({"soc_at_start": 4, "flex_context": "x"}, "flex_context: expected FlexMeasures' own fields"),
         (
             {"soc_at_start": 4, "soc_target": []},
-            "soc_target is no field of this service: did you mean soc_targets?",
+            "soc_target is not a field of this service: did you mean soc_targets?",
         ),
     ],
 )
@@ -471,7 +470,7 @@ async def test_a_reload_in_the_middle_of_a_plan_is_told_to_its_caller_alone(home
     assert home.status().state == "ok"
     assert home.notifications() == {}
     assert before.link.client.session.closed
-    assert before.forget_boundary is None
+    assert before.cancel_boundary is None
     for secret in secrets:
         assert secret not in caplog.text
     await home.plan(soc_at_start=4, duration="PT2H")

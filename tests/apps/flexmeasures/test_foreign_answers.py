@@ -68,7 +68,7 @@ async def test_a_plan_that_the_server_failed_over_is_no_fault_any_more_once_the_
     start, app_config, flexmeasures_server, portal
 ):
     home = await start(app_config | {"host": portal.url})
-    await home.until(lambda: home.device.check.done())
+    await home.until(lambda: home.device.server_check.done())
     portal.answer = {"text": '{"message": "oops"}', "status": 500, "content_type": "application/json"}
     with pytest.raises(Exception, match="FlexMeasures answered 500"):
         await home.plan(soc_at_start=4, duration="PT2H")

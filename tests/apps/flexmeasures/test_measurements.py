@@ -120,14 +120,14 @@ async def test_an_entitys_state_is_posted_in_its_own_unit(
         ({"sensor_id": 1, "entity_id": "sensor.none"}, "entity_id: sensor.none does not exist"),
         (
             {"sensor_id": 1, "entity_id": "sensor.off"},
-            "entity_id: sensor.off is 'unavailable', which is no num",
+            "entity_id: sensor.off is 'unavailable', which is not a num",
         ),
         (
             {"sensor_id": 1, "entity_id": "sensor.grid", "unit": "kW"},
             "unit: sensor.grid is in W: leave unit out",
         ),
         ({"sensor_id": 1, "entity_id": "sensor.meter"}, "entity_id: sensor.meter counts energy (kWh)"),
-        ({"sensor_id": 1, "value": 1}, "value is no field of this service: did you mean values?"),
+        ({"sensor_id": 1, "value": 1}, "value is not a field of this service: did you mean values?"),
     ],
 )
 async def test_a_wrong_field_is_named(home, data, says):
@@ -288,7 +288,7 @@ async def test_the_server_that_is_away_gets_everything_once_and_in_order(home, f
     assert home.status().state == "ok"
     ours = [r.getMessage() for r in caplog.records if r.name == "custom_components.pyscript.flexmeasures"]
     away = [text for text in ours if "cannot be reached" in text]
-    assert [text.split()[0] for text in away] == ["FlexMeasures", "FlexMeasures", "Over"]
+    assert [text.split()[0] for text in away] == ["FlexMeasures", "FlexMeasures", "Resolved:"]
 
 
 def count_posts(home) -> list:
@@ -315,7 +315,7 @@ async def test_what_waits_and_cannot_be_written_is_told_and_written_later(home, 
     names["write_rows"] = fail
     flexmeasures_server.stop_web()
     try:
-        with pytest.raises(HomeAssistantError, match=r"in memory alone: .*No space left on device"):
+        with pytest.raises(HomeAssistantError, match=r"only in memory: .*No space left on device"):
             await home.call("post_measurements", sensor_id=sensor, values=3, start=START.isoformat())
         assert "No space left on device" in home.notifications()["flexmeasures_file_not_saved"]
         names["write_rows"] = write

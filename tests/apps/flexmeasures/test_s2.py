@@ -79,8 +79,7 @@ async def test_a_new_one_gets_an_asset_and_sensors_which_are_found_again(side, c
     assert asset["name"] == f"EV {identity[:4]}"
     assert asset["parent_asset_id"] == (site or flexmeasures_server.ids.battery)
     assert asset["attributes"]["resource_id"] == identity
-    relays = side.home.device.resources.relays
-    relays.clear()
+    side.home.device.resources.telemetry.clear()
     side.home.device.resources.cem.resources.clear()
     async with side.rm(f"EV {identity[:4]}", resource_id=identity) as rm:
         await rm.establish()

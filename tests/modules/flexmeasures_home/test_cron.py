@@ -10,6 +10,7 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 import flexmeasures_api.errors as errors
 import flexmeasures_home.cron as cron
+from flexmeasures_home.cron import Cron
 from flexmeasures_home.status import Status
 
 BEFORE_SPRING = datetime(2027, 3, 28, 0, 20, tzinfo=UTC)
@@ -74,8 +75,8 @@ async def test_the_time_of_the_next_try(hass, freezer):
     quarter = now + timedelta(minutes=14)
     freezer.move_to(now)
     status = Status(hass)
-    made = cron.Cron(hass, status, "*/15 * * * *", None)
-    cron.arm(made, quarter)
+    made = Cron(hass, status, "*/15 * * * *", None)
+    made.schedule_for(quarter)
     waits = []
     for error in [
         errors.Unreachable("x"),
@@ -85,18 +86,18 @@ async def test_the_time_of_the_next_try(hass, freezer):
         errors.RateLimited("x", 3600),
         errors.Unauthorized("x"),
     ]:
-        cron.failed(made, error)
+        made.plan_failed(error)
         waits.append((made.next - now).total_seconds())
-        cron.look(made)
+        made.clamp_to_clock()
         assert (made.next - now).total_seconds() == waits[-1]
     assert waits == [30, 60, 840, 30, 900, 840]
     freezer.move_to(now + timedelta(minutes=5))
-    cron.look(made)
+    made.clamp_to_clock()
     assert made.next == quarter
     freezer.move_to(now - timedelta(hours=2))
-    cron.look(made)
+    made.clamp_to_clock()
     assert made.next == quarter - timedelta(hours=2)
-    cron.stop(made)
+    made.stop()
 
 
 class Planner:
@@ -105,7 +106,7 @@ class Planner:
     def __init__(self, hass):
         """Plan each quarter of an hour."""
         self.planned_for, self.ends, self.error = [], asyncio.Event(), None
-        self.cron = cron.Cron(hass, Status(hass), "*/15 * * * *", self.plan)
+        self.cron = Cron(hass, Status(hass), "*/15 * * * *", self.plan)
 
     async def plan(self, moment):
         """Plan for a moment."""
@@ -113,9 +114,9 @@ class Planner:
         await self.ends.wait()
         self.ends.clear()
         if self.error:
-            cron.failed(self.cron, self.error)
+            self.cron.plan_failed(self.error)
             raise HomeAssistantError("x")
-        cron.planned(self.cron)
+        self.cron.plan_succeeded()
 
     async def end(self):
         """End the plan under way, and let the next begin."""
@@ -129,7 +130,7 @@ def planner(hass):
     """Return a cron and its plan, stopped afterwards."""
     made = Planner(hass)
     yield made
-    cron.stop(made.cron)
+    made.cron.stop()
     made.cron.task.cancel()
 
 
@@ -143,7 +144,7 @@ async def turn(hass, freezer, moment):
 
 async def test_a_time_that_comes_while_a_plan_is_under_way_has_its_plan_afterwards(hass, freezer, planner):
     freezer.move_to(QUARTER)
-    cron.start(planner.cron, None)
+    planner.cron.start(None)
     moments = [QUARTER + timedelta(minutes=15) * number for number in range(4)]
     await turn(hass, freezer, moments[0])
     await turn(hass, freezer, moments[1])
@@ -163,7 +164,7 @@ async def test_a_time_that_comes_while_a_plan_is_under_way_has_its_plan_afterwar
 
 async def test_of_the_times_that_come_during_a_long_plan_the_last_has_one(hass, freezer, planner):
     freezer.move_to(QUARTER)
-    cron.start(planner.cron, None)
+    planner.cron.start(None)
     for number in range(4):
         await turn(hass, freezer, QUARTER + timedelta(minutes=15) * number)
     for _ in range(3):
@@ -173,7 +174,7 @@ async def test_of_the_times_that_come_during_a_long_plan_the_last_has_one(hass, 
 
 async def test_a_time_that_comes_during_a_plan_that_fails_does_not_cut_its_pause(hass, freezer, planner):
     freezer.move_to(QUARTER)
-    cron.start(planner.cron, None)
+    planner.cron.start(None)
     await turn(hass, freezer, QUARTER)
     later = QUARTER + timedelta(minutes=15)
     await turn(hass, freezer, later)
@@ -185,13 +186,13 @@ async def test_a_time_that_comes_during_a_plan_that_fails_does_not_cut_its_pause
 
 async def test_what_is_in_the_way_of_no_plan_any_more_makes_no_second_one_after_it(hass, freezer, planner):
     freezer.move_to(QUARTER)
-    cron.start(planner.cron, None)
+    planner.cron.start(None)
     await turn(hass, freezer, QUARTER)
-    planner.cron.failures = 1
-    cron.hurry(planner.cron)
+    planner.cron.has_failed = True
+    planner.cron.retry_now()
     await planner.end()
     assert planner.planned_for == [QUARTER]
-    assert planner.cron.failures == 0
+    assert not planner.cron.has_failed
 
 
 @pytest.mark.parametrize("expression", ["", "often", "* * * *", "61 * * * *", "0 0 30 2 *", "* * * * * *"])

@@ -83,7 +83,7 @@ def test_refuses_what_is_no_sensors_number(value):
 
 
 def test_a_wish_holds_for_a_moment_or_a_span():
-    wish = fields.wish(fields.energy("kWh", 10_000))
+    wish = fields.target(fields.energy("kWh", 10_000))
     seven = datetime(2026, 1, 15, 6, tzinfo=UTC)
     hour = timedelta(hours=1)
     span = (seven, seven + hour, 8000)
@@ -114,7 +114,7 @@ def test_a_wish_holds_for_a_moment_or_a_span():
 )
 def test_refuses_what_is_no_wish(given, says):
     with pytest.raises(vol.Invalid, match=says):
-        fields.wish(fields.energy("kWh", 10_000))(given)
+        fields.target(fields.energy("kWh", 10_000))(given)
 
 
 def test_every_mistake_names_its_field_and_what_was_given():
@@ -123,7 +123,7 @@ def test_every_mistake_names_its_field_and_what_was_given():
         {
             vol.Required("soc_at_start"): energy,
             vol.Required("start"): fields.MOMENT,
-            "soc_targets": fields.many(fields.wish(energy)),
+            "soc_targets": fields.many(fields.target(energy)),
             "duration": fields.DURATION,
         }
     )
@@ -137,7 +137,7 @@ def test_every_mistake_names_its_field_and_what_was_given():
     found = fields.mistakes(caught.value, given, [str(key) for key in schema.schema], "field")
     expected = "expected a number in kWh, or text such as '5.2 kWh' or '80 %', not below 0"
     assert sorted(found) == [
-        "duraton is no field: did you mean duration?",
+        "duraton is not a field: did you mean duration?",
         f"soc_at_start: {expected}, but got 'full'",
         f"soc_targets[0].value: {expected}, but got 'x'",
         "start is missing",
@@ -148,7 +148,7 @@ def test_what_is_given_for_an_unknown_key_is_not_repeated():
     with pytest.raises(vol.Invalid) as caught:
         vol.Schema({"password": str})({"pasword": "geheim"})
     [sentence] = fields.mistakes(caught.value, {"pasword": "geheim"}, ["password"], "key of this app")
-    assert sentence == "pasword is no key of this app: did you mean password?"
+    assert sentence == "pasword is not a key of this app: did you mean password?"
 
 
 def test_a_wrong_password_is_not_repeated():
@@ -234,10 +234,10 @@ def test_what_fits_is_taken():
 
 
 def test_a_wish_for_each_quarter_and_a_raw_item_for_each_minute_of_the_longest_schedule_are_taken():
-    minutes, begin = fields.LONGEST_SCHEDULE // timedelta(minutes=1), datetime(2026, 1, 1, tzinfo=UTC)
+    minutes, begin = fields.MAX_SCHEDULE // timedelta(minutes=1), datetime(2026, 1, 1, tzinfo=UTC)
     times = [(begin + n * timedelta(minutes=1)).isoformat() for n in range(minutes)]
     wishes = [{"value": 1, "datetime": moment} for moment in times[::15]]
-    assert len(fields.many(fields.wish(fields.NUMBER))(wishes)) == 2_976
+    assert len(fields.many(fields.target(fields.NUMBER))(wishes)) == 2_976
     raw = {"soc-minima": [{"value": "1 kWh", "start": moment, "end": moment} for moment in times]}
     assert fields.RAW_FIELDS(raw) == raw
 
@@ -250,8 +250,8 @@ def test_how_many_raw_items_are_too_many_is_told():
 def test_five_mistakes_are_told_and_how_many_more_there_are():
     with pytest.raises(ServiceValidationError) as caught:
         services.checked(services.post_measurements(None), {f"field {n}": n for n in range(100)} | POST)
-    assert str(caught.value).count("is no field of this service") == 5
-    assert str(caught.value).endswith("; and 95 mistakes more")
+    assert str(caught.value).count("is not a field of this service") == 5
+    assert str(caught.value).endswith("; and 95 more mistakes")
 
 
 def test_what_was_given_is_quoted_in_short():
@@ -262,7 +262,7 @@ def test_what_was_given_is_quoted_in_short():
 
 async def test_no_state_has_an_endless_text(hass):
     status = statuses.Status(hass)
-    statuses.fail(status, "x", LONG)
+    status.fail("x", LONG)
     assert len(hass.states.get(statuses.ENTITY_ID).attributes["last_error"]) < 2_100
 
 

@@ -122,10 +122,10 @@ async def test_what_is_not_written_over_is_told_for_as_long_as_it_keeps_anything
     assert not await file.async_save({"a": 1})
     assert file.path.read_bytes() == b"null"
     freezer.tick(90_000)
-    statuses.forget_notices(status)
+    status.expire_notices()
     assert notification(hass, "file_set_aside") is None
     told = notification(hass, "file_not_saved")
-    assert "is not written, since what is in its place can be neither read nor renamed" in told
+    assert "is not written, since the present file can be neither read nor renamed" in told
     assert file.why_unsaved == told
 
 
@@ -138,7 +138,10 @@ async def test_a_part_that_cannot_be_read_is_told_and_the_file_copied(hass, fold
     await file.async_save({"items": [1, "x"], "names": 7})
     before = file.path.read_bytes()
     found = await file.async_load()
-    assert [file.read(kept.number, each) for each in file.part(found, "items", list)] == [1.0, None]
+    assert [file.convert_or_report(kept.number, each) for each in file.part(found, "items", list)] == [
+        1.0,
+        None,
+    ]
     assert file.part(found, "names", dict) == {}
     assert aside(folder) == []
     for _ in range(2):
@@ -156,10 +159,10 @@ async def test_whatever_a_file_holds_its_reader_goes_on(hass, folder, status, na
     content = {"version": 1, "minor_version": 1, "key": name, "data": found}
     kept.path_of(hass, name).write_text(json.dumps(content))
     box = await outboxes.start(hass, SimpleNamespace(host="http://x", sensors={}), status, "me")
-    assert box.parcels == []
+    assert box.items == []
     assert (await measurements.load(hass, box)).sensors == {}
     assert await schedule_store.load(schedule_store.new(hass, status), 1) == (None, None)
-    await outboxes.stop(box)
+    await box.stop()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,7 @@ async def test_a_schedule_with_anything_wrong_is_left_out(hass, folder, status, 
     store = schedule_store.new(hass, status)
     await store.async_save({"power_sensor": 1, "schedule": SCHEDULE, "previous": SCHEDULE | wrong})
     schedule, previous = await schedule_store.load(store, 1)
-    assert schedule_store.as_json(schedule)["values"] == [1.5, None]
+    assert kept.as_json(schedule)["values"] == [1.5, None]
     assert previous is None
     assert "cannot be read" in notification(hass, "file_set_aside")
 
@@ -223,10 +226,10 @@ async def test_a_notice_of_a_file_goes_away_after_a_day(hass, folder, status, fi
     file.path.write_bytes(b"null")
     await file.async_load()
     freezer.tick(86_000)
-    statuses.forget_notices(status)
+    status.expire_notices()
     assert notification(hass, "file_set_aside")
     freezer.tick(1_000)
-    statuses.forget_notices(status)
+    status.expire_notices()
     assert notification(hass, "file_set_aside") is None
 
 

@@ -1,5 +1,6 @@
-"""Entities become values on their sensor's clock: means weighted by time, or states as they are."""
+"""Entities become values on their sensor's clock: averages weighted by time, or states as they are."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -9,8 +10,8 @@ from homeassistant.util.json import json_loads
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 import flexmeasures_home.device as devices
-import flexmeasures_home.measurements as measurements
 from flexmeasures_api.connection import Sensor
+from flexmeasures_home.measurements import Measurements
 from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
 
@@ -27,8 +28,10 @@ class House:
         """Start at noon."""
         self.hass, self.freezer = hass, freezer
         self.status = Status(hass)
-        self.outbox = Outbox(hass, SimpleNamespace(host="http://x"), self.status, None, "me")
-        self.all = measurements.Measurements(hass, self.outbox, None, {}, {})
+        self.outbox = Outbox(
+            hass, SimpleNamespace(host="http://x"), self.status, SimpleNamespace(new_key=lambda: 0), "me"
+        )
+        self.all = Measurements(hass=hass, outbox=self.outbox, store=None)
         self.know(9, "kW", QUARTER)
         freezer.move_to(NOON)
 
@@ -41,14 +44,14 @@ class House:
     def measure(self, sensor=9, entity=GRID, **options):
         """Start measuring an entity."""
         reader = devices.reader(self.hass, entity, options.pop("unit", None))
-        measurements.measure(self.all, entity, sensor, reader, 9, **options)
+        self.all.measure(entity, sensor, reader, pacemaker=9, **options)
         return self.all.meters[-1]
 
     def keep(self, meter):
         """Stop a meter, and keep its interval as over a reload."""
-        kept = json_loads(json_bytes(measurements.stop(meter)))
+        kept = json_loads(json_bytes(meter.stop()))
         self.all.meters.clear()
-        self.all.intervals = {measurements.matter(meter): kept}
+        self.all.intervals = {meter.problem_key: kept}
 
     def say(self, state, attributes=KW, entity=GRID):
         """Set the entity."""
@@ -68,15 +71,15 @@ class House:
     def posted(self):
         """Return what was posted: minutes past noon and value, by the step."""
         return [
-            ((parcel.run.start - NOON) / MINUTE + number * (parcel.run.step / MINUTE), value)
-            for parcel in self.outbox.parcels
-            for number, value in enumerate(parcel.run.values)
+            ((item.data.start - NOON) / MINUTE + number * (item.data.step / MINUTE), value)
+            for item in self.outbox.items
+            for number, value in enumerate(item.data.values)
         ]
 
     @property
     def units(self):
         """Return the units that were posted."""
-        return {parcel.run.unit for parcel in self.outbox.parcels}
+        return {item.data.unit for item in self.outbox.items}
 
 
 @pytest.fixture
@@ -85,10 +88,10 @@ async def house(hass, freezer):
     house = House(hass, freezer)
     yield house
     for meter in house.all.meters:
-        measurements.stop(meter)
+        meter.stop()
 
 
-async def test_a_power_is_the_mean_weighted_by_time(house):
+async def test_a_power_is_the_average_weighted_by_time(house):
     house.say("1")
     house.measure()
     await house.at(5, "4")
@@ -207,7 +210,7 @@ async def test_an_attribute_is_measured(house):
 @pytest.mark.parametrize(
     ("state", "attributes", "says"),
     [
-        ("on", {}, "sensor.grid is 'on', which is no number"),
+        ("on", {}, "sensor.grid is 'on', which is not a number"),
         (None, {}, "sensor.grid does not exist"),
         ("5", {"unit_of_measurement": "kWh"}, "sensor.grid counts energy (kWh): give an entity of power"),
     ],
@@ -235,7 +238,7 @@ async def test_a_sensor_that_is_not_known_yet_gets_values_of_five_minutes(house)
     await house.at(10)
     await house.at(15)
     assert house.posted == [(0, 3), (0, 3)]
-    assert [parcel.run.step for parcel in house.outbox.parcels] == [5 * MINUTE, QUARTER]
+    assert [item.data.step for item in house.outbox.items] == [5 * MINUTE, QUARTER]
 
 
 async def test_a_change_of_which_it_hears_late_counts_from_when_it_was(house):
@@ -273,8 +276,8 @@ async def test_a_clock_that_was_set_forward_makes_a_gap(house, monkeypatch):
     house.say("3")
     meter = house.measure()
     await house.at(5)
-    measurements.look(meter)
-    meter.seen = (meter.seen[0], meter.seen[1] + 3 * 3600)
+    meter.look()
+    meter.clocks = replace(meter.clocks, monotonic=meter.clocks.monotonic + 3 * 3600)
     await house.at(5 + 180)
     await house.at(195)
     assert house.posted == [(0, 3), *[(15 * n, None) for n in range(1, 12)], (180, 3)]
@@ -285,10 +288,10 @@ async def test_a_clock_that_was_set_back_starts_an_interval_anew(house):
     meter = house.measure()
     await house.at(5)
     house.freezer.move_to(NOON - 100 * MINUTE)
-    measurements.look(meter)
+    meter.look()
     assert meter.interval.start == NOON - 105 * MINUTE
     house.freezer.move_to(NOON - 90 * MINUTE)
-    measurements.look(meter)
+    meter.look()
     assert house.posted == [(-105, 3)]
 
 
@@ -302,7 +305,7 @@ async def test_a_day_over_a_clock_change_has_all_its_quarters(house, day, quarte
     house.measure()
     for number in range(1, quarters + 1):
         await house.at((midnight - NOON) / MINUTE + 15 * number)
-    [parcel] = house.outbox.parcels
-    assert parcel.run.start == midnight
-    assert parcel.run.values == [3.0] * quarters
+    [item] = house.outbox.items
+    assert item.data.start == midnight
+    assert item.data.values == [3.0] * quarters
     await house.hass.config.async_set_time_zone(zone)

@@ -9,11 +9,11 @@ import pytest
 from flexmeasures_client.exceptions import JobTimeoutError
 
 import flexmeasures_api.errors as errors
-import flexmeasures_home.outbox as outbox
+import flexmeasures_home.outbox as outboxes
 import flexmeasures_home.outbox_store as outbox_store
-import flexmeasures_home.status as statuses
 from flexmeasures_api.connection import Connection, Sensor
 from flexmeasures_api.sensor_data import SensorData
+from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -32,21 +32,19 @@ def run(sensor, quarter, values, **fields):
 def box(hass):
     """Return an empty outbox."""
     status = Status(hass)
-    return outbox.Outbox(hass, SimpleNamespace(host="http://x"), status, None, "me")
+    return Outbox(hass, SimpleNamespace(host="http://x"), status, SimpleNamespace(new_key=lambda: 0), "me")
 
 
 def held(box):
     """Return what waits: sensor, quarter, values."""
-    return [
-        (parcel.run.sensor, (parcel.run.start - NOON) / QUARTER, parcel.run.values) for parcel in box.parcels
-    ]
+    return [(item.data.sensor, (item.data.start - NOON) / QUARTER, item.data.values) for item in box.items]
 
 
 def test_what_continues_is_one_run_and_a_gap_is_a_gap(box):
     for sensor, quarter, values in [(1, 0, [1.0]), (2, 0, [5.0]), (1, 1, [2.0]), (1, 4, [3.0, 4.0])]:
-        outbox.add(box, run(sensor, quarter, values))
+        box.add(run(sensor, quarter, values))
     assert held(box) == [(1, 0, [1.0, 2.0, None, None, 3.0, 4.0]), (2, 0, [5.0])]
-    outbox.show(box)
+    box.show()
     assert box.hass.states.get("sensor.flexmeasures_status").attributes["outbox"] == 5
 
 
@@ -64,69 +62,68 @@ def test_what_continues_is_one_run_and_a_gap_is_a_gap(box):
     ],
 )
 def test_what_does_not_continue_is_a_run_of_its_own(box, quarter, fields):
-    outbox.add(box, run(1, 0, [1.0, 2.0]))
-    outbox.add(box, run(1, quarter, [3.0], **fields))
+    box.add(run(1, 0, [1.0, 2.0]))
+    box.add(run(1, quarter, [3.0], **fields))
     assert [values for _, _, values in held(box)] == [[1.0, 2.0], [3.0]]
 
 
 def test_a_run_under_way_is_not_added_to(box):
-    outbox.add(box, run(1, 0, [1.0])).sending = True
-    outbox.add(box, run(1, 1, [2.0]))
+    box.add(run(1, 0, [1.0])).is_being_sent = True
+    box.add(run(1, 1, [2.0]))
     assert held(box) == [(1, 0, [1.0]), (1, 1, [2.0])]
 
 
 def test_the_oldest_is_dropped_first_and_counted(box, monkeypatch):
-    names = outbox.drop_oldest.__globals__
-    monkeypatch.setitem(names, "MOST_WAITING", 5)
-    outbox.add(box, run(1, 0, [1.0, 2.0, 3.0]))
-    outbox.add(box, run(2, 0, [4.0, 5.0]))
-    outbox.add(box, run(3, 0, [6.0]))
+    monkeypatch.setattr(outboxes, "MAX_WAITING_VALUES", 5)
+    box.add(run(1, 0, [1.0, 2.0, 3.0]))
+    box.add(run(2, 0, [4.0, 5.0]))
+    box.add(run(3, 0, [6.0]))
     assert held(box) == [(1, 1, [2.0, 3.0]), (2, 0, [4.0, 5.0]), (3, 0, [6.0])]
-    outbox.add(box, run(3, 1, [7.0, 8.0, 9.0]))
+    box.add(run(3, 1, [7.0, 8.0, 9.0]))
     assert held(box) == [(1, 1, [2.0, 3.0]), (3, 1, [7.0, 8.0, 9.0])]
-    outbox.show(box)
+    box.show()
     attributes = box.hass.states.get("sensor.flexmeasures_status").attributes
     assert (attributes["outbox"], attributes["outbox_dropped"]) == (5, 4)
     assert attributes["last_error"].startswith("The outbox is full")
 
 
 def test_a_gap_takes_room_too(box, monkeypatch):
-    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 5)
-    outbox.add(box, run(1, 0, [1.0]))
-    outbox.add(box, run(1, 5, [2.0]))
+    monkeypatch.setattr(outboxes, "MAX_WAITING_VALUES", 5)
+    box.add(run(1, 0, [1.0]))
+    box.add(run(1, 5, [2.0]))
     assert held(box) == [(1, 1, [None, None, None, None, 2.0])]
 
 
 def test_what_waits_is_counted_only_where_it_may_be_too_much(box, monkeypatch):
-    real, counted = outbox.drop_oldest, []
-    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 50)
-    monkeypatch.setattr(outbox, "drop_oldest", lambda full: (counted.append(len(full.parcels)), real(full)))
+    real, counted = Outbox.drop_oldest, []
+    monkeypatch.setattr(outboxes, "MAX_WAITING_VALUES", 50)
+    monkeypatch.setattr(Outbox, "drop_oldest", lambda full: (counted.append(len(full.items)), real(full)))
     for number in range(52):
-        outbox.add(box, run(number, 0, [1.0]))
+        box.add(run(number, 0, [1.0]))
     assert counted == [1, 51, 51]
-    assert len(box.parcels) == 50
+    assert len(box.items) == 50
 
 
 def test_forecasts_are_dropped_before_measurements(box, monkeypatch):
-    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 4)
-    outbox.add(box, run(1, 0, [1.0, 2.0]))
-    outbox.add(box, run(2, 50, [5.0, 6.0], prior=NOON))
-    outbox.add(box, run(3, 1, [3.0]))
+    monkeypatch.setattr(outboxes, "MAX_WAITING_VALUES", 4)
+    box.add(run(1, 0, [1.0, 2.0]))
+    box.add(run(2, 50, [5.0, 6.0], prior=NOON))
+    box.add(run(3, 1, [3.0]))
     assert held(box) == [(1, 0, [1.0, 2.0]), (2, 51, [6.0]), (3, 1, [3.0])]
 
 
 def test_a_parcel_can_be_withdrawn_until_it_is_on_its_way(box):
-    first, second = outbox.add(box, run(1, 0, [1.0])), outbox.add(box, run(2, 0, [2.0]))
-    second.sending = True
+    first, second = box.add(run(1, 0, [1.0])), box.add(run(2, 0, [2.0]))
+    second.is_being_sent = True
     for each in (first, second, None, first):
-        outbox.withdraw(box, each)
+        box.withdraw(each)
     assert held(box) == [(2, 0, [2.0])]
 
 
 def test_a_run_under_way_is_not_dropped(box, monkeypatch):
-    monkeypatch.setitem(outbox.drop_oldest.__globals__, "MOST_WAITING", 2)
-    outbox.add(box, run(1, 0, [1.0])).sending = True
-    outbox.add(box, run(2, 0, [2.0, 3.0]))
+    monkeypatch.setattr(outboxes, "MAX_WAITING_VALUES", 2)
+    box.add(run(1, 0, [1.0])).is_being_sent = True
+    box.add(run(2, 0, [2.0, 3.0]))
     assert held(box) == [(1, 0, [1.0]), (2, 1, [3.0])]
 
 
@@ -154,14 +151,14 @@ async def test_each_part_that_is_stored_is_remembered(box, monkeypatch):
                 raise JobTimeoutError("it takes long")
 
     box.link = Connection(host="http://x", client=Client(), sensors={1: sensor})
-    parcel = outbox.add(box, run(1, 0, [float(number) for number in range(2_500)]))
-    assert await outbox.deliver_all(box) is None
+    item = box.add(run(1, 0, [float(number) for number in range(2_500)]))
+    assert await box.deliver_all() is None
     assert held(box) == [(1, 1_000, [float(number) for number in range(1_000, 2_500)])]
-    assert (parcel.run.stored_until, parcel.is_saved) == (NOON + 1_000 * QUARTER, False)
+    assert (item.data.stored_until, item.is_saved) == (NOON + 1_000 * QUARTER, False)
     assert box.hass.states.get("sensor.flexmeasures_status").state == "error"
-    box.held_up.clear()
-    assert await outbox.deliver_all(box) is None
-    assert box.parcels == []
+    box.hold_ups.clear()
+    assert await box.deliver_all() is None
+    assert box.items == []
     assert posted == [(0, 1_000), (1_000, 1_000), (2_000, 500)]
     assert waited == ["1", "2", "2", "3"]
 
@@ -174,13 +171,13 @@ async def delivering(box, clock, monkeypatch):
     def deliver_with(*failures):
         failing = list(failures)
 
-        async def deliver(_outbox, _parcel):
+        async def deliver(_outbox, _item):
             tries.append(clock.time())
             if failing:
                 raise failing.pop(0)
 
-        monkeypatch.setitem(outbox.deliver_all.__globals__, "deliver", deliver)
-        running.append(asyncio.create_task(outbox.keep_delivering(box)))
+        monkeypatch.setattr(Outbox, "deliver", deliver)
+        running.append(asyncio.create_task(box.keep_delivering()))
         return tries
 
     yield deliver_with
@@ -193,36 +190,36 @@ async def delivering(box, clock, monkeypatch):
 async def test_a_server_that_asks_for_a_long_pause_is_asked_again_in_a_quarter_of_an_hour(
     box, delivering, asked
 ):
-    outbox.add(box, run(1, 0, [1.0]))
+    box.add(run(1, 0, [1.0]))
     tries = delivering(errors.Unreachable("busy", asked))
     await asyncio.sleep(899)
     assert len(tries) == 1
-    assert await outbox.delivered(box, box.parcels[0]) is False
-    outbox.add(box, run(2, 0, [1.0]))
+    assert await box.delivered(box.items[0]) is False
+    box.add(run(2, 0, [1.0]))
     await asyncio.sleep(2)
     assert len(tries) == 3
-    assert box.parcels == []
+    assert box.items == []
 
 
 @pytest.mark.parametrize("failure", [errors.Unreachable("busy", 900), errors.Unauthorized("no")])
 async def test_a_pause_ends_with_any_success(box, delivering, failure):
-    box.status.when_answered = lambda: outbox.urge(box)
-    outbox.add(box, run(1, 0, [1.0]))
+    box.status.when_answered = lambda: box.retry_now()
+    box.add(run(1, 0, [1.0]))
     tries = delivering(failure)
     await asyncio.sleep(60)
     assert len(tries) == 1
     assert box.status.problems
-    statuses.succeed(box.status, "plan")
+    box.status.succeed("plan")
     await asyncio.sleep(1)
     assert len(tries) == 2
-    assert box.parcels == []
+    assert box.items == []
     assert box.status.problems == {}
 
 
 @pytest.mark.parametrize("asked", [None, 0, 3])
 @pytest.mark.parametrize("kind", [errors.Unreachable, errors.RateLimited])
 async def test_pauses_grow_however_short_the_server_asks_for(box, delivering, kind, asked):
-    outbox.add(box, run(1, 0, [1.0]))
+    box.add(run(1, 0, [1.0]))
     tries = delivering(*[kind("busy", asked)] * 100)
     await asyncio.sleep(2_000)
     pauses = [round(after - before) for before, after in pairwise(tries)]
@@ -231,44 +228,44 @@ async def test_pauses_grow_however_short_the_server_asks_for(box, delivering, ki
 
 @pytest.mark.parametrize("asked", [None, 60])
 async def test_a_limit_of_requests_is_waited_out(box, delivering, asked):
-    box.status.when_answered = lambda: outbox.urge(box)
-    outbox.add(box, run(1, 0, [1.0]))
+    box.status.when_answered = lambda: box.retry_now()
+    box.add(run(1, 0, [1.0]))
     tries = delivering(errors.RateLimited("busy", asked))
     await asyncio.sleep(1)
-    statuses.succeed(box.status, "plan")
-    assert await outbox.delivered(box, box.parcels[0]) is False
+    box.status.succeed("plan")
+    assert await box.delivered(box.items[0]) is False
     await asyncio.sleep((asked or 5) - 2)
     assert len(tries) == 1
     await asyncio.sleep(2)
     assert len(tries) == 2
-    assert box.parcels == []
+    assert box.items == []
 
 
 async def test_a_fault_over_values_is_over_once_they_do_not_wait_any_more(box, monkeypatch):
     outcomes = [errors.ServerFault("500"), errors.InvalidData("refused")]
 
-    async def deliver(_outbox, _parcel):
+    async def deliver(_outbox, _item):
         raise outcomes.pop(0)
 
-    monkeypatch.setitem(outbox.deliver_all.__globals__, "deliver", deliver)
-    parcel = outbox.add(box, run(1, 0, [1.0], prior=NOON))
-    await outbox.deliver_all(box)
+    monkeypatch.setattr(Outbox, "deliver", deliver)
+    item = box.add(run(1, 0, [1.0], prior=NOON))
+    await box.deliver_all()
     assert "measurements of sensor 1" in box.status.problems
-    box.held_up.clear()
-    waiting = asyncio.create_task(outbox.delivered(box, parcel))
+    box.hold_ups.clear()
+    waiting = asyncio.create_task(box.delivered(item))
     await asyncio.sleep(0)
-    await outbox.deliver_all(box)
+    await box.deliver_all()
     with pytest.raises(errors.InvalidData):
         await waiting
     assert box.status.problems == {}
 
 
 async def test_a_fault_over_a_forecast_is_over_once_that_is_withdrawn(box, monkeypatch):
-    async def deliver(_outbox, _parcel):
+    async def deliver(_outbox, _item):
         raise errors.ServerFault("500")
 
-    monkeypatch.setitem(outbox.deliver_all.__globals__, "deliver", deliver)
-    parcel = outbox.add(box, run(1, 0, [1.0], prior=NOON))
-    await outbox.deliver_all(box)
-    outbox.withdraw(box, parcel)
+    monkeypatch.setattr(Outbox, "deliver", deliver)
+    item = box.add(run(1, 0, [1.0], prior=NOON))
+    await box.deliver_all()
+    box.withdraw(item)
     assert box.status.problems == {}

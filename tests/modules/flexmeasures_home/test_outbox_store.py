@@ -23,6 +23,7 @@ import flexmeasures_home.outbox_store as outbox_store
 import flexmeasures_home.services as services
 import flexmeasures_home.status as statuses
 from flexmeasures_api.sensor_data import SensorData
+from flexmeasures_home.outbox import Outbox
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 QUARTER = timedelta(minutes=15)
@@ -46,7 +47,7 @@ def folder(hass, tmp_path, monkeypatch):
         await asyncio.sleep(3600)
 
     for task in ("keep_delivering", "keep_saving"):
-        monkeypatch.setitem(outboxes.start.__globals__, task, rest)
+        monkeypatch.setattr(Outbox, task, rest)
     hass.config.config_dir = str(tmp_path)
     (tmp_path / ".storage").mkdir()
     return tmp_path / ".storage"
@@ -65,12 +66,12 @@ async def opened(hass, folder):
     yield opened
     for box in boxes:
         box.stopped = True
-        await outboxes.stop(box)
+        await box.stop()
 
 
 def held(box):
     """Return what waits: sensor, quarter, values."""
-    return [(each.run.sensor, (each.run.start - NOON) / QUARTER, each.run.values) for each in box.parcels]
+    return [(item.data.sensor, (item.data.start - NOON) / QUARTER, item.data.values) for item in box.items]
 
 
 def notification(hass, cause):
@@ -82,7 +83,11 @@ def notification(hass, cause):
 def device(hass, box):
     """Return what a call needs of a device."""
     return SimpleNamespace(
-        stopped=False, hass=hass, outbox=box, link=box.link, measurements=SimpleNamespace(sensors={})
+        refuse_if_stopped=lambda: None,
+        hass=hass,
+        outbox=box,
+        link=box.link,
+        measurements=SimpleNamespace(sensors={}),
     )
 
 
@@ -106,33 +111,33 @@ def full(monkeypatch):
 
 async def test_what_is_saved_outlasts_a_kill(opened):
     box = await opened()
-    outboxes.add(box, run(1, 0, [1.0, None, 2.0]))
-    outboxes.add(box, run(2, 0, [5.0], prior=NOON))
-    outboxes.add(box, run(1, 3, [3.0]))
+    box.add(run(1, 0, [1.0, None, 2.0]))
+    box.add(run(2, 0, [5.0], prior=NOON))
+    box.add(run(1, 3, [3.0]))
     box.dropped = 7
-    assert await outboxes.save(box) == []
+    assert await box.save() == []
     again = await opened()
     assert held(again) == [(1, 0, [1.0, None, 2.0, 3.0]), (2, 0, [5.0])]
-    assert again.parcels[1].run == run(2, 0, [5.0], prior=NOON)
+    assert again.items[1].data == run(2, 0, [5.0], prior=NOON)
     assert again.dropped == 7
-    outboxes.withdraw(again, again.parcels[0])
-    outboxes.add(again, run(3, 0, [6.0]))
-    await outboxes.save(again)
+    again.withdraw(again.items[0])
+    again.add(run(3, 0, [6.0]))
+    await again.save()
     assert held(await opened()) == [(2, 0, [5.0]), (3, 0, [6.0])]
 
 
 async def test_only_home_assistants_own_user_may_read_it(folder, opened):
     box = await opened()
-    outboxes.add(box, run(1, 0, [1]))
-    await outboxes.save(box)
+    box.add(run(1, 0, [1]))
+    await box.save()
     assert stat.filemode((folder / f"{kept.PREFIX}{outbox_store.NAME}").stat().st_mode) == "-rw-------"
 
 
 async def test_a_change_writes_what_has_changed_alone(opened, monkeypatch):
     box = await opened()
     for sensor in range(1, 500):
-        outboxes.add(box, run(sensor, 0, [1.0]))
-    await outboxes.save(box)
+        box.add(run(sensor, 0, [1.0]))
+    await box.save()
     written = []
     original = outbox_store.write_rows
 
@@ -141,11 +146,11 @@ async def test_a_change_writes_what_has_changed_alone(opened, monkeypatch):
         return original(path, aside, changes)
 
     monkeypatch.setitem(outbox_store.OutboxStore.write.__globals__, "write_rows", write)
-    first, seventh = box.parcels[0].key, box.parcels[6].key
-    outboxes.add(box, run(7, 1, [2.0]))
-    outboxes.remove(box, box.parcels[0])
+    first, seventh = box.items[0].key, box.items[6].key
+    box.add(run(7, 1, [2.0]))
+    box.remove(box.items[0])
     for _ in range(2):
-        await outboxes.save(box)
+        await box.save()
     [(rows, gone)] = written
     assert ([key for key, _user, _run in rows], gone) == ([seventh], {first})
 
@@ -158,7 +163,7 @@ def as_json_file(folder, data):
 
 
 async def test_the_file_from_before_is_taken_over_once(folder, opened):
-    runs = [outbox_store.as_json(run(sensor, 0, [sensor])) for sensor in (1, 2, 3)]
+    runs = [kept.as_json(run(sensor, 0, [sensor])) for sensor in (1, 2, 3)]
     old = as_json_file(
         folder, {"me": {"runs": runs[:2], "dropped": 4}, "you": {"runs": [runs[2], 7], "dropped": 5}}
     )
@@ -167,21 +172,21 @@ async def test_the_file_from_before_is_taken_over_once(folder, opened):
     assert (held(box), box.dropped) == ([(1, 0, [1.0]), (2, 0, [2.0])], 4)
     assert not old.exists()
     assert [path.read_bytes() for path in folder.glob("*.outbox.corrupt.*")] == [before]
-    outboxes.remove(box, box.parcels[0])
-    await outboxes.save(box)
+    box.remove(box.items[0])
+    await box.save()
     assert held(await opened()) == [(2, 0, [2.0])]
     other = await opened("you")
     assert (held(other), other.dropped) == ([(3, 0, [3.0])], 5)
 
 
 async def test_the_file_from_before_stays_until_what_it_holds_is_written(folder, opened, full):
-    old = as_json_file(folder, {"me": {"runs": [outbox_store.as_json(run(1, 0, [1.0]))], "dropped": 0}})
+    old = as_json_file(folder, {"me": {"runs": [kept.as_json(run(1, 0, [1.0]))], "dropped": 0}})
     full(True)
     box = await opened()
     assert held(box) == [(1, 0, [1.0])]
     assert old.exists()
     full(False)
-    assert await outboxes.save(box) == []
+    assert await box.save() == []
     assert not old.exists()
     assert held(await opened()) == [(1, 0, [1.0])]
 
@@ -190,21 +195,21 @@ async def test_a_full_disk_is_told_to_the_caller_and_the_user_and_tried_again(
     hass, opened, full, monkeypatch
 ):
     box = await opened()
-    monkeypatch.setitem(outboxes.delivered.__globals__, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(outboxes, "MAX_CALL_SECONDS", 0)
     full(True)
     call = services.checked(services.post_measurements(None), {"sensor_id": 1, "values": 2})
-    with pytest.raises(HomeAssistantError, match=r"in memory alone: .*outbox\.db .*database or disk is full"):
+    with pytest.raises(HomeAssistantError, match=r"only in memory: .*outbox\.db .*database or disk is full"):
         await measurement_calls.post_measurements(device(hass, box), call)
     told = notification(hass, "file_not_saved")
     assert "cannot be written (OperationalError: database or disk is full)" in told
     assert hass.states.get(statuses.ENTITY_ID).attributes["last_error"] == told
-    assert len(box.parcels) == 1
+    assert len(box.items) == 1
     full(False)
     kept.save_again(box.status)
     while box.status.unsaved:
         await asyncio.sleep(0.01)
     assert notification(hass, "file_not_saved") is None
-    assert len((await opened()).parcels) == 1
+    assert len((await opened()).items) == 1
     answer = await measurement_calls.post_measurements(device(hass, box), call | {"sensor_id": 2})
     assert answer == {"delivered": False, "values": 1, "outbox": 2}
 
@@ -213,20 +218,20 @@ async def test_a_folder_that_cannot_be_written_to_is_told(hass, folder, opened):
     folder.rmdir()
     folder.write_text("a file in its place")
     box = await opened()
-    outboxes.add(box, run(1, 0, [1.0]))
-    assert len(await outboxes.save(box)) == 1
+    box.add(run(1, 0, [1.0]))
+    assert len(await box.save()) == 1
     assert "cannot be written" in notification(hass, "file_not_saved")
     folder.unlink()
-    assert await outboxes.save(box) == []
+    assert await box.save() == []
     assert held(await opened()) == [(1, 0, [1.0])]
 
 
 async def test_a_value_that_cannot_be_written_holds_up_nothing_else(hass, opened):
     box = await opened()
-    outboxes.add(box, run(1, 0, [1.0]))
-    odd = outboxes.add(box, run(2, 0, [float("nan")]))
-    outboxes.add(box, run(3, 0, [3.0]))
-    assert await outboxes.save(box) == [odd]
+    box.add(run(1, 0, [1.0]))
+    odd = box.add(run(2, 0, [float("nan")]))
+    box.add(run(3, 0, [3.0]))
+    assert await box.save() == [odd]
     assert "cannot be written (ValueError" in notification(hass, "file_not_saved")
     assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 3]
 
@@ -276,26 +281,26 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 async def test_a_database_that_cannot_be_used_is_set_aside(hass, folder, opened, damage):
     box = await opened()
-    outboxes.add(box, run(1, 0, [float(number) for number in range(1000)]))
-    await outboxes.save(box)
+    box.add(run(1, 0, [float(number) for number in range(1000)]))
+    await box.save()
     damage(folder / "flexmeasures_for_pyscript.outbox.db")
     again = await opened()
     assert held(again) == []
     [aside] = folder.glob("*.corrupt.*")
     assert aside.name in notification(hass, "file_set_aside")
-    outboxes.add(again, run(2, 0, [2.0]))
-    assert await outboxes.save(again) == []
+    again.add(run(2, 0, [2.0]))
+    assert await again.save() == []
     assert held(await opened()) == [(2, 0, [2.0])]
 
 
 async def test_a_row_that_cannot_be_read_is_told_and_the_rest_goes_on(hass, folder, opened):
     box = await opened()
     for sensor in (1, 2, 3):
-        outboxes.add(box, run(sensor, 0, [1.0]))
-    await outboxes.save(box)
+        box.add(run(sensor, 0, [1.0]))
+    await box.save()
     path = folder / "flexmeasures_for_pyscript.outbox.db"
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE runs SET run = '[7]' WHERE key = ?", [box.parcels[1].key])
+        database.execute("UPDATE runs SET run = '[7]' WHERE key = ?", [box.items[1].key])
     assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 3]
     [aside] = folder.glob("*.corrupt.*")
     assert aside.name in notification(hass, "file_set_aside")
@@ -311,19 +316,19 @@ async def test_a_row_that_cannot_be_read_is_told_and_the_rest_goes_on(hass, fold
 async def test_a_database_that_is_damaged_meanwhile_is_written_anew(folder, opened, damage):
     box = await opened()
     for sensor in (1, 2):
-        outboxes.add(box, run(sensor, 0, [1.0]))
-    await outboxes.save(box)
+        box.add(run(sensor, 0, [1.0]))
+    await box.save()
     path = folder / "flexmeasures_for_pyscript.outbox.db"
     DAMAGE.get(damage, lambda path: path.unlink())(path)
-    outboxes.add(box, run(3, 0, [3.0]))
-    assert await outboxes.save(box) == []
+    box.add(run(3, 0, [3.0]))
+    assert await box.save() == []
     assert [sensor for sensor, _quarter, _values in held(await opened())] == [1, 2, 3]
 
 
 async def test_the_journal_of_a_database_that_was_set_aside_is_not_applied_to_the_next(folder, opened):
     box = await opened()
-    outboxes.add(box, run(1, 0, [1.0]))
-    await outboxes.save(box)
+    box.add(run(1, 0, [1.0]))
+    await box.save()
     path = folder / "flexmeasures_for_pyscript.outbox.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA cache_size = 1")
@@ -336,8 +341,8 @@ async def test_the_journal_of_a_database_that_was_set_aside_is_not_applied_to_th
     shutil.copyfile(folder / "copy", journal)
     again = await opened()
     assert not journal.exists()
-    outboxes.add(again, run(2, 0, [2.0]))
-    await outboxes.save(again)
+    again.add(run(2, 0, [2.0]))
+    await again.save()
     assert held(await opened()) == [(2, 0, [2.0])]
 
 
@@ -352,17 +357,17 @@ async def test_a_database_that_another_program_holds_is_read_later(
 ):
     monkeypatch.setitem(outbox_store.opened.__wrapped__.__globals__, "LOCKED_SECONDS", 0.05)
     box = await opened()
-    outboxes.add(box, run(1, 0, [1.0]))
-    await outboxes.save(box)
+    box.add(run(1, 0, [1.0]))
+    await box.save()
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         again = await opened()
         assert "cannot be read" in notification(hass, "file_not_saved")
-        outboxes.add(again, run(2, 0, [2.0]))
-        assert len(await outboxes.save(again)) == 1
+        again.add(run(2, 0, [2.0]))
+        assert len(await again.save()) == 1
         assert held(again) == [(2, 0, [2.0])]
     assert list(folder.glob("*.corrupt.*")) == []
-    assert await outboxes.save(again) == []
+    assert await again.save() == []
     assert held(again) == held(await opened()) == [(1, 0, [1.0]), (2, 0, [2.0])]
     assert notification(hass, "file_not_saved") is None
 
@@ -370,8 +375,8 @@ async def test_a_database_that_another_program_holds_is_read_later(
 async def test_what_could_not_be_set_aside_is_not_written_over(hass, folder, opened, database, monkeypatch):
     for user in ("other", "me"):
         box = await opened(user)
-        outboxes.add(box, run(1, 0, [1.0]))
-        await outboxes.save(box)
+        box.add(run(1, 0, [1.0]))
+        await box.save()
     before = database.read_bytes()
     database.write_bytes(b"x" * 100)
     rename = type(database).rename
@@ -381,44 +386,44 @@ async def test_what_could_not_be_set_aside_is_not_written_over(hass, folder, ope
 
     monkeypatch.setattr(type(database), "rename", refuse)
     box = await opened()
-    outboxes.add(box, run(2, 0, [2.0]))
-    assert len(await outboxes.save(box)) == 1
+    box.add(run(2, 0, [2.0]))
+    assert len(await box.save()) == 1
     assert database.read_bytes() == b"x" * 100
     assert "could not be renamed" in notification(hass, "file_set_aside")
     monkeypatch.setattr(type(database), "rename", rename)
-    assert await outboxes.save(box) == []
+    assert await box.save() == []
     database.write_bytes(before)
     assert held(await opened("other")) == [(1, 0, [1.0])]
 
 
 async def test_what_could_not_be_written_is_there_after_a_reload(hass, opened, full):
     box = await opened()
-    outboxes.add(box, run(1, 0, [1.0]))
-    outboxes.add(box, run(2, 0, [2.0]))
-    await outboxes.save(box)
+    box.add(run(1, 0, [1.0]))
+    box.add(run(2, 0, [2.0]))
+    await box.save()
     full(True)
-    outboxes.add(box, run(1, 1, [1.5]))
-    outboxes.remove(box, box.parcels[1])
-    outboxes.add(box, run(3, 0, [3.0]))
-    await outboxes.stop(box)
+    box.add(run(1, 1, [1.5]))
+    box.remove(box.items[1])
+    box.add(run(3, 0, [3.0]))
+    await box.stop()
     statuses.dismiss(hass)
     again = await opened()
     assert held(again) == [(1, 0, [1.0, 1.5]), (3, 0, [3.0])]
     assert "cannot be written" in notification(hass, "file_not_saved")
     full(False)
-    assert await outboxes.save(again) == []
+    assert await again.save() == []
     assert held(await opened()) == [(1, 0, [1.0, 1.5]), (3, 0, [3.0])]
 
 
 async def test_the_file_from_before_that_cannot_be_removed_is_not_taken_over_again(
     folder, opened, monkeypatch
 ):
-    old = as_json_file(folder, {"me": {"runs": [outbox_store.as_json(run(1, 0, [1.0]))], "dropped": 2}})
+    old = as_json_file(folder, {"me": {"runs": [kept.as_json(run(1, 0, [1.0]))], "dropped": 2}})
     monkeypatch.setitem(outbox_store.OutboxStore.write.__globals__, "remove_all", lambda paths: None)
     box = await opened()
     assert old.exists()
-    outboxes.remove(box, box.parcels[0])
-    await outboxes.save(box)
+    box.remove(box.items[0])
+    await box.save()
     again = await opened()
     assert (held(again), again.dropped) == ([], 2)
 
@@ -426,18 +431,18 @@ async def test_the_file_from_before_that_cannot_be_removed_is_not_taken_over_aga
 def many(box, count=300):
     """Have many runs wait."""
     for sensor in range(1, count + 1):
-        outboxes.add(box, run(sensor, 0, [sensor + 0.25] * 400))
+        box.add(run(sensor, 0, [sensor + 0.25] * 400))
 
 
 async def test_a_page_that_is_damaged_in_operation_is_found_by_the_hourly_check(hass, folder, opened):
     box = await opened()
     many(box)
-    await outboxes.save(box)
+    await box.save()
     path = folder / "flexmeasures_for_pyscript.outbox.db"
     whole = path.read_bytes()
     page = len(whole) // 2 // 4096 * 4096
     path.write_bytes(whole[:page] + b"\xff" * 4096 + whole[page + 4096 :])
-    await outboxes.check_file(box)
+    await box.check_file()
     [aside] = folder.glob("*.corrupt.*")
     assert f"It was renamed to {aside.name}" in notification(hass, "file_set_aside")
     assert held(await opened()) == held(box)
@@ -449,11 +454,11 @@ async def test_the_file_is_checked_each_hour(hass, folder, clock, monkeypatch):
     async def check(box):
         checks.append(clock.time())
 
-    monkeypatch.setattr(outboxes, "check_file", check)
+    monkeypatch.setattr(Outbox, "check_file", check)
     box = await outboxes.start(hass, SimpleNamespace(host="x", sensors={}), statuses.Status(hass), "me")
     await asyncio.sleep(2.5 * 3600)
     assert len(checks) == 2
-    await outboxes.stop(box)
+    await box.stop()
     await asyncio.sleep(3 * 3600)
     assert len(checks) == 2
 
@@ -461,20 +466,20 @@ async def test_the_file_is_checked_each_hour(hass, folder, clock, monkeypatch):
 async def test_a_file_that_is_mostly_free_is_made_shorter_and_keeps_what_waits(folder, opened):
     box = await opened()
     many(box)
-    await outboxes.save(box)
+    await box.save()
     path = folder / "flexmeasures_for_pyscript.outbox.db"
     before = path.stat().st_size
-    await outboxes.check_file(box)
+    await box.check_file()
     assert path.stat().st_size == before
-    for parcel in box.parcels[:-10]:
-        outboxes.remove(box, parcel)
-    await outboxes.save(box)
+    for item in box.items[:-10]:
+        box.remove(item)
+    await box.save()
     assert path.stat().st_size == before
-    await outboxes.check_file(box)
+    await box.check_file()
     assert path.stat().st_size < before / 10
     assert stat.filemode(path.stat().st_mode) == "-rw-------"
     assert held(await opened()) == held(box)
-    assert len(box.parcels) == 10
+    assert len(box.items) == 10
 
 
 @contextmanager

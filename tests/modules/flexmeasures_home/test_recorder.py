@@ -10,12 +10,12 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 from pytest_homeassistant_custom_component.components.recorder.common import async_wait_recording_done
 from sqlalchemy import text
 
-import flexmeasures_home.outbox as outboxes
-import flexmeasures_home.relay as relays
 import flexmeasures_s2.messages as messages
 from flexmeasures_api.connection import Sensor
 from flexmeasures_cem.cem import Resource
+from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
+from flexmeasures_home.telemetry import Telemetry
 from flexmeasures_s2.session import Session
 from tests.parts.s2_messages import example
 
@@ -64,20 +64,22 @@ class Battery:
 
     def __init__(self, hass, freezer) -> None:
         self.hass, self.freezer, self.second = hass, freezer, 0
-        self.outbox = outboxes.Outbox(hass, SimpleNamespace(host="http://x"), Status(hass), None, "me")
+        self.outbox = Outbox(
+            hass, SimpleNamespace(host="http://x"), Status(hass), SimpleNamespace(new_key=lambda: 0), "me"
+        )
         resource = Resource("abc", "Battery")
-        self.relay = relays.new(hass, self.outbox, resource, ENTITY)
-        self.relay.power_sensor = Sensor(
+        self.telemetry = Telemetry(hass, self.outbox, resource, ENTITY)
+        self.telemetry.power_sensor = Sensor(
             id=7, unit="kW", resolution=timedelta(minutes=5), timezone="Europe/Amsterdam", asset=1, sign=1
         )
-        self.relay.soc_sensor = Sensor(
+        self.telemetry.soc_sensor = Sensor(
             id=8, unit="%", resolution=timedelta(0), timezone="Europe/Amsterdam", asset=1
         )
-        self.relay.planned = planned
+        self.telemetry.plan_attributes = planned
         details = parsed("ResourceManagerDetails")
         self.session = Session(peer="here", transport=None, events=None, details=details)
         resource.session = resource.last_session = self.session
-        relays.changed(self.relay)
+        self.telemetry.session_changed()
         self.say(parsed("FRBC.SystemDescription"))
         self.status, self.power = parsed("FRBC.StorageStatus"), parsed("PowerMeasurement")
 
@@ -86,7 +88,7 @@ class Battery:
         self.session.memory[message.message_type,] = message
         self.session.last_message_at = datetime.now(UTC)
         self.session.last_message_type = message.message_type
-        relays.received(self.relay, message)
+        self.telemetry.received(message)
 
     async def live(self, seconds: int) -> None:
         """Let time pass; what waits in the outbox is delivered at once."""
@@ -99,11 +101,11 @@ class Battery:
             measured = {"measurement_timestamp": now, "values": self.power.values}
             self.say(self.power.model_copy(update=measured))
             if self.second % 900 == 0:
-                relays.want(self.relay, "state")
-            if self.outbox.parcels:
-                outboxes.show(self.outbox)
-                self.outbox.parcels.clear()
-                outboxes.show(self.outbox)
+                self.telemetry.show_soon()
+            if self.outbox.items:
+                self.outbox.show()
+                self.outbox.items.clear()
+                self.outbox.show()
             await self.hass.async_block_till_done()
 
 
@@ -130,7 +132,7 @@ async def test_a_device_with_two_messages_a_second_costs_less_than_2_mb_a_day(re
     before = await size(hass)
     await battery.live(SECONDS)
     after = await size(hass)
-    relays.stop(battery.relay)
+    battery.telemetry.stop()
     daily = [(last - first) * 86_400 // SECONDS for first, last in zip(before, after, strict=True)]
     print(f"A day: {daily[0]} bytes, {daily[1]} states, {daily[2]} attributes")
     assert daily[0] < MAX_BYTES_A_DAY
@@ -142,7 +144,7 @@ async def test_the_fill_level_is_recorded_and_what_is_long_is_not(recorder_mock,
     freezer.move_to(NOON)
     battery = Battery(hass, freezer)
     await battery.live(30)
-    relays.stop(battery.relay)
+    battery.telemetry.stop()
     await async_wait_recording_done(hass)
 
     def recorded() -> list[str]:

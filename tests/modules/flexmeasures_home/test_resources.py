@@ -10,32 +10,33 @@ from homeassistant.exceptions import HomeAssistantError
 import flexmeasures_api.errors as errors
 import flexmeasures_cem.cem as cems
 import flexmeasures_home.kept as kept
-import flexmeasures_home.relay as relays
 import flexmeasures_home.resources as resources
 import flexmeasures_home.site_plan as site_plan
 import flexmeasures_home.status as statuses
+from flexmeasures_api.provisioning import DeviceIds
 from flexmeasures_cem.market import Connection
+from flexmeasures_home.telemetry import Telemetry
 
 
 @pytest.mark.parametrize(
-    ("matter", "error", "was_away", "is_planned"),
+    ("problem_key", "error", "was_away", "is_planned"),
     [
         ("measurements", errors.Unreachable("x"), False, False),
         ("measurements", errors.Unreachable("x"), True, True),
-        (site_plan.MATTER, errors.Unreachable("x"), False, True),
-        (site_plan.MATTER, errors.Unauthorized("x"), False, True),
-        (site_plan.MATTER, errors.RateLimited("x", 60), False, False),
+        (site_plan.PROBLEM_KEY, errors.Unreachable("x"), False, True),
+        (site_plan.PROBLEM_KEY, errors.Unauthorized("x"), False, True),
+        (site_plan.PROBLEM_KEY, errors.RateLimited("x", 60), False, False),
     ],
 )
 async def test_devices_that_have_a_plan_get_another_only_where_their_own_failed(
-    hass, monkeypatch, matter, error, was_away, is_planned
+    hass, monkeypatch, problem_key, error, was_away, is_planned
 ):
     planned, status = [], statuses.Status(hass)
     monkeypatch.setattr(resources.triggers, "plan_soon", planned.append)
-    statuses.fail_with(status, matter, error)
+    status.fail_with(problem_key, error)
     device = SimpleNamespace(is_fallback=False, plan="a plan", is_returning=False)
     site = SimpleNamespace(controlled={"battery": device})
-    resources.urge(SimpleNamespace(status=status, site=site, urged=asyncio.Event()), was_away)
+    resources.retry_now(SimpleNamespace(status=status, site=site, retry=asyncio.Event()), was_away)
     assert planned == [site] * is_planned
 
 
@@ -78,25 +79,25 @@ async def test_a_control_type_that_was_selected_but_not_written_is_told_to_the_c
 
 
 @pytest.fixture
-def relay():
+def telemetry():
     """Return what is known of a device that is connected."""
     resource = SimpleNamespace(resource_id="a", name="Home battery", session="its session")
     return SimpleNamespace(resource=resource, are_sensors_checked=False, soc_sensor=None)
 
 
 async def test_a_search_for_sensors_that_fails_unexpectedly_is_told_and_begun_again(
-    hass, monkeypatch, clock, relay
+    hass, monkeypatch, clock, telemetry
 ):
     status, begun = statuses.Status(hass), []
 
-    async def find(_side, _relay):
+    async def find(_side, _telemetry):
         begun.append(clock.time())
         if len(begun) < 3:
             raise KeyError("generic_asset_id")
 
     monkeypatch.setattr(resources, "find_sensors", find)
     side = SimpleNamespace(hass=hass, status=status, learning={})
-    resources.learn_sensors(side, relay)
+    resources.learn_sensors(side, telemetry)
     await asyncio.sleep(1)
     told = hass.states.get(statuses.ENTITY_ID).attributes["last_error"]
     assert told.startswith("The search for the sensors of Home battery (a) failed unexpectedly (KeyError: ")
@@ -105,15 +106,17 @@ async def test_a_search_for_sensors_that_fails_unexpectedly_is_told_and_begun_ag
     assert (side.learning, status.problems) == ({}, {})
 
 
-async def test_a_search_that_is_ended_while_it_fails_leaves_nothing_behind(hass, monkeypatch, clock, relay):
+async def test_a_search_that_is_ended_while_it_fails_leaves_nothing_behind(
+    hass, monkeypatch, clock, telemetry
+):
     status = statuses.Status(hass)
 
-    async def find(_side, _relay):
+    async def find(_side, _telemetry):
         raise KeyError("generic_asset_id")
 
     monkeypatch.setattr(resources, "find_sensors", find)
     side = SimpleNamespace(hass=hass, status=status, learning={})
-    resources.learn_sensors(side, relay)
+    resources.learn_sensors(side, telemetry)
     await asyncio.sleep(1)
     assert status.problems
     side.learning["a"].cancel()
@@ -172,23 +175,27 @@ def house_of_names(hass, monkeypatch):
         status=statuses.Status(hass),
         given=SimpleNamespace(s2=SimpleNamespace(resources=listed, auto_provision=True)),
         meters=SimpleNamespace(sensors={}),
-        relays={},
+        telemetry={},
         searches=[],
     )
     monkeypatch.setattr(
-        resources, "learn_sensors", lambda _side, relay: side.searches.append(relay.resource.resource_id)
+        resources,
+        "learn_sensors",
+        lambda _side, telemetry: side.searches.append(telemetry.resource.resource_id),
     )
 
     def connect(resource_id, name="Battery"):
-        if resource_id not in side.relays:
+        if resource_id not in side.telemetry:
             resource = cems.Resource(resource_id, name)
-            relay = relays.new(hass, SimpleNamespace(status=side.status), resource, f"sensor.{resource_id}")
-            side.relays[resource_id] = relay
-            resources.use_sensors(side, relay)
-        relay = side.relays[resource_id]
-        relay.resource.session, relay.resource.name = "its session", name
-        resources.share_out(side, relay)
-        return relay
+            telemetry = Telemetry(
+                hass, SimpleNamespace(status=side.status), resource, f"sensor.{resource_id}"
+            )
+            side.telemetry[resource_id] = telemetry
+            resources.use_sensors(side, telemetry)
+        telemetry = side.telemetry[resource_id]
+        telemetry.resource.session, telemetry.resource.name = "its session", name
+        resources.assign_listed(side, telemetry)
+        return telemetry
 
     return side, connect
 
@@ -196,11 +203,11 @@ def house_of_names(hass, monkeypatch):
 async def test_what_is_listed_by_a_name_is_not_for_another_that_takes_it(house_of_names):
     side, connect = house_of_names
     battery, impostor = connect("battery"), connect("impostor")
-    assert battery.provision.power_sensor == 7
-    assert impostor.provision == resources.provisioning.DeviceIds()
+    assert battery.ids.power_sensor == 7
+    assert impostor.ids == DeviceIds()
     assert side.searches == []
     told = side.status.problems["s2 measurements of impostor"].text
-    assert "battery has the same name, and what s2.resources lists by that" in told
+    assert "battery has the same name, and the item of s2.resources with that name" in told
 
 
 async def test_who_is_known_longer_gets_back_what_is_listed_by_its_name(house_of_names):
@@ -208,31 +215,31 @@ async def test_who_is_known_longer_gets_back_what_is_listed_by_its_name(house_of
     battery = connect("battery")
     battery.resource.session = None
     impostor = connect("impostor")
-    assert impostor.provision.power_sensor == 7
+    assert impostor.ids.power_sensor == 7
     connect("battery")
-    assert (battery.provision.power_sensor, impostor.provision.power_sensor) == (7, None)
+    assert (battery.ids.power_sensor, impostor.ids.power_sensor) == (7, None)
     assert side.searches == ["impostor"]
     impostor.resource.session = None
     connect("impostor")
-    assert (battery.provision.power_sensor, impostor.provision.power_sensor) == (7, None)
+    assert (battery.ids.power_sensor, impostor.ids.power_sensor) == (7, None)
 
 
 async def test_a_name_does_not_take_what_is_listed_by_a_resource_id(house_of_names):
     _side, connect = house_of_names
     listed, impostor = connect("by-id", "Heat pump"), connect("impostor", "Heat pump")
-    assert (listed.provision.power_sensor, impostor.provision.power_sensor) == (9, None)
-    assert connect("battery").provision.power_sensor == 7
+    assert (listed.ids.power_sensor, impostor.ids.power_sensor) == (9, None)
+    assert connect("battery").ids.power_sensor == 7
 
 
 async def test_who_has_a_token_is_forgotten_last(house_of_names, hass):
     side, connect = house_of_names
     side.cem = SimpleNamespace(with_token={"battery"}, resources={})
     for resource_id in ("battery", "chosen", "any"):
-        relay = connect(resource_id, resource_id)
-        relay.resource.session = None
-    side.relays["chosen"].resource.choice = "NOT_CONTROLABLE"
-    key = functools.partial(resources.sort_key_of_worth, side)
-    assert sorted(side.relays, key=key) == ["any", "chosen", "battery"]
+        telemetry = connect(resource_id, resource_id)
+        telemetry.resource.session = None
+    side.telemetry["chosen"].resource.choice = "NOT_CONTROLABLE"
+    key = functools.partial(resources.forget_order, side)
+    assert sorted(side.telemetry, key=key) == ["any", "chosen", "battery"]
 
 
 async def test_wear_costs_what_is_listed_and_else_nothing(house_of_names):

@@ -9,6 +9,7 @@ import pytest
 from homeassistant.components.recorder.db_schema import MAX_STATE_ATTRS_BYTES
 from homeassistant.helpers.json import json_bytes
 
+import flexmeasures_home.kept as kept
 import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.schedule_store as store
 from flexmeasures_api.schedule import Schedule
@@ -128,7 +129,7 @@ def test_times_go_on_over_a_clock_change(start, offsets):
 def test_a_kept_schedule_is_the_same_after_a_restart():
     miss = {"field": "soc_targets", "datetime": NOON, "asked": 9.0, "reached": 7.5}
     schedule = make([1.0, None], missed_targets=[miss])
-    kept = json_bytes(store.as_json(schedule))
-    assert dataclasses.asdict(store.recalled(json.loads(kept))) == dataclasses.asdict(schedule)
-    assert store.as_json(None) is None
-    assert store.recalled(None) is None
+    content = json_bytes(kept.as_json(schedule))
+    assert dataclasses.asdict(store.from_json(json.loads(content))) == dataclasses.asdict(schedule)
+    assert kept.as_json(None) is None
+    assert store.from_json(None) is None

@@ -44,25 +44,28 @@ async def test_a_sensor_that_cannot_be_used_keeps_no_other_device_from_its_plan(
             id=8, unit="kW", resolution=timedelta(minutes=15), timezone="Europe/Amsterdam", asset=1, sign=1
         ),
     }
-    asker = SimpleNamespace(
+    plan_request = SimpleNamespace(
         given=SimpleNamespace(power_sensor=2),
         link=Connection(host="http://x", client=None, sensors=known),
         planner=SimpleNamespace(controlled={}, unusable={}, now=lambda: 100.0),
         own_schedule=lambda: None,
     )
-    assert await site_plan.inflexible(asker, [], {7: None, 8: None}) == {
+    assert await site_plan.inflexible(plan_request, [], {7: None, 8: None}) == {
         "inflexible-consumption": [{"sensor": 8, "exclude-source-types": ["scheduler"]}]
     }
-    assert asker.planner.unusable == {7: 3700.0}
+    assert plan_request.planner.unusable == {7: 3700.0}
 
 
 @pytest.mark.parametrize(("others", "hours"), [({}, 24), ({"meter": None}, -2), ({"meter": None}, 72)])
 async def test_without_others_or_time_to_come_the_own_plan_counts_nothing_in(others, hours):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     planner = SimpleNamespace(controlled={}, others=others, now=start.timestamp)
-    asker = SimpleNamespace(planner=planner)
+    plan_request = SimpleNamespace(planner=planner)
     end = start + timedelta(hours=hours)
-    assert await site_plan.beside(asker, end - timedelta(hours=1), end, timedelta(minutes=15), {}) == {}
+    assert (
+        await site_plan.other_loads(plan_request, end - timedelta(hours=1), end, timedelta(minutes=15), {})
+        == {}
+    )
 
 
 async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, caplog):
@@ -96,12 +99,14 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
         flex_context=None,
     )
     link, status = Connection(host="http://x", client=None, sensors=sensors), statuses.Status(hass)
-    asker = site_plan.Asker(given, link, status, asyncio.Lock(), lambda: None)
-    asker.planner = SimpleNamespace(unusable={})
+    plan_request = site_plan.SitePlanRequest(
+        given=given, link=link, status=status, planning=asyncio.Lock(), own_schedule=lambda: None
+    )
+    plan_request.planner = SimpleNamespace(unusable={})
     window = sites.Window(start.timestamp(), 900.0, start.timestamp() + 4 * HOUR, 1.0, math.inf, False)
     varying = {"consumption_capacity": [(window.start, window.end, 11_000.0)]}
     for limits in ({}, varying):
-        await site_plan.solve(asker, [], window, {}, limits)
+        await site_plan.solve(plan_request, [], window, {}, limits)
     whole = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T04:00:00+00:00", "value": "0.3 EUR/kWh"}
     assert asked[0]["consumption-price"] == asked[0]["production-price"] == [whole]
     configured = {
@@ -116,7 +121,7 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
     shown = hass.states.get(statuses.ENTITY_ID).attributes["prices_known_until"]
     assert datetime.fromisoformat(shown) == start + timedelta(hours=1)
     assert caplog.text.count("s2: Prices are known for 25% of the schedule") == 1
-    intervals = await site_plan.prices(asker, window.start, window.end)
+    intervals = await site_plan.prices(plan_request, window.start, window.end)
     assert [(interval.consumption, interval.is_known) for interval in intervals[::3]] == [
         (0.3, True),
         (0.3, False),
@@ -125,4 +130,4 @@ async def test_the_site_is_planned_with_prices_for_each_hour(hass, monkeypatch, 
     with pytest.raises(
         InvalidProblem, match="site_peak_consumption_price is in SEK, and the price of energy in EUR"
     ):
-        await site_plan.prices(asker, window.start, window.end)
+        await site_plan.prices(plan_request, window.start, window.end)

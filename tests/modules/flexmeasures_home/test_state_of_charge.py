@@ -117,14 +117,14 @@ async def test_one_reading_that_power_cannot_explain_is_not_believed(battery, ha
     await hass.async_block_till_done()
     soc, assumed = car.soc.at(NOON + 30 * MINUTE)
     assert soc == 5000
-    assert "says 0.00 kWh, which its power cannot explain: planned on with 5.00 kWh" in assumed[0]
+    assert "says 0.00 kWh, which its power cannot explain: planned with 5.00 kWh" in assumed[0]
     assert car.soc.now() is None
     car.say("50")
     await hass.async_block_till_done()
     assert car.soc.at(NOON + 30 * MINUTE) == (5000, [])
     assert car.soc.now() == 5000
     told = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len([record for record in told if "believed if it lasts" in record.getMessage()]) == 1
+    assert len([record for record in told if "used only if it lasts" in record.getMessage()]) == 1
 
 
 async def test_what_is_told_for_a_minute_is_believed(battery, hass):
@@ -164,7 +164,7 @@ async def test_an_entity_that_stands_still_while_power_is_due_is_carried_on(batt
     soc, assumed = car.soc.at(NOON + 90 * MINUTE)
     assert soc == pytest.approx(8000)
     assert "has not changed since" in assumed[0]
-    assert "its 5.00 kWh are carried on to 8.00 kWh" in assumed[0]
+    assert "its 5.00 kWh are extrapolated to 8.00 kWh" in assumed[0]
     assert car.soc.now() is None
     car.say("75")
     assert car.soc.at(NOON + 90 * MINUTE) == (7500, [])

@@ -22,7 +22,7 @@ import flexmeasures_home.status as statuses
 )
 async def test_a_notification_has_no_markup_of_a_device(hass, told, shown):
     status = statuses.Status(hass)
-    statuses.fail(status, "s2 plan of x", told, cause="not_planned")
+    status.fail("s2 plan of x", told, cause="not_planned")
     [found] = notification._async_get_or_create_notifications(hass).values()
     assert found["message"] == shown
     assert hass.states.get(statuses.ENTITY_ID).attributes["last_error"] == told
@@ -39,9 +39,9 @@ def status(hass):
 async def test_a_fault_of_the_server_that_nothing_tries_again_is_over_with_any_success(
     hass, status, matter, kind
 ):
-    statuses.fail_with(status, matter, kind("FlexMeasures answered 500"))
+    status.fail_with(matter, kind("FlexMeasures answered 500"))
     assert hass.states.get(statuses.ENTITY_ID).state == kind.status
-    statuses.succeed(status, "measurements of sensor 1")
+    status.succeed("measurements of sensor 1")
     state = hass.states.get(statuses.ENTITY_ID)
     assert (state.state, state.attributes["last_error"]) == ("ok", None)
 
@@ -51,26 +51,26 @@ async def test_what_is_tried_again_or_lies_in_the_question_is_not_over_with_anot
     hass, status, kind
 ):
     status.untried = {statuses.CALL} if kind is errors.ServerFault else status.untried
-    statuses.fail_with(status, "plan", kind("x"))
-    statuses.succeed(status, "measurements of sensor 1")
+    status.fail_with("plan", kind("x"))
+    status.succeed("measurements of sensor 1")
     assert hass.states.get(statuses.ENTITY_ID).state == "error"
-    statuses.succeed(status, "plan")
+    status.succeed("plan")
     assert hass.states.get(statuses.ENTITY_ID).state == "ok"
 
 
 async def test_a_limit_of_requests_holds_as_long_as_the_server_said(hass, status):
     with freeze_time() as clock:
-        statuses.fail_with(status, "plan", errors.RateLimited("wait", 60))
+        status.fail_with("plan", errors.RateLimited("wait", 60))
         clock.tick(timedelta(seconds=59))
-        statuses.succeed(status, None)
+        status.succeed(None)
         assert hass.states.get(statuses.ENTITY_ID).state == "error"
         clock.tick(timedelta(seconds=2))
-        statuses.succeed(status, None)
+        status.succeed(None)
         assert hass.states.get(statuses.ENTITY_ID).state == "ok"
 
 
 async def test_what_is_wrong_stands_on_one_line(hass, status, caplog):
-    statuses.fail(status, "x", "Heater\n2026-01-01 ERROR forged\x1b[31m")
+    status.fail("x", "Heater\n2026-01-01 ERROR forged\x1b[31m")
     shown = hass.states.get(statuses.ENTITY_ID).attributes["last_error"]
     assert shown == "Heater 2026-01-01 ERROR forged[31m"
     assert shown in caplog.messages

@@ -1,6 +1,7 @@
-"""What a Resource Manager says becomes means, forecasts and states of charge of its sensors."""
+"""What a Resource Manager says becomes averages, forecasts and states of charge of its sensors."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -10,12 +11,13 @@ from homeassistant.util.json import json_loads
 from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 import flexmeasures_cem.fill_levels as fill_levels
-import flexmeasures_home.relay as relays
+import flexmeasures_home.telemetry as telemetries
 import flexmeasures_s2.messages as messages
 from flexmeasures_api.connection import Sensor
 from flexmeasures_cem.cem import Resource
 from flexmeasures_home.outbox import Outbox
 from flexmeasures_home.status import Status
+from flexmeasures_home.telemetry import Telemetry
 from flexmeasures_s2.session import Session
 from tests.parts.s2_messages import example
 
@@ -26,15 +28,17 @@ POWER, SOC = 7, 8
 
 
 class Device:
-    """A relay of a Resource Manager that is connected, with an outbox that nobody empties, and a clock."""
+    """The telemetry of a connected Resource Manager, with an outbox that nobody empties, and a clock."""
 
     def __init__(self, hass, freezer) -> None:
         """Start at noon, with sensors that are known."""
         self.hass, self.freezer = hass, freezer
         status = Status(hass)
-        self.box = Outbox(hass, SimpleNamespace(host="http://x"), status, None, "me")
+        self.box = Outbox(
+            hass, SimpleNamespace(host="http://x"), status, SimpleNamespace(new_key=lambda: 0), "me"
+        )
         self.resource = Resource("abc", "Meter")
-        self.relay = relays.new(hass, self.box, self.resource, "sensor.flexmeasures_s2_meter")
+        self.telemetry = Telemetry(hass, self.box, self.resource, "sensor.flexmeasures_s2_meter")
         freezer.move_to(NOON)
         self.know()
         self.connect()
@@ -44,33 +48,33 @@ class Device:
         details = messages.parse(json.dumps(example("ResourceManagerDetails")))
         session = Session(peer="here", transport=None, events=None, details=details)
         self.resource.session = self.resource.last_session = session
-        relays.changed(self.relay)
+        self.telemetry.session_changed()
 
     def know(self, sign=1, unit="%", minutes=15):
         """Know the sensors."""
         resolution = timedelta(minutes=minutes)
-        self.relay.power_sensor = Sensor(
+        self.telemetry.power_sensor = Sensor(
             id=POWER, unit="kW", resolution=resolution, timezone="Europe/Amsterdam", asset=1, sign=sign
         )
-        self.relay.soc_sensor = Sensor(
+        self.telemetry.soc_sensor = Sensor(
             id=SOC, unit=unit, resolution=timedelta(0), timezone="Europe/Amsterdam", asset=1
         )
 
     def reload(self, minutes=15):
         """Stop, and go on in another life with what was kept, and with what is known of the sensor."""
-        relays.stop(self.relay)
-        kept = json_loads(json_bytes(relays.as_json(self.relay, stopped=True)))
-        self.relay = relays.new(self.hass, self.box, self.resource, self.relay.entity_id)
-        relays.recall(self.relay, kept)
+        self.telemetry.stop()
+        kept = json_loads(json_bytes(self.telemetry.as_json(is_stopped=True)))
+        self.telemetry = Telemetry(self.hass, self.box, self.resource, self.telemetry.entity_id)
+        self.telemetry.restore(kept)
         if minutes:
             self.know(minutes=minutes)
-        relays.go_on(self.relay)
+        self.telemetry.resume()
 
     def say(self, message_type, **changes):
         """Have the Resource Manager say something."""
         message = messages.parse(json.dumps(example(message_type, **changes)))
         self.resource.session.memory[(message_type,)] = message
-        relays.received(self.relay, message)
+        self.telemetry.received(message)
 
     def measure(self, watts, minutes, quantity=L1):
         """Have it say what it measured, at some minutes past noon."""
@@ -101,16 +105,16 @@ class Device:
     def posted(self):
         """Return what was posted of the power: minutes past noon and W."""
         return [
-            ((parcel.run.start - NOON) / MINUTE + number * (parcel.run.step / MINUTE), value)
-            for parcel in self.box.parcels
-            if parcel.run.sensor == POWER
-            for number, value in enumerate(parcel.run.values)
+            ((item.data.start - NOON) / MINUTE + number * (item.data.step / MINUTE), value)
+            for item in self.box.items
+            if item.data.sensor == POWER
+            for number, value in enumerate(item.data.values)
         ]
 
     @property
     def levels(self):
         """Return the states of charge that were posted: minutes past noon and value."""
-        runs = [parcel.run for parcel in self.box.parcels if parcel.run.sensor == SOC]
+        runs = [item.data for item in self.box.items if item.data.sensor == SOC]
         return [
             ((run.start - NOON) / MINUTE + number, value)
             for run in runs
@@ -121,7 +125,7 @@ class Device:
     @property
     def socs(self):
         """Return the states of charge that were posted, with their units."""
-        runs = [parcel.run for parcel in self.box.parcels if parcel.run.sensor == SOC]
+        runs = [item.data for item in self.box.items if item.data.sensor == SOC]
         return [(value, run.unit) for run in runs for value in run.values if value is not None]
 
 
@@ -130,17 +134,17 @@ async def device(hass, freezer):
     """Return a device at noon."""
     device = Device(hass, freezer)
     yield device
-    relays.stop(device.relay)
+    device.telemetry.stop()
 
 
 async def test_an_interval_has_one_timer_however_often_it_is_measured(device, monkeypatch):
-    real, set_timers = relays.async_call_later, []
+    real, set_timers = telemetries.async_call_later, []
 
     def call_later(*given):
         set_timers.append(given)
         return real(*given)
 
-    monkeypatch.setattr(relays, "async_call_later", call_later)
+    monkeypatch.setattr(telemetries, "async_call_later", call_later)
     for minute in range(5):
         await device.at(minute)
         device.measure(300, minute)
@@ -160,15 +164,15 @@ async def test_devices_post_one_after_the_other(hass, device, monkeypatch):
         moments.append((moment - NOON - MINUTE).total_seconds())
         return lambda: None
 
-    monkeypatch.setattr(relays, "async_track_point_in_utc_time", track)
-    session, sensor = device.resource.session, device.relay.soc_sensor
+    monkeypatch.setattr(telemetries, "async_track_point_in_utc_time", track)
+    session, sensor = device.resource.session, device.telemetry.soc_sensor
     device.say("FRBC.SystemDescription")
     device.say("FRBC.StorageStatus", present_fill_level=1)
     for number in range(99):
         resource = Resource(str(number), "Meter", session=session)
-        relay = relays.new(hass, device.box, resource, f"sensor.flexmeasures_s2_{number}")
-        relay.soc_sensor = sensor
-        relays.tell_fill_level(relay)
+        telemetry = Telemetry(hass, device.box, resource, f"sensor.flexmeasures_s2_{number}")
+        telemetry.soc_sensor = sensor
+        telemetry.fill_level_changed()
     assert len(moments) == 100
     assert len(set(moments)) > 70
     assert min(moments) >= 0
@@ -227,7 +231,7 @@ async def test_the_disconnected_time_is_a_gap(device):
     device.measure(300, 0)
     await device.at(12)
     device.resource.session = None
-    relays.changed(device.relay)
+    device.telemetry.session_changed()
     await device.at(15.2)
     assert device.posted == [(0, pytest.approx(300))]
     await device.at(31)
@@ -262,7 +266,7 @@ async def test_an_interval_of_one_who_never_came_back_is_posted(device):
 async def test_what_is_kept_while_it_runs_has_no_interval_that_is_posted_otherwise(device):
     device.measure(300, 0)
     await device.at(5)
-    assert relays.as_json(device.relay)["interval"] is None
+    assert device.telemetry.as_json()["interval"] is None
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ async def test_what_is_kept_while_it_runs_has_no_interval_that_is_posted_otherwi
 async def test_what_was_measured_before_the_sensor_was_known_suits_it_once_it_is(
     device, minutes, expected, over_a_reload
 ):
-    device.relay.power_sensor = None
+    device.telemetry.power_sensor = None
     for number, watts in enumerate([100, 200, 300]):
         device.measure(watts, 15 * number - 30)
     await device.at(10)
@@ -287,19 +291,19 @@ async def test_what_was_measured_before_the_sensor_was_known_suits_it_once_it_is
     await device.at(12)
     assert device.posted == []
     device.know(minutes=minutes)
-    relays.sensors_known(device.relay)
+    device.telemetry.sensors_known()
     await device.at(15.2)
     assert device.posted[: len(expected)] == [(start, pytest.approx(value)) for start, value in expected]
     assert len(device.posted) <= len(expected) + 1
 
 
 async def test_an_hour_of_which_the_sensor_was_learnt_late_is_posted_once(device):
-    device.relay.power_sensor = None
+    device.telemetry.power_sensor = None
     device.measure(1000, 0)
     await device.at(40)
     device.measure(0, 40)
     device.know(minutes=60, sign=-1)
-    relays.sensors_known(device.relay)
+    device.telemetry.sensors_known()
     await device.at(60.2)
     assert device.posted == [(0, pytest.approx(2000 / 3))]
 
@@ -309,7 +313,8 @@ async def test_nothing_is_known_of_the_time_that_a_clock_jumped_over(device):
     await device.at(5)
     device.measure(300, 5)
     device.freezer.move_to(NOON + 3 * timedelta(hours=1))
-    device.relay.looked = (device.relay.looked[0], device.relay.looked[1] + 3 * 3600 - 305)
+    clocks = device.telemetry.clocks
+    device.telemetry.clocks = replace(clocks, monotonic=clocks.monotonic + 3 * 3600 - 305)
     device.measure(600, 180)
     assert device.posted == [(0, pytest.approx(300))]
 
@@ -346,10 +351,10 @@ async def test_a_phase_that_is_not_told_any_more_counts_for_a_minute(device):
     say_powers(device, L1=3680, L2=3680, L3=3680)
     await device.at(0.5)
     say_powers(device, L1=1380)
-    assert device.relay.power == 2 * 3680 + 1380
+    assert device.telemetry.power_w == 2 * 3680 + 1380
     await device.at(1.1)
     say_powers(device, L1=1380)
-    assert device.relay.power == 1380
+    assert device.telemetry.power_w == 1380
 
 
 async def test_phases_that_are_told_in_turn_are_added_up(device):
@@ -357,28 +362,28 @@ async def test_phases_that_are_told_in_turn_are_added_up(device):
     for second in range(120):
         await device.at(second / 60)
         say_powers(device, **{f"L{second % 3 + 1}": 100 * (second % 3 + 1)})
-        assert second < 2 or device.relay.power == 600
+        assert second < 2 or device.telemetry.power_w == 600
 
 
 async def test_what_is_all_that_is_measured_counts_alone(device):
     provide(device, PHASES[0])
     say_powers(device, L1=3680, L2=3680, L3=3680)
     say_powers(device, L1=1380)
-    assert device.relay.power == 1380
+    assert device.telemetry.power_w == 1380
 
 
 async def test_a_symmetric_value_counts_on_beside_one_phase_only_where_both_are_measured(device):
     provide(device, ALL, PHASES[0], "HEAT.THERMAL_POWER")
     say_powers(device, **{"3_PHASE_SYMMETRIC": 9000})
     say_powers(device, L1=3000)
-    assert device.relay.power == 9000
+    assert device.telemetry.power_w == 9000
     await device.at(1.1)
     say_powers(device, L1=3000)
-    assert device.relay.power == 3000
+    assert device.telemetry.power_w == 3000
     provide(device, *PHASES)
     say_powers(device, **{"3_PHASE_SYMMETRIC": 9000})
     say_powers(device, L1=3000)
-    assert device.relay.power == 3000
+    assert device.telemetry.power_w == 3000
 
 
 async def test_what_is_no_power_at_all_is_left_out(device):
@@ -392,7 +397,7 @@ async def test_a_forecast_is_averaged_over_the_intervals(device):
     await device.at(2)
     device.forecast((10, 300), (20, 1500), (15, -600), minutes=15)
     assert device.posted == [(15, pytest.approx(700)), (30, pytest.approx(1500)), (45, -600)]
-    assert {parcel.run.prior for parcel in device.box.parcels} == {NOON + 2 * MINUTE}
+    assert {item.data.prior for item in device.box.items} == {NOON + 2 * MINUTE}
 
 
 async def test_what_is_over_of_a_forecast_is_left_out(device):
@@ -414,11 +419,11 @@ async def test_no_forecast_is_too_far_away_or_too_long_to_deal_with(device, star
 
 async def test_a_forecast_in_the_same_second_is_posted_as_known_a_second_later(device):
     device.forecast((15, 100), minutes=15)
-    assert [parcel.run.prior for parcel in device.box.parcels] == [NOON]
+    assert [item.data.prior for item in device.box.items] == [NOON]
     device.forecast((15, 200), minutes=15)
     device.forecast((15, 300), minutes=15)
     await device.at(0.05)
-    runs = [parcel.run for parcel in device.box.parcels]
+    runs = [item.data for item in device.box.items]
     assert [(run.values, run.prior) for run in runs] == [([300], NOON + timedelta(seconds=1))]
 
 
@@ -426,7 +431,7 @@ async def test_a_forecast_supersedes_one_that_still_waits(device):
     for number in range(5):
         await device.at(number)
         device.forecast((60, 100 * number), minutes=15)
-    assert [parcel.run.values for parcel in device.box.parcels] == [[400] * 4]
+    assert [item.data.values for item in device.box.items] == [[400] * 4]
 
 
 async def test_a_forecast_for_short_intervals_is_cut(device):
@@ -478,7 +483,7 @@ async def test_a_sensor_of_energy_needs_to_know_what_a_fill_level_is_worth(devic
     assert device.socs == []
     status = device.hass.states.get("sensor.flexmeasures_status")
     assert "give energy_per_fill_level" in status.attributes["last_error"]
-    device.relay.energy_per_fill_level = 200
+    device.telemetry.energy_per_fill_level = 200
     device.say("FRBC.StorageStatus", present_fill_level=50)
     assert device.socs == [(6_000, "Wh")]
 
@@ -486,14 +491,14 @@ async def test_a_sensor_of_energy_needs_to_know_what_a_fill_level_is_worth(devic
 async def test_a_level_that_is_not_believed_is_neither_posted_nor_shown(device):
     cem = SimpleNamespace(
         now=lambda: datetime.now(UTC).timestamp(),
-        received=lambda resource, message: relays.received(device.relay, message),
+        received=lambda resource, message: device.telemetry.received(message),
     )
 
     def tell(kind, **changes):
         message = messages.parse(json.dumps(example(kind, **changes)))
         device.resource.session.memory[kind,] = message
         fill_levels.take(cem, device.resource, message)
-        relays.received(device.relay, message)
+        device.telemetry.received(message)
 
     def shown():
         return device.hass.states.get("sensor.flexmeasures_s2_meter").attributes["fill_level"]
@@ -541,13 +546,13 @@ async def test_after_a_burst_readings_are_shown_each_minute_and_changes_at_once(
     assert 15 <= len(writes) <= 20
     state = device.hass.states.get("sensor.flexmeasures_s2_meter")
     assert 53 <= state.attributes["fill_level"] <= 59.9
-    device.relay.planned = lambda: {"instruction": {"id": "new"}}
-    relays.want(device.relay, "state")
+    device.telemetry.plan_attributes = lambda: {"instruction": {"id": "new"}}
+    device.telemetry.show_soon()
     state = device.hass.states.get("sensor.flexmeasures_s2_meter")
     assert state.attributes["instruction"] == {"id": "new"}
     assert state.attributes["fill_level"] == 59.9
     device.resource.session = None
-    relays.changed(device.relay)
+    device.telemetry.session_changed()
     assert device.hass.states.get("sensor.flexmeasures_s2_meter").state == "disconnected"
 
 
