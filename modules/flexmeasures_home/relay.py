@@ -234,7 +234,7 @@ def take_power(relay, message):
     electric = {
         quantity: value
         for quantity, value in values.items()
-        if quantity.startswith(commodities.ELECTRIC) and abs(value) < forecasts.MOST_WATTS
+        if quantity.startswith(commodities.ELECTRIC) and abs(value) < forecasts.MAX_POWER_W
     }
     want(relay, "sign of life")
     if not electric:

@@ -145,7 +145,7 @@ async def beside(side, start, end, step, raw):
 @pyscript_compile
 def give_way(side, resource, session, control_type):
     """Have another control type selected, since what a Resource Manager told does not fit this one."""
-    session.spawn(cems.give_way(side.cem, resource, session, control_type))
+    session.spawn(cems.select_fallback(side.cem, resource, session, control_type))
 
 
 @pyscript_compile
