@@ -222,7 +222,7 @@ def best_of(solving: Solving, seconds: float) -> tuple[float, float]:
         except search.NoSolution:
             return solving.solution
 
-    with patch.object(search, "PATIENCE", 1.0), ThreadPoolExecutor(2) as threads:
+    with patch.object(search, "PATIENCE_FACTOR", 1.0), ThreadPoolExecutor(2) as threads:
         solutions = [solving.solution, *threads.map(solve, [solving.blocks, []])]
     best = min(solution.objective for solution in solutions)
     return best, min(best, max(solution.objective - solution.gap for solution in solutions))

@@ -44,7 +44,7 @@ NotPlanned = _NotPlanned
 
 
 class _InvalidInstruction(CemError):
-    """The instruction does not fit what the Resource Manager has told of itself."""
+    """The instruction does not fit the description that the Resource Manager has sent."""
 
 
 InvalidInstruction = _InvalidInstruction

@@ -4,6 +4,7 @@ Moments are seconds since 1970, power is W of electricity, consumption positive,
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import flexmeasures_s2.commodities as commodities
@@ -88,20 +89,20 @@ Interval = _Interval
 @pyscript_compile
 def least(*capacities: float | None) -> float:
     """Return the least of some capacities (W), math.inf where there is none."""
-    return min([each for each in capacities if each is not None], default=math.inf)
+    return min([capacity for capacity in capacities if capacity is not None], default=math.inf)
 
 
 @pyscript_compile
-def cost(interval, power, seconds=None):
-    """Return what a device's power costs the site (currency), in the whole interval or so many seconds."""
+def cost(interval: Interval, power: float, seconds: float | None = None) -> float:
+    """Return what a device's power (W) costs the site (currency), in the whole interval or some seconds."""
     seconds = interval.end - interval.start if seconds is None else seconds
     hourly = grid_cost(interval, interval.load + power) - grid_cost(interval, interval.load)
     return hourly * seconds / 3600
 
 
 @pyscript_compile
-def grid_cost(interval, power):
-    """Return what the site pays in an hour (currency) for its power, of which some may be curtailed."""
+def grid_cost(interval: Interval, power: float) -> float:
+    """Return what the site pays in an hour (currency) for its power (W), of which some may be curtailed."""
     if interval.production_price < 0 and interval.curtailable:
         curtailed = power + interval.curtailable
         power = curtailed if interval.consumption_price < 0 else min(curtailed, max(power, 0.0))
@@ -110,17 +111,20 @@ def grid_cost(interval, power):
 
 
 @pyscript_compile
-def other_cost(quantity, value, tariffs):
-    """Return what another commodity costs in an hour (currency), 0 where its price is not known."""
+def other_cost(quantity: str, value: float, tariffs: Mapping[str, float]) -> float:
+    """Return what a CommodityQuantity that is not electric costs in an hour (currency).
+
+    `tariffs` are the prices by commodity; it costs nothing without one.
+    """
     commodity, units = commodities.TARIFFS[quantity]
     return tariffs.get(commodity, 0.0) * units * value
 
 
 @pyscript_compile
-def overlapping(market, start, end):
-    """Return (interval, begin, until) for each interval of a market that a time has part in."""
+def overlapping(market: Iterable[Interval], start: float, end: float) -> list[tuple[Interval, float, float]]:
+    """Return (interval, start, end) of what each Interval of a market has between two moments."""
     return [
-        (each, max(each.start, start), min(each.end, end))
-        for each in market
-        if each.start < end and each.end > start
+        (interval, max(interval.start, start), min(interval.end, end))
+        for interval in market
+        if interval.start < end and interval.end > start
     ]

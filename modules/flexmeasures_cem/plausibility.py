@@ -1,4 +1,4 @@
-"""Which of a storage's readings to believe: a change that power times time cannot explain is told twice.
+"""Which of a storage's readings to believe: a change that power times time cannot explain has to last.
 
 A reading is a fill level, or a state of charge in kWh: the unit is the caller's. Moments are seconds, of any
 clock.
@@ -25,7 +25,7 @@ def change_is_explainable(
 
 @dataclass
 class _BelievedLevel:
-    """The level of a storage that is believed, and the newest reading where that one is suspect.
+    """The level of a storage that is believed, and the newest reading where that is suspect.
 
     `tolerance` is in the level's unit, `greatest_rise` and `greatest_fall` are in that unit per second,
     both positive; they may be changed at any time. Without them every reading is believed.
@@ -48,19 +48,19 @@ class _BelievedLevel:
     @property
     @pyscript_compile
     def is_suspect(self) -> bool:
-        """Return whether the newest reading is not believed yet."""
+        """Whether the newest reading is not believed yet."""
         return self.suspect is not None
 
     @property
     @pyscript_compile
     def believed_from(self) -> float | None:
-        """Return when the suspect reading is believed, should it last until then; else None."""
+        """The moment from which the suspect reading is believed, should it last until then; else None."""
         if self.suspect is None:
             return None
         return min(self.suspect_since + DOUBT_SECONDS, self.doubt_since + MAX_DOUBT_SECONDS)
 
     @pyscript_compile
-    def tell(self, value: float, moment: float) -> bool:
+    def update(self, value: float, moment: float) -> bool:
         """Take a reading; return whether it is believed."""
         self._clamp(moment)
         if self.value is None or self._explains(self.value, self.moment, value, moment):
@@ -77,14 +77,14 @@ class _BelievedLevel:
     def settle(self, moment: float) -> bool:
         """Believe the suspect reading where it has lasted long enough; return whether that is so."""
         self._clamp(moment)
-        if self.suspect is None or moment < self.believed_from:
+        if self.suspect is None or self.believed_from is None or moment < self.believed_from:
             return False
         self._believe(self.suspect, moment)
         return True
 
     @pyscript_compile
     def forget(self) -> None:
-        """Believe the next reading, whatever it is, since the storage is another."""
+        """Believe the next reading, whatever it is: it is of another storage."""
         self.value = self.suspect = None
 
     @pyscript_compile

@@ -172,7 +172,7 @@ async def other_loads(
 @pyscript_compile
 def select_fallback(side: Resources, resource: cems.Resource, session: Session, control_type: str) -> None:
     """Select another control type, since a Resource Manager cannot be planned under this one."""
-    session.spawn(cems.give_way(side.cem, resource, session, control_type))
+    session.spawn(cems.select_fallback(side.cem, resource, session, control_type))
 
 
 @pyscript_compile

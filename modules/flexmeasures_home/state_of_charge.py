@@ -169,7 +169,7 @@ class _StateOfCharge:
         before = self.level.value
         if before is not None and self._is_explained(soc):
             self.level.forget()
-        self.level.tell(soc, now.timestamp())
+        self.level.update(soc, now.timestamp())
         if self.level.value != before:
             self.changed_at, self.gained = now, 0.0
         self._trust_if_bound(now)

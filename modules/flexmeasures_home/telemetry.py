@@ -237,7 +237,7 @@ class _Telemetry:
             value.commodity_quantity.value: value.value
             for value in message.values
             if value.commodity_quantity.value.startswith(commodities.ELECTRIC)
-            and abs(value.value) < forecasts.MOST_WATTS
+            and abs(value.value) < forecasts.MAX_POWER_W
         }
         self.sign_of_life_throttle.request()
         if not electric:

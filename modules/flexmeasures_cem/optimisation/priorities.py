@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 ABNORMAL, SITE_LIMIT, RANGE, TARGET, SCHEDULE = 30_000.0, 10_000.0, 1_000.0, 100.0, 10.0
 """What a kWh (or an hour) of each violation costs, in multiples of the greatest price."""
-LEAST_PRICE = 0.1
-"""What a kWh counts as at least in the scale (currency)."""
+MIN_PRICE = 0.1
+"""The least price (currency per kWh) that violations are multiples of, where all prices are lower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ Priorities = _Priorities
 @pyscript_compile
 def scaled(greatest_price: float) -> Priorities:
     """Return the Priorities where no kWh costs more than a price (currency)."""
-    price = max(greatest_price, LEAST_PRICE)
+    price = max(greatest_price, MIN_PRICE)
     return Priorities(
         abnormal=ABNORMAL * price,
         site_limit=SITE_LIMIT * price,

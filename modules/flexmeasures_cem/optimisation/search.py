@@ -1,48 +1,56 @@
 """How a program with whole variables is solved: by HiGHS, and part by part where it is large.
 
 First the program is relaxed: whole variables may be any number. That costs no more than the optimum, so it
-tells how good a solution is. What is whole then can stay, mostly: the rest is a small program, whose solution
-often is near enough. Of a large program that is done part by part (a device each), beside what all others do;
-and again, also with two parts together, for as long as that saves something and there is time.
+bounds how good a solution is. What is whole then can stay, mostly: the rest is a small program, whose
+solution often is near enough. Of a large program that is done part by part (a device each), beside what all
+others do; and again, also with two parts together, for as long as that saves something and there is time.
 """
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from flexmeasures_cem.optimisation.arrays import Floats, Integers, Mask, sums
+
+# How HiGHS is used
 COST_SCALE = 1e3
 """What costs are multiplied by for HiGHS, which tells none apart below 1e-6."""
 WITHOUT_PROBING = 1 << 15
 """HiGHS' option presolve_rule_off: to probe each whole variable takes longer than to solve what has many."""
-OPTIONS = {
+OPTIONS: dict[str, bool | int] = {
     "output_flag": False,
     "threads": 1,
     "mip_heuristic_run_root_reduced_cost": False,  # it takes longer than all else, and finds nothing
     "presolve_rule_off": WITHOUT_PROBING,
 }
-PATIENCE = 4.0
+
+# How long is searched, and how precisely
+MIN_SEARCH_SECONDS = 0.05
+"""The least time that is worth to begin a search for."""
+PATIENCE_FACTOR = 4.0
 """How many times as long as for a good solution the search for any solution may take."""
-PART_SHARE = 0.25
+PART_TIME_SHARE = 0.25
 """Which part of the time the search for a better solution of a part may take in any case."""
-PART_GAP = 0.5
-"""Which part of the gap of all a part may have in any case."""
-LEAST_SECONDS = 0.05
-"""What is not worth to begin a search for (s)."""
-NEAR_SECONDS = 2.0
+NEAR_TIME_FACTOR = 2.0
 """How many times as long as the whole search the rest of all devices together may take, at a limit."""
-NEAR_GAP = 1e-7
+PART_GAP_SHARE = 0.5
+"""Which part of the gap of all a part may have in any case."""
+MAX_NEAR_GAP = 1e-7
 """How near to its optimum (currency) the rest is solved that is not whole, so that nothing is needless."""
-FEASIBLE = 1e-4
-"""By how much what is given may be beyond a row's bounds."""
-REACHED = 1e-7
-"""How near to a limit something is that reaches it."""
-MAX_PAIRED = 4
+MAX_PAIRED_PARTS = 4
 """How many parts are solved in pairs, too, where they share no limit: they may still share a price."""
-WHOLE = 1e-6
+
+# What counts as equal
+FEASIBILITY_TOLERANCE = 1e-4
+"""By how much what is given may be beyond a row's bounds."""
+LIMIT_TOLERANCE = 1e-7
+"""How near to a limit a row's sum is that reaches it."""
+WHOLE_TOLERANCE = 1e-6
 """How far from an integer a value is that counts as one."""
 
 
@@ -57,16 +65,16 @@ NoSolution = _NoSolution
 class _Effort:
     """How long HiGHS may search (s), and how far from the optimum it may stop (currency, part of it).
 
-    What is missed has a price too, so a part of all is `most_gap` at most (currency).
+    What is missed has a price too, so a part of all is `max_gap` at most (currency).
 
     Until there is a solution that is no more than `poor` from it (currency), it may take `patience` (s), and
-    PATIENCE times that until there is any.
+    PATIENCE_FACTOR times that until there is any.
     """
 
     seconds: float = 5.0
     gap: float = 1e-4
     relative_gap: float = 1e-6
-    most_gap: float = math.inf
+    max_gap: float = math.inf
     poor: float = math.inf
     patience: float = 5.0
 
@@ -78,7 +86,7 @@ class _Effort:
     @pyscript_compile
     def gap_of(self, objective: float) -> float:
         """Return how far from the optimum a solution of some cost may be (currency)."""
-        return max(self.gap, min(self.relative_gap * abs(objective), self.most_gap))
+        return max(self.gap, min(self.relative_gap * abs(objective), self.max_gap))
 
 
 Effort = _Effort
@@ -88,24 +96,26 @@ Effort = _Effort
 class _Problem:
     """A program as arrays: columns with costs and bounds, rows with bounds, and entries in order of rows."""
 
-    costs: Any
+    costs: Floats
     offset: float
-    lower: Any
-    upper: Any
-    whole: Any
-    row_lower: Any
-    row_upper: Any
-    rows: Any
-    columns: Any
-    factors: Any
+    lower: Floats
+    upper: Floats
+    whole: Mask
+    row_lower: Floats
+    row_upper: Floats
+    rows: Integers
+    columns: Integers
+    factors: Floats
 
     @pyscript_compile
-    def part(self, free: Any, values: Any) -> Any:
-        """Return the Problem of those columns that are free, where all others have their values."""
+    def part(self, free: Mask, values: Floats) -> "Problem":
+        """Return the Problem of the columns that are free, where all others have their values."""
         inside = free[self.columns]
         count = len(self.row_lower)
-        given = np.bincount(self.rows[~inside], (self.factors * values[self.columns])[~inside], count)
-        kept = (given < self.row_lower - FEASIBLE) | (given > self.row_upper + FEASIBLE)
+        given = sums(self.rows[~inside], (self.factors * values[self.columns])[~inside], count)
+        is_below = given < self.row_lower - FEASIBILITY_TOLERANCE
+        is_above = given > self.row_upper + FEASIBILITY_TOLERANCE
+        kept = is_below | is_above
         kept[self.rows[inside]] = True
         return Problem(
             costs=self.costs[free],
@@ -121,8 +131,8 @@ class _Problem:
         )
 
     @pyscript_compile
-    def without(self, absent: Any) -> Any:
-        """Return the Problem without some columns, and without the rows that have none but those.
+    def without(self, absent: Mask) -> "Problem":
+        """Return the Problem without some columns, and without the rows that have no other ones.
 
         The columns stay, at 0, so that all others have their places.
         """
@@ -143,21 +153,21 @@ class _Problem:
         )
 
     @pyscript_compile
-    def relaxed(self) -> Any:
+    def relaxed(self) -> "Problem":
         """Return the Problem without the need to be whole."""
         return replace(self, whole=np.zeros_like(self.whole))
 
     @pyscript_compile
     def for_highs(self, highspy: Any) -> Any:
-        """Return the Problem as HiGHS takes it."""
+        """Return the Problem as HiGHS takes it, a HighsLp."""
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = len(self.costs), len(self.row_lower)
         lp.col_cost_, lp.offset_ = self.costs * COST_SCALE, self.offset * COST_SCALE
         lp.col_lower_, lp.col_upper_ = self.lower, self.upper
         lp.row_lower_, lp.row_upper_ = self.row_lower, self.row_upper
         if self.whole.any():
-            kinds = highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger
-            lp.integrality_ = [kinds[each] for each in self.whole.astype(int).tolist()]
+            continuous, integer = highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger
+            lp.integrality_ = [integer if is_whole else continuous for is_whole in self.whole]
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.start_ = np.searchsorted(self.rows, np.arange(lp.num_row_ + 1)).astype(np.int32)
         lp.a_matrix_.index_ = self.columns.astype(np.int32)
@@ -169,40 +179,41 @@ Problem = _Problem
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Found:
+class _Result:
     """The columns' values of a solution, its cost, and what no solution costs less than (currency)."""
 
-    values: Any
+    values: Floats
     objective: float
     bound: float
 
 
-Found = _Found
+Result = _Result
 
 
 @dataclass(eq=False)
 class _Search:
-    """A search for the least cost of a Problem, within so many seconds of this thread's processor time.
+    """A search for the least cost of a Problem, within the Effort's seconds of this thread's processor time.
 
     `blocks` has a mask of columns for each part that can be solved by itself: what is in none of them goes
-    with each. `hinted` has values of some solution, or nan.
+    with all. `hinted` has values of some solution, or nan. `surcharges` has by how much each set of parts
+    is at least dearer than if it is relaxed (currency), as far as that has shown.
     """
 
-    problem: Any
-    effort: Any
-    blocks: Any = ()
-    hinted: Any = None
+    problem: Problem
+    effort: Effort
+    blocks: Sequence[Mask]
+    hinted: Floats
+    surcharges: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     @pyscript_compile
     def __post_init__(self) -> None:
         self.improved_by = time.thread_time() + self.effort.seconds
         self.better_by = self.improved_by + self.effort.patience
-        self.deadline = self.improved_by + PATIENCE * self.effort.patience
-        self.dearer = {}
+        self.deadline = self.improved_by + PATIENCE_FACTOR * self.effort.patience
 
     @pyscript_compile
-    def run(self) -> Found:
-        """Return the best that was found; raise NoSolution, or ImportError without highspy."""
+    def run(self) -> Result:
+        """Return the best solution; raise NoSolution, or ImportError without highspy."""
         problem, effort = self.problem, self.effort
         if len(self.blocks) < 2 or not problem.whole.any():
             return self._part(problem, effort, self.improved_by) or self._as_hinted()
@@ -210,219 +221,226 @@ class _Search:
         if relaxed is None:
             return self._as_hinted()
         is_tight = self._is_tight(relaxed.values)
-        found = None
+        first = None
         if is_tight:
-            found = self._in_room_left(relaxed.bound) or self._near_in_time(relaxed)
-        found = found or self._in_turn(relaxed) or self._as_hinted()
-        found = replace(found, bound=relaxed.bound)
-        return self._improved(found, is_tight)
+            first = self._in_room_left(relaxed.bound) or self._near_in_time(relaxed)
+        first = first or self._in_turn(relaxed) or self._as_hinted()
+        return self._improved(replace(first, bound=relaxed.bound), is_tight)
 
     @pyscript_compile
     def _part(
         self,
-        problem: Any,
-        effort: Any,
+        problem: Problem,
+        effort: Effort,
         by: float,
-        key: tuple = (),
-        most: float = math.inf,
+        numbers: tuple[int, ...] = (),
+        max_cost: float = math.inf,
         is_needed: bool = True,
-    ) -> Any:
-        """Return what is found for a part of the program, or None: by what stays whole, else by all of it.
+    ) -> Result | None:
+        """Return a solution of a part of the program, or None: by what stays whole, else by all of it.
 
-        The search is left off at a moment, but one that is needed not before anything is found. None too
-        where it would not cost less than `most`, as far as is known of the part by its `key`: by how much it
-        is dearer at least than if it is relaxed.
+        The search is left off at a moment, but one that is needed not before there is any solution. None too
+        where it would not cost less than `max_cost`, by the part's surcharge; `numbers` are its blocks.
         """
         longest = self.deadline if is_needed else by
         relaxed = solved(problem.relaxed(), effort, self.deadline)
         if relaxed is None or not problem.whole.any():
             return relaxed
-        relaxed = replace(relaxed, bound=relaxed.bound + self.dearer.get(key, 0.0))
-        if relaxed.bound >= most:
+        relaxed = replace(relaxed, bound=relaxed.bound + self.surcharges.get(numbers, 0.0))
+        if relaxed.bound >= max_cost:
             return None
-        precise = replace(effort, gap=min(effort.gap, NEAR_GAP), relative_gap=0.0)
-        found = self._near(problem, relaxed, precise, longest)
-        if found is not None and effort.is_enough(found.objective, found.bound):
-            return found
-        if found is not None:
-            by = self.better_by if is_needed and found.objective - found.bound > effort.poor else by
-            if by - time.thread_time() < LEAST_SECONDS:
-                return found
-        other = solved(problem, effort, longest if found is None else by)
-        if other is not None:
-            self.dearer[key] = max(other.bound - relaxed.objective, 0.0)
-            is_kept = problem.whole & (np.abs(other.values - relaxed.values) <= WHOLE)
-            better = self._with(problem, is_kept, other, precise, longest)
-            other = best_of([each for each in (other, better) if each is not None])
-        return best_of([each for each in (found, other) if each is not None])
+        precise = replace(effort, gap=min(effort.gap, MAX_NEAR_GAP), relative_gap=0.0)
+        near = self._near(problem, relaxed, precise, longest)
+        if near is not None:
+            if effort.is_enough(near.objective, near.bound):
+                return near
+            by = self.better_by if is_needed and near.objective - near.bound > effort.poor else by
+            if by - time.thread_time() < MIN_SEARCH_SECONDS:
+                return near
+        full = solved(problem, effort, longest if near is None else by)
+        if full is None:
+            return near
+        self.surcharges[numbers] = max(full.bound - relaxed.objective, 0.0)
+        is_kept = problem.whole & (np.abs(full.values - relaxed.values) <= WHOLE_TOLERANCE)
+        refined = self._with(problem, is_kept, full, precise, longest)
+        return best_of(near, best_of(full, refined))
 
     @pyscript_compile
-    def _near(self, problem: Any, relaxed: Any, effort: Any, by: float) -> Any:
-        """Return the best Found that has what is whole in a relaxed one, or None of none by a moment."""
-        is_whole = problem.whole & (np.abs(relaxed.values - np.round(relaxed.values)) <= WHOLE)
-        return self._with(problem, is_whole, relaxed, effort, by)
+    def _near(self, problem: Problem, relaxed: Result, effort: Effort, by: float) -> Result | None:
+        """Return the best Result that has what is whole in a relaxed one, or None of none by a moment."""
+        fraction = np.abs(relaxed.values - np.round(relaxed.values))
+        return self._with(problem, problem.whole & (fraction <= WHOLE_TOLERANCE), relaxed, effort, by)
 
     @pyscript_compile
-    def _near_in_time(self, relaxed: Found) -> Any:
-        """Return a Found near a relaxed one of the whole program, after longer where it is poor, or None."""
-        for by in (time.thread_time() + NEAR_SECONDS * self.effort.seconds, self.deadline):
-            found = self._near(self.problem, relaxed, self.effort, by)
-            if found is not None and found.objective - relaxed.bound <= self.effort.poor:
+    def _near_in_time(self, relaxed: Result) -> Result | None:
+        """Return a Result near a relaxed one of the whole program, after longer where it is poor, or None."""
+        near = None
+        for by in (time.thread_time() + NEAR_TIME_FACTOR * self.effort.seconds, self.deadline):
+            near = self._near(self.problem, relaxed, self.effort, by)
+            if near is not None and near.objective - relaxed.bound <= self.effort.poor:
                 break
-        return found
+        return near
 
     @pyscript_compile
-    def _with(self, problem: Any, is_kept: Any, found: Any, effort: Any, by: float) -> Any:
-        """Return the best Found that keeps some whole variables of another, or None of none by a moment."""
-        values = np.where(is_kept, np.round(found.values), found.values)
+    def _with(
+        self, problem: Problem, is_kept: Mask, result: Result, effort: Effort, by: float
+    ) -> Result | None:
+        """Return the best Result that keeps some whole variables of another, or None of none by a moment."""
+        values: Floats = np.where(is_kept, np.round(result.values), result.values)
         rest = solved(problem.part(~is_kept, values), effort, by)
         if rest is None:
             return None
         values[~is_kept] = rest.values
-        return replace(found, values=values, objective=rest.objective)
+        return replace(result, values=values, objective=rest.objective)
 
     @pyscript_compile
-    def _is_tight(self, values: Any) -> bool:
+    def _is_tight(self, values: Floats) -> bool:
         """Return whether a limit that parts share is reached: so they cannot be solved in turn."""
         problem = self.problem
-        shared = ~np.any(self.blocks, axis=0)
+        shared = ~any_of(self.blocks)
         count = len(problem.row_lower)
-        sums = np.bincount(problem.rows, problem.factors * values[problem.columns], count)
+        row_sums = sums(problem.rows, problem.factors * values[problem.columns], count)
         is_shared = np.zeros(count, bool)
         is_shared[problem.rows[shared[problem.columns]]] = True
         is_limit = is_shared & (problem.row_lower < problem.row_upper)
-        is_reached = (sums - problem.row_lower < REACHED) | (problem.row_upper - sums < REACHED)
-        return bool((is_limit & is_reached).any())
+        is_at_lower = row_sums - problem.row_lower < LIMIT_TOLERANCE
+        is_at_upper = problem.row_upper - row_sums < LIMIT_TOLERANCE
+        return bool((is_limit & (is_at_lower | is_at_upper)).any())
 
     @pyscript_compile
-    def _in_turn(self, relaxed: Found) -> Any:
+    def _in_turn(self, relaxed: Result) -> Result | None:
         """Return a solution part by part: each beside those before it, and all others as they are relaxed."""
-        found = replace(relaxed, values=relaxed.values.copy())
+        result = replace(relaxed, values=relaxed.values.copy())
         for number in range(len(self.blocks)):
             free, by = self._free((number,)), self._share_of_time(len(self.blocks) - number)
-            part = self.problem.part(free, found.values)
-            part = self._part(part, self._share_of_effort(found), by, (number,))
+            problem = self.problem.part(free, result.values)
+            part = self._part(problem, self._share_of_effort(result), by, (number,))
             if part is None:
                 return None
-            found.values[free] = part.values
-            found = replace(found, objective=part.objective)
-        return found
+            result.values[free] = part.values
+            result = replace(result, objective=part.objective)
+        return result
 
     @pyscript_compile
-    def _in_room_left(self, bound: float) -> Any:
+    def _in_room_left(self, bound: float) -> Result | None:
         """Return a solution part by part: each beside those before it, and without those that follow.
 
         None where it is poor, by a bound of all costs: then those before have taken what others need.
         """
         problem, blocks = self.problem, self.blocks
-        values, found = np.zeros(len(problem.costs)), None
+        values, part = np.zeros(len(problem.costs)), None
         for number in range(len(blocks)):
-            later = (
-                np.any(blocks[number + 1 :], axis=0) if number + 1 < len(blocks) else np.zeros_like(blocks[0])
-            )
+            later = blocks[number + 1 :]
+            absent = any_of(later) if later else np.zeros_like(blocks[0])
             free, by = self._free((number,)), self._share_of_time(len(blocks) - number)
-            part = problem.without(later).part(free, values)
-            found = self._part(part, self._share_of_effort(found), by, is_needed=False)
-            if found is None or found.objective - bound > self.effort.poor:
+            rest = problem.without(absent).part(free, values)
+            part = self._part(rest, self._share_of_effort(part), by, is_needed=False)
+            if part is None or part.objective - bound > self.effort.poor:
                 return None
-            values[free] = found.values
-        return replace(found, values=values)
+            values[free] = part.values
+        return part and replace(part, values=values)
 
     @pyscript_compile
-    def _free(self, numbers: tuple) -> Any:
+    def _free(self, numbers: tuple[int, ...]) -> Mask:
         """Return which columns are free where some parts are solved, and all others are as they are."""
         others = [block for number, block in enumerate(self.blocks) if number not in numbers]
-        return ~np.any(others, axis=0) if others else np.ones(len(self.problem.costs), bool)
+        return ~any_of(others) if others else np.ones(len(self.problem.costs), bool)
 
     @pyscript_compile
     def _share_of_time(self, count: int) -> float:
         """Return by when one of several parts is to be solved."""
         now = time.thread_time()
-        return now + max((self.improved_by - now) / count, PART_SHARE * self.effort.seconds)
+        return now + max((self.improved_by - now) / count, PART_TIME_SHARE * self.effort.seconds)
 
     @pyscript_compile
-    def _share_of_effort(self, found: Any) -> Any:
-        """Return the effort for a part: its share of what is near enough for all, as far as it is known."""
-        gap = (self.effort.gap_of(found.objective) if found else self.effort.gap) / len(self.blocks)
-        gap = max(gap, PART_GAP * self.effort.gap)
+    def _share_of_effort(self, result: Result | None) -> Effort:
+        """Return the effort for a part: its share of the gap that is near enough for all."""
+        gap = (self.effort.gap_of(result.objective) if result else self.effort.gap) / len(self.blocks)
+        gap = max(gap, PART_GAP_SHARE * self.effort.gap)
         return replace(self.effort, gap=gap, relative_gap=0.0)
 
     @pyscript_compile
-    def _improved(self, found: Found, is_tight: bool) -> Found:
+    def _improved(self, result: Result, is_tight: bool) -> Result:
         """Return a solution that is improved part by part, for as long as that saves something."""
-        has_pairs = is_tight or len(self.blocks) <= MAX_PAIRED
+        has_pairs = is_tight or len(self.blocks) <= MAX_PAIRED_PARTS
         rounds = neighbourhoods(len(self.blocks), 2 if has_pairs else 1)
-        before = math.inf
-        while not self._is_done(found, before):
-            before = found.objective
+        cost_before = math.inf
+        while not self._is_done(result, cost_before):
+            cost_before = result.objective
             for numbers in rounds:
-                if self._is_done(found):
+                if self._is_done(result):
                     break
-                effort, free = self._share_of_effort(found), self._free(numbers)
-                most, by = found.objective - effort.gap, self._share_of_time(2)
-                part = self.problem.part(free, found.values)
-                better = self._part(part, effort, by, numbers, most, is_needed=False)
-                if better is not None and better.objective < most:
-                    values = found.values.copy()
-                    values[free] = better.values
-                    found = replace(found, values=values, objective=better.objective)
-        return found
+                effort, free = self._share_of_effort(result), self._free(numbers)
+                max_cost, by = result.objective - effort.gap, self._share_of_time(2)
+                problem = self.problem.part(free, result.values)
+                part = self._part(problem, effort, by, numbers, max_cost, is_needed=False)
+                if part is not None and part.objective < max_cost:
+                    values = result.values.copy()
+                    values[free] = part.values
+                    result = replace(result, values=values, objective=part.objective)
+        return result
 
     @pyscript_compile
-    def _is_done(self, found: Found, before: float = math.inf) -> bool:
+    def _is_done(self, result: Result, cost_before: float = math.inf) -> bool:
         """Return whether there is no more time, or no need, or a round has saved next to nothing."""
-        is_poor = found.objective - found.bound > self.effort.poor
-        until = self.better_by if is_poor else self.improved_by
-        if until - time.thread_time() < LEAST_SECONDS:
+        is_poor = result.objective - result.bound > self.effort.poor
+        by = self.better_by if is_poor else self.improved_by
+        if by - time.thread_time() < MIN_SEARCH_SECONDS:
             return True
-        return self.effort.is_enough(found.objective, found.bound) or (
-            before < math.inf and self.effort.is_enough(before, found.objective)
+        return self.effort.is_enough(result.objective, result.bound) or (
+            cost_before < math.inf and self.effort.is_enough(cost_before, result.objective)
         )
 
     @pyscript_compile
-    def _as_hinted(self) -> Found:
+    def _as_hinted(self) -> Result:
         """Return the best solution with what is hinted at."""
         is_hinted = ~np.isnan(self.hinted)
-        values = np.where(is_hinted, self.hinted, 0.0)
-        part = self.problem.part(~is_hinted, values)
-        found = solved(part, self.effort, time.thread_time() + PATIENCE * self.effort.patience)
-        if found is None:
+        values: Floats = np.where(is_hinted, self.hinted, 0.0)
+        deadline = time.thread_time() + PATIENCE_FACTOR * self.effort.patience
+        rest = solved(self.problem.part(~is_hinted, values), self.effort, deadline)
+        if rest is None:
             raise NoSolution("no solution meets all constraints, or there was no time to find one")
-        values[~is_hinted] = found.values
-        return Found(values=values, objective=found.objective, bound=-math.inf)
+        values[~is_hinted] = rest.values
+        return Result(values=values, objective=rest.objective, bound=-math.inf)
 
 
 Search = _Search
 
 
 @pyscript_compile
-def neighbourhoods(count: int, most: int) -> list[tuple]:
-    """Return the numbers of the parts that are solved together: each by itself, then pairs, up to `most`."""
-    return [numbers for size in range(1, most + 1) for numbers in combinations(range(count), size)]
+def any_of(masks: Sequence[Mask]) -> Mask:
+    """Return where any of some masks holds."""
+    return np.asarray(np.any(masks, axis=0))
 
 
 @pyscript_compile
-def best_of(several: list) -> Any:
-    """Return the Found that costs least, with the best bound of several, or None of none."""
-    if not several:
-        return None
-    costs = [each.objective for each in several]
-    return replace(several[costs.index(min(costs))], bound=max(each.bound for each in several))
+def neighbourhoods(count: int, max_size: int) -> list[tuple[int, ...]]:
+    """Return the numbers of the parts that are solved together: each alone, then pairs, up to a size."""
+    return [numbers for size in range(1, max_size + 1) for numbers in combinations(range(count), size)]
 
 
 @pyscript_compile
-def solved(problem: Problem, effort: Any, deadline: float) -> Any:
-    """Return the Found of a Problem by HiGHS, or None where there is none, or none was found in time."""
+def best_of(first: Result | None, second: Result | None) -> Result | None:
+    """Return the Result that costs less, the first of two as good, with the better bound; None of none."""
+    if first is None or second is None:
+        return first or second
+    best = first if first.objective <= second.objective else second
+    return replace(best, bound=max(first.bound, second.bound))
+
+
+@pyscript_compile
+def solved(problem: Problem, effort: Effort, deadline: float) -> Result | None:
+    """Return the Result of a Problem by HiGHS, or None where there is none, or none by the deadline."""
     import highspy  # it takes a tenth of a second, and may be missing
 
     if not len(problem.costs):
         if len(problem.row_lower):
             return None
-        return Found(values=np.zeros(0), objective=problem.offset, bound=problem.offset)
+        return Result(values=np.zeros(0), objective=problem.offset, bound=problem.offset)
     solver = highspy.Highs()
-    seconds = max(deadline - time.thread_time(), LEAST_SECONDS)
-    relative = effort.relative_gap if math.isinf(effort.most_gap) else 0.0
-    gaps = {"mip_abs_gap": effort.gap * COST_SCALE, "mip_rel_gap": relative}
+    seconds = max(deadline - time.thread_time(), MIN_SEARCH_SECONDS)
+    relative_gap = effort.relative_gap if math.isinf(effort.max_gap) else 0.0
+    gaps = {"mip_abs_gap": effort.gap * COST_SCALE, "mip_rel_gap": relative_gap}
     for name, value in (OPTIONS | gaps | {"time_limit": seconds}).items():
         solver.setOptionValue(name, value)
     solver.passModel(problem.for_highs(highspy))
@@ -435,4 +453,4 @@ def solved(problem: Problem, effort: Any, deadline: float) -> Any:
     is_optimal = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
     bound = info.mip_dual_bound / COST_SCALE if is_mixed else objective if is_optimal else -math.inf
     values = np.array(solver.getSolution().col_value)
-    return Found(values=np.where(problem.whole, np.round(values), values), objective=objective, bound=bound)
+    return Result(values=np.where(problem.whole, np.round(values), values), objective=objective, bound=bound)

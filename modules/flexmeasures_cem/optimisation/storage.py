@@ -4,14 +4,16 @@ The range may be cut into segments, in which what fills and empties the storage 
 after the other, and each step is shared among those that the level passes in it.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.site as sites
+from flexmeasures_cem.optimisation.arrays import Floats
 
-MAX_AIMS = 50
+MAX_FULL_AIMS = 50
 """How many edges of a target count in full at most, so that all together count less than a site's limit."""
 
 
@@ -19,31 +21,32 @@ MAX_AIMS = 50
 class _Storage:
     """A level (kWh) at each edge of the grid. What is outside of its range or targets is paid for.
 
-    `borders` are the levels at which segments begin and end, the range's own included. `share[segment]` is
-    the part of each step in which the level is in a segment, `above[border]` tells at each edge whether it is
-    above one of the inner borders.
+    `initial_level` is that at the grid's start, `segment_borders` are the levels at which segments begin and
+    end, the range's own included. `share[segment]` is the part of each step in which the level is in a
+    segment, `above[border]` is 1 at each edge of the grid where the level is above one of the inner borders.
     """
 
-    site: Any
-    level: float
-    borders: Any
+    site: sites.Site
+    initial_level: float
+    segment_borders: Sequence[float]
 
     @pyscript_compile
     def __post_init__(self) -> None:
-        site, level, borders = self.site, self.level, self.borders
-        self.site, self.borders = site, np.array(borders, float)
+        self.borders: Floats = np.array(self.segment_borders, float)
         self.bottom, self.top = float(self.borders[0]), float(self.borders[-1])
-        program, count = site.program, site.grid.count
+        program, count = self.site.program, self.site.grid.count
         self.missing, self.surplus = program.variables(count), program.variables(count)
-        program.pay((self.missing + self.surplus) * site.priorities.range)
-        self.widths = np.diff(self.borders)
-        self.parts = [self._part(number, level) for number in range(len(self.widths))]
+        program.pay((self.missing + self.surplus) * self.site.priorities.range)
+        self.widths: Floats = np.diff(self.borders)
+        self.parts = [self._part(number) for number in range(len(self.widths))]
         self.level = linear.total(self.parts, count + 1) + self.bottom
         self.reached = self.level[1:]
-        self._fill_in_order(level)
+        self.share: list[linear.Expression] = []
+        self.above: list[linear.Expression] = []
+        self._fill_in_order()
 
     @pyscript_compile
-    def _part(self, number: int, level: float) -> Any:
+    def _part(self, number: int) -> linear.Expression:
         """Return how far a segment is filled (kWh) at each edge: the first may lack more, the last exceed."""
         last = len(self.widths) - 1
         part = self.site.program.variables(self.site.grid.count, 0.0, self.widths[number])
@@ -53,13 +56,13 @@ class _Storage:
             part = part - self.missing
         if number == last:
             part = part + self.surplus
-        at_first = min(max(level - self.borders[number], lowest), highest)
+        at_first = min(max(self.initial_level - self.borders[number], lowest), highest)
         return linear.joined([linear.constant([at_first]), part])
 
     @pyscript_compile
-    def _fill_in_order(self, level: float) -> None:
+    def _fill_in_order(self) -> None:
         """Fill no segment before the one below is full, and share each step among those it passes."""
-        program, count, self.above = self.site.program, self.site.grid.count, []
+        program, count = self.site.program, self.site.grid.count
         if len(self.widths) == 1:
             self.share = [linear.constant(np.ones(count))]
             return
@@ -74,13 +77,13 @@ class _Storage:
                 upper = upper - self.surplus
             program.require(lower - is_above * self.widths[number], 0.0)
             program.require(upper - is_above * self.widths[number + 1], upper=0.0)
-            above = linear.joined([linear.constant([float(level > border)]), is_above])
+            above = linear.joined([linear.constant([float(self.initial_level > border)]), is_above])
             self.above.append(above)
             program.require(self.share[number] + above[:-1] + above[1:], upper=2.0)
             program.require(self.share[number + 1] - above[:-1] - above[1:], upper=0.0)
 
     @pyscript_compile
-    def flow(self, inflows: Any, leakage: Any = (0.0, 0.0)) -> None:
+    def flow(self, inflows: Iterable[linear.Expression], leakage: tuple[float, float] = (0.0, 0.0)) -> None:
         """Have the level change by each segment's inflow (kWh in each step).
 
         `leakage` has what is lost (kW) at a level of nothing, and more for each kWh, in a storage of one
@@ -93,7 +96,7 @@ class _Storage:
             self.site.program.equate(part[1:], part[:-1] + inflow)
 
     @pyscript_compile
-    def aim(self, lowest: Any, highest: Any) -> None:
+    def aim(self, lowest: Floats, highest: Floats) -> None:
         """Pay for what the level lacks or exceeds (kWh), at each edge but the first, of targets (or nan)."""
         program, price = self.site.program, self.site.priorities.target
         for sign, bound in ((1.0, lowest), (-1.0, highest)):
@@ -101,10 +104,10 @@ class _Storage:
             if len(where):
                 lack = program.variables(len(where))
                 program.require(self.reached[where] * sign + lack, bound[where] * sign)
-                program.pay(lack * (price * min(1.0, MAX_AIMS / len(where))))
+                program.pay(lack * (price * min(1.0, MAX_FULL_AIMS / len(where))))
 
     @pyscript_compile
-    def leave_room(self, filling: Any, emptying: Any) -> None:
+    def leave_room(self, filling: linear.Expression, emptying: linear.Expression) -> None:
         """Keep room at the end for what goes on after it (kWh, an Expression of one function each)."""
         program, price = self.site.program, self.site.priorities.range
         for sign, flow, bound in ((1.0, filling, self.top), (-1.0, emptying, -self.bottom)):

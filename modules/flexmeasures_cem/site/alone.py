@@ -23,7 +23,7 @@ def site_of(
     The `connection` has what a peak costs; the limits are the market's own.
     """
     first, last = market[0].start, market[-1].end
-    inside = [moment for moment in cuts if first < moment < last - grids.SHORTEST_SECONDS]
+    inside = [moment for moment in cuts if first < moment < last - grids.MIN_STEP_SECONDS]
     grid = grids.of([each.start for each in market] + [last, *inside])
     places = np.searchsorted([each.start for each in market], grid.starts + 0.5, "right") - 1
 

@@ -22,7 +22,7 @@ COARSER = (4 * 3600.0, 900.0), (26 * 3600.0, 1800.0)
 """From how far ahead (s) on steps are of which length (s) at least: until then it is planned anew."""
 COARSE = (4 * 3600.0, 1800.0), (26 * 3600.0, 3600.0)
 """The same where many devices wait for their plans."""
-EFFORT = search.Effort(seconds=1.0, gap=0.005, relative_gap=0.001, most_gap=0.02)
+EFFORT = search.Effort(seconds=1.0, gap=0.005, relative_gap=0.001, max_gap=0.02)
 """How near to the optimum devices are planned: half a cent, or a thousandth up to two cents."""
 CROWD_SECONDS = 5.0
 """How long (s) is searched at most for better plans of all devices that wait for theirs."""

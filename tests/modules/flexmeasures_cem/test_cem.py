@@ -195,11 +195,11 @@ async def test_what_cannot_be_planned_gives_way_to_the_next_best(cem):
     async with connected(cem, control_types=[FRBC, OMBC, NOT_CONTROLABLE]) as rm:
         [resource] = cem.cem.resources.values()
         await settled(resource, FRBC)
-        change = asyncio.create_task(cems.give_way(cem.cem, resource, resource.session, FRBC))
+        change = asyncio.create_task(cems.select_fallback(cem.cem, resource, resource.session, FRBC))
         assert (await rm.next("SelectControlType"))["control_type"] == OMBC
         await change
         await settled(resource, OMBC)
-        await cems.give_way(cem.cem, resource, resource.session, OMBC)
+        await cems.select_fallback(cem.cem, resource, resource.session, OMBC)
         assert resource.session.control_type == OMBC
     async with connected(cem, control_types=[FRBC, OMBC], resource_id=rm.details["resource_id"]) as again:
         assert again.selected == FRBC
@@ -210,7 +210,7 @@ async def test_what_the_user_chose_does_not_give_way(serve):
     async with connected(cem, control_types=[FRBC, PEBC, NOT_CONTROLABLE]):
         [resource] = cem.cem.resources.values()
         await settled(resource, PEBC)
-        await cems.give_way(cem.cem, resource, resource.session, PEBC)
+        await cems.select_fallback(cem.cem, resource, resource.session, PEBC)
         assert resource.session.control_type == PEBC
 
 

@@ -453,7 +453,7 @@ async def test_what_a_user_told_it_is_over_with_the_connection(site):
 
 async def test_a_second_best_control_type_is_not_kept(site):
     def give_way(resource, session, control_type):
-        session.spawn(cems.give_way(site.cem.cem, resource, session, control_type))
+        session.spawn(cems.select_fallback(site.cem.cem, resource, session, control_type))
 
     site.site.unfit = give_way
     types = [FRBC, "OPERATION_MODE_BASED_CONTROL", NOT_CONTROLABLE]

@@ -497,7 +497,7 @@ async def test_a_level_that_is_not_believed_is_neither_posted_nor_shown(device):
     def tell(kind, **changes):
         message = messages.parse(json.dumps(example(kind, **changes)))
         device.resource.session.memory[kind,] = message
-        fill_levels.take(cem, device.resource, message)
+        fill_levels.on_message(cem, device.resource, device.resource.session, message)
         device.telemetry.received(message)
 
     def shown():

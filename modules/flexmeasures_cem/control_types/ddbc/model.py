@@ -97,8 +97,8 @@ class _Part:
     def _unit_cost(self):
         """Return what supplying a unit for an hour costs at most (currency)."""
         site, scale = self.site, self.device.scale
-        price = max(np.abs([site.consumption_price, site.production_price]).max(), priorities.LEAST_PRICE)
-        costs = [priorities.LEAST_PRICE / max(scale, 1.0)]
+        price = max(np.abs([site.consumption_price, site.production_price]).max(), priorities.MIN_PRICE)
+        costs = [priorities.MIN_PRICE / max(scale, 1.0)]
         for model in self.models:
             listed = [step.cost for steps in model.actuator.transitions.values() for step in steps]
             starts = STARTS_PER_HOUR * max(listed, default=0.0)

@@ -178,7 +178,7 @@ class _EnvelopeModel:
         self._place(side, steps, made, made.power)
         if self.wanted is not None:
             wanted = side * self.wanted[steps]
-            target = union.up(np.nan_to_num(wanted), envelopes.HAIR)
+            target = union.up(np.nan_to_num(wanted), envelopes.AMOUNT_TOLERANCE_KW)
             target = np.where(union.most > room, np.minimum(target, union.down(room)), target)
             target = np.where(np.isnan(wanted), np.nan, target)
             envelopes.follow(self.site, made.power, target, self.site.grid.hours[steps])
@@ -222,7 +222,7 @@ class _EnvelopeModel:
             self.left = np.where(np.isnan(self.wanted), np.nan, left)
         self.is_lost = ~self.is_deferred & ~self.governed[-1] & (self.device.forecast is not None)
         is_open = np.where(np.isnan(self.left), costs, self.left < forecast)
-        self.curtails = self.is_lost & (forecast > envelopes.NO_POWER) & (np.isfinite(room) | is_open)
+        self.curtails = self.is_lost & (forecast > envelopes.MIN_POWER_KW) & (np.isfinite(room) | is_open)
 
     @pyscript_compile
     def _add_needs(self):

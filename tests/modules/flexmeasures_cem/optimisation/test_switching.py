@@ -33,7 +33,7 @@ def switched(m, worth, ways, mode=0, ready=0.0, timers=None, idle=(), edges=None
     grid = m.grid.of(np.arange(len(worth[0]) + 1) * STEP if edges is None else edges)
     program = m.linear.Program()
     program.variables(1)
-    present = m.switching.Present(mode=mode, ready=ready, timers=timers)
+    present = m.switching.Present(mode=mode, ready=ready, timers=timers or {})
     found = m.switching.Switching(program, grid, len(worth), ways, present, idle)
     for share, values in zip(found.share, worth, strict=True):
         program.pay(share * (grid.hours * -np.asarray(values, float)))
