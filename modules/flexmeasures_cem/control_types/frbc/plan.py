@@ -41,7 +41,7 @@ class _Plan:
     start: float
     end: float
     changes: list[transitions.Change]
-    pieces: list[tuple[float, float, float, float, float]]
+    pieces: list[devices.Piece]
     starts: list[float]
     missed: list[Target]
     cost: float = 0.0
@@ -54,7 +54,7 @@ Plan = _Plan
 
 
 @pyscript_compile
-def missed_targets(device, plan):
+def missed_targets(device: devices.Device, plan: Plan) -> list[Target]:
     """Return the targets that a plan does not meet, and where the storage runs dry or over."""
     hair = 1.5 * devices.MARGIN * (device.top - device.bottom)
     found = []
@@ -74,7 +74,7 @@ def missed_targets(device, plan):
 
 
 @pyscript_compile
-def mean_lack(plan, first, last, lowest, highest):
+def mean_lack(plan: Plan, first: float, last: float, lowest: float, highest: float) -> float:
     """Return how far the fill level is outside a range in the mean of some time."""
     total = 0.0
     for start, end, before, after, _power in plan.pieces:
@@ -86,7 +86,7 @@ def mean_lack(plan, first, last, lowest, highest):
 
 
 @pyscript_compile
-def levels_between(plan, first, last):
+def levels_between(plan: Plan, first: float, last: float) -> list[tuple[float, float]]:
     """Return (moment, fill level) at a time's start and end, and at each piece's border in between."""
     found = [(first, level_at(plan, first)), (last, level_at(plan, last))]
     for start, _end, level, _after, _power in plan.pieces:
@@ -96,13 +96,13 @@ def levels_between(plan, first, last):
 
 
 @pyscript_compile
-def piece_at(plan, moment):
+def piece_at(plan: Plan, moment: float) -> devices.Piece:
     """Return the piece that a moment is in, or the first, or the last."""
     return plan.pieces[max(0, bisect_right(plan.starts, moment) - 1)]
 
 
 @pyscript_compile
-def level_at(plan, moment):
+def level_at(plan: Plan, moment: float) -> float:
     """Return the fill level that is expected at a moment."""
     start, end, level, after, _power = piece_at(plan, moment)
     share = min(max((moment - start) / (end - start), 0.0), 1.0)
@@ -110,13 +110,13 @@ def level_at(plan, moment):
 
 
 @pyscript_compile
-def power_at(plan, moment):
+def power_at(plan: Plan, moment: float) -> float:
     """Return the power (W) that is expected at a moment."""
     return piece_at(plan, moment)[4]
 
 
 @pyscript_compile
-def mean_power(plan, start, end):
+def mean_power(plan: Plan, start: float, end: float) -> float:
     """Return the mean power (W) that is expected from one moment to another."""
     energy = sum(piece[4] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
     return energy / (end - start)
