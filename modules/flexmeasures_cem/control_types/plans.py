@@ -4,8 +4,8 @@ Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -30,9 +30,21 @@ class _Missed:
 Missed = _Missed
 
 
+@dataclass(frozen=True)
+class _PowerPiece:
+    """Some time in which the power that is expected stays the same."""
+
+    start: float
+    end: float
+    power_w: float
+
+
+PowerPiece = _PowerPiece
+
+
 @dataclass
 class _Plan:
-    """Changes in order of their moments, and what is expected: pieces (start, end, power), in order.
+    """Changes in order of their moments, and the power that is expected: PowerPieces, in order.
 
     Each Change has at least a `moment` and the `power` that is expected from then on. `cost` is what is
     expected to be paid (currency), `other_cost` the part of it that is not for electricity.
@@ -41,7 +53,7 @@ class _Plan:
     start: float
     end: float
     changes: list[transitions.Change]
-    pieces: list[tuple[float, float, float]]
+    pieces: list[PowerPiece]
     missed: list[Missed] = field(default_factory=list)
     cost: float = 0.0
     other_cost: float = 0.0
@@ -51,11 +63,11 @@ Plan = _Plan
 
 
 class _Expectation(Protocol):
-    """What has pieces (start, end, power) of the power that is expected, in order."""
+    """What has PowerPieces of the power that is expected, in order."""
 
     @property
     @pyscript_compile
-    def pieces(self) -> Sequence[tuple[float, float, float]]:
+    def pieces(self) -> Sequence[PowerPiece]:
         """Return the pieces."""
 
 
@@ -97,17 +109,39 @@ ModePlan = _ModePlan
 
 
 @pyscript_compile
+def start_of(piece: PowerPiece) -> float:
+    """Return the moment that a piece starts at."""
+    return piece.start
+
+
+@pyscript_compile
 def power_at(plan: Expectation, moment: float) -> float:
     """Return the power (W) that is expected at a moment, 0 where there is no plan for it."""
-    place = bisect_right(plan.pieces, moment, key=lambda piece: piece[0]) - 1
-    return plan.pieces[place][2] if place >= 0 and moment < plan.pieces[place][1] else 0.0
+    place = bisect_right(plan.pieces, moment, key=start_of) - 1
+    is_planned = place >= 0 and moment < plan.pieces[place].end
+    return plan.pieces[place].power_w if is_planned else 0.0
 
 
 @pyscript_compile
 def mean_power(plan: Expectation, start: float, end: float) -> float:
     """Return the mean power (W) that is expected from one moment to another."""
-    energy = sum(piece[2] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
+    energy = sum(
+        piece.power_w * max(0.0, min(piece.end, end) - max(piece.start, start)) for piece in plan.pieces
+    )
     return energy / (end - start)
+
+
+@pyscript_compile
+def merged(pieces: Iterable[PowerPiece]) -> list[PowerPiece]:
+    """Return pieces in order, with neighbours of the same power made one."""
+    joined: list[PowerPiece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last and last.power_w == piece.power_w and last.end == piece.start:
+            joined[-1] = replace(last, end=piece.end)
+        else:
+            joined.append(piece)
+    return joined
 
 
 @pyscript_compile

@@ -85,10 +85,10 @@ def sampled(outlook, power):
 
 @pyscript_compile
 def of_pieces(outlook, pieces):
-    """Return means and greatest powers at each sample, of the pieces (start, end, ..., power) of a plan."""
+    """Return means and greatest powers at each sample, of the plans.PowerPieces of a plan."""
     energies, greatest = [0.0] * len(outlook.total), [None] * len(outlook.total)
     for piece in pieces:
-        start, end, power = piece[0], piece[1], piece[-1]
+        start, end, power = piece.start, piece.end, piece.power_w
         if end - start < SHORTEST or end <= outlook.begin:
             continue
         for sample in samples(outlook, start, end):

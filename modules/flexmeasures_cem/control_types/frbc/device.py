@@ -133,21 +133,29 @@ class _Setting:
 
 Setting = _Setting
 
-Piece = tuple[float, float, float, float, float]
-"""(start, end, level at the start, level at the end, power)."""
+
+@dataclass(frozen=True)
+class _LevelPiece(plans.PowerPiece):
+    """Some time of the same power, in which the fill level moves at the same rate."""
+
+    start_level: float
+    end_level: float
+
+
+LevelPiece = _LevelPiece
 
 
 @dataclass
 class _Run:
     """What came of some time: the level at its end, electric energy (J), and the pieces in between.
 
-    Each piece is (start, end, level at the start, level at the end, power). `below` and `above` are how
-    far the level was below the floor and above the ceiling, `hit` when it came there and pushed on.
+    `below` and `above` are how far the level was below the floor and above the ceiling, `hit` when it came
+    there and pushed on.
     """
 
     level: float
     energy: float
-    pieces: list[Piece]
+    pieces: list[LevelPiece]
     below: float
     above: float
     hit: float | None
@@ -399,7 +407,7 @@ def run(
         moments |= {each.start for each in line if start < each.start < end}
     moments.update(device.moments[bisect_right(device.moments, start) : bisect_left(device.moments, end)])
     first, energy = level, 0.0
-    pieces: list[Piece] = []
+    pieces: list[LevelPiece] = []
     hit: float | None = None
     lowest = highest = level
     for begin, until in pairwise(sorted(moments)):
@@ -416,7 +424,7 @@ def run(
             if edge is not None and (reached - edge) * rate >= 0:
                 after, reached = max(moment + (edge - level) / rate, math.nextafter(moment, until)), edge
             after = min(after, until)
-            pieces.append((moment, after, level, reached, power))
+            pieces.append(LevelPiece(moment, after, power, level, reached))
             energy += power * (after - moment)
             moment, level = after, reached
             lowest, highest = min(lowest, level), max(highest, level)

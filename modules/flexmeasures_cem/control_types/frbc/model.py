@@ -283,13 +283,14 @@ class _Converter:
             return [None] * len(effects), [None] * len(effects)
         run = [program.variables(count, 0.0, 1.0) for _segment in effects]
         program.equate(linear.total(run, count), share)
-        factors = [None] * len(effects)
+        factors: BySegment = [None] * len(effects)
         if factor is not None:
-            factors = [program.variables(count, 0.0, 1.0) for _segment in effects]
-            program.equate(linear.total(factors, count), factor)
-            for part, each in zip(run, factors, strict=True):
+            own_factors = [program.variables(count, 0.0, 1.0) for _segment in effects]
+            program.equate(linear.total(own_factors, count), factor)
+            for part, each in zip(run, own_factors, strict=True):
                 program.require(part - each, 0.0)
-        return run, factors
+            factors = [*own_factors]
+        return [*run], factors
 
     @pyscript_compile
     def _output(self, number: int, name: str) -> list[linear.Expression]:
@@ -689,8 +690,7 @@ class _StorageModel:
         for actuator, line in zip(self.device.actuators, self.lines, strict=True):
             lines.append([*line, *settings_of(actuator, by_actuator.get(actuator.id, ()))])
         run = devices.run(self.device, self.state.level, lines, self.state.moment, self.end)
-        plan = frbc_plan.Plan(self.state.moment, self.end, [], run.pieces, [], [])
-        plan.starts = [piece[0] for piece in plan.pieces]
+        plan = frbc_plan.Plan(self.state.moment, self.end, [], run.pieces, [])
         changes = []
         for actuator in self.device.actuators:
             events = list(by_actuator.get(actuator.id, ()))
@@ -709,14 +709,14 @@ class _StorageModel:
         """Return what the electricity of a plan costs the site in a market (currency)."""
         cost, place = 0.0, 0
         for interval in market:
-            while place < len(plan.pieces) and plan.pieces[place][1] <= interval.start:
+            while place < len(plan.pieces) and plan.pieces[place].end <= interval.start:
                 place += 1
             at = place
-            while at < len(plan.pieces) and plan.pieces[at][0] < interval.end:
-                start, end, *_levels, power = plan.pieces[at]
-                seconds = min(end, interval.end) - max(start, interval.start)
+            while at < len(plan.pieces) and plan.pieces[at].start < interval.end:
+                piece = plan.pieces[at]
+                seconds = min(piece.end, interval.end) - max(piece.start, interval.start)
                 if seconds > 0:
-                    cost += markets.cost(interval, power, seconds)
+                    cost += markets.cost(interval, piece.power_w, seconds)
                 at += 1
         return cost
 

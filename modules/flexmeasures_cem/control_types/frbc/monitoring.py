@@ -16,7 +16,7 @@ LEVEL_TOLERANCE = 0.02
 @pyscript_compile
 def planned_power(plan: frbc_plan.Plan | None, start: float, length: float) -> float:
     """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
-    return frbc_plan.mean_power(plan, start, start + length) if plan else 0.0
+    return plans.mean_power(plan, start, start + length) if plan else 0.0
 
 
 @pyscript_compile

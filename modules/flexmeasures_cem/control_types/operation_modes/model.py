@@ -356,10 +356,10 @@ class _ActuatorModel:
         for mode, share, factor in zip(self.actuator.modes, self.share, self.factor, strict=True):
             if factor is None:
                 continue
-            part = solution.of(share)
+            part: Array = solution.of(share)
             [runs] = np.nonzero(part > 1e-6)
             if len(runs):
-                values = np.clip(np.round(solution.of(factor)[runs] / part[runs], 9), 0.0, 1.0)
+                values: Array = np.clip(np.round(solution.of(factor)[runs] / part[runs], 9), 0.0, 1.0)
                 latest = np.maximum(np.searchsorted(runs, np.arange(len(part)), "right") - 1, 0)
                 found[mode] = values[latest]
             else:
@@ -494,19 +494,21 @@ def plan_of(
     """Return (plans.Plan, Pieces) of a solution; `models` are those of a device's actuators (modes.Modes)."""
     parts = [(model, model.moves(solution)) for model in models]
     pieces = pieces_of(parts, solution, market)
-    powers = [(each.start, each.end, power_of(models, each)) for each in pieces]
+    powers = [plans.PowerPiece(each.start, each.end, power_of(models, each)) for each in pieces]
     electricity_cost, other = 0.0, sum(move.cost for _model, moves in parts for move in moves)
-    for each, (start, end, power) in zip(pieces, powers, strict=True):
-        electricity_cost += markets.cost(each.interval, power, end - start)
-        other += other_cost(models, each, tariffs) * (end - start) / 3600
+    for each, power in zip(pieces, powers, strict=True):
+        seconds = each.end - each.start
+        electricity_cost += markets.cost(each.interval, power.power_w, seconds)
+        other += other_cost(models, each, tariffs) * seconds / 3600
     changes = [
         change for place, (model, moves) in enumerate(parts) for change in told(model, place, moves, pieces)
     ]
     changes.sort(key=moment_of)
     if state.moment < pieces[0].start:
-        powers.insert(0, (state.moment, pieces[0].start, power_before(models, state.moment)))
+        before = power_before(models, state.moment)
+        powers.insert(0, plans.PowerPiece(state.moment, pieces[0].start, before))
     cost = electricity_cost + other
-    made = plans.Plan(state.moment, pieces[-1].end, changes, merged(powers), [], cost, other)
+    made = plans.Plan(state.moment, pieces[-1].end, changes, plans.merged(powers), [], cost, other)
     return made, pieces
 
 
@@ -545,18 +547,6 @@ def power_before(models: Sequence[ActuatorModel], moment: float) -> float:
     """Return the power (W) of what is active at a moment before all changes."""
     found = [(transitions.mode_of(actuator_of(each).modes, each.active.mode), each.active) for each in models]
     return sum(modes.at(mode.powers, now.factor) for mode, now in found if mode and now.ready <= moment)
-
-
-@pyscript_compile
-def merged(pieces: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """Return pieces (start, end, power), with those of the same power made one."""
-    made: list[tuple[float, float, float]] = []
-    for start, end, power in pieces:
-        if made and made[-1][2] == power and made[-1][1] == start:
-            made[-1] = made[-1][0], end, power
-        else:
-            made.append((start, end, power))
-    return made
 
 
 @pyscript_compile

@@ -293,7 +293,7 @@ class _EnvelopeModel:
         """
         courses = {side: self._course(side, solution) for side in devices.SIDES}
         slots = self._slots(courses, market)
-        pieces = pebc_plan.joined([(each.start, each.end, each.power) for each in slots])
+        pieces = plans.merged([plans.PowerPiece(each.start, each.end, each.power) for each in slots])
         changes = [
             pebc_plan.kept(self.state.changes, each, self.begin)
             for each in pebc_plan.changes_of(slots, pieces)

@@ -36,7 +36,7 @@ class _Change:
     constraints: str
     elements: list[devices.Element]
     widest: devices.Limits
-    pieces: list[tuple[float, float, float]]
+    pieces: list[plans.PowerPiece]
     actuator: str | None = None
 
 
@@ -151,7 +151,7 @@ def joined[Value](pieces: Iterable[tuple[float, float, Value]]) -> list[tuple[fl
 
 
 @pyscript_compile
-def changes_of(slots: Iterable[Slot], pieces: Sequence[devices.Piece]) -> list[Change]:
+def changes_of(slots: Iterable[Slot], pieces: Sequence[plans.PowerPiece]) -> list[Change]:
     """Return a Change for each time in which the same constraints are in force."""
     runs: list[tuple[devices.Constraints, list[Slot]]] = []
     for each in slots:
@@ -166,14 +166,14 @@ def changes_of(slots: Iterable[Slot], pieces: Sequence[devices.Piece]) -> list[C
 
 @pyscript_compile
 def change_of(
-    constraints: devices.Constraints, run: Sequence[Slot], pieces: Iterable[devices.Piece]
+    constraints: devices.Constraints, run: Sequence[Slot], pieces: Iterable[plans.PowerPiece]
 ) -> Change:
     """Return the Change that Slots under the same constraints come to."""
     start, end = run[0].start, run[-1].end
     inside = [
-        (max(begin, start), min(last, end), power)
-        for begin, last, power in pieces
-        if begin < end and last > start
+        replace(piece, start=max(piece.start, start), end=min(piece.end, end))
+        for piece in pieces
+        if piece.start < end and piece.end > start
     ]
     most = {side: constraints.sides[side].ranges[-1][1] for side in devices.SIDES}
     limits = [
@@ -181,7 +181,9 @@ def change_of(
         for each in coarse(constraints, run)
     ]
     elements = [devices.Element(*each) for each in joined(limits)]
-    return Change(start, inside[0][2], constraints.id, elements, devices.limits_of(constraints, most), inside)
+    return Change(
+        start, inside[0].power_w, constraints.id, elements, devices.limits_of(constraints, most), inside
+    )
 
 
 @pyscript_compile
