@@ -1,12 +1,151 @@
 """What a control type is: the facts and functions that the planning of its devices needs.
 
-Moments are seconds since 1970, power is W of electricity, consumption positive. `memory` has the
-messages in force of a session, by their keys; `device` and `state` are of the control type's own kinds.
+Moments are seconds since 1970, power is W of electricity, consumption positive. `memory` has the messages in
+force of a session, by their keys. `device`, `state`, `plan` and `change` are of the control type's own kinds,
+and a `message` is one of several models: so they are declared as Any.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.site as sites
+import flexmeasures_s2.rules as rules
+
+Described = dict[str, Any]
+"""Fields of an instruction, or what users read of it."""
+Schedule = Sequence[tuple[float, float, float]]
+"""The powers (start, end, W) of a schedule."""
+
+
+class _PlanningSensors(Protocol):
+    """What FlexMeasures knows a device by, and what is configured of its storage."""
+
+    @property
+    @pyscript_compile
+    def power_sensor(self) -> int:
+        """Return the number of the power sensor."""
+
+    @property
+    @pyscript_compile
+    def resolution(self) -> float:
+        """Return the resolution (s) of the power sensor."""
+
+    @property
+    @pyscript_compile
+    def soc_sensor(self) -> int | None:
+        """Return the number of the sensor that gets the planned state of charge, if there is one."""
+
+    @property
+    @pyscript_compile
+    def energy(self) -> float | None:
+        """Return what a unit of the fill level is configured to be worth (J), or None."""
+
+
+PlanningSensors = _PlanningSensors
+
+
+class _PlanningWindow(Protocol):
+    """The time that FlexMeasures plans."""
+
+    @property
+    @pyscript_compile
+    def start(self) -> float:
+        """Return the moment that it begins at."""
+
+    @property
+    @pyscript_compile
+    def step(self) -> float:
+        """Return how long a step is (s)."""
+
+    @property
+    @pyscript_compile
+    def end(self) -> float:
+        """Return the moment that it ends at."""
+
+    @property
+    @pyscript_compile
+    def left(self) -> float:
+        """Return which part of the first step is left."""
+
+    @property
+    @pyscript_compile
+    def share(self) -> float:
+        """Return how much each device has of what the site may consume (W)."""
+
+    @property
+    @pyscript_compile
+    def with_modes(self) -> bool:
+        """Return whether FlexMeasures' operation modes may be asked for."""
+
+
+PlanningWindow = _PlanningWindow
+
+
+class _Reconnection(Protocol):
+    """What a device has sent at the moment `now`, after it has connected again."""
+
+    @property
+    @pyscript_compile
+    def memory(self) -> rules.Memory:
+        """Return its messages."""
+
+    @property
+    @pyscript_compile
+    def heard(self) -> transitions.StatusTimes:
+        """Return when its statuses came."""
+
+    @property
+    @pyscript_compile
+    def now(self) -> float:
+        """Return the moment."""
+
+    @property
+    @pyscript_compile
+    def begin(self) -> float:
+        """Return from when on it can be instructed."""
+
+    @property
+    @pyscript_compile
+    def sent_until(self) -> float | None:
+        """Return up to which moment of execution the plan's instructions were sent; None: all of them."""
+
+
+Reconnection = _Reconnection
+
+
+class _SitePart(Protocol):
+    """A device in the program of a site."""
+
+    @pyscript_compile
+    def plan(self, solution: linear.Solution, market: Sequence[markets.Interval], /) -> Any:
+        """Return the plan that a solution comes to in a market."""
+
+
+SitePart = _SitePart
+
+
+class _AddToSite(Protocol):
+    """Adds a device to the program of a site."""
+
+    @pyscript_compile
+    def __call__(
+        self,
+        site: sites.Site,
+        device: Any,
+        state: Any,
+        schedule: Schedule | None,
+        tariffs: Mapping[str, float],
+        storage_terms: markets.StorageTerms,
+        /,
+    ) -> SitePart:
+        """Return the part of the program that makes the plan."""
+
+
+AddToSite = _AddToSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,33 +185,33 @@ class _ControlType:
     sent_when_planned: bool = False
     has_own_timing: bool = False
 
-    missing_message: Callable[..., str | None]
-    valid_from: Callable[..., float]
-    read_device: Callable[..., Any]
-    why_not_plannable: Callable[..., str | None]
-    last_deadline: Callable[..., float]
-    read_state: Callable[..., Any]
-    commodities_of: Callable[..., Any] | None = None
+    missing_message: Callable[[rules.Memory], str | None]
+    valid_from: Callable[[rules.Memory], float]
+    read_device: Callable[[rules.Memory], Any]
+    why_not_plannable: Callable[[Any], str | None]
+    last_deadline: Callable[[Any], float]
+    read_state: Callable[[Any, rules.Memory, transitions.StatusTimes, Any, float], Any]
+    commodities_of: Callable[[Any], set[str]] | None = None
 
-    grid_edges: Callable[..., list[float]]
-    add_to_site: Callable[..., Any]
-    flex_model: Callable[..., Any] | None = None
-    energy_per_fill_level: Callable[..., Any] | None = None
+    grid_edges: Callable[[Any, Any], list[float]]
+    add_to_site: AddToSite
+    flex_model: Callable[[Any, Any, PlanningSensors, PlanningWindow], Any] | None = None
+    energy_per_fill_level: Callable[[Any, float | None], Any] | None = None
 
-    message_type: Callable[..., str]
-    instruction_fields: Callable[..., dict[str, Any]]
-    describe: Callable[..., dict[str, Any]]
-    is_same_instruction: Callable[..., bool]
-    upcoming: Callable[..., list[Any]]
-    missed_targets: Callable[..., list[dict[str, Any]]]
-    present_changes: Callable[..., list[Any]] | None = None
+    message_type: Callable[[Any], str]
+    instruction_fields: Callable[[Any], Described]
+    describe: Callable[[Any, Any, float], Described]
+    is_same_instruction: Callable[[Any, Any], bool]
+    upcoming: Callable[[Any, float], Sequence[Any]]
+    missed_targets: Callable[[Any], list[Described]]
+    present_changes: Callable[[Any, Any, float], Sequence[Any]] | None = None
 
-    planned_power: Callable[..., float]
-    deviation: Callable[..., str | None]
-    power_deviation: Callable[..., str | None]
-    power_tolerance: Callable[..., float]
-    has_changed: Callable[..., bool]
-    resumed: Callable[..., Any]
+    planned_power: Callable[[Any, float, float], float]
+    deviation: Callable[[Any, Any, Any, float], str | None]
+    power_deviation: Callable[[Any, Any, float, float], str | None]
+    power_tolerance: Callable[[Any], float]
+    has_changed: Callable[[Any, Any, Any], bool]
+    resumed: Callable[[Any, Any, Reconnection], Any]
 
 
 ControlType = _ControlType

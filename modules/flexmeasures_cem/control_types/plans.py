@@ -4,9 +4,10 @@ Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 
@@ -29,9 +30,21 @@ class _Missed:
 Missed = _Missed
 
 
+@dataclass(frozen=True)
+class _PowerPiece:
+    """Some time in which the power that is expected stays the same."""
+
+    start: float
+    end: float
+    power_w: float
+
+
+PowerPiece = _PowerPiece
+
+
 @dataclass
 class _Plan:
-    """Changes in order of their moments, and what is expected: pieces (start, end, power), in order.
+    """Changes in order of their moments, and the power that is expected: PowerPieces, in order.
 
     Each Change has at least a `moment` and the `power` that is expected from then on. `cost` is what is
     expected to be paid (currency), `other_cost` the part of it that is not for electricity.
@@ -40,7 +53,7 @@ class _Plan:
     start: float
     end: float
     changes: list[transitions.Change]
-    pieces: list[tuple[float, float, float]]
+    pieces: list[PowerPiece]
     missed: list[Missed] = field(default_factory=list)
     cost: float = 0.0
     other_cost: float = 0.0
@@ -49,22 +62,90 @@ class _Plan:
 Plan = _Plan
 
 
+class _Expectation(Protocol):
+    """What has PowerPieces of the power that is expected, in order."""
+
+    @property
+    @pyscript_compile
+    def pieces(self) -> Sequence[PowerPiece]:
+        """Return the pieces."""
+
+
+Expectation = _Expectation
+
+
+class _ChangingPlan(Protocol):
+    """A plan with changes, in order of their moments, of the control type's own kind."""
+
+    @property
+    @pyscript_compile
+    def start(self) -> float:
+        """Return the moment that it begins at."""
+
+    @property
+    @pyscript_compile
+    def changes(self) -> Sequence[Any]:
+        """Return the changes."""
+
+
+ChangingPlan = _ChangingPlan
+
+
+class _ModePlan(Protocol):
+    """A plan whose changes are from one operation mode or factor to another."""
+
+    @property
+    @pyscript_compile
+    def start(self) -> float:
+        """Return the moment that it begins at."""
+
+    @property
+    @pyscript_compile
+    def changes(self) -> Sequence[transitions.Change]:
+        """Return the changes."""
+
+
+ModePlan = _ModePlan
+
+
 @pyscript_compile
-def power_at(plan, moment):
+def start_of(piece: PowerPiece) -> float:
+    """Return the moment that a piece starts at."""
+    return piece.start
+
+
+@pyscript_compile
+def power_at(plan: Expectation, moment: float) -> float:
     """Return the power (W) that is expected at a moment, 0 where there is no plan for it."""
-    place = bisect_right(plan.pieces, moment, key=lambda piece: piece[0]) - 1
-    return plan.pieces[place][2] if place >= 0 and moment < plan.pieces[place][1] else 0.0
+    place = bisect_right(plan.pieces, moment, key=start_of) - 1
+    is_planned = place >= 0 and moment < plan.pieces[place].end
+    return plan.pieces[place].power_w if is_planned else 0.0
 
 
 @pyscript_compile
-def mean_power(plan, start, end):
+def mean_power(plan: Expectation, start: float, end: float) -> float:
     """Return the mean power (W) that is expected from one moment to another."""
-    energy = sum(piece[2] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
+    energy = sum(
+        piece.power_w * max(0.0, min(piece.end, end) - max(piece.start, start)) for piece in plan.pieces
+    )
     return energy / (end - start)
 
 
 @pyscript_compile
-def last_told(plan, now, actuator=None):
+def merged(pieces: Iterable[PowerPiece]) -> list[PowerPiece]:
+    """Return pieces in order, with neighbours of the same power made one."""
+    joined: list[PowerPiece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last and last.power_w == piece.power_w and last.end == piece.start:
+            joined[-1] = replace(last, end=piece.end)
+        else:
+            joined.append(piece)
+    return joined
+
+
+@pyscript_compile
+def last_told(plan: ChangingPlan | None, now: float, actuator: str | None = None) -> Any:
     """Return the last Change of a plan that was to be executed by now (of an actuator), or None."""
     changes = [each for each in plan.changes if each.moment <= now] if plan else []
     found = [each for each in changes if actuator in (None, each.actuator)]
@@ -72,7 +153,12 @@ def last_told(plan, now, actuator=None):
 
 
 @pyscript_compile
-def resumed(plan: Any, actuators: list, actives: dict, begin: float) -> Any:
+def resumed[P: ModePlan](
+    plan: P,
+    actuators: Sequence[transitions.Actuator],
+    actives: Mapping[Any, transitions.Active],
+    begin: float,
+) -> P | None:
     """Return a plan that a device goes on with after it was away, or None where it cannot.
 
     It can with the same operation modes, where each of its `actuators` is in the mode that is due, or can be
@@ -82,10 +168,11 @@ def resumed(plan: Any, actuators: list, actives: dict, begin: float) -> Any:
     if not all(change.mode in modes.get(change.actuator, {}) for change in plan.changes):
         return None
     for actuator in actuators:
-        due, active = last_told(plan, begin, actuator.id), actives[actuator.id]
+        due: transitions.Change | None = last_told(plan, begin, actuator.id)
+        active = actives[actuator.id]
         if due is None or active.mode in (None, due.mode):
             continue
-        ways = [way for way in actuator.transitions.get(active.mode, ()) if way.to == due.mode]
+        ways = [way for way in transitions.leaving(actuator, active.mode) if way.to == due.mode]
         is_free = [transitions.earliest(way, begin, active.timers) <= begin for way in ways]
         if active.ready > begin or not any(is_free):
             return None
@@ -93,22 +180,22 @@ def resumed(plan: Any, actuators: list, actives: dict, begin: float) -> Any:
 
 
 @pyscript_compile
-def is_settling(plan: Any, now: float, actuator: str | None = None) -> bool:
+def is_settling(plan: ChangingPlan, now: float, actuator: str | None = None) -> bool:
     """Return whether a device, or an actuator of it, may still be as it was before an instruction."""
     change = last_told(plan, now, actuator)
     active = getattr(change, "active", None)
     begins = [plan.start, *([change.moment] if change else []), *([active.ready] if active else [])]
-    return now - max(begins) < LAG_SECONDS
+    return bool(now - max(begins) < LAG_SECONDS)
 
 
 @pyscript_compile
-def power_tolerance(greatest):
+def power_tolerance(greatest: float) -> float:
     """Return by how much a power may depart from what is expected (W), of a device's greatest power."""
     return max(POWER_TOLERANCE * greatest, LEAST_WATTS)
 
 
 @pyscript_compile
-def power_deviation(power, expected, tolerance):
+def power_deviation(power: float, expected: float, tolerance: float) -> str | None:
     """Tell where a power (W) is not what is expected."""
     if abs(power - expected) > tolerance:
         return f"the power is {power:.0f} W, expected was {expected:.0f} W"
@@ -116,7 +203,7 @@ def power_deviation(power, expected, tolerance):
 
 
 @pyscript_compile
-def measured_power_deviation(plan, power, now, tolerance):
+def measured_power_deviation(plan: Expectation, power: float, now: float, tolerance: float) -> str | None:
     """Tell where a measured power (W) is neither what is expected now nor what was, within a lag."""
     expected = [power_at(plan, now - LAG_SECONDS * part) for part in (0, 0.5, 1)]
     departs = [power_deviation(power, each, tolerance) for each in expected]
@@ -124,13 +211,13 @@ def measured_power_deviation(plan, power, now, tolerance):
 
 
 @pyscript_compile
-def upcoming(plan, now):
+def upcoming(plan: ChangingPlan, now: float) -> list[Any]:
     """Return the changes that are still to come."""
     return [each for each in plan.changes if each.moment > now]
 
 
 @pyscript_compile
-def missed_targets(plan):
+def missed_targets(plan: Plan) -> list[dict[str, Any]]:
     """Return what a device needs and does not get: when, what was asked for, and what comes of it."""
     return [
         {"datetime": moment(each.moment), "asked": round(each.asked, 3), "reached": round(each.reached, 3)}
@@ -139,6 +226,6 @@ def missed_targets(plan):
 
 
 @pyscript_compile
-def moment(seconds):
+def moment(seconds: float) -> datetime:
     """Return a moment in UTC."""
     return datetime.fromtimestamp(seconds, UTC)

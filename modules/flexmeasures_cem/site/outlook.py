@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
 from flexmeasures_api.prices import PriceInterval
 
@@ -93,11 +94,11 @@ def sampled(outlook: Outlook, power: Callable[[float, float], float]) -> list[fl
 
 
 @pyscript_compile
-def of_pieces(outlook: Outlook, pieces: list[Any]) -> tuple[list[float], list[float]]:
-    """Return means and greatest powers at each sample, of the pieces (start, end, ..., power) of a plan."""
+def of_pieces(outlook: Outlook, pieces: list[plans.PowerPiece]) -> tuple[list[float], list[float]]:
+    """Return means and greatest powers at each sample, of the plans.PowerPieces of a plan."""
     energies, greatest = [0.0] * len(outlook.total), [None] * len(outlook.total)
     for piece in pieces:
-        start, end, power = piece[0], piece[1], piece[-1]
+        start, end, power = piece.start, piece.end, piece.power_w
         if end - start < SHORTEST or end <= outlook.begin:
             continue
         for sample in samples(outlook, start, end):

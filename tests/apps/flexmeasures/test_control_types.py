@@ -153,7 +153,7 @@ async def test_the_limit_of_the_site_holds_over_all_control_types(start, app_con
         over = [found for each in moments if sum((found := planned_at(side, each)).values()) > 7000 + HAIR]
         assert over == []
         pump_plan = next(each for each in planner(side).controlled.values() if each.type.name == OMBC).plan
-        assert sum(piece[2] * (piece[1] - piece[0]) for piece in pump_plan.pieces) / 3.6e6 > 50
+        assert sum(piece.power_w * (piece.end - piece.start) for piece in pump_plan.pieces) / 3.6e6 > 50
         for device in devices:
             assert device.rejected == []
 

@@ -84,11 +84,11 @@ async def test_a_sites_limit_holds_over_all_its_devices(start, app_config, flexm
         await home.call("call_cem_trigger_schedule", resource_id="Home battery")
         await home.until(lambda: not home.device.resources.site.is_planning)
         plans = [found.plan for found in home.device.resources.site.controlled.values()]
-        starts = {piece[0] for plan in plans for piece in plan.pieces}
+        starts = {piece.start for plan in plans for piece in plan.pieces}
 
         def power(plan, moment):
-            inside = [each for each in plan.pieces if each[0] <= moment < each[1]]
-            return inside[-1][4] if inside else 0.0
+            inside = [piece for piece in plan.pieces if piece.start <= moment < piece.end]
+            return inside[-1].power_w if inside else 0.0
 
         assert len(plans) == 2
         settled = max(plan.start for plan in plans) + 5

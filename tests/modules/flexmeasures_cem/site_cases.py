@@ -159,7 +159,7 @@ def lived_by_fill_rate(device, plan, end) -> list[tuple]:
     level = level_of(device)
     simulated = frbc_cases.live(device.described, plan, level, datetime.fromtimestamp(end, UTC))
     assert (simulated.rejected, simulated.violations) == ([], [])
-    pieces = [(start, until, power) for start, until, *_levels, power in plan.pieces if start < end]
+    pieces = [(each.start, each.end, each.power_w) for each in plan.pieces if each.start < end]
     stored = level * FULL / 100 + sum((until - start) * power for start, until, power in pieces) / 3.6e6
     assert simulated.fill_level * FULL / 100 == pytest.approx(stored, abs=0.01)
     return pieces

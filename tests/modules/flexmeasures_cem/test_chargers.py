@@ -41,5 +41,5 @@ def test_at_a_flat_tariff_chargers_take_no_turns(count, is_stepped):
     assert outcome(devices, plans, site).beyond <= 0.1
     assert [plan.missed for plan in plans] == [[]] * count
     for plan in plans:
-        powers = [0.0, *[piece[-1] for piece in plan.pieces]]
+        powers = [0.0, *[piece.power_w for piece in plan.pieces]]
         assert sum(before <= 0 < after for before, after in pairwise(powers)) == 1

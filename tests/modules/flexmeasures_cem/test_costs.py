@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.site.costs as costs
 import flexmeasures_cem.site.outlook as outlooks
@@ -36,10 +37,10 @@ async def test_a_device_with_a_target_would_charge_at_once_without_a_plan(site):
         await costs.update(site.site)
         device, found = controlled(site), site.site.costs
         without = device.without_plan
-        energy = sum(power * (end - start) for start, end, *_levels, power in without.pieces) / 3.6e6
-        charging = [(start, end) for start, end, *_levels, power in without.pieces if power > 0]
-        assert charging[0][0] < without.start + QUARTER
-        assert charging[-1][1] < without.start + HOUR
+        energy = sum(each.power_w * (each.end - each.start) for each in without.pieces) / 3.6e6
+        charging = [piece for piece in without.pieces if piece.power_w > 0]
+        assert charging[0].start < without.start + QUARTER
+        assert charging[-1].end < without.start + HOUR
         assert energy > 0
         running, stored = without.other_cost, without.gained_kwh * device.plan.value_per_kwh
         assert found.cost_without == pytest.approx(0.40 * energy + running - stored, rel=0.01)
@@ -54,7 +55,7 @@ async def test_a_battery_without_a_need_would_do_nothing(site):
         await until(lambda: site.site.controlled and controlled(site).plan)
         await costs.update(site.site)
         found = site.site.costs
-        assert {round(piece[-1]) for piece in controlled(site).without_plan.pieces} == {0}
+        assert {round(piece.power_w) for piece in controlled(site).without_plan.pieces} == {0}
         assert found.cost_without == pytest.approx(0.0, abs=1e-6)
         assert found.cost < found.cost_without
 
@@ -97,7 +98,7 @@ def outlook(powers: list, prices: list) -> outlooks.Outlook:
 
 def plan(power: float, hours: int, **fields) -> SimpleNamespace:
     """Return a plan of one power (W) for some hours from 0 on."""
-    pieces = [(0.0, hours * HOUR, power)]
+    pieces = [plans.PowerPiece(0.0, hours * HOUR, power)]
     return SimpleNamespace(start=0.0, end=hours * HOUR, pieces=pieces, other_cost=0.0, **fields)
 
 

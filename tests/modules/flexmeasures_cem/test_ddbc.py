@@ -561,9 +561,10 @@ def test_a_device_accepts_every_instruction(data):
     live(lived, plan)
     cost, _excess = bill(list(lived.values()), intervals, {"GAS": 0.9})
     assert cost == pytest.approx(plan.cost, abs=1e-6)
-    for start, end, power in plan.pieces:
-        moment = (start + end) / 2
-        assert sum(each.quantity(moment) for each in lived.values()) == pytest.approx(power, abs=1e-6)
+    for piece in plan.pieces:
+        moment = (piece.start + piece.end) / 2
+        power_w = sum(each.quantity(moment) for each in lived.values())
+        assert power_w == pytest.approx(piece.power_w, abs=1e-6)
     for missed in plan.missed:
         assert sum(each.supply(missed.moment + 1e-3) for each in lived.values()) < missed.asked
 

@@ -118,9 +118,9 @@ def test_in_a_gap_between_fill_levels_the_element_below_holds():
     described = description(actuator("inverter", [idle, charge]))
     device, plan = planned(m, described, 38, [5000, 5000, 5000], begin=0.0)
     assert told(device, plan)[0] == (0.0, "charge", 1.0)
-    [reached] = [end for _start, end, _before, after, _power in plan.pieces if after == 50]
+    [reached] = [piece.end for piece in plan.pieces if piece.end_level == 50]
     assert reached - NOW == pytest.approx(12 * 100 / (5000 * 0.95) * 3600)
-    assert {round(power) for *_, power in plan.pieces} == {5000, 2000}
+    assert {round(piece.power_w) for piece in plan.pieces} == {5000, 2000}
 
 
 def test_a_stepped_device_makes_up_in_one_interval_for_another():
@@ -428,7 +428,7 @@ def test_what_one_actuator_cannot_stop_another_makes_room_for():
     _device, plan = planned(m, described, 70, [6000] * 12)
     lived = live(described, plan, 70, after(12))
     assert lived.violations == []
-    assert max(piece[3] for piece in plan.pieces) <= 100
+    assert max(piece.end_level for piece in plan.pieces) <= 100
 
 
 def test_a_device_that_has_steps_at_some_levels_only_makes_up_for_them():

@@ -94,7 +94,7 @@ def test_a_device_runs_where_that_pays(m):
     _device, plan = planned(m, described, market(m, [0.2, -0.1, -0.1, 0.2]), off)
     assert told(plan) == [(900, on["id"], 1), (2700, off["id"], 1)]
     assert plan.cost == pytest.approx(-0.1)
-    assert [round(power) for _start, _end, power in plan.pieces] == [0, 2000, 0]
+    assert [round(piece.power_w) for piece in plan.pieces] == [0, 2000, 0]
 
 
 def test_running_costs_are_in_the_middle_of_their_range(m):
@@ -160,7 +160,7 @@ def test_during_a_transition_there_is_no_power(m):
     off, on, described = switch(seconds=60)
     _device, plan = planned(m, described, market(m, [0.2, -0.1, -0.1, 0.2]), off)
     assert told(plan) == [(840, on["id"], 1), (2700, off["id"], 1)]
-    assert plan.pieces[1][:2] == (NOW + 900, NOW + 2700)
+    assert (plan.pieces[1].start, plan.pieces[1].end) == (NOW + 900, NOW + 2700)
     assert plan.cost == pytest.approx(-0.2 * 1800 / 3600)
 
 
@@ -405,8 +405,8 @@ def test_a_device_accepts_every_instruction(data):
     live({None: simulated}, plan)
     cost, excess = bill([simulated], intervals)
     assert cost == pytest.approx(plan.cost, abs=1e-6)
-    for start, end, power in plan.pieces:
-        assert simulated.quantity((start + end) / 2) == pytest.approx(power)
+    for piece in plan.pieces:
+        assert simulated.quantity((piece.start + piece.end) / 2) == pytest.approx(piece.power_w)
     if not active["abnormal_condition_only"]:
         stays = SimulatedActuator(described, active["id"], 0.5)
         same_cost, same_excess = bill([stays], intervals)

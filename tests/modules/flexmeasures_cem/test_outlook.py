@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.site.outlook as outlooks
+from flexmeasures_cem.control_types.plans import PowerPiece
 from tests.parts.local_optimum import priced
 
 HOUR, QUARTER, DAY = 3600.0, 900.0, 86_400.0
@@ -81,7 +82,8 @@ def test_powers_are_taken_at_each_sample():
 def test_of_a_plan_the_greatest_power_in_a_sample_counts_for_the_limit():
     found = outlooks.new([], 0.0, HOUR, QUARTER)
     means, most = outlooks.of_pieces(
-        found, [(-100.0, 450.0, 2000.0), (450.0, 450.5, 9000.0), (450.5, 1000.0, 0.0)]
+        found,
+        [PowerPiece(-100.0, 450.0, 2000.0), PowerPiece(450.0, 450.5, 9000.0), PowerPiece(450.5, 1000.0, 0.0)],
     )
     assert means == pytest.approx([1000, 0, 0, 0])
     assert most == [2000, 0, 0, 0]
@@ -139,5 +141,5 @@ def test_what_would_be_curtailed_is_not_paid_for(prices, load, curtailable, powe
 
 def test_of_a_time_to_come_all_of_the_first_sample_counts():
     found = outlooks.new([], HOUR, 2 * HOUR, QUARTER, HOUR - 840.0)
-    means, _most = outlooks.of_pieces(found, [(0.0, DAY, -8000.0)])
+    means, _most = outlooks.of_pieces(found, [PowerPiece(0.0, DAY, -8000.0)])
     assert means == [-8000] * 4

@@ -136,7 +136,7 @@ def test_consumption_that_vanishes_is_limited_for_no_price(m):
     remembered = memory(m, constraints(STEPLESS), forecast([3000] * 4))
     _device, plan = planned(m, remembered, market(m, [9.0] * 4), [0] * 4)
     assert told(plan) == [(0.001, 5000, -5000)]
-    assert [power for _start, _end, power in plan.pieces] == [3000]
+    assert [piece.power_w for piece in plan.pieces] == [3000]
 
 
 def test_takes_no_range_for_an_abnormal_condition(m):
@@ -165,7 +165,7 @@ def test_curtails_where_production_costs_and_the_schedule_says_so(m):
     intervals = market(m, [0.3] * 4, [0.1, -0.1, -0.2, -0.1])
     _device, plan = planned(m, remembered, intervals, [-1000, -500, 0, -1999.5])
     assert told(plan) == [(0.001, 0, -5000), (1, 0, -500), (2, 0, 0), (3, 0, -5000)]
-    assert [round(power, 3) for *_, power in plan.pieces] == [-1000, -500, 0, -2000]
+    assert [round(piece.power_w, 3) for piece in plan.pieces] == [-1000, -500, 0, -2000]
     expected = 0.1 * -1 * (HOUR - 2) / HOUR + 0.1 * 0.5 + 0 + 0.1 * 2
     assert plan.cost == pytest.approx(expected)
 
@@ -182,7 +182,7 @@ def test_curtails_where_production_costs_without_a_schedule_too(m):
     intervals = market(m, [0.3] * 4, [0.1, -0.1, -0.2, 0], load=[0, 0, 1000, 0])
     _device, plan = planned(m, remembered, intervals)
     assert told(plan) == [(0.001, 0, -5000), (1, 0, 0), (2, 0, -1000), (3, 0, -5000)]
-    assert [round(power, 3) for *_, power in plan.pieces] == [-3000, 0, -1000, -3000]
+    assert [round(piece.power_w, 3) for piece in plan.pieces] == [-3000, 0, -1000, -3000]
 
 
 def test_curtails_nothing_where_the_schedule_does_not(m):
@@ -230,7 +230,7 @@ def test_leaves_room_for_production_that_is_asked_for_before_it_curtails(m):
     remembered = memory(m, constraints(INVERTER), asked, forecast([-3000] * 4))
     _device, plan = planned(m, remembered, market(m, [0.3] * 4, [-0.4, -0.1, -0.3, -0.2]), [0] * 4)
     assert [each[2] for each in told(plan)] == [0, -5000, 0]
-    assert [power for *_, power in plan.pieces] == [0, -3000, 0]
+    assert [piece.power_w for piece in plan.pieces] == [0, -3000, 0]
     assert plan.missed == []
 
 
@@ -258,7 +258,7 @@ def test_charges_where_the_schedule_says(m):
     wanted = [0, 5520, 0, 5520]
     _device, plan = planned(m, remembered, market(m, [0.1, 0.4, 0.2, 0.3]), wanted)
     assert told(plan) == [(0.001, 0, 0), (1, 5520, 0), (2, 0, 0), (3, 5520, 0)]
-    assert [power for *_, power in plan.pieces] == wanted
+    assert [piece.power_w for piece in plan.pieces] == wanted
 
 
 def test_allows_what_the_schedule_is_short_of_next_to_what_it_wants(m):
@@ -280,7 +280,7 @@ def test_charges_in_the_cheapest_hours_without_a_schedule(m):
     remembered = memory(m, constraints(CHARGER, "DEFER"), energy(5520, until=4))
     _device, plan = planned(m, remembered, market(m, [0.4, 0.1, 0.3, 0.2, 0.05]))
     assert told(plan) == [(0.001, 0, 0), (1, 11040, 0), (2, 0, 0), (3, 11040, 0)]
-    assert [power for *_, power in plan.pieces] == [0, 11040, 0, 11040, 0]
+    assert [piece.power_w for piece in plan.pieces] == [0, 11040, 0, 11040, 0]
     assert m.pebc.missed_targets(plan) == []
 
 
@@ -300,7 +300,7 @@ def test_counts_what_was_allowed_before(m):
     remembered = memory(m, constraints(CHARGER, "DEFER", since=-3), energy(5520, since=-2, until=2))
     first = market(m, [0.1, 0.4, 0.2, 0.3], since=NOW - 2 * HOUR)
     _device, before = planned(m, remembered, first, now=NOW - 2 * HOUR)
-    assert [power for *_, power in before.pieces] == [11040, 0, 11040, 4140, 0]
+    assert [piece.power_w for piece in before.pieces] == [11040, 0, 11040, 4140, 0]
     _device, plan = planned(m, remembered, market(m, [0.2, 0.3]), plan=before, now=NOW)
     assert plan.changes == before.changes
     dearer = market(m, [0.3, 0.2])
@@ -345,7 +345,7 @@ def test_production_that_is_deferred_is_allowed_when_it_yields_most(m):
     remembered = memory(m, made, energy(0, until=4, quantity=L1, lower=-2000))
     _device, plan = planned(m, remembered, market(m, [0.1, 0.4, 0.2, 0.3], begin=0))
     assert told(plan) == [(0, 0, 0), (1, 0, -4000), (2, 0, 0), (3, 0, -4000)]
-    assert [power for *_, power in plan.pieces] == [0, -4000, 0, -4000]
+    assert [piece.power_w for piece in plan.pieces] == [0, -4000, 0, -4000]
 
 
 def test_energy_that_is_not_electric_limits_nothing(m):
@@ -420,7 +420,7 @@ def test_tells_nothing_while_no_constraints_hold(m):
         (2, HOUR),
         (2 * HOUR, 4 * HOUR),
     ]
-    assert plan.pieces == [(NOW + 2, NOW + 4 * HOUR, -100)]
+    assert plan.pieces == [m.plans.PowerPiece(NOW + 2, NOW + 4 * HOUR, -100)]
 
 
 def test_the_newest_constraints_hold_even_where_they_came_under_an_old_id(m):
@@ -595,7 +595,7 @@ def test_a_car_takes_what_would_be_curtailed(m):
     production, charging = planned_together(m, [panels, car], intervals)
     assert told(charging) == [(0, 0, 0), (1, 3000, 0), (3, 0, 0)]
     assert told(production) == [(0, 0, -5000), (1, 0, -3000), (3, 0, -5000)]
-    assert [power for *_, power in production.pieces] == [-1000, -3000]
+    assert [piece.power_w for piece in production.pieces] == [-1000, -3000]
 
 
 def test_two_chargers_are_never_allowed_more_than_the_site_can_take(m):
@@ -750,10 +750,10 @@ def test_any_envelope_is_inside_what_is_allowed(one, other, intervals, limit, wa
     assert plan.changes[0].moment == NOW + 2
     for change in plan.changes:
         check(instruction(m, change), *by_id[change.constraints])
-    assert plan.pieces[0][0] == made[0].start
-    assert plan.pieces[-1][1] == end
+    assert plan.pieces[0].start == made[0].start
+    assert plan.pieces[-1].end == end
     for before, after in pairwise(plan.pieces):
-        assert before[1] == after[0]
+        assert before.end == after.start
 
 
 @trials(150)

@@ -22,6 +22,7 @@ import flexmeasures_cem.site.planner as planner
 import flexmeasures_cem.site.questions as questions
 import flexmeasures_cem.site.site as sites
 import flexmeasures_cem.site.triggers as triggers
+from flexmeasures_cem.control_types.plans import PowerPiece
 from tests.modules.flexmeasures_cem.site_parts import (
     DDBC,
     FRBC,
@@ -744,8 +745,12 @@ async def test_after_a_failure_that_is_over_nothing_waits(site):
 
 
 async def test_a_limit_holds_over_devices_of_other_resolutions():
-    coarse = [(0.0, 900.0, 9000.0)]
-    fine = [(0.0, 300.0, 1000.0), (300.0, 600.0, 500.0), (600.0, 900.0, 0.0)]
+    coarse = [PowerPiece(0.0, 900.0, 9000.0)]
+    fine = [
+        PowerPiece(0.0, 300.0, 1000.0),
+        PowerPiece(300.0, 600.0, 500.0),
+        PowerPiece(600.0, 900.0, 0.0),
+    ]
     outlook = outlooks.new([], 0.0, 900.0, 300.0)
     for powers in (coarse, fine):
         outlooks.put(outlook, str(powers), *outlooks.of_pieces(outlook, powers))
@@ -754,7 +759,10 @@ async def test_a_limit_holds_over_devices_of_other_resolutions():
     )
     assert left.consumption_capacity - left.load == 9000
     left = outlooks.market(
-        outlook, str(fine), [each[:2] for each in fine], markets.Connection(power_capacity=10_000.0)
+        outlook,
+        str(fine),
+        [(piece.start, piece.end) for piece in fine],
+        markets.Connection(power_capacity=10_000.0),
     )
     assert [each.consumption_capacity - each.load for each in left] == [1000, 1000, 1000]
 
@@ -875,8 +883,8 @@ async def test_a_machine_that_starts_keeps_the_site_under_its_limit(site):
 
 def runs(plan):
     """Return when a plan of one sequence has power."""
-    pieces = [piece for piece in plan.pieces if piece[2]]
-    return [SimpleNamespace(start=pieces[0][0], end=pieces[-1][1])]
+    pieces = [piece for piece in plan.pieces if piece.power_w]
+    return [SimpleNamespace(start=pieces[0].start, end=pieces[-1].end)]
 
 
 async def test_a_control_type_that_what_was_told_does_not_fit_is_told_so(site):

@@ -124,8 +124,8 @@ def test_what_was_told_counts_as_begun_without_a_status():
     assert phase(state, definition).done == 40 * MINUTE
     assert plan.changes == []
     assert plan.pieces == [
-        (NOW + 100 * MINUTE, pytest.approx(NOW + 100 * MINUTE + BEGIN), 2000),
-        (pytest.approx(NOW + 100 * MINUTE + BEGIN), pytest.approx(NOW + 2 * HOUR), 2000),
+        m.plans.PowerPiece(NOW + 100 * MINUTE, pytest.approx(NOW + 100 * MINUTE + BEGIN), 2000),
+        m.plans.PowerPiece(pytest.approx(NOW + 100 * MINUTE + BEGIN), pytest.approx(NOW + 2 * HOUR), 2000),
     ]
     state, plan = again(m, definition, cells, plan, 121)
     assert (phase(state, definition).kind, phase(state, definition).at) == ("FINISHED", NOW + 2 * HOUR)
@@ -163,7 +163,7 @@ def test_what_runs_already_is_not_told_to_start():
     (change,) = plan.changes
     assert change.container == definition["power_sequences_containers"][1]["id"]
     assert change.moment == pytest.approx(NOW + 75 * MINUTE)
-    assert [piece[2] for piece in plan.pieces] == [1000] * 3
+    assert [piece.power_w for piece in plan.pieces] == [1000] * 3
 
 
 def test_the_pause_counts_from_when_the_container_before_has_finished():
@@ -251,7 +251,7 @@ def test_what_runs_is_a_load_to_others():
     assert [(each.profile, each.moment) for each in plan.changes] == [(other["id"], NOW + BEGIN)]
     told = status(running, ("EXECUTING", 0, 0), ("NOT_SCHEDULED", None, None))
     _state, plan = again(m, running, cells, None, 0, told, heard=0, definitions=[other])
-    assert max(piece[2] for piece in plan.pieces) <= 3000
+    assert max(piece.power_w for piece in plan.pieces) <= 3000
 
 
 @pytest.mark.parametrize(

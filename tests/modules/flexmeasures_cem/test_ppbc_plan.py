@@ -93,7 +93,7 @@ def test_no_other_start_or_sequence_is_cheaper(definition, made):
     assume(best_over < 1e-3)
     assert over < 1e-3
     assert plan.missed == []
-    assert max(piece[1] for piece in plan.pieces) <= moment(definition["end_time"]) + 1e-3
+    assert max(piece.end for piece in plan.pieces) <= moment(definition["end_time"]) + 1e-3
     assert cost <= best + TIE
 
 
@@ -130,7 +130,7 @@ def test_every_plan_keeps_to_its_definition(definition, made, begin, is_interrup
     check(definition, cells, plan, earliest(definition, cells))
     moments = [each.moment for each in plan.changes]
     assert moments == sorted(moments)
-    end = max(piece[1] for piece in plan.pieces)
+    end = max(piece.end for piece in plan.pieces)
     late = end - moment(definition["end_time"])
     assert [each.reached for each in plan.missed] == ([pytest.approx(late / 60)] if late > 1 else [])
 
@@ -362,7 +362,7 @@ def test_a_profile_sees_the_power_of_the_one_that_ends_before():
     cells = market(m, [0.3] * 4 + [0.1] * 4 + [0.2] * 88)
     _device, _state, plan = planned(m, [second, first], cells)
     assert [each.moment for each in plan.changes] == [NOW + HOUR] * 2
-    assert plan.pieces == [(NOW + HOUR, NOW + 2 * HOUR, 4000)]
+    assert plan.pieces == [m.plans.PowerPiece(NOW + HOUR, NOW + 2 * HOUR, 4000)]
     assert m.ppbc.planned_power(plan, NOW + HOUR - QUARTER, HOUR) == pytest.approx(3000)
 
 

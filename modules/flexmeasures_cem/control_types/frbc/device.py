@@ -6,13 +6,25 @@ positive. Where a fill level lies outside what the description covers, what hold
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from s2python.frbc import (
+    FRBCActuatorDescription,
+    FRBCFillLevelTargetProfile,
+    FRBCLeakageBehaviour,
+    FRBCOperationMode,
+    FRBCSystemDescription,
+    FRBCUsageForecast,
+    FRBCUsageForecastElement,
+)
+
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_s2.commodities as commodities
+import flexmeasures_s2.rules as rules
 
 MARGIN = 0.002
 """How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
@@ -35,8 +47,8 @@ class _Element:
 
     bottom: float
     top: float
-    rates: tuple
-    powers: tuple
+    rates: tuple[float, float]
+    powers: tuple[float, float]
     cost: float
 
 
@@ -52,13 +64,15 @@ class _Mode:
 
     id: str
     label: str
-    elements: tuple
-    bottoms: tuple
+    elements: tuple[Element, ...]
+    bottoms: tuple[float, ...]
     is_fixed: bool
     is_permitted: bool = True
 
 
 Mode = _Mode
+Transitions = transitions.Transitions
+Timers = transitions.Timers
 
 
 @dataclass
@@ -70,10 +84,10 @@ class _Actuator:
 
     id: str
     label: str
-    modes: dict
-    transitions: dict
-    durations: dict
-    blocking: frozenset = frozenset()
+    modes: dict[str, Mode]
+    transitions: Transitions
+    durations: Timers
+    blocking: frozenset[str] = frozenset()
 
 
 Actuator = _Actuator
@@ -92,12 +106,12 @@ class _Device:
 
     bottom: float
     top: float
-    actuators: list
-    leakage: list = field(default_factory=list)
-    usage: list = field(default_factory=list)
-    targets: list = field(default_factory=list)
-    edges: list = field(default_factory=list)
-    moments: list = field(default_factory=list)
+    actuators: list[Actuator]
+    leakage: list[tuple[float, float, float]] = field(default_factory=list)
+    usage: list[tuple[float, float, float]] = field(default_factory=list)
+    targets: list[tuple[float, float, float, float]] = field(default_factory=list)
+    edges: list[float] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
     floor: float = 0.0
     ceiling: float = 0.0
     most: float = 0.0
@@ -113,24 +127,35 @@ class _Setting:
     """An actuator's mode and factor from a moment on; in a transition there is no mode."""
 
     start: float
-    mode: object
+    mode: Mode | None
     factor: float
 
 
 Setting = _Setting
 
 
+@dataclass(frozen=True)
+class _LevelPiece(plans.PowerPiece):
+    """Some time of the same power, in which the fill level moves at the same rate."""
+
+    start_level: float
+    end_level: float
+
+
+LevelPiece = _LevelPiece
+
+
 @dataclass
 class _Run:
     """What came of some time: the level at its end, electric energy (J), and the pieces in between.
 
-    Each piece is (start, end, level at the start, level at the end, power). `below` and `above` are how
-    far the level was below the floor and above the ceiling, `hit` when it came there and pushed on.
+    `below` and `above` are how far the level was below the floor and above the ceiling, `hit` when it came
+    there and pushed on.
     """
 
     level: float
     energy: float
-    pieces: list
+    pieces: list[LevelPiece]
     below: float
     above: float
     hit: float | None
@@ -157,14 +182,19 @@ class _Condition:
 
     moment: float
     level: float
-    actuators: dict
+    actuators: dict[str, transitions.Active]
 
 
 Condition = _Condition
 
 
 @pyscript_compile
-def read(description, leakage, usage, targets):
+def read(
+    description: FRBCSystemDescription,
+    leakage: FRBCLeakageBehaviour | None,
+    usage: FRBCUsageForecast | None,
+    targets: FRBCFillLevelTargetProfile | None,
+) -> Device:
     """Return the Device that its messages describe; all but the FRBC.SystemDescription may be None."""
     limits = description.storage.fill_level_range
     actuators = [read_actuator(each) for each in description.actuators]
@@ -200,7 +230,7 @@ def read(description, leakage, usage, targets):
 
 
 @pyscript_compile
-def why_out_of_range(device):
+def why_out_of_range(device: Device) -> str | None:
     """Return why a device cannot be reckoned with, or None."""
     span = device.top - device.bottom
     if not SMALLEST < span < GREATEST:
@@ -222,7 +252,9 @@ def why_out_of_range(device):
 
 
 @pyscript_compile
-def greatest_rates(description, leakage, usage) -> tuple[float, float]:
+def greatest_rates(
+    description: FRBCSystemDescription, leakage: FRBCLeakageBehaviour | None, usage: FRBCUsageForecast | None
+) -> tuple[float, float]:
     """Return how fast the fill level can rise and fall (per second, both positive), whatever is active.
 
     That is by what the messages describe, of which all but the FRBC.SystemDescription may be None.
@@ -243,21 +275,21 @@ def greatest_rates(description, leakage, usage) -> tuple[float, float]:
 
 
 @pyscript_compile
-def usage_rates(element) -> list[float]:
+def usage_rates(element: FRBCUsageForecastElement) -> list[float]:
     """Return the rates that an element of an FRBC.UsageForecast has, of those that it may have."""
     limits = element.usage_rate_upper_limit, element.usage_rate_lower_limit
     return [each for each in (element.usage_rate_expected, *limits) if each is not None]
 
 
 @pyscript_compile
-def greatest_power(device, sign):
+def greatest_power(device: Device, sign: int) -> float:
     """Return the greatest power (W) of filling (1) or of emptying (-1), of all actuators together."""
     found = [per_level(device, each, sign) for each in device.actuators]
     return sum(each[1] for each in found if each)
 
 
 @pyscript_compile
-def greatest_step(device, actuator):
+def greatest_step(device: Device, actuator: Actuator) -> float:
     """Return the widest gap (W) between the powers that an actuator can have, at any fill level."""
     widest = 0.0
     for level in device.edges:
@@ -269,9 +301,10 @@ def greatest_step(device, actuator):
 
 
 @pyscript_compile
-def of_profile(message):
+def of_profile(message: Any) -> list[tuple[float, float, Any]]:
     """Return (start, end, element) of each element of a profile."""
-    found, start = [], message.start_time.timestamp()
+    start = message.start_time.timestamp()
+    found = []
     for element in message.elements:
         end = start + element.duration.root / 1000
         found.append((start, end, element))
@@ -280,7 +313,7 @@ def of_profile(message):
 
 
 @pyscript_compile
-def read_actuator(described):
+def read_actuator(described: FRBCActuatorDescription) -> Actuator:
     """Return an actuator of what is described, with the modes that a normal condition permits."""
     moves, durations = transitions.read(described)
     modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
@@ -288,11 +321,11 @@ def read_actuator(described):
     blocking = frozenset(
         timer for listed in moves.values() for each in listed for timer in each.blocking_timers
     )
-    return Actuator(described.id, label, {mode.id: mode for mode in modes}, moves, durations, blocking)
+    return Actuator(str(described.id), label, {mode.id: mode for mode in modes}, moves, durations, blocking)
 
 
 @pyscript_compile
-def read_mode(described):
+def read_mode(described: FRBCOperationMode) -> Mode:
     """Return an operation mode of what is described."""
     elements = []
     for each in sorted(described.elements, key=lambda each: each.fill_level_range.start_of_range):
@@ -310,30 +343,30 @@ def read_mode(described):
         )
     bottoms = tuple(each.bottom for each in elements)
     is_fixed = all(start == end for each in elements for start, end in (each.rates, each.powers))
-    return Mode(described.id, transitions.short_label(described), tuple(elements), bottoms, is_fixed)
+    return Mode(str(described.id), transitions.short_label(described), tuple(elements), bottoms, is_fixed)
 
 
 @pyscript_compile
-def element_at(mode, level, upwards=True):
+def element_at(mode: Mode, level: float, upwards: bool = True) -> Element:
     """Return a mode's element at a fill level; at the border of two the upper one, or the lower."""
     bisect = bisect_right if upwards else bisect_left
     return mode.elements[max(0, bisect(mode.bottoms, level) - 1)]
 
 
 @pyscript_compile
-def rate_of(element, factor):
+def rate_of(element: Element, factor: float) -> float:
     """Return the fill rate at a factor."""
     return element.rates[0] + factor * (element.rates[1] - element.rates[0])
 
 
 @pyscript_compile
-def power_of(element, factor):
+def power_of(element: Element, factor: float) -> float:
     """Return the power at a factor."""
     return element.powers[0] + factor * (element.powers[1] - element.powers[0])
 
 
 @pyscript_compile
-def leak_at(device, level, upwards=True):
+def leak_at(device: Device, level: float, upwards: bool = True) -> float:
     """Return how fast the storage leaks at a fill level."""
     for bottom, top, rate in device.leakage:
         if level < top or (level == top and not upwards):
@@ -342,7 +375,9 @@ def leak_at(device, level, upwards=True):
 
 
 @pyscript_compile
-def motion(device, level, settings, usage):
+def motion(
+    device: Device, level: float, settings: Iterable[Setting], usage: float
+) -> tuple[float, float, float | None]:
     """Return (rate, power, next edge or None) while each actuator is set as it is.
 
     Where the level is driven to an edge from both sides, it stays there.
@@ -363,13 +398,17 @@ def motion(device, level, settings, usage):
 
 
 @pyscript_compile
-def run(device, level, timelines, start, end):
+def run(
+    device: Device, level: float, timelines: Sequence[Sequence[Setting]], start: float, end: float
+) -> Run:
     """Let time pass, and return the Run; each of `timelines` is an actuator's Settings in order."""
     moments = {start, end}
     for line in timelines:
         moments |= {each.start for each in line if start < each.start < end}
     moments.update(device.moments[bisect_right(device.moments, start) : bisect_left(device.moments, end)])
-    first, energy, pieces, hit = level, 0.0, [], None
+    first, energy = level, 0.0
+    pieces: list[LevelPiece] = []
+    hit: float | None = None
     lowest = highest = level
     for begin, until in pairwise(sorted(moments)):
         settings = [setting_at(line, begin) for line in timelines]
@@ -385,7 +424,7 @@ def run(device, level, timelines, start, end):
             if edge is not None and (reached - edge) * rate >= 0:
                 after, reached = max(moment + (edge - level) / rate, math.nextafter(moment, until)), edge
             after = min(after, until)
-            pieces.append((moment, after, level, reached, power))
+            pieces.append(LevelPiece(moment, after, power, level, reached))
             energy += power * (after - moment)
             moment, level = after, reached
             lowest, highest = min(lowest, level), max(highest, level)
@@ -395,7 +434,7 @@ def run(device, level, timelines, start, end):
 
 
 @pyscript_compile
-def setting_at(line, moment):
+def setting_at(line: Sequence[Setting], moment: float) -> Setting:
     """Return what an actuator is set to at a moment."""
     found = line[0]
     for each in line:
@@ -406,14 +445,14 @@ def setting_at(line, moment):
 
 
 @pyscript_compile
-def usage_at(device, moment):
+def usage_at(device: Device, moment: float) -> float:
     """Return how fast the storage is used at a moment."""
     place = bisect_right(device.moments, moment) - 1
     return device.usage[place][2] if 0 <= place < len(device.usage) else 0.0
 
 
 @pyscript_compile
-def mildest(mode, level):
+def mildest(mode: Mode, level: float) -> float:
     """Return the factor at which a mode moves the fill level least, at a fill level."""
     if mode.is_fixed:
         return FIXED_FACTOR
@@ -424,7 +463,7 @@ def mildest(mode, level):
 
 
 @pyscript_compile
-def per_level(device, actuator, sign):
+def per_level(device: Device, actuator: Actuator, sign: int) -> tuple[float, float] | None:
     """Return (energy (J) of one unit of fill level, greatest power (W)) of filling (1) or emptying (-1).
 
     The energy is the mean over the storage's range, in the mode of most power. None without such a mode.
@@ -446,7 +485,7 @@ def per_level(device, actuator, sign):
 
 
 @pyscript_compile
-def preference(device, actuator):
+def preference(device: Device, actuator: Actuator) -> tuple[float, float, bool]:
     """Return by what actuators are ordered: the one that loses least first, and of those one of few steps."""
     filling, emptying = per_level(device, actuator, 1), per_level(device, actuator, -1)
     needs = filling[0] if filling else math.inf
@@ -460,7 +499,7 @@ def preference(device, actuator):
 
 
 @pyscript_compile
-def worth(found: Any, energy_per_fill_level: float | None = None) -> Any:
+def worth(found: Device, energy_per_fill_level: float | None = None) -> Worth | None:
     """Return what a unit of fill level is worth, or None where no electric power moves it.
 
     `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
@@ -478,11 +517,11 @@ def worth(found: Any, energy_per_fill_level: float | None = None) -> Any:
     if needs and yields:
         share = min(math.sqrt(yields / needs), 1.0)
         return Worth(needs * share, share, share)
-    return Worth(needs or yields, 1.0, 1.0)
+    return Worth(needs or yields or 0.0, 1.0, 1.0)
 
 
 @pyscript_compile
-def of_all(found: Any, sign: int) -> float | None:
+def of_all(found: Device, sign: int) -> float | None:
     """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
     parts = [part for each in found.actuators if (part := per_level(found, each, sign))]
     rate = sum(power / energy for energy, power in parts)
@@ -499,25 +538,25 @@ LEAKAGE, USAGE, TARGETS = (
 
 
 @pyscript_compile
-def missing_message(memory):
+def missing_message(memory: rules.Memory) -> str | None:
     """Return which message is still missing to plan on, or None."""
     return next((each[0] for each in (DESCRIPTION, STATUS) if each not in memory), None)
 
 
 @pyscript_compile
-def valid_from(memory):
+def valid_from(memory: rules.Memory) -> float:
     """Return from when on the description holds."""
-    return memory[DESCRIPTION].valid_from.timestamp()
+    return float(memory[DESCRIPTION].valid_from.timestamp())
 
 
 @pyscript_compile
-def read_device(memory):
+def read_device(memory: rules.Memory) -> Device:
     """Return the device that is described."""
     return read(memory[DESCRIPTION], memory.get(LEAKAGE), memory.get(USAGE), memory.get(TARGETS))
 
 
 @pyscript_compile
-def why_not_plannable(found):
+def why_not_plannable(found: Device) -> str | None:
     """Return why a device cannot be planned, or None."""
     if worth(found) is None:
         return "no operation mode fills or empties it by electric power"
@@ -525,7 +564,13 @@ def why_not_plannable(found):
 
 
 @pyscript_compile
-def read_state(found, memory, heard, plan, now):
+def read_state(
+    found: Device,
+    memory: rules.Memory,
+    heard: transitions.StatusTimes,
+    plan: plans.ModePlan | None,
+    now: float,
+) -> Condition:
     """Return what the device is now: as it told, or as it was told later.
 
     `heard` has when each actuator told its status last; `plan` is the one in force, or None.
@@ -540,6 +585,6 @@ def read_state(found, memory, heard, plan, now):
 
 
 @pyscript_compile
-def last_deadline(found):
+def last_deadline(found: Device) -> float:
     """Return when the last target ends, or 0."""
     return max([end for _start, end, *_levels in found.targets], default=0.0)

@@ -1,11 +1,17 @@
 """Instructions of fill rate based control: of a plan, and those that a user asks for."""
 
 import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from s2python.frbc import FRBCActuatorDescription, FRBCOperationMode
 
 import flexmeasures_cem.control_types.frbc.device as devices
+import flexmeasures_cem.control_types.frbc.plan as frbc_plan
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.errors as errors
+import flexmeasures_s2.rules as rules
 import flexmeasures_s2.texts as texts
 
 INSTRUCTION = "FRBC.Instruction"
@@ -14,7 +20,7 @@ NEXT_SECONDS = 1.0
 
 
 @pyscript_compile
-def instruction_fields(change):
+def instruction_fields(change: transitions.Change) -> dict[str, Any]:
     """Return the fields of the FRBC.Instruction that a Change calls for, but for its ids."""
     return {
         "actuator_id": change.actuator,
@@ -25,20 +31,20 @@ def instruction_fields(change):
 
 
 @pyscript_compile
-def message_type(_change):
+def message_type(_change: transitions.Change) -> str:
     """Return the type of the message that a Change calls for."""
     return INSTRUCTION
 
 
 @pyscript_compile
-def describe(found, change, _now):
+def describe(found: devices.Device, change: transitions.Change, _now: float) -> dict[str, Any]:
     """Return what a Change says, with the label of its operation mode and the power expected (W)."""
     label = transitions.label_of(found.actuators, change)
     return {**instruction_fields(change), "label": label, "power": round(change.power)}
 
 
 @pyscript_compile
-def missed_targets(plan):
+def missed_targets(plan: frbc_plan.Plan) -> list[dict[str, Any]]:
     """Return the fill levels that a plan does not reach: when, what was wanted, and what is expected."""
     return [
         {
@@ -51,12 +57,14 @@ def missed_targets(plan):
 
 
 @pyscript_compile
-def present_changes(found: devices.Device, state: devices.Condition, moment: float) -> list:
+def present_changes(
+    found: devices.Device, state: devices.Condition, moment: float
+) -> list[transitions.Change]:
     """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
     changes = []
     for actuator in found.actuators:
         active = state.actuators[actuator.id]
-        if mode := actuator.modes.get(active.mode):
+        if mode := transitions.mode_of(actuator.modes, active.mode):
             factor = devices.FIXED_FACTOR if mode.is_fixed else active.factor
             power = devices.power_of(devices.element_at(mode, state.level), factor)
             changes.append(transitions.Change(moment, actuator.id, mode.id, factor, power, active))
@@ -64,7 +72,7 @@ def present_changes(found: devices.Device, state: devices.Condition, moment: flo
 
 
 @pyscript_compile
-def refuse_without_description(memory):
+def refuse_without_description(memory: rules.Memory) -> None:
     """Raise InvalidInstruction where nothing is described yet."""
     if devices.DESCRIPTION not in memory:
         raise errors.InvalidInstruction(
@@ -73,7 +81,9 @@ def refuse_without_description(memory):
 
 
 @pyscript_compile
-def checked(memory, state, call, now):
+def checked(
+    memory: rules.Memory, state: devices.Condition | None, call: Mapping[str, Any], now: float
+) -> dict[str, Any]:
     """Return the fields of the FRBC.Instruction that a call asks for; raise InvalidInstruction.
 
     A mode is given by its id or label; without `actuator_id` it is the only actuator's. From the mode
@@ -104,7 +114,7 @@ def checked(memory, state, call, now):
             f"execution_time: {call['execution_time'].isoformat()} is past: leave it out for now"
         )
     if state:
-        check_transition(actuator, mode, is_abnormal, state.actuators[actuator.id], executed)
+        check_transition(actuator, mode, is_abnormal, state.actuators[str(actuator.id)], executed)
     return {
         "id": call.get("id") or call.get("message_id") or str(uuid.uuid4()),
         "actuator_id": actuator.id,
@@ -117,13 +127,13 @@ def checked(memory, state, call, now):
 
 
 @pyscript_compile
-def ids_and_labels(described: list) -> str:
+def ids_and_labels(described: Iterable[transitions.Labelled]) -> str:
     """Return the ids of modes or actuators, with their labels, of the first of them."""
     return texts.few(f"{texts.quoted(each.id)} ({transitions.short_label(each)})" for each in described)
 
 
 @pyscript_compile
-def mode_of(actuator, wanted):
+def mode_of(actuator: FRBCActuatorDescription, wanted: str) -> FRBCOperationMode:
     """Return an actuator's mode by its id or label."""
     modes = actuator.operation_modes
     found = [each for each in modes if each.id == wanted] or [
@@ -138,25 +148,35 @@ def mode_of(actuator, wanted):
 
 
 @pyscript_compile
-def check_transition(actuator, mode, is_abnormal, state, executed):
+def check_transition(
+    actuator: FRBCActuatorDescription,
+    mode: FRBCOperationMode,
+    is_abnormal: bool,
+    state: transitions.Active,
+    executed: float,
+) -> None:
     """Refuse a mode that there is no transition to at a moment, as far as is known."""
-    if state.mode in (None, mode.id) or state.mode not in [each.id for each in actuator.operation_modes]:
+    if state.mode in (None, str(mode.id)):
+        return
+    if state.mode not in [str(each.id) for each in actuator.operation_modes]:
         return
     ways = [
         each
         for each in actuator.transitions
-        if each.from_ == state.mode
+        if str(each.from_) == state.mode
         and each.to == mode.id
         and (is_abnormal or not each.abnormal_condition_only)
     ]
     if not ways:
-        names = {each.id: transitions.short_label(each) for each in actuator.operation_modes}
-        reachable = {names[each.to] for each in actuator.transitions if each.from_ == state.mode}
+        names = {str(each.id): transitions.short_label(each) for each in actuator.operation_modes}
+        reachable = {names[str(each.to)] for each in actuator.transitions if str(each.from_) == state.mode}
         raise errors.InvalidInstruction(
             f"operation_mode: from {names[state.mode]}, which is active, there is no transition to "
-            f"{names[mode.id]}; there is one to {texts.few(sorted(reachable)) or 'none'}"
+            f"{names[str(mode.id)]}; there is one to {texts.few(sorted(reachable)) or 'none'}"
         )
-    free = min(max([state.timers.get(each, 0) for each in way.blocking_timers], default=0) for way in ways)
+    free = min(
+        max([state.timers.get(str(each), 0.0) for each in way.blocking_timers], default=0) for way in ways
+    )
     if free > executed:
         raise errors.InvalidInstruction(
             f"operation_mode: a timer blocks the transition until {plans.moment(free).isoformat()}: give "
@@ -165,7 +185,9 @@ def check_transition(actuator, mode, is_abnormal, state, executed):
 
 
 @pyscript_compile
-def change_of(found, state, given):
+def change_of(
+    found: devices.Device, state: devices.Condition, given: Mapping[str, Any]
+) -> tuple[transitions.Change, devices.Mode] | tuple[None, None]:
     """Return (Change, mode) that an instruction's fields mean, or None twice where no plan may ask for it."""
     actuator = next(each for each in found.actuators if each.id == given["actuator_id"])
     mode = actuator.modes.get(given["operation_mode"])
@@ -174,7 +196,7 @@ def change_of(found, state, given):
     before, factor, at = state.actuators[actuator.id], given["operation_mode_factor"], given["execution_time"]
     power = devices.power_of(devices.element_at(mode, state.level), factor)
     active = transitions.Active(mode.id, factor, at.timestamp(), before.timers)
-    for each in actuator.transitions.get(before.mode, ()):
+    for each in transitions.leaving(actuator, before.mode):
         if each.to == mode.id:
             end = at.timestamp() + each.duration
             timers = {timer: at.timestamp() + actuator.durations[timer] for timer in each.start_timers}

@@ -5,12 +5,15 @@ is left of it on the way in (frbc_device.Worth).
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 import flexmeasures_api.flexible_devices as flexible_devices
+import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.control_types.frbc.device as devices
 import flexmeasures_cem.control_types.frbc.plan as frbc_plan
 import flexmeasures_cem.control_types.operation_modes.model as operation_modes
@@ -18,8 +21,11 @@ import flexmeasures_cem.control_types.operation_modes.modes as modes_of
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.grid as grids
 import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.site as sites
 import flexmeasures_cem.optimisation.storage as storages
+import flexmeasures_cem.optimisation.switching as switching
 
 WATTS = 1000.0
 """W in a kW."""
@@ -66,14 +72,19 @@ SAME_LEVEL = 5e-3
 SHORTEST_SECONDS = 1.0
 """What takes less is left out."""
 NOTHING, MOMENT = 1e-9, 1e-3
+Array = NDArray[np.float64]
+BySegment = list[linear.Expression | None]
+"""What a mode comes to in each segment of the storage; None where it does nothing."""
+FactorsByStep = list[list[tuple[float, float]]]
+"""The (moment, factor) of what is active in each step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Effect:
     """What an operation mode does in a segment at a factor of 0, and of 1 (kW), and its cost (per hour)."""
 
-    rates: tuple
-    powers: tuple
+    rates: tuple[float, float]
+    powers: tuple[float, float]
     cost: float
 
     @property
@@ -94,7 +105,7 @@ Effect = _Effect
 
 
 @pyscript_compile
-def cuts(device: Any, state: Any) -> list[float]:
+def cuts(device: devices.Device, state: devices.Condition) -> list[float]:
     """Return moments (s since 1970) at which an edge of the grid helps.
 
     These are targets, and the ends of what blocks it now, or will do so if it is started at once.
@@ -113,9 +124,9 @@ def cuts(device: Any, state: Any) -> list[float]:
 
 
 @pyscript_compile
-def borders(device: Any, bottom: float, top: float) -> list[float]:
+def borders(device: devices.Device, bottom: float, top: float) -> list[float]:
     """Return the fill levels between which each mode does the same, more or less, from a bottom to a top."""
-    jumps = {}
+    jumps: dict[float, float] = {}
     for actuator in device.actuators:
         for mode in actuator.modes.values():
             scales = [
@@ -135,7 +146,7 @@ def borders(device: Any, bottom: float, top: float) -> list[float]:
 
 
 @pyscript_compile
-def effect(mode: Any, low: float, high: float, unit: float) -> Any:
+def effect(mode: devices.Mode, low: float, high: float, unit: float) -> Effect:
     """Return the Effect of a mode in the mean of its elements between two fill levels."""
     starts = [low, *[min(max(each.bottom, low), high) for each in mode.elements[1:]], high]
     weights = np.diff(starts) / (high - low)
@@ -150,7 +161,7 @@ def effect(mode: Any, low: float, high: float, unit: float) -> Any:
 
 
 @pyscript_compile
-def leakage_of(device: Any, low: float, high: float, unit: float) -> tuple[float, float]:
+def leakage_of(device: devices.Device, low: float, high: float, unit: float) -> tuple[float, float]:
     """Return what leaks (kW) at the range's start, and more for each kWh that is stored: as near as can be.
 
     That is between two fill levels, by least squares.
@@ -169,30 +180,38 @@ def leakage_of(device: Any, low: float, high: float, unit: float) -> tuple[float
     return at_bottom * unit * 3600, slope * 3600
 
 
+@pyscript_compile
+def worth_of(device: devices.Device, energy_per_fill_level_j: float | None) -> devices.Worth:
+    """Return what a unit of fill level is worth; where no electric power moves it, that is no matter."""
+    value = devices.worth(device, energy_per_fill_level_j)
+    return value or devices.Worth(energy_per_fill_level_j or JOULES, 1.0, 1.0)
+
+
 @dataclass(eq=False, repr=False)
 class _Converter:
     """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
 
-    site: Any
-    actuator: Any
-    active: Any
-    effects: Any
-    storage: Any
+    site: sites.Site
+    actuator: devices.Actuator
+    present: transitions.Active
+    effects: list[list[Effect]]
+    storage: storages.Storage
 
     @pyscript_compile
     def __post_init__(self) -> None:
-        site, actuator, active, effects = self.site, self.actuator, self.active, self.effects
+        site, actuator, present, effects = self.site, self.actuator, self.present, self.effects
         self.numbers = {each: number for number, each in enumerate(actuator.modes)}
         idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
-        self.model = operation_modes.ActuatorModel(site, actuator, active, idle)
+        self.model = operation_modes.ActuatorModel(site, actuator, present, idle)
         self.active = self.model.switching.active
-        self.early, self.rests = {}, {}
+        self.early: dict[int, linear.Expression] = {}
+        self.rests: dict[int, transitions.Transition] = {}
         self.share = list(self.model.share)
         for number in range(len(effects)):
-            self._stop_early(number, active)
-        self.run, self.factor = zip(
-            *[self._by_segment(number) for number in range(len(effects))], strict=True
-        )
+            self._stop_early(number)
+        by_mode = [self._by_segment(number) for number in range(len(effects))]
+        self.run = [run for run, _factors in by_mode]
+        self.factor = [factors for _run, factors in by_mode]
         self.powers = [self._output(number, "powers") for number in range(len(effects))]
         self.power = linear.total([sum(each) for each in self.powers], site.grid.count)
         self.model.keep_room([[end for each in both for end in each.powers] for both in effects])
@@ -200,7 +219,7 @@ class _Converter:
         self._pay()
 
     @pyscript_compile
-    def _stop_early(self, number: Any, active: Any) -> None:
+    def _stop_early(self, number: int) -> None:
         """Let a mode that cannot be mild end within a step, for one that rests, where that saves enough.
 
         So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
@@ -211,7 +230,7 @@ class _Converter:
         rest = self._rest_after(number) if is_filling or is_emptying else None
         if rest is None:
             return
-        step, target = rest
+        (step, target), active = rest, self.present
         grid, program = self.site.grid, self.site.program
         blocked = max([self.actuator.durations.get(each, 0.0) for each in step.blocking_timers], default=0.0)
         if blocked > LONGEST_EARLY_STOP:
@@ -240,7 +259,7 @@ class _Converter:
         self.share[target] = self.share[target] + early
 
     @pyscript_compile
-    def _rest_after(self, number: Any) -> Any:
+    def _rest_after(self, number: int) -> tuple[transitions.Transition, int] | None:
         """Return (Transition, number) of the mode to rest in that a mode leads to at once, or None."""
         ids = list(self.numbers)
         found = []
@@ -252,7 +271,7 @@ class _Converter:
         return min(found, key=lambda each: each[:2])[::-1][:2] if found else None
 
     @pyscript_compile
-    def _by_segment(self, number: Any) -> Any:
+    def _by_segment(self, number: int) -> tuple[BySegment, BySegment]:
         """Return which part of each step a mode runs in each segment, and its factors there times that."""
         program, count = self.site.program, self.site.grid.count
         share, factor, effects = self.share[number], self.model.factor[number], self.effects[number]
@@ -264,16 +283,17 @@ class _Converter:
             return [None] * len(effects), [None] * len(effects)
         run = [program.variables(count, 0.0, 1.0) for _segment in effects]
         program.equate(linear.total(run, count), share)
-        factors = [None] * len(effects)
+        factors: BySegment = [None] * len(effects)
         if factor is not None:
-            factors = [program.variables(count, 0.0, 1.0) for _segment in effects]
-            program.equate(linear.total(factors, count), factor)
-            for part, each in zip(run, factors, strict=True):
+            own_factors = [program.variables(count, 0.0, 1.0) for _segment in effects]
+            program.equate(linear.total(own_factors, count), factor)
+            for part, each in zip(run, own_factors, strict=True):
                 program.require(part - each, 0.0)
-        return run, factors
+            factors = [*own_factors]
+        return [*run], factors
 
     @pyscript_compile
-    def _output(self, number: Any, name: Any) -> Any:
+    def _output(self, number: int, name: str) -> list[linear.Expression]:
         """Return what a mode comes to in each segment (kW), by its rates or powers."""
         found = []
         for run, factor, each in zip(
@@ -336,7 +356,7 @@ class _Converter:
         ]
 
     @pyscript_compile
-    def stuck_after(self) -> Any:
+    def stuck_after(self) -> tuple[linear.Expression, linear.Expression]:
         """Return what modes that cannot be left by the end fill the storage with then, and empty (kWh)."""
         filling = emptying = linear.constant([0.0])
         end = self.site.grid.edges[-1]
@@ -355,7 +375,7 @@ class _Converter:
         return filling, emptying
 
     @pyscript_compile
-    def _stuck_seconds(self, way: Any) -> float:
+    def _stuck_seconds(self, way: switching.Way) -> float:
         """Return how long after a Way's begin its target can be left at the earliest (s), 0 if never."""
         steps = self.actuator.transitions.get(list(self.numbers)[way.target], ())
         started = dict(way.starts)
@@ -367,13 +387,13 @@ Converter = _Converter
 
 
 @pyscript_compile
-def is_nothing(effects: Any) -> bool:
+def is_nothing(effects: Iterable[Effect]) -> bool:
     """Return whether a mode neither takes nor moves anything, nor costs."""
     return not any(any(each.rates) or any(each.powers) or each.cost for each in effects)
 
 
 @pyscript_compile
-def as_modelled(actuator: Any, active: Any) -> Any:
+def as_modelled(actuator: devices.Actuator, active: transitions.Active) -> devices.Actuator:
     """Return an actuator with its permitted modes, and that which it is in, with ways between those alone."""
     known = dict(actuator.modes)
     if active.mode is not None and active.mode not in known:
@@ -390,16 +410,16 @@ def as_modelled(actuator: Any, active: Any) -> Any:
 class _StorageModel:
     """A device in the program, whose solution makes its Plan."""
 
-    site: Any
-    device: Any
-    state: Any
-    terms: Any
+    site: sites.Site
+    device: devices.Device
+    state: devices.Condition
+    terms: markets.StorageTerms
 
     @pyscript_compile
     def __post_init__(self) -> None:
         site, device, state = self.site, self.device, self.state
         energy_j, self.cycle_cost = self.terms.energy_per_fill_level_j, self.terms.cycle_cost
-        self.worth = devices.worth(device, energy_j) or devices.Worth(energy_j or JOULES, 1.0, 1.0)
+        self.worth = worth_of(device, energy_j)
         self.unit = self.worth.energy / JOULES
         self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])
         self.lines = [as_it_is(each, state) for each in device.actuators]
@@ -416,7 +436,7 @@ class _StorageModel:
         self._keep_room_at_borders()
 
     @pyscript_compile
-    def of_level(self, level: Any) -> float:
+    def of_level(self, level: float) -> float:
         """Return a fill level in kWh above the start of the storage's range."""
         return (level - self.device.bottom) * self.unit
 
@@ -510,7 +530,7 @@ class _StorageModel:
         )
 
     @pyscript_compile
-    def _go_one_way(self, filling: Any, emptying: Any) -> None:
+    def _go_one_way(self, filling: linear.Expression, emptying: linear.Expression) -> None:
         """Pay for what one actuator empties while another fills."""
         program, grid = self.site.program, self.site.grid
         most = [
@@ -542,7 +562,7 @@ class _StorageModel:
         self.value_per_kwh = worth
 
     @pyscript_compile
-    def follow(self, wanted: Any) -> None:
+    def follow(self, wanted: Sequence[tuple[float, float, float]]) -> None:
         """Pay for what departs from the powers of a schedule (start, end, W), and from its level."""
         site, grid = self.site, self.site.grid
         price = site.priorities.schedule
@@ -586,17 +606,17 @@ class _StorageModel:
         site.program.pay(away * (grid.hours * weights * (per_hour * price)))
 
     @pyscript_compile
-    def _ranges(self) -> Any:
+    def _ranges(self) -> set[tuple[float, float]]:
         """Return the ranges of power (kW) that the actuators can have together."""
         ranges = {(0.0, 0.0)}
         for converter in self.converters:
-            own = {tuple(sorted(each.powers)) for effects in converter.effects for each in effects}
+            own = {(min(each.powers), max(each.powers)) for effects in converter.effects for each in effects}
             sums = {(low + first, high + last) for low, high in ranges for first, last in own}
             ranges = set(sorted(sums)[:MAX_RANGES])
         return ranges
 
     @pyscript_compile
-    def _beyond(self, expression: Any, free: float = 0.0) -> Any:
+    def _beyond(self, expression: linear.Expression, free: float = 0.0) -> linear.Expression:
         """Return how far each function of an Expression is from 0, beyond what is free."""
         if not len(expression.columns):
             return linear.constant(np.maximum(np.abs(expression.constant) - free, 0.0))
@@ -606,16 +626,15 @@ class _StorageModel:
         return beyond
 
     @pyscript_compile
-    def levels_of(self, powers: Any) -> Any:
+    def levels_of(self, powers: Array) -> tuple[Array, Array]:
         """Return the level (kWh) that a schedule's powers (kW) lead to at each edge, and what that counts.
 
         It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
         """
         keeps, found, missed = self.storage, [], 0
         hair, stored = SAME_LEVEL * (keeps.top - keeps.bottom), self.of_level(self.first)
-        for place, (power, length) in enumerate(
-            zip(powers.tolist(), self.site.grid.hours.tolist(), strict=True)
-        ):
+        hours: list[float] = self.site.grid.hours.tolist()
+        for place, (power, length) in enumerate(zip(cast(list[float], powers.tolist()), hours, strict=True)):
             stored = self._stored_after(stored, power, float(self.usage[place]), length)
             low, high = np.fmax(self.lowest[place], keeps.bottom), np.fmin(self.highest[place], keeps.top)
             if stored < self.lowest[place] - hair or stored > self.highest[place] + hair:
@@ -627,7 +646,7 @@ class _StorageModel:
         return np.array(found), weights
 
     @pyscript_compile
-    def _stored_after(self, stored: Any, power: Any, usage: Any, hours: Any) -> float:
+    def _stored_after(self, stored: float, power: float, usage: float, hours: float) -> float:
         """Return the level (kWh) after some hours of a power, and of a usage (kW)."""
         borders = self.storage.borders.tolist()
         last = len(borders) - 2
@@ -645,7 +664,7 @@ class _StorageModel:
         return stored
 
     @pyscript_compile
-    def _rate_for(self, power: Any, segment: Any) -> float:
+    def _rate_for(self, power: float, segment: int) -> float:
         """Return how fast a power fills the storage in a segment (kW), by what loses least with it."""
         sign, left, found = (1 if power > 0 else -1), abs(power), 0.0
         for converter in self.converters:
@@ -662,7 +681,7 @@ class _StorageModel:
         return found
 
     @pyscript_compile
-    def plan(self, solution: Any, market: Any) -> Any:
+    def plan(self, solution: linear.Solution, market: Sequence[markets.Interval]) -> frbc_plan.Plan:
         """Return the frbc_plan.Plan of a solution."""
         told = [told_events(each, solution, self.site.grid, self.storage) for each in self.converters]
         lines, by_actuator = [], {}
@@ -671,8 +690,7 @@ class _StorageModel:
         for actuator, line in zip(self.device.actuators, self.lines, strict=True):
             lines.append([*line, *settings_of(actuator, by_actuator.get(actuator.id, ()))])
         run = devices.run(self.device, self.state.level, lines, self.state.moment, self.end)
-        plan = frbc_plan.Plan(self.state.moment, self.end, [], run.pieces, [], [])
-        plan.starts = [piece[0] for piece in plan.pieces]
+        plan = frbc_plan.Plan(self.state.moment, self.end, [], run.pieces, [])
         changes = []
         for actuator in self.device.actuators:
             events = list(by_actuator.get(actuator.id, ()))
@@ -687,23 +705,23 @@ class _StorageModel:
         return plan
 
     @pyscript_compile
-    def _electricity_cost(self, plan: Any, market: Any) -> float:
+    def _electricity_cost(self, plan: frbc_plan.Plan, market: Sequence[markets.Interval]) -> float:
         """Return what the electricity of a plan costs the site in a market (currency)."""
         cost, place = 0.0, 0
         for interval in market:
-            while place < len(plan.pieces) and plan.pieces[place][1] <= interval.start:
+            while place < len(plan.pieces) and plan.pieces[place].end <= interval.start:
                 place += 1
             at = place
-            while at < len(plan.pieces) and plan.pieces[at][0] < interval.end:
-                start, end, *_levels, power = plan.pieces[at]
-                seconds = min(end, interval.end) - max(start, interval.start)
+            while at < len(plan.pieces) and plan.pieces[at].start < interval.end:
+                piece = plan.pieces[at]
+                seconds = min(piece.end, interval.end) - max(piece.start, interval.start)
                 if seconds > 0:
-                    cost += markets.cost(interval, power, seconds)
+                    cost += markets.cost(interval, piece.power_w, seconds)
                 at += 1
         return cost
 
     @pyscript_compile
-    def _other_cost(self, solution: Any) -> float:
+    def _other_cost(self, solution: linear.Solution) -> float:
         """Return what running and transitions cost (currency)."""
         cost = 0.0
         for each in self.converters:
@@ -720,7 +738,12 @@ StorageModel = _StorageModel
 
 @pyscript_compile
 def add(
-    site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, storage: Any = markets.AS_DESCRIBED
+    site: sites.Site,
+    device: devices.Device,
+    state: devices.Condition,
+    wanted: Sequence[tuple[float, float, float]] | None,
+    _tariffs: modes_of.Tariffs,
+    storage: markets.StorageTerms = markets.AS_DESCRIBED,
 ) -> StorageModel:
     """Add a device to a Site, and return it as part of the program.
 
@@ -742,26 +765,35 @@ class _Event:
     ready: float
     mode: str
     factor: float
-    timers: dict
+    timers: transitions.Timers
 
 
 Event = _Event
 
 
 @pyscript_compile
-def told_events(converter: Any, solution: Any, grid: Any, storage: Any) -> list:
+def told_events(
+    converter: Converter, solution: linear.Solution, grid: grids.TimeGrid, storage: storages.Storage
+) -> list[Event]:
     """Return the Events of an actuator, in order, of a solution."""
     actuator, active = converter.actuator, converter.model.active
     modes = np.argmax([solution.of(each) for each in converter.active], axis=0).tolist()
     ids, factors = list(actuator.modes), factors_of(converter, solution, grid, storage, modes)
-    due = [(move.start, 0, 0, move) for move in moves_of(converter, solution, grid, modes)]
+    due: list[tuple[float, int, int, modes_of.Move | float]] = [
+        (move.start, 0, 0, move) for move in moves_of(converter, solution, grid, modes)
+    ]
     due += [(begin, 1, step, value) for step, listed in enumerate(factors) for begin, value in listed]
     found, timers, mode, factor, ready = [], dict(active.timers), active.mode, active.factor, active.ready
-    for moment, is_factor, step, value in sorted(due, key=lambda each: each[:3]):
-        if not is_factor:
+    for moment, _is_factor, step, value in sorted(due, key=lambda each: each[:3]):
+        if isinstance(value, modes_of.Move):
             mode, ready, timers = value.to, value.end, dict(value.timers)
             factor = arrival_factor(actuator, factors, modes, grid, value)
-        elif mode != ids[modes[step]] or actuator.modes[mode].is_fixed or abs(value - factor) <= SAME_FACTOR:
+        elif (
+            mode is None
+            or mode != ids[modes[step]]
+            or actuator.modes[mode].is_fixed
+            or abs(value - factor) <= SAME_FACTOR
+        ):
             continue
         else:
             factor, moment = value, max(moment, ready)
@@ -773,9 +805,11 @@ def told_events(converter: Any, solution: Any, grid: Any, storage: Any) -> list:
 
 
 @pyscript_compile
-def without_detours(actuator: Any, active: Any, events: list) -> list:
+def without_detours(
+    actuator: devices.Actuator, active: transitions.Active, events: Iterable[Event]
+) -> list[Event]:
     """Return Events without those that go from doing nothing in a mode to nothing in another, and back."""
-    kept: list = []
+    kept: list[Event] = []
     for event in events:
         before = kept[-2] if len(kept) > 1 else active
         if (
@@ -790,9 +824,9 @@ def without_detours(actuator: Any, active: Any, events: list) -> list:
 
 
 @pyscript_compile
-def does_nothing(actuator: Any, setting: Any) -> bool:
+def does_nothing(actuator: devices.Actuator, setting: Event | transitions.Active) -> bool:
     """Return whether a mode with a factor (of an Event, or an Active) neither takes nor moves anything."""
-    mode = actuator.modes.get(setting.mode)
+    mode = transitions.mode_of(actuator.modes, setting.mode)
     return mode is not None and not any(
         devices.power_of(element, setting.factor) or devices.rate_of(element, setting.factor)
         for element in mode.elements
@@ -800,7 +834,13 @@ def does_nothing(actuator: Any, setting: Any) -> bool:
 
 
 @pyscript_compile
-def arrival_factor(actuator: Any, factors: Any, modes: list, grid: Any, move: Any) -> float:
+def arrival_factor(
+    actuator: devices.Actuator,
+    factors: FactorsByStep,
+    modes: Sequence[int],
+    grid: grids.TimeGrid,
+    move: modes_of.Move,
+) -> float:
     """Return the factor that a mode is reached with: where it is only passed, the mildest."""
     mode = actuator.modes[move.to]
     if mode.is_fixed:
@@ -814,7 +854,9 @@ def arrival_factor(actuator: Any, factors: Any, modes: list, grid: Any, move: An
 
 
 @pyscript_compile
-def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
+def moves_of(
+    converter: Converter, solution: linear.Solution, grid: grids.TimeGrid, modes: Sequence[int]
+) -> list[modes_of.Move]:
     """Return the modes.Moves of an actuator, with those that end a step early where they do."""
     moves = converter.model.moves(solution)
     for number, early in converter.early.items():
@@ -846,9 +888,15 @@ def moves_of(converter: Any, solution: Any, grid: Any, modes: list) -> list:
 
 
 @pyscript_compile
-def factors_of(converter: Any, solution: Any, grid: Any, storage: Any, modes: list) -> list:
+def factors_of(
+    converter: Converter,
+    solution: linear.Solution,
+    grid: grids.TimeGrid,
+    storage: storages.Storage,
+    modes: Sequence[int],
+) -> FactorsByStep:
     """Return (moment, factor) of what is active in each step: several where the level changes segment."""
-    found = [[] for _step in modes]
+    found: FactorsByStep = [[] for _step in modes]
     rises = np.diff(solution.of(storage.level)) >= 0
     for number, (effects, runs, factors) in enumerate(
         zip(converter.effects, converter.run, converter.factor, strict=True)
@@ -867,7 +915,7 @@ def factors_of(converter: Any, solution: Any, grid: Any, storage: Any, modes: li
 
 
 @pyscript_compile
-def evened(passed: list, begin: float) -> list:
+def evened(passed: Sequence[tuple[Effect, float, float]], begin: float) -> list[tuple[float, float]]:
     """Return (moment, factor) in each segment that is passed in a step, so that the power stays the same.
 
     Where it cannot in one of them, it comes as near as it can there. Each is an Effect, the time that a
@@ -884,7 +932,8 @@ def evened(passed: list, begin: float) -> list:
         lacks = energy - sum(value * seconds for value, seconds in reached)
         free = sum(seconds for value, seconds in reached if value == power)
         power += lacks / free if free else 0.0
-    found, moment = [], begin
+    moment = begin
+    found: list[tuple[float, float]] = []
     for each, seconds, factor in passed:
         low, high = each.powers
         value = clipped((power - low) / (high - low)) if high != low else clipped(factor)
@@ -896,7 +945,7 @@ def evened(passed: list, begin: float) -> list:
 
 
 @pyscript_compile
-def at(ends: Any, factor: float) -> float:
+def at(ends: tuple[float, float], factor: float) -> float:
     """Return what something is at a factor, of what it is at 0 and at 1."""
     return ends[0] + factor * (ends[1] - ends[0])
 
@@ -908,10 +957,10 @@ def clipped(factor: float) -> float:
 
 
 @pyscript_compile
-def as_it_is(actuator: Any, state: Any) -> list:
+def as_it_is(actuator: devices.Actuator, state: devices.Condition) -> list[devices.Setting]:
     """Return the Settings of an actuator that is told nothing; a transition under way is finished."""
     active = state.actuators[actuator.id]
-    mode = actuator.modes.get(active.mode)
+    mode = transitions.mode_of(actuator.modes, active.mode)
     if active.ready <= state.moment:
         return [devices.Setting(state.moment, mode, active.factor)]
     ready = devices.Setting(active.ready, mode, active.factor)
@@ -919,7 +968,7 @@ def as_it_is(actuator: Any, state: Any) -> list:
 
 
 @pyscript_compile
-def settings_of(actuator: Any, events: Any) -> list:
+def settings_of(actuator: devices.Actuator, events: Iterable[Event]) -> list[devices.Setting]:
     """Return the Settings that Events come to, in order."""
     found = []
     for event in events:
@@ -930,7 +979,9 @@ def settings_of(actuator: Any, events: Any) -> list:
 
 
 @pyscript_compile
-def resting(actuator: Any, active: Any, events: list, end: float, level: float) -> list:
+def resting(
+    actuator: devices.Actuator, active: transitions.Active, events: Sequence[Event], end: float, level: float
+) -> list[Event]:
     """Return the Events that bring an actuator to rest after a plan: to its safest mode that can be reached.
 
     It is the one that moves the fill level least, and could not do otherwise; of those, the one of least
@@ -970,7 +1021,9 @@ def resting(actuator: Any, active: Any, events: list, end: float, level: float) 
 
 
 @pyscript_compile
-def routes_from(actuator: Any, active: Any, moment: float) -> dict:
+def routes_from(
+    actuator: devices.Actuator, active: transitions.Active, moment: float
+) -> dict[str, transitions.Route]:
     """Return the routes from what an actuator is in; where that is not known, each mode is at hand."""
     if active.mode is None:
         return {
@@ -988,16 +1041,16 @@ def routes_from(actuator: Any, active: Any, moment: float) -> dict:
 
 
 @pyscript_compile
-def started(actuator: Any, origin: Any, step: Any) -> dict:
+def started(actuator: devices.Actuator, origin: str | None, step: transitions.Step) -> transitions.Timers:
     """Return when each timer finishes that a transitions.Step starts."""
-    for each in actuator.transitions.get(origin, ()):
+    for each in transitions.leaving(actuator, origin):
         if each.to == step.to:
             return {timer: step.start + actuator.durations[timer] for timer in each.start_timers}
     return {}
 
 
 @pyscript_compile
-def change_of(actuator: Any, event: Any, plan: Any) -> Any:
+def change_of(actuator: devices.Actuator, event: Event, plan: frbc_plan.Plan) -> transitions.Change:
     """Return the Change that an Event is."""
     element = devices.element_at(actuator.modes[event.mode], frbc_plan.level_at(plan, event.moment))
     power = devices.power_of(element, event.factor)
@@ -1006,17 +1059,19 @@ def change_of(actuator: Any, event: Any, plan: Any) -> Any:
 
 
 @pyscript_compile
-def without_repeats(device: Any, state: Any, changes: list) -> list:
+def without_repeats(
+    device: devices.Device, state: devices.Condition, changes: Iterable[transitions.Change]
+) -> list[transitions.Change]:
     """Return Changes in order of time, without those that change nothing."""
-    kept, last = [], {}
+    kept = []
+    last: dict[str | None, tuple[str | None, float]] = {}
     for actuator in device.actuators:
         active = state.actuators[actuator.id]
-        mode = actuator.modes.get(active.mode)
-        if mode:
+        if mode := transitions.mode_of(actuator.modes, active.mode):
             last[actuator.id] = mode.id, devices.FIXED_FACTOR if mode.is_fixed else active.factor
     for change in sorted(changes, key=lambda each: each.moment):
-        mode, factor = last.get(change.actuator, (None, 0.0))
-        if mode != change.mode or abs(factor - change.factor) > SAME_FACTOR:
+        mode_id, factor = last.get(change.actuator, (None, 0.0))
+        if mode_id != change.mode or abs(factor - change.factor) > SAME_FACTOR:
             last[change.actuator] = change.mode, change.factor
             kept.append(change)
     return kept
@@ -1029,13 +1084,15 @@ ALMOST = 0.98
 
 
 @pyscript_compile
-def flex_model(found, state, means, window):
+def flex_model(
+    found: devices.Device, state: devices.Condition, means: base.PlanningSensors, window: base.PlanningWindow
+) -> flexible_devices.Storage:
     """Return the device as FlexMeasures' problem: a Storage, over a Window.
 
     The first interval has begun: only what is left of it counts, so its powers are means over all of it.
     That is not so with operation modes, which are asked for where power has steps.
     """
-    value = devices.worth(found, means.energy)
+    value = worth_of(found, means.energy)
     start, step, end = window.start, window.step, window.end
     energy = value.energy / 3600
     span = found.top - found.bottom
@@ -1044,7 +1101,7 @@ def flex_model(found, state, means, window):
     left = 1.0 if modes else window.left
     keeps = storage_efficiency(found, step)
 
-    def of_level(level):
+    def of_level(level: float) -> float:
         return min(max(level - found.bottom, 0.0), span) * energy
 
     wishes = [
@@ -1085,7 +1142,9 @@ def flex_model(found, state, means, window):
 
 
 @pyscript_compile
-def less_at_first(power, left, start, step, end):
+def less_at_first(
+    power: float, left: float, start: float, step: float, end: float
+) -> float | list[flexible_devices.PowerSpan]:
     """Return a power, or Spans where only a part (`left`) of the first interval is left."""
     if left >= 1.0 or not power:
         return power
@@ -1096,7 +1155,7 @@ def less_at_first(power, left, start, step, end):
 
 
 @pyscript_compile
-def storage_efficiency(found, step):
+def storage_efficiency(found: devices.Device, step: float) -> float:
     """Return what a step (s) leaves of the state of charge, by leakage.
 
     FlexMeasures' losses are a fixed share of what is stored; S2's are a rate for each range of fill levels.
@@ -1111,7 +1170,9 @@ def storage_efficiency(found, step):
 
 
 @pyscript_compile
-def soc_usage(found, energy, now, start, step, end):
+def soc_usage(
+    found: devices.Device, energy: float, now: float, start: float, step: float, end: float
+) -> list[float]:
     """Return the mean power (W) of the usage forecast in each step, from now on."""
     powers = []
     coming = [each for each in found.usage if each[1] > now and each[0] < end and each[2]]
@@ -1128,12 +1189,21 @@ def soc_usage(found, energy, now, start, step, end):
 
 
 @pyscript_compile
-def coverable(powers, soc, gain, first_gain, keeps, full, step):
+def coverable(
+    powers: Iterable[float],
+    soc: float,
+    gain: float,
+    first_gain: float,
+    keeps: float,
+    full: float,
+    step: float,
+) -> list[float]:
     """Return the usage (W) that the device can serve: FlexMeasures has no plan at all for more.
 
     `soc` is the state of charge (Wh) now, `gain` what a step of full power adds to it.
     """
-    served, hours = [], step / 3600
+    hours = step / 3600
+    served: list[float] = []
     for power in powers:
         most = soc * keeps + (gain if served else first_gain)
         taken = min(power, ALMOST * most / hours)
@@ -1143,7 +1213,7 @@ def coverable(powers, soc, gain, first_gain, keeps, full, step):
 
 
 @pyscript_compile
-def power_ranges(found):
+def power_ranges(found: devices.Device) -> list[tuple[float, float]]:
     """Return the ranges of power of a device whose power has steps, else nothing.
 
     That is so for one actuator with a gap between its powers; several share the power among them.
@@ -1152,4 +1222,4 @@ def power_ranges(found):
         return []
     middle = (found.bottom + found.top) / 2
     elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
-    return sorted({tuple(sorted(each.powers)) for each in elements})
+    return sorted({(min(each.powers), max(each.powers)) for each in elements})

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from s2python.frbc import FRBCActuatorStatus
+
+import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.control_types.frbc.device as devices
 import flexmeasures_cem.control_types.frbc.plan as frbc_plan
 import flexmeasures_cem.control_types.plans as plans
@@ -11,13 +14,13 @@ LEVEL_TOLERANCE = 0.02
 
 
 @pyscript_compile
-def planned_power(plan, start, length):
+def planned_power(plan: frbc_plan.Plan | None, start: float, length: float) -> float:
     """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
-    return frbc_plan.mean_power(plan, start, start + length) if plan else 0.0
+    return plans.mean_power(plan, start, start + length) if plan else 0.0
 
 
 @pyscript_compile
-def deviation(found, plan, message, now):
+def deviation(found: devices.Device, plan: frbc_plan.Plan, message: Any, now: float) -> str | None:
     """Return how a status departs from what the plan expects of the device now, or None."""
     kind = message.message_type
     if kind == devices.STATUS[0]:
@@ -28,17 +31,16 @@ def deviation(found, plan, message, now):
 
 
 @pyscript_compile
-def has_changed(found, state, message):
+def has_changed(found: devices.Device, state: devices.Condition, message: Any) -> bool:
     """Tell whether a status tells of another fill level than a plan was asked for."""
     tolerance = LEVEL_TOLERANCE * (found.top - found.bottom)
-    return (
-        message.message_type == devices.STATUS[0]
-        and abs(message.present_fill_level - state.level) > tolerance
-    )
+    if message.message_type != devices.STATUS[0]:
+        return False
+    return bool(abs(message.present_fill_level - state.level) > tolerance)
 
 
 @pyscript_compile
-def level_deviation(found, plan, level, now):
+def level_deviation(found: devices.Device, plan: frbc_plan.Plan, level: float, now: float) -> str | None:
     """Tell where a fill level is not what is expected."""
     expected = frbc_plan.level_at(plan, now)
     if abs(level - expected) > LEVEL_TOLERANCE * (found.top - found.bottom):
@@ -47,13 +49,15 @@ def level_deviation(found, plan, level, now):
 
 
 @pyscript_compile
-def mode_deviation(found, plan, message, now):
+def mode_deviation(
+    found: devices.Device, plan: frbc_plan.Plan, message: FRBCActuatorStatus, now: float
+) -> str | None:
     """Tell where an actuator does not do what it was told; what it did shortly before counts too."""
     told = [each for each in plan.changes if each.actuator == message.actuator_id and each.moment <= now]
     actuator = next((each for each in found.actuators if each.id == message.actuator_id), None)
     if actuator is None or not told or now - told[-1].moment < plans.LAG_SECONDS:
         return None
-    mode = actuator.modes.get(message.active_operation_mode_id)
+    mode = actuator.modes.get(str(message.active_operation_mode_id))
     last = told[-1]
     if mode is None:
         return "an operation mode is active that no instruction may ask for"
@@ -68,7 +72,7 @@ def mode_deviation(found, plan, message, now):
 
 
 @pyscript_compile
-def power_deviation(found, plan, power, now):
+def power_deviation(found: devices.Device, plan: frbc_plan.Plan, power: float, now: float) -> str | None:
     """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
     recently = [frbc_plan.power_at(plan, now - plans.LAG_SECONDS * part) for part in (0, 0.5, 1)]
     departs = [plans.power_deviation(power, each, power_tolerance(found)) for each in recently]
@@ -76,13 +80,13 @@ def power_deviation(found, plan, power, now):
 
 
 @pyscript_compile
-def power_tolerance(found):
+def power_tolerance(found: devices.Device) -> float:
     """Return by how much a power may depart from the plan (W)."""
     return plans.power_tolerance(max(found.most, found.least))
 
 
 @pyscript_compile
-def resumed(found: devices.Device, plan: frbc_plan.Plan, told: Any) -> frbc_plan.Plan | None:
+def resumed(found: devices.Device, plan: frbc_plan.Plan, told: base.Reconnection) -> frbc_plan.Plan | None:
     """Return a plan that a device goes on with after its Return, or None where it cannot."""
     state = devices.read_state(found, told.memory, told.heard, None, told.now)
     if level_deviation(found, plan, state.level, told.now):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import flexmeasures_cem.control_types.frbc.device as devices
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
+import flexmeasures_cem.control_types.plans as plans
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ Target = _Target
 class _Plan:
     """Changes in order, what is expected of the device (pieces as a Run has them), and missed targets.
 
-    `starts` is when each piece starts. After `end` the device stays at rest. `cost` is what is expected
+    After `end` the device stays at rest. `cost` is what is expected
     to be paid (currency), `other_cost` the part of it that is not for electricity. The storage gains
     `gained_kwh` until the end, of which one is worth `value_per_kwh` then (currency).
     """
@@ -41,8 +42,7 @@ class _Plan:
     start: float
     end: float
     changes: list[transitions.Change]
-    pieces: list[tuple[float, float, float, float, float]]
-    starts: list[float]
+    pieces: list[devices.LevelPiece]
     missed: list[Target]
     cost: float = 0.0
     other_cost: float = 0.0
@@ -54,7 +54,7 @@ Plan = _Plan
 
 
 @pyscript_compile
-def missed_targets(device, plan):
+def missed_targets(device: devices.Device, plan: Plan) -> list[Target]:
     """Return the targets that a plan does not meet, and where the storage runs dry or over."""
     hair = 1.5 * devices.MARGIN * (device.top - device.bottom)
     found = []
@@ -74,49 +74,42 @@ def missed_targets(device, plan):
 
 
 @pyscript_compile
-def mean_lack(plan, first, last, lowest, highest):
+def mean_lack(plan: Plan, first: float, last: float, lowest: float, highest: float) -> float:
     """Return how far the fill level is outside a range in the mean of some time."""
     total = 0.0
-    for start, end, before, after, _power in plan.pieces:
-        length = min(end, last) - max(start, first)
+    for piece in plan.pieces:
+        length = min(piece.end, last) - max(piece.start, first)
         if length > 0:
-            level = (before + after) / 2
+            level = (piece.start_level + piece.end_level) / 2
             total += length * max(lowest - level, level - highest, 0.0)
     return total / (last - first) if last > first else 0.0
 
 
 @pyscript_compile
-def levels_between(plan, first, last):
+def levels_between(plan: Plan, first: float, last: float) -> list[tuple[float, float]]:
     """Return (moment, fill level) at a time's start and end, and at each piece's border in between."""
     found = [(first, level_at(plan, first)), (last, level_at(plan, last))]
-    for start, _end, level, _after, _power in plan.pieces:
-        if first < start < last:
-            found.append((start, level))
+    for piece in plan.pieces:
+        if first < piece.start < last:
+            found.append((piece.start, piece.start_level))
     return found
 
 
 @pyscript_compile
-def piece_at(plan, moment):
+def piece_at(plan: Plan, moment: float) -> devices.LevelPiece:
     """Return the piece that a moment is in, or the first, or the last."""
-    return plan.pieces[max(0, bisect_right(plan.starts, moment) - 1)]
+    return plan.pieces[max(0, bisect_right(plan.pieces, moment, key=plans.start_of) - 1)]
 
 
 @pyscript_compile
-def level_at(plan, moment):
+def level_at(plan: Plan, moment: float) -> float:
     """Return the fill level that is expected at a moment."""
-    start, end, level, after, _power = piece_at(plan, moment)
-    share = min(max((moment - start) / (end - start), 0.0), 1.0)
-    return level + share * (after - level)
+    piece = piece_at(plan, moment)
+    share = min(max((moment - piece.start) / (piece.end - piece.start), 0.0), 1.0)
+    return piece.start_level + share * (piece.end_level - piece.start_level)
 
 
 @pyscript_compile
-def power_at(plan, moment):
+def power_at(plan: Plan, moment: float) -> float:
     """Return the power (W) that is expected at a moment."""
-    return piece_at(plan, moment)[4]
-
-
-@pyscript_compile
-def mean_power(plan, start, end):
-    """Return the mean power (W) that is expected from one moment to another."""
-    energy = sum(piece[4] * max(0.0, min(piece[1], end) - max(piece[0], start)) for piece in plan.pieces)
-    return energy / (end - start)
+    return piece_at(plan, moment).power_w

@@ -1,17 +1,20 @@
 """Operation modes in the site model: the ways between them, and what each comes to by its factor."""
 
 from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 import flexmeasures_cem.control_types.operation_modes.modes as modes
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.site as sites
 import flexmeasures_cem.optimisation.switching as switching
 
 LONGEST_CHAIN = 3
@@ -33,14 +36,20 @@ IDLING_FACTOR = 0.05
 SAME_FACTOR = 1e-6
 """Factors that differ by less are the same."""
 
+Array = NDArray[np.float64]
+EndsOverTime = Sequence[float] | Sequence[Array]
+"""What a mode comes to at a factor of 0, and of 1: numbers, or arrays over the steps."""
+Numbers = Mapping[str | None, int]
+"""The number of each mode of an actuator by its id; an unknown mode (None) is not among them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Chain:
     """Transitions one after the other: `moments` are when each begins, in seconds after the first."""
 
     origin: str | None
-    steps: tuple
-    moments: tuple
+    steps: tuple[transitions.Transition, ...]
+    moments: tuple[float, ...]
 
     @property
     @pyscript_compile
@@ -53,7 +62,7 @@ Chain = _Chain
 
 
 @pyscript_compile
-def chains_of(actuator: Any) -> list:
+def chains_of(actuator: transitions.Actuator) -> list[Chain]:
     """Return the Chains between an actuator's modes that pass none twice: the direct ones first."""
     direct = [
         Chain(origin=origin, steps=(step,), moments=(0.0,))
@@ -77,13 +86,13 @@ def chains_of(actuator: Any) -> list:
 
 
 @pyscript_compile
-def seconds_of(chain: Any) -> float:
+def seconds_of(chain: Chain) -> float:
     """Return how long a Chain takes."""
     return chain.seconds
 
 
 @pyscript_compile
-def extended(actuator: Any, chain: Any, step: Any) -> Any:
+def extended(actuator: transitions.Actuator, chain: Chain, step: transitions.Transition) -> Chain | None:
     """Return a Chain with one more transition, or None where that would have to wait, or turn back."""
     passed = {chain.origin, *[each.to for each in chain.steps]}
     started = {timer for each in chain.steps for timer in each.start_timers}
@@ -95,9 +104,10 @@ def extended(actuator: Any, chain: Any, step: Any) -> Any:
 
 
 @pyscript_compile
-def way_of(actuator: Any, numbers: dict, chain: Any) -> Any:
+def way_of(actuator: transitions.Actuator, numbers: Numbers, chain: Chain) -> switching.Way:
     """Return the switching.Way that a Chain is."""
-    starts, blocked_by = {}, {}
+    starts: dict[str, float] = {}
+    blocked_by: dict[str, float] = {}
     for step, moment in zip(chain.steps, chain.moments, strict=True):
         for timer in step.blocking_timers:
             blocked_by.setdefault(timer, moment)
@@ -105,7 +115,7 @@ def way_of(actuator: Any, numbers: dict, chain: Any) -> Any:
             starts[timer] = moment + actuator.durations[timer]
     blocking = blocking_timers(actuator)
     return switching.Way(
-        origin=numbers[chain.origin],
+        origin=numbers.get(chain.origin),
         target=numbers[chain.steps[-1].to],
         seconds=chain.seconds,
         cost=sum(step.cost for step in chain.steps),
@@ -116,12 +126,12 @@ def way_of(actuator: Any, numbers: dict, chain: Any) -> Any:
 
 
 @pyscript_compile
-def ways_of(actuator: Any, numbers: dict) -> list:
+def ways_of(actuator: transitions.Actuator, numbers: Numbers) -> list[tuple[switching.Way, Chain]]:
     """Return (Way, Chain) of each way between an actuator's modes that is worth a look."""
     ways = [(way_of(actuator, numbers, chain), chain) for chain in chains_of(actuator)]
     if len(actuator.modes) <= MAX_CHAINED_MODES:
         return ways
-    direct: dict = {}
+    direct: dict[tuple[int | None, int], list[switching.Way]] = {}
     for way, chain in ways:
         if len(chain.steps) == 1:
             direct.setdefault((way.origin, way.target), []).append(replace(way, starts=()))
@@ -134,14 +144,14 @@ def ways_of(actuator: Any, numbers: dict) -> list:
 
 
 @pyscript_compile
-def blocking_timers(actuator: Any) -> set:
+def blocking_timers(actuator: transitions.Actuator) -> set[str]:
     """Return the ids of the timers that block any transition."""
     listed = [step for steps in actuator.transitions.values() for step in steps]
     return {timer for step in listed for timer in step.blocking_timers}
 
 
 @pyscript_compile
-def ways_in(actuator: Any, numbers: dict) -> list:
+def ways_in(actuator: transitions.Actuator, numbers: Numbers) -> list[tuple[switching.Way, Chain]]:
     """Return a (Way, Chain) to each permitted mode from an unknown one, which may take as long as any."""
     found = []
     for mode in actuator.modes.values():
@@ -152,12 +162,12 @@ def ways_in(actuator: Any, numbers: dict) -> list:
         duration = max([each.duration for each in listed], default=0.0)
         step = transitions.Transition(mode.id, duration, timers, (), 0.0)
         chain = Chain(origin=None, steps=(step,), moments=(0.0,))
-        found.append((way_of(actuator, {None: None} | numbers, chain), chain))
+        found.append((way_of(actuator, numbers, chain), chain))
     return found
 
 
 @pyscript_compile
-def is_permitted(mode: Any) -> bool:
+def is_permitted(mode: transitions.Mode) -> bool:
     """Return whether a mode is not for an abnormal condition only."""
     return getattr(mode, "is_permitted", True)
 
@@ -173,37 +183,39 @@ class _ActuatorModel:
     With `is_momentary`, `momentary[n]` is the factor in each step as it is while the mode runs.
     """
 
-    site: Any
-    actuator: Any
-    active: Any
-    idle: Any = ()
-    is_momentary: Any = False
+    site: sites.Site
+    actuator: transitions.Actuator
+    active: transitions.Active
+    idle_modes: Collection[str] = ()
+    is_momentary: bool = False
 
     @pyscript_compile
     def __post_init__(self) -> None:
-        """Begin with an Active; `idle` are the ids of modes that take and supply nothing at any factor."""
-        site, actuator, active, idle = self.site, self.actuator, self.active, self.idle
-        numbers = {mode: number for number, mode in enumerate(actuator.modes)}
+        """Begin with an Active; `idle_modes` are the ids of modes that take and supply nothing."""
+        site, actuator, active = self.site, self.actuator, self.active
+        numbers: dict[str | None, int] = {mode: number for number, mode in enumerate(actuator.modes)}
         mode = numbers.get(active.mode)
         ways = ways_of(actuator, numbers)
         if mode is None:
             ways += ways_in(actuator, numbers)
         self.chains = {id(way): chain for way, chain in ways}
         self.ways = [way for way, _chain in ways]
-        self.idle = {numbers[each] for each in idle}
+        self.idle = {numbers[each] for each in self.idle_modes}
         present = switching.Present(mode=mode, ready=active.ready, timers=active.timers)
         self.switching = switching.Switching(
             site.program, site.grid, len(numbers), self.ways, present, self.idle, self.is_momentary
         )
         self.share, self.running = self.switching.share, self.switching.running
-        self.factor, self.momentary, self.products = [], [], {}
+        self.factor: list[linear.Expression | None] = []
+        self.momentary: list[linear.Expression | None] = []
+        self.products: dict[int, linear.Expression] = {}
         for number, each in enumerate(actuator.modes.values()):
             self._vary(number, each)
             if not is_permitted(each):
                 site.program.pay(self.share[number] * site.grid.hours * site.priorities.abnormal)
 
     @pyscript_compile
-    def _vary(self, number, mode):
+    def _vary(self, number: int, mode: transitions.Mode) -> None:
         """Let the factor of a mode vary between steps, where that saves something."""
         if mode.is_fixed:
             self.factor.append(None)
@@ -229,7 +241,9 @@ class _ActuatorModel:
         self.momentary.append(momentary)
 
     @pyscript_compile
-    def _product(self, factor, taken, parts):
+    def _product(
+        self, factor: linear.Expression, taken: linear.Expression, parts: Array
+    ) -> linear.Expression:
         """Return a factor in the steps of which a way takes some part, where it is taken, else 0."""
         program, [where] = self.site.program, np.nonzero(parts)
         factor, taken = factor[where], taken[where]
@@ -240,7 +254,7 @@ class _ActuatorModel:
         return product.gathered(where, np.arange(len(where)), 1.0, len(parts))
 
     @pyscript_compile
-    def prefer_idle(self, nothing_at):
+    def prefer_idle(self, nothing_at: Iterable[float | None]) -> None:
         """Make idle modes preferable to others that take nothing.
 
         `nothing_at` has the factor, 0 or 1, at which each takes nothing, or None.
@@ -253,7 +267,7 @@ class _ActuatorModel:
                 self.site.program.pay(idling * self.site.grid.hours * IDLING_COST)
 
     @pyscript_compile
-    def output(self, ends):
+    def output(self, ends: Sequence[EndsOverTime]) -> linear.Expression:
         """Return the mean in each step of what the modes come to together, as an Expression.
 
         `ends` has what each comes to at a factor of 0 and of 1: numbers, or arrays over the steps.
@@ -261,7 +275,7 @@ class _ActuatorModel:
         return self._output(ends, self.share, self.factor)
 
     @pyscript_compile
-    def keep_room(self, ends):
+    def keep_room(self, ends: Sequence[Sequence[float]]) -> None:
         """Keep room within the site's limits for what a mode has at once, where a way takes part of a step.
 
         `ends` has the power (kW) of each mode at a factor of 0 and of 1: the greater counts.
@@ -278,12 +292,12 @@ class _ActuatorModel:
                 self.site.exceed(direction, linear.total(beyond, self.site.grid.count))
 
     @pyscript_compile
-    def momentary_output(self, ends):
+    def momentary_output(self, ends: Sequence[EndsOverTime]) -> linear.Expression:
         """Return what the modes come to together in each step while no way is taken, as an Expression."""
         return self._output(ends, self.running, self.momentary)
 
     @pyscript_compile
-    def losses(self, ends):
+    def losses(self, ends: Sequence[Sequence[float]]) -> list[tuple[linear.Expression, Array]]:
         """Return (what a mode would come to, part of the step) for each way that it does not run on.
 
         Both are for all steps, the first where the way is taken.
@@ -299,7 +313,12 @@ class _ActuatorModel:
         return found
 
     @pyscript_compile
-    def _output(self, ends, shares, factors):
+    def _output(
+        self,
+        ends: Sequence[EndsOverTime],
+        shares: Sequence[linear.Expression],
+        factors: Sequence[linear.Expression | None],
+    ) -> linear.Expression:
         """Return what modes come to that run for some share of each step, with some factors."""
         parts = []
         for (low, high), share, factor in zip(ends, shares, factors, strict=True):
@@ -311,7 +330,7 @@ class _ActuatorModel:
         return linear.total(parts, self.site.grid.count)
 
     @pyscript_compile
-    def moves(self, solution):
+    def moves(self, solution: linear.Solution) -> list[modes.Move]:
         """Return the modes.Moves (transitions with their moments) of a solution, in order.
 
         What is still blocked for some seconds then is put off so long.
@@ -328,7 +347,7 @@ class _ActuatorModel:
         return found
 
     @pyscript_compile
-    def factors(self, solution):
+    def factors(self, solution: linear.Solution) -> dict[str, Array]:
         """Return the factor of each mode (by its id) in each step, as an array; of fixed ones none.
 
         Where a mode does not run, its factor is the one before, or else the one that follows.
@@ -337,10 +356,10 @@ class _ActuatorModel:
         for mode, share, factor in zip(self.actuator.modes, self.share, self.factor, strict=True):
             if factor is None:
                 continue
-            part = solution.of(share)
+            part: Array = solution.of(share)
             [runs] = np.nonzero(part > 1e-6)
             if len(runs):
-                values = np.clip(np.round(solution.of(factor)[runs] / part[runs], 9), 0.0, 1.0)
+                values: Array = np.clip(np.round(solution.of(factor)[runs] / part[runs], 9), 0.0, 1.0)
                 latest = np.maximum(np.searchsorted(runs, np.arange(len(part)), "right") - 1, 0)
                 found[mode] = values[latest]
             else:
@@ -349,10 +368,12 @@ class _ActuatorModel:
 
 
 ActuatorModel = _ActuatorModel
+Part = tuple[ActuatorModel, list[modes.Move]]
+"""An actuator's ActuatorModel, and its Moves by a solution."""
 
 
 @pyscript_compile
-def cuts(actuators: list, actives: list) -> list:
+def cuts(actuators: Sequence[transitions.Actuator], actives: Sequence[transitions.Active]) -> list[float]:
     """Return moments (s since 1970) at which an edge of the grid lets actuators go on at once."""
     ends = set()
     for actuator, active in zip(actuators, actives, strict=True):
@@ -363,9 +384,15 @@ def cuts(actuators: list, actives: list) -> list:
 
 
 @pyscript_compile
-def priced(model: Any, tariffs: dict) -> Any:
+def actuator_of(model: ActuatorModel) -> modes.Actuator:
+    """Return the actuator of an ActuatorModel of OMBC or DDBC."""
+    return cast(modes.Actuator, model.actuator)
+
+
+@pyscript_compile
+def priced(model: ActuatorModel, tariffs: modes.Tariffs) -> linear.Expression:
     """Return the power (kW, an Expression) of an ActuatorModel with modes.Modes, and pay for all else."""
-    described = model.actuator.modes.values()
+    described = actuator_of(model).modes.values()
     costs = model.output([modes.other_cost(each, tariffs) for each in described])
     model.site.program.pay(costs * model.site.grid.hours)
     model.prefer_idle([nothing_at(each) for each in described])
@@ -375,7 +402,7 @@ def priced(model: Any, tariffs: dict) -> Any:
 
 
 @pyscript_compile
-def idle(actuator: Any) -> set:
+def idle(actuator: modes.Actuator) -> set[str]:
     """Return the ids of those modes (modes.Mode) that take, supply and cost nothing at any factor."""
     return {
         each.id
@@ -385,7 +412,7 @@ def idle(actuator: Any) -> set:
 
 
 @pyscript_compile
-def nothing_at(mode: Any) -> float | None:
+def nothing_at(mode: modes.Mode) -> float | None:
     """Return the factor, 0 or 1, at which a modes.Mode takes and supplies nothing, or None."""
     for place in (0, 1):
         if not any(ends[place] for ends in mode.ends):
@@ -399,16 +426,18 @@ class _Piece:
 
     start: float
     end: float
-    modes: tuple
-    factors: tuple
-    interval: Any
+    modes: tuple[str | None, ...]
+    factors: tuple[float, ...]
+    interval: markets.Interval
 
 
 Piece = _Piece
 
 
 @pyscript_compile
-def pieces_of(parts: list, solution: Any, market: list) -> list:
+def pieces_of(
+    parts: Sequence[Part], solution: linear.Solution, market: Sequence[markets.Interval]
+) -> list[Piece]:
     """Return the Pieces of a solution, in order; `parts` has each actuator's ActuatorModel with its Moves."""
     first, last = market[0].start, market[-1].end
     lines = [line_of(model, moves, solution) for model, moves in parts]
@@ -428,7 +457,9 @@ def pieces_of(parts: list, solution: Any, market: list) -> list:
 
 
 @pyscript_compile
-def line_of(model: Any, moves: list, solution: Any) -> list:
+def line_of(
+    model: ActuatorModel, moves: Sequence[modes.Move], solution: linear.Solution
+) -> list[tuple[float, str | None, float]]:
     """Return (start, mode or None, factor) of an actuator in order, from a solution's factors."""
     edges, factors = model.site.grid.starts.tolist(), model.factors(solution)
     active = model.active
@@ -453,50 +484,58 @@ def line_of(model: Any, moves: list, solution: Any) -> list:
 
 
 @pyscript_compile
-def plan_of(state: Any, models: list, tariffs: dict, solution: Any, market: list) -> Any:
+def plan_of(
+    state: modes.Condition,
+    models: Sequence[ActuatorModel],
+    tariffs: modes.Tariffs,
+    solution: linear.Solution,
+    market: Sequence[markets.Interval],
+) -> tuple[plans.Plan, list[Piece]]:
     """Return (plans.Plan, Pieces) of a solution; `models` are those of a device's actuators (modes.Modes)."""
     parts = [(model, model.moves(solution)) for model in models]
     pieces = pieces_of(parts, solution, market)
-    powers = [(each.start, each.end, power_of(models, each)) for each in pieces]
+    powers = [plans.PowerPiece(each.start, each.end, power_of(models, each)) for each in pieces]
     electricity_cost, other = 0.0, sum(move.cost for _model, moves in parts for move in moves)
-    for each, (start, end, power) in zip(pieces, powers, strict=True):
-        electricity_cost += markets.cost(each.interval, power, end - start)
-        other += other_cost(models, each, tariffs) * (end - start) / 3600
+    for each, power in zip(pieces, powers, strict=True):
+        seconds = each.end - each.start
+        electricity_cost += markets.cost(each.interval, power.power_w, seconds)
+        other += other_cost(models, each, tariffs) * seconds / 3600
     changes = [
         change for place, (model, moves) in enumerate(parts) for change in told(model, place, moves, pieces)
     ]
     changes.sort(key=moment_of)
     if state.moment < pieces[0].start:
-        powers.insert(0, (state.moment, pieces[0].start, power_before(models, state.moment)))
+        before = power_before(models, state.moment)
+        powers.insert(0, plans.PowerPiece(state.moment, pieces[0].start, before))
     cost = electricity_cost + other
-    made = plans.Plan(state.moment, pieces[-1].end, changes, merged(powers), [], cost, other)
+    made = plans.Plan(state.moment, pieces[-1].end, changes, plans.merged(powers), [], cost, other)
     return made, pieces
 
 
 @pyscript_compile
-def moment_of(change: Any) -> float:
+def moment_of(change: transitions.Change) -> float:
     """Return the moment of a change."""
     return change.moment
 
 
 @pyscript_compile
-def settings_of(models: list, piece: Any) -> list:
+def settings_of(models: Sequence[ActuatorModel], piece: Piece) -> list[tuple[modes.Mode, float]]:
     """Return (modes.Mode, factor) of each actuator that is in a mode in a Piece."""
     return [
-        (model.actuator.modes[mode], factor)
+        (actuator_of(model).modes[mode], factor)
         for model, mode, factor in zip(models, piece.modes, piece.factors, strict=True)
         if mode is not None
     ]
 
 
 @pyscript_compile
-def power_of(models: list, piece: Any) -> float:
+def power_of(models: Sequence[ActuatorModel], piece: Piece) -> float:
     """Return the power (W) of all actuators in a Piece."""
     return sum(modes.at(mode.powers, factor) for mode, factor in settings_of(models, piece))
 
 
 @pyscript_compile
-def other_cost(models: list, piece: Any, tariffs: dict) -> float:
+def other_cost(models: Sequence[ActuatorModel], piece: Piece, tariffs: modes.Tariffs) -> float:
     """Return what a Piece costs in an hour (currency), but for electricity."""
     return sum(
         modes.at(modes.other_cost(mode, tariffs), factor) for mode, factor in settings_of(models, piece)
@@ -504,28 +543,18 @@ def other_cost(models: list, piece: Any, tariffs: dict) -> float:
 
 
 @pyscript_compile
-def power_before(models: list, moment: float) -> float:
+def power_before(models: Sequence[ActuatorModel], moment: float) -> float:
     """Return the power (W) of what is active at a moment before all changes."""
-    found = [(each.actuator.modes.get(each.active.mode), each.active) for each in models]
+    found = [(transitions.mode_of(actuator_of(each).modes, each.active.mode), each.active) for each in models]
     return sum(modes.at(mode.powers, now.factor) for mode, now in found if mode and now.ready <= moment)
 
 
 @pyscript_compile
-def merged(pieces: list) -> list:
-    """Return pieces (start, end, power), with those of the same power made one."""
-    made: list = []
-    for start, end, power in pieces:
-        if made and made[-1][2] == power and made[-1][1] == start:
-            made[-1] = made[-1][0], end, power
-        else:
-            made.append((start, end, power))
-    return made
-
-
-@pyscript_compile
-def told(model: Any, place: int, moves: list, pieces: list) -> list:
+def told(
+    model: ActuatorModel, place: int, moves: Sequence[modes.Move], pieces: Sequence[Piece]
+) -> list[transitions.Change]:
     """Return the Changes that an actuator is told: its Moves, and where its factor changes between."""
-    actuator, active = model.actuator, model.active
+    actuator, active = actuator_of(model), model.active
     found, left = [], list(moves)
     timers, mode, factor, ready = dict(active.timers), active.mode, active.factor, active.ready
     for piece in pieces:
@@ -546,7 +575,7 @@ def told(model: Any, place: int, moves: list, pieces: list) -> list:
 
 
 @pyscript_compile
-def factor_from(pieces: list, place: int, move: Any) -> float:
+def factor_from(pieces: Iterable[Piece], place: int, move: modes.Move) -> float:
     """Return the factor that a mode is reached with."""
     for piece in pieces:
         if piece.end > move.end and piece.modes[place] == move.to:

@@ -3,12 +3,18 @@
 Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from s2python.ddbc import DDBCActuatorDescription, DDBCActuatorStatus, DDBCOperationMode
+from s2python.ombc import OMBCOperationMode, OMBCStatus, OMBCSystemDescription
 
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
 import flexmeasures_s2.commodities as commodities
+import flexmeasures_s2.rules as rules
 
 GREATEST = 1e9
 """Beyond this, powers (W), flows, supplies and costs are no sense."""
@@ -18,6 +24,16 @@ FACTOR_TOLERANCE = 0.1
 """By how much a factor may depart from the plan."""
 MOST_MODES, MOST_TRANSITIONS = 50, 300
 """How many a device may have to be planned in time."""
+
+
+Ends = tuple[float, float]
+"""What a quantity is at a factor of 0, and of 1."""
+Flow = tuple[str, float, float]
+"""A commodity quantity, and what is taken of that at a factor of 0, and of 1."""
+Transitions = transitions.Transitions
+Timers = transitions.Timers
+Tariffs = Mapping[str, float]
+"""What commodities but electricity cost (currency per unit), by their names."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +47,9 @@ class _Mode:
     id: str
     label: str
     is_permitted: bool
-    powers: tuple
-    flows: tuple
-    supply: tuple
+    powers: Ends
+    flows: tuple[Flow, ...]
+    supply: Ends
     cost: float
 
     @property
@@ -60,10 +76,10 @@ class _Actuator:
     """
 
     id: str | None
-    modes: dict
-    transitions: dict
-    durations: dict
-    blocking: frozenset
+    modes: dict[str, Mode]
+    transitions: Transitions
+    durations: Timers
+    blocking: frozenset[str]
     label: str | None = None
 
 
@@ -75,7 +91,7 @@ class _Condition:
     """What a device is at a moment: each actuator's Active, by its id."""
 
     moment: float
-    actuators: dict
+    actuators: dict[str | None, transitions.Active]
 
 
 Condition = _Condition
@@ -88,7 +104,7 @@ class _Move:
     start: float
     end: float
     to: str
-    timers: tuple
+    timers: tuple[tuple[str, float], ...]
     cost: float
 
 
@@ -96,12 +112,15 @@ Move = _Move
 
 
 @pyscript_compile
-def read(described_by, actuator_id=None):
+def read(
+    described_by: DDBCActuatorDescription | OMBCSystemDescription, actuator_id: str | None = None
+) -> Actuator:
     """Return the Actuator that an actuator's, or a whole device's, description describes.
 
     A transition costs the running costs of the dearer of its two modes, too: no time is saved by it.
     """
-    found = [read_mode(each) for each in described_by.operation_modes]
+    described: Sequence[DDBCOperationMode | OMBCOperationMode] = described_by.operation_modes
+    found = [read_mode(each) for each in described]
     ways, durations = transitions.read(described_by)
     costs = {each.id: each.cost / 3600 for each in found}
     permitted = {each.id for each in found if each.is_permitted}
@@ -114,13 +133,13 @@ def read(described_by, actuator_id=None):
         for start, listed in ways.items()
     }
     blocking = {timer for listed in ways.values() for each in listed for timer in each.blocking_timers}
-    label = transitions.short_label(described_by) if actuator_id else None
+    label = transitions.short_label(cast(DDBCActuatorDescription, described_by)) if actuator_id else None
     by_id = {each.id: each for each in found}
     return Actuator(actuator_id, by_id, ways, durations, frozenset(blocking), label)
 
 
 @pyscript_compile
-def read_mode(mode):
+def read_mode(mode: DDBCOperationMode | OMBCOperationMode) -> Mode:
     """Return the Mode that an operation mode describes."""
     ranges = {each.commodity_quantity.value: each for each in mode.power_ranges}
     starts = {quantity: each.start_of_range for quantity, each in ranges.items()}
@@ -129,7 +148,7 @@ def read_mode(mode):
     supplied = (getattr(mode, "supply_range", None) or [None])[0]
     costs = mode.running_costs
     return Mode(
-        mode.id,
+        str(mode.id),
         transitions.short_label(mode),
         not mode.abnormal_condition_only,
         (commodities.electric(starts) or 0.0, commodities.electric(ends) or 0.0),
@@ -140,14 +159,14 @@ def read_mode(mode):
 
 
 @pyscript_compile
-def commodities_of(actuators):
+def commodities_of(actuators: Iterable[Actuator]) -> set[str]:
     """Return the commodities, other than electricity, that actuators take, as they are paid."""
     modes = [mode for each in actuators for mode in each.modes.values()]
     return {commodities.TARIFFS[quantity][0] for mode in modes for quantity, *_ends in mode.flows}
 
 
 @pyscript_compile
-def why_not_plannable(actuators):
+def why_not_plannable(actuators: Sequence[Actuator]) -> str | None:
     """Return why a device of such actuators cannot be planned, or None."""
     count = sum(len(listed) for each in actuators for listed in each.transitions.values())
     if count > MOST_TRANSITIONS or sum(len(each.modes) for each in actuators) > MOST_MODES:
@@ -166,7 +185,7 @@ def why_not_plannable(actuators):
 
 
 @pyscript_compile
-def greatest_power(actuators):
+def greatest_power(actuators: Iterable[Actuator]) -> float:
     """Return the greatest power of all actuators together (W), in either direction."""
     return sum(
         max((abs(power) for mode in each.modes.values() for power in mode.powers), default=0.0)
@@ -175,9 +194,9 @@ def greatest_power(actuators):
 
 
 @pyscript_compile
-def as_it_is(actuator, now):
+def as_it_is(actuator: Actuator, now: transitions.Active) -> Actuator:
     """Return an actuator whose mode, where it is for an abnormal condition, has only the factor in force."""
-    mode = actuator.modes.get(now.mode)
+    mode = transitions.mode_of(actuator.modes, now.mode)
     if mode is None or mode.is_permitted:
         return actuator
     fixed = replace(
@@ -190,24 +209,26 @@ def as_it_is(actuator, now):
 
 
 @pyscript_compile
-def at(ends, factor):
+def at(ends: Sequence[float], factor: float) -> float:
     """Return a quantity at a factor."""
     return ends[0] + factor * (ends[1] - ends[0])
 
 
 @pyscript_compile
-def other_cost(mode, tariffs):
+def other_cost(mode: Mode, tariffs: Tariffs) -> Ends:
     """Return what a mode costs in an hour at a factor of 0 and of 1 (currency), but for electricity."""
     costs = [mode.cost, mode.cost]
     for quantity, *ends in mode.flows:
         costs = [
             cost + markets.other_cost(quantity, end, tariffs) for cost, end in zip(costs, ends, strict=True)
         ]
-    return tuple(costs)
+    return costs[0], costs[1]
 
 
 @pyscript_compile
-def change(actuator, moment, mode, factor, ready, timers):
+def change(
+    actuator: Actuator, moment: float, mode: str, factor: float, ready: float, timers: transitions.Timers
+) -> transitions.Change:
     """Return the Change to a mode and factor."""
     power = at(actuator.modes[mode].powers, factor)
     return transitions.Change(
@@ -216,12 +237,14 @@ def change(actuator, moment, mode, factor, ready, timers):
 
 
 @pyscript_compile
-def present_changes(actuators: list, state: Condition, moment: float) -> list:
+def present_changes(
+    actuators: Iterable[Actuator], state: Condition, moment: float
+) -> list[transitions.Change]:
     """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
     changes = []
     for actuator in actuators:
         active = state.actuators[actuator.id]
-        mode = actuator.modes.get(active.mode)
+        mode = transitions.mode_of(actuator.modes, active.mode)
         if mode and mode.is_permitted:
             factor = FIXED_FACTOR if mode.is_fixed else active.factor
             changes.append(change(actuator, moment, mode.id, factor, active.ready, active.timers))
@@ -229,13 +252,19 @@ def present_changes(actuators: list, state: Condition, moment: float) -> list:
 
 
 @pyscript_compile
-def status_deviation(actuator, status, plan, now, tolerance=None):
+def status_deviation(
+    actuator: Actuator,
+    status: DDBCActuatorStatus | OMBCStatus,
+    plan: plans.Plan,
+    now: float,
+    tolerance: float | None = None,
+) -> str | None:
     """Tell where an actuator does not do what it was told; what it did shortly before counts too.
 
     With a `tolerance` (W), and nothing told yet, its power counts.
     """
-    mode, factor = actuator.modes.get(status.active_operation_mode_id), status.operation_mode_factor
-    change = plans.last_told(plan, now, actuator.id)
+    mode, factor = actuator.modes.get(str(status.active_operation_mode_id)), status.operation_mode_factor
+    change: transitions.Change | None = plans.last_told(plan, now, actuator.id)
     if mode is None or (change and change.mode not in actuator.modes):
         return "an operation mode is active that was not described when it was planned"
     if change is None:
@@ -257,17 +286,19 @@ def status_deviation(actuator, status, plan, now, tolerance=None):
 
 
 @pyscript_compile
-def timer_deviation(actuator, message, plan, now):
+def timer_deviation(
+    actuator: Actuator, message: rules.TimerStatus, plan: plans.Plan, now: float
+) -> str | None:
     """Tell where a timer blocks what is to be done next."""
     ends = message.finished_at.timestamp()
-    before = plans.last_told(plan, now, actuator.id)
+    before: transitions.Change | None = plans.last_told(plan, now, actuator.id)
     mode = before.mode if before else None
     for each in plan.changes:
         if each.actuator != actuator.id or each.moment <= now or each.mode == mode:
             continue
         starts = [mode] if mode else list(actuator.transitions)
         ways = [way for start in starts for way in actuator.transitions.get(start, ()) if way.to == each.mode]
-        blocked = [way for way in ways if message.timer_id in way.blocking_timers]
+        blocked = [way for way in ways if str(message.timer_id) in way.blocking_timers]
         if blocked and len(blocked) == len(ways) and each.moment < ends:
             return f"a timer blocks {actuator.modes[each.mode].label} longer than expected"
         return None
@@ -275,17 +306,23 @@ def timer_deviation(actuator, message, plan, now):
 
 
 @pyscript_compile
-def is_elsewhere(actuator, before, message, moment):
+def is_elsewhere(
+    actuator: Actuator,
+    before: transitions.Active,
+    message: rules.ModeStatus | rules.TimerStatus,
+    moment: float,
+) -> bool:
     """Tell whether a status is of another mode, or of a later end of a timer, than the Active at a moment."""
-    if hasattr(message, "finished_at"):
-        expected = max(before.timers.get(message.timer_id, 0.0), moment)
+    if transitions.is_timer_status(message):
+        timer_id = str(message.timer_id)
+        expected = max(before.timers.get(timer_id, 0.0), moment)
         ends = message.finished_at.timestamp()
-        return message.timer_id in actuator.blocking and ends > expected + transitions.MARGIN
-    return message.active_operation_mode_id != before.mode
+        return timer_id in actuator.blocking and ends > expected + transitions.MARGIN
+    return str(message.active_operation_mode_id) != before.mode
 
 
 @pyscript_compile
-def instruction_fields(change):
+def instruction_fields(change: transitions.Change) -> dict[str, Any]:
     """Return the fields of an instruction that a Change calls for, but for its ids and time."""
     return {
         "operation_mode_id": change.mode,

@@ -4,8 +4,11 @@ Moments are seconds since 1970.
 """
 
 import heapq
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeIs
 
+import flexmeasures_s2.rules as rules
 import flexmeasures_s2.texts as texts
 
 MARGIN = 1.0
@@ -23,12 +26,94 @@ class _Transition:
 
     to: str
     duration: float
-    start_timers: tuple
-    blocking_timers: tuple
+    start_timers: tuple[str, ...]
+    blocking_timers: tuple[str, ...]
     cost: float
 
 
 Transition = _Transition
+Transitions = Mapping[str, Sequence[Transition]]
+"""Transitions by the mode that they start from."""
+Timers = dict[str, float]
+"""When each timer finishes (s since 1970), or how long it takes (s), by its id."""
+StatusTimes = Mapping[Any, float]
+"""When statuses came, by actuator (None: the only one); those of timers by (actuator, timer)."""
+
+
+class _Labelled(Protocol):
+    """A part of a description with an id, and a label for users."""
+
+    @property
+    @pyscript_compile
+    def id(self) -> Any:
+        """Return the id: text, though s2-python declares a UUID."""
+
+    @property
+    @pyscript_compile
+    def diagnostic_label(self) -> str | None:
+        """Return the label, if it has one."""
+
+
+Labelled = _Labelled
+
+
+class _Mode(Protocol):
+    """What operation modes have in common."""
+
+    @property
+    @pyscript_compile
+    def id(self) -> str:
+        """Return the id."""
+
+    @property
+    @pyscript_compile
+    def label(self) -> str:
+        """Return the label that users read."""
+
+    @property
+    @pyscript_compile
+    def is_fixed(self) -> bool:
+        """Return whether the factor changes nothing."""
+
+    @property
+    @pyscript_compile
+    def is_permitted(self) -> bool:
+        """Return whether it is not for an abnormal condition only."""
+
+
+Mode = _Mode
+
+
+class _Actuator(Protocol):
+    """What actuators with operation modes have in common."""
+
+    @property
+    @pyscript_compile
+    def id(self) -> str | None:
+        """Return the id, or None where a device has only one actuator."""
+
+    @property
+    @pyscript_compile
+    def label(self) -> str | None:
+        """Return the label that users read, if the actuator has an id."""
+
+    @property
+    @pyscript_compile
+    def modes(self) -> Mapping[str, Mode]:
+        """Return the operation modes by id."""
+
+    @property
+    @pyscript_compile
+    def transitions(self) -> Transitions:
+        """Return the transitions, by the mode that they start from."""
+
+    @property
+    @pyscript_compile
+    def durations(self) -> Timers:
+        """Return how long each timer takes (s)."""
+
+
+Actuator = _Actuator
 
 
 @dataclass(frozen=True)
@@ -47,10 +132,10 @@ Step = _Step
 class _Route:
     """The steps to a mode, when it is reached, what that costs, and when each timer finishes then."""
 
-    steps: tuple
+    steps: tuple[Step, ...]
     arrival: float
     cost: float
-    timers: dict
+    timers: Timers
 
 
 Route = _Route
@@ -89,36 +174,62 @@ Change = _Change
 
 
 @pyscript_compile
-def read(described_by):
+def read(described_by: rules.Description) -> tuple[Transitions, Timers]:
     """Return (transitions by the mode that they start from, timers' durations in s) of a description.
 
     What is for an abnormal condition only is left out.
     """
-    found = {}
+    found: dict[str, list[Transition]] = {}
     for each in described_by.transitions:
         if not each.abnormal_condition_only:
             transition = Transition(
-                each.to,
+                str(each.to),
                 min(each.transition_duration.root / 1000, AGES) if each.transition_duration else 0.0,
-                tuple(each.start_timers),
-                tuple(each.blocking_timers),
+                tuple(map(str, each.start_timers)),
+                tuple(map(str, each.blocking_timers)),
                 each.transition_costs or 0.0,
             )
-            found.setdefault(each.from_, []).append(transition)
-    return found, {timer.id: min(timer.duration.root / 1000, AGES) for timer in described_by.timers}
+            found.setdefault(str(each.from_), []).append(transition)
+    return found, {str(timer.id): min(timer.duration.root / 1000, AGES) for timer in described_by.timers}
 
 
 @pyscript_compile
-def active(actuator, status, finished, told, heard, now):
+def mode_of[ModeType](modes: Mapping[str, ModeType], mode_id: str | None) -> ModeType | None:
+    """Return the operation mode with an id, or None: it may be one that was not described, or unknown."""
+    return None if mode_id is None else modes.get(mode_id)
+
+
+@pyscript_compile
+def leaving(actuator: Actuator, mode_id: str | None) -> Sequence[Transition]:
+    """Return the transitions from a mode of an actuator; none if the mode is not known (None)."""
+    return () if mode_id is None else actuator.transitions.get(mode_id, ())
+
+
+@pyscript_compile
+def is_timer_status(message: rules.ModeStatus | rules.TimerStatus) -> TypeIs[rules.TimerStatus]:
+    """Return whether a status is of a timer."""
+    return hasattr(message, "finished_at")
+
+
+@pyscript_compile
+def active(
+    actuator: Actuator,
+    status: rules.ModeStatus | None,
+    finished: Timers,
+    told: Change | None,
+    heard: StatusTimes,
+    now: float,
+) -> Active:
     """Return an actuator's Active: as it told in its status (or None), or as it was told later.
 
     `finished` has when each timer finishes that the Resource Manager told of, `told` is the last Change that
     was to be executed by now, or None; `heard` has when the status came, by the actuator, and what was told
     of a timer, by both. That counts alone where it came after the timer was to be started.
     """
-    timers, mode, factor, ready = dict(finished), None, 0.0, 0.0
+    timers, factor, ready = dict(finished), 0.0, 0.0
+    mode: str | None = None
     if status:
-        mode, factor = status.active_operation_mode_id, status.operation_mode_factor
+        mode, factor = str(status.active_operation_mode_id), status.operation_mode_factor
         began, ready, started = under_way(actuator, status, now)
         timers = latest(timers, not_told_since(actuator, started, began, heard))
     if told and told.mode in actuator.modes and (status is None or told.moment > heard.get(actuator.id, 0.0)):
@@ -129,32 +240,32 @@ def active(actuator, status, finished, told, heard, now):
 
 
 @pyscript_compile
-def not_told_since(actuator, timers, moment, heard):
+def not_told_since(actuator: Actuator, timers: Timers, moment: float, heard: StatusTimes) -> Timers:
     """Return those timers, with their ends, of which nothing has been told since a moment."""
     return {each: end for each, end in timers.items() if heard.get((actuator.id, each), 0.0) < moment}
 
 
 @pyscript_compile
-def under_way(actuator, status, now):
+def under_way(actuator: Actuator, status: rules.ModeStatus, now: float) -> tuple[float, float, Timers]:
     """Return (when the transition began that a status tells of, when it is done, when its timers finish)."""
     if status.transition_timestamp is None:
         return 0.0, 0.0, {}
     began = min(status.transition_timestamp.timestamp(), now + AGES)
-    for each in actuator.transitions.get(status.previous_operation_mode_id, ()):
-        if each.to == status.active_operation_mode_id:
+    for each in actuator.transitions.get(str(status.previous_operation_mode_id), ()):
+        if each.to == str(status.active_operation_mode_id):
             timers = {timer: began + actuator.durations[timer] for timer in each.start_timers}
             return began, began + each.duration, timers
     return began, began, {}
 
 
 @pyscript_compile
-def latest(one, other):
+def latest(one: Timers, other: Timers) -> Timers:
     """Return when timers finish: the later of two."""
     return {each: max(one.get(each, 0.0), other.get(each, 0.0)) for each in {**one, **other}}
 
 
 @pyscript_compile
-def finished(memory, key, now):
+def finished(memory: rules.Memory, key: rules.Key, now: float) -> Timers:
     """Return when each timer finishes, of what is remembered under a key and the timer's id."""
     return {
         each[-1]: min(message.finished_at.timestamp(), now + AGES)
@@ -164,12 +275,21 @@ def finished(memory, key, now):
 
 
 @pyscript_compile
-def routes(transitions, durations, permitted, mode, moment, timers):
+def routes(
+    transitions: Transitions,
+    durations: Timers,
+    permitted: Collection[str],
+    mode: str,
+    moment: float,
+    timers: Timers,
+) -> dict[str, Route]:
     """Return the Route to each permitted mode that can be reached from a mode: the one that is there first.
 
     `timers` tells when each timer finishes that runs. Of ways that take as long, the cheapest is taken.
     """
-    found, queue, number = {}, [(moment, 0.0, 0, mode, (), timers)], 0
+    found: dict[str, Route] = {}
+    none: tuple[Step, ...] = ()
+    queue, number = [(moment, 0.0, 0, mode, none, timers)], 0
     while queue:
         arrival, cost, _number, at, steps, running = heapq.heappop(queue)
         if at in found:
@@ -188,14 +308,14 @@ def routes(transitions, durations, permitted, mode, moment, timers):
 
 
 @pyscript_compile
-def earliest(transition, moment, timers):
+def earliest(transition: Transition, moment: float, timers: Timers) -> float:
     """Return when a transition can begin, from a moment on."""
     ends = [timers[each] + MARGIN for each in transition.blocking_timers if timers.get(each, 0) > moment]
     return max([moment, *ends])
 
 
 @pyscript_compile
-def is_same_instruction(one, other):
+def is_same_instruction(one: Change, other: Change) -> bool:
     """Tell whether two changes come to the same instruction."""
     return (
         one.actuator == other.actuator
@@ -206,16 +326,16 @@ def is_same_instruction(one, other):
 
 
 @pyscript_compile
-def short_label(described):
+def short_label(described: Labelled) -> str:
     """Return the label of an operation mode or actuator on one line, or its id."""
-    return texts.label(described.diagnostic_label, LONGEST_LABEL) or texts.quoted(described.id)
+    return texts.label(described.diagnostic_label, LONGEST_LABEL) or texts.quoted(str(described.id))
 
 
 @pyscript_compile
-def label_of(actuators, change):
+def label_of(actuators: Sequence[Actuator], change: Change) -> str:
     """Return the label of the operation mode that a change names; of several actuators it tells which one."""
     actuator = next((each for each in actuators if each.id == change.actuator), None)
-    mode = actuator.modes.get(change.mode) if actuator else None
+    mode = mode_of(actuator.modes, change.mode) if actuator else None
     label = mode.label if mode else change.mode
     if len(actuators) > 1:
         return f"{actuator.label if actuator else change.actuator}: {label}"

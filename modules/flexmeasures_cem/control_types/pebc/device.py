@@ -6,12 +6,17 @@ is counted as an amount (W): of consumption by side 1 (UPPER_LIMIT), of producti
 
 import math
 from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+from s2python.pebc import PEBCPowerConstraints
+
+import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_s2.commodities as commodities
+import flexmeasures_s2.rules as rules
 
 POWER_CONSTRAINTS, ENERGY_CONSTRAINT = "PEBC.PowerConstraints", "PEBC.EnergyConstraint"
 FORECAST = ("PowerForecast",)
@@ -21,14 +26,23 @@ EPSILON = 1e-12
 MOST_MESSAGES = 50
 SHORTEST = 0.001
 """The shortest element (s)."""
+Range = tuple[float, float]
+Ranges = tuple[Range, ...]
+"""A union of ranges (W): in order, without overlap."""
+LimitRanges = Mapping[str, Mapping[str, Ranges]]
+"""The Ranges of both limits (UPPER, LOWER), by commodity quantity."""
+Limits = Mapping[str, tuple[float, float]]
+"""The limits (upper, lower; W) by commodity quantity."""
+Piece = tuple[float, float, float]
+"""(start, end, power)."""
 
 
 @dataclass(frozen=True)
 class _Quantity:
     """The values that the limits of a commodity quantity may take: ranges in order, without overlap."""
 
-    upper: tuple
-    lower: tuple
+    upper: Ranges
+    lower: Ranges
 
 
 Quantity = _Quantity
@@ -42,9 +56,9 @@ class _Side:
     shared; `ranges` are the amounts in all that can be, in order.
     """
 
-    low: dict
-    high: dict
-    ranges: tuple
+    low: dict[str, float]
+    high: dict[str, float]
+    ranges: Ranges
 
 
 Side = _Side
@@ -58,8 +72,8 @@ class _Constraints:
     start: float
     end: float
     is_deferred: bool
-    quantities: dict
-    sides: dict
+    quantities: dict[str, Quantity]
+    sides: dict[int, Side]
 
 
 Constraints = _Constraints
@@ -87,9 +101,9 @@ class _Device:
     end, power) of its PowerForecast, inside that, or None without one.
     """
 
-    constraints: list
-    energies: list
-    forecast: list | None
+    constraints: list[Constraints]
+    energies: list[Energy]
+    forecast: list[Piece] | None
     most: float
     least: float
     flaw: str | None
@@ -104,7 +118,7 @@ class _Element:
 
     start: float
     end: float
-    limits: dict[str, tuple[float, float]]
+    limits: Limits
 
 
 Element = _Element
@@ -136,30 +150,70 @@ class _Condition:
     """
 
     moment: float
-    told: list
-    changes: list
+    told: list[Element]
+    changes: Sequence[Any]
 
 
 Condition = _Condition
 
 
+class _EnvelopeChange(Protocol):
+    """An envelope that a plan has from a moment on (plan.Change)."""
+
+    @property
+    @pyscript_compile
+    def moment(self) -> float:
+        """Return the moment."""
+
+    @property
+    @pyscript_compile
+    def elements(self) -> Sequence[Element]:
+        """Return the limits of the envelope."""
+
+
+EnvelopeChange = _EnvelopeChange
+
+
+class _EnvelopePlan(Protocol):
+    """A plan of envelopes (plan.Plan)."""
+
+    @property
+    @pyscript_compile
+    def start(self) -> float:
+        """Return the moment that it begins at."""
+
+    @property
+    @pyscript_compile
+    def told(self) -> Sequence[Element]:
+        """Return what the device was told before."""
+
+    @property
+    @pyscript_compile
+    def changes(self) -> Sequence[EnvelopeChange]:
+        """Return the changes, in order of their moments."""
+
+
+EnvelopePlan = _EnvelopePlan
+
+
 @pyscript_compile
-def of_type(memory, kind):
+def of_type(memory: rules.Memory, kind: str) -> list[Any]:
     """Return the messages of a type, in the order they came."""
     return [message for key, message in memory.items() if key[0] == kind]
 
 
 @pyscript_compile
-def read(memory):
+def read(memory: rules.Memory) -> Device:
     """Return the device that is described."""
-    found, flaws = [], []
+    found: list[Constraints] = []
+    flaws: list[str | None] = []
     for message in reversed(of_type(memory, POWER_CONSTRAINTS)):
         start, end = message.valid_from.timestamp(), until_of(message)
         if len(flaws) == MOST_MESSAGES:
             break
         if not any(each.start <= start and end <= each.end for each in found):
             ranges = ranges_of(message)
-            flaws.append(flaw_of(message.id, ranges))
+            flaws.append(flaw_of(str(message.id), ranges))
             if flaws[-1] is None:
                 found.append(read_constraints(message, ranges, start, end))
     most, least = (max([each.sides[side].ranges[-1][1] for each in found], default=0.0) for side in SIDES)
@@ -175,37 +229,37 @@ def read(memory):
 
 
 @pyscript_compile
-def clipped(pieces, least, most):
+def clipped(pieces: Iterable[Piece], least: float, most: float) -> list[Piece]:
     """Return pieces with their power kept between two powers (W)."""
     return [(start, end, min(max(power, least), most)) for start, end, power in pieces]
 
 
 @pyscript_compile
-def until_of(message):
+def until_of(message: PEBCPowerConstraints) -> float:
     """Return until when constraints are valid."""
     return math.inf if message.valid_until is None else message.valid_until.timestamp()
 
 
 @pyscript_compile
-def ranges_of(message):
+def ranges_of(message: PEBCPowerConstraints) -> LimitRanges:
     """Return the ranges of both limits by quantity, without those for an abnormal condition only.
 
     Some devices have them upside down, as from 0 to -2000.
     """
-    found = {}
+    found: dict[str, dict[str, list[Range]]] = {}
     for each in message.allowed_limit_ranges:
         if not each.abnormal_condition_only:
             limits = found.setdefault(each.commodity_quantity.value, {UPPER: [], LOWER: []})
             boundary = each.range_boundary
             ends = sorted((boundary.start_of_range, boundary.end_of_range))
-            limits[each.limit_type.value].append(tuple(ends))
+            limits[each.limit_type.value].append((ends[0], ends[1]))
     return {quantity: {kind: union(each) for kind, each in both.items()} for quantity, both in found.items()}
 
 
 @pyscript_compile
-def union(ranges):
+def union(ranges: Iterable[Range]) -> Ranges:
     """Return ranges in order, those that meet as one."""
-    found = []
+    found: list[Range] = []
     for low, high in sorted(ranges):
         if found and low <= found[-1][1]:
             found[-1] = found[-1][0], max(found[-1][1], high)
@@ -215,7 +269,7 @@ def union(ranges):
 
 
 @pyscript_compile
-def flaw_of(name, ranges):
+def flaw_of(name: str, ranges: LimitRanges) -> str | None:
     """Return why no envelope fits constraints, or None."""
     if not ranges:
         return f"its {POWER_CONSTRAINTS} {name} allow no limit but in an abnormal condition"
@@ -233,7 +287,9 @@ def flaw_of(name, ranges):
 
 
 @pyscript_compile
-def read_constraints(message, ranges, start, end):
+def read_constraints(
+    message: PEBCPowerConstraints, ranges: LimitRanges, start: float, end: float
+) -> Constraints:
     """Return PEBC.PowerConstraints with the values that leave the upper limit above the lower one."""
     quantities = {}
     for name, both in ranges.items():
@@ -243,11 +299,13 @@ def read_constraints(message, ranges, start, end):
             tuple((low, min(high, highest)) for low, high in both[LOWER] if low <= highest),
         )
     sides = {side: side_of(side, quantities) for side in SIDES}
-    return Constraints(message.id, start, end, message.consequence_type.value == DEFER, quantities, sides)
+    return Constraints(
+        str(message.id), start, end, message.consequence_type.value == DEFER, quantities, sides
+    )
 
 
 @pyscript_compile
-def carriers(names):
+def carriers(names: Collection[str]) -> list[str]:
     """Return which of the commodity quantities tell of the electric power in all."""
     if commodities.ALL_PHASES in names:
         return [commodities.ALL_PHASES]
@@ -255,9 +313,11 @@ def carriers(names):
 
 
 @pyscript_compile
-def side_of(side, quantities):
+def side_of(side: int, quantities: Mapping[str, Quantity]) -> Side:
     """Return one side of constraints: its power in all is shared by each quantity's range."""
-    low, high, shares = {}, {}, ((0.0, 1.0),)
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    shares: Ranges = ((0.0, 1.0),)
     for name in carriers(quantities):
         ranges = quantities[name].upper if side > 0 else mirrored(quantities[name].lower)
         inside = [(max(begin, 0.0), end) for begin, end in ranges if end >= 0] or [(ranges[-1][1],) * 2]
@@ -271,13 +331,13 @@ def side_of(side, quantities):
 
 
 @pyscript_compile
-def mirrored(ranges):
+def mirrored(ranges: Ranges) -> Ranges:
     """Return ranges with the other sign, in order."""
     return tuple((-high, -low) for low, high in reversed(ranges))
 
 
 @pyscript_compile
-def shared(some, others):
+def shared(some: Iterable[Range], others: Sequence[Range]) -> Ranges:
     """Return what is in both of two unions, but for rounding."""
     found = []
     for low, high in some:
@@ -289,7 +349,7 @@ def shared(some, others):
 
 
 @pyscript_compile
-def energies_of(memory):
+def energies_of(memory: rules.Memory) -> list[Energy]:
     """Return the constraints on electric energy; of those until the same moment the newest holds."""
     found = {}
     for each in of_type(memory, ENERGY_CONSTRAINT)[-MOST_MESSAGES:]:
@@ -303,17 +363,18 @@ def energies_of(memory):
 
 
 @pyscript_compile
-def valid(found, moment):
+def valid(found: Device, moment: float) -> Constraints | None:
     """Return the constraints that are in force at a moment: those that came last, or None."""
     return next((each for each in reversed(found.constraints) if each.start <= moment < each.end), None)
 
 
 @pyscript_compile
-def boundaries(found, start, end, others):
+def boundaries(found: Device, start: float, end: float, others: Iterable[float]) -> list[float]:
     """Return the moments in some time, ends included, at which anything of a device may change."""
+    spans: list[Constraints | Energy] = [*found.constraints, *found.energies]
     moments = [*others]
-    for each in (*found.constraints, *found.energies):
-        moments += [each.start, each.end]
+    for span in spans:
+        moments += [span.start, span.end]
     for begin, last, _power in found.forecast or ():
         moments += [begin, last]
     points = [start]
@@ -324,7 +385,7 @@ def boundaries(found, start, end, others):
 
 
 @pyscript_compile
-def limits_of(constraints, amounts):
+def limits_of(constraints: Constraints, amounts: Mapping[int, float]) -> Limits:
     """Return the limits (upper, lower) by quantity that amounts (W) by side come to."""
     found = {}
     for name, quantity in constraints.quantities.items():
@@ -337,7 +398,7 @@ def limits_of(constraints, amounts):
 
 
 @pyscript_compile
-def part(side, name, amount):
+def part(side: Side, name: str, amount: float) -> float | None:
     """Return a quantity's part (W) of an amount, or None where it has none."""
     if name not in side.low:
         return None
@@ -347,27 +408,27 @@ def part(side, name, amount):
 
 
 @pyscript_compile
-def nearest(ranges, value):
+def nearest(ranges: Ranges, value: float) -> float:
     """Return the value of a union that is nearest to one, without the noise of binary fractions."""
     low, high = min(ranges, key=lambda each: max(each[0] - value, value - each[1]))
     return min(max(round(value, 6) + 0.0, low), high)
 
 
 @pyscript_compile
-def down(ranges, value):
+def down(ranges: Ranges, value: float) -> float:
     """Return the greatest value of a union that is not above one, else its least."""
     return max([min(high, value) for low, high in ranges if low <= value], default=ranges[0][0])
 
 
 @pyscript_compile
-def up(ranges, value, hair=0.0):
+def up(ranges: Ranges, value: float, hair: float = 0.0) -> float:
     """Return the least value of a union that is not below one (but for a hair), else its greatest."""
     fitting = [max(low, min(value, high)) for low, high in ranges if high >= value - hair]
     return min(fitting, default=ranges[-1][1])
 
 
 @pyscript_compile
-def allowed(limits, quantity, side):
+def allowed(limits: Limits, quantity: str, side: int) -> float | None:
     """Return the power (W) of an electric quantity that limits allow on one side, None where they do not say.
 
     All phases together have three times the power of each.
@@ -382,7 +443,7 @@ def allowed(limits, quantity, side):
 
 
 @pyscript_compile
-def between(elements, start, end):
+def between(elements: Iterable[Element], start: float, end: float) -> list[Element]:
     """Return what of Elements is in some time."""
     return [
         each if start <= each.start and each.end <= end else cut(each, start, end)
@@ -392,20 +453,20 @@ def between(elements, start, end):
 
 
 @pyscript_compile
-def cut(element, start, end):
+def cut(element: Element, start: float, end: float) -> Element:
     """Return the part of an Element that is in some time."""
     return replace(element, start=max(element.start, start), end=min(element.end, end))
 
 
 @pyscript_compile
-def limits_at(elements, moment):
+def limits_at(elements: Sequence[Element], moment: float) -> Limits | None:
     """Return the limits at a moment, or None where there are none."""
     place = bisect_right(elements, moment, key=lambda each: each.start) - 1
     return elements[place].limits if place >= 0 and moment < elements[place].end else None
 
 
 @pyscript_compile
-def needs_of(found, told, begin, end):
+def needs_of(found: Device, told: Iterable[Element], begin: float, end: float) -> list[Need]:
     """Return the Needs of a plan, by when they end.
 
     What the device was told before has allowed some of it. What is needed beyond the plan's end is spread
@@ -429,61 +490,65 @@ def needs_of(found, told, begin, end):
 
 
 @pyscript_compile
-def counted(constraints, need, amount):
+def counted(constraints: Constraints, need: Need, amount: float) -> float | None:
     """Return the power (W) that an amount allows of a need's quantity, or None where it is not limited."""
     limits = {}
     for name in constraints.sides[need.side].low:
-        value = need.side * part(constraints.sides[need.side], name, amount)
+        value = need.side * (part(constraints.sides[need.side], name, amount) or 0.0)
         limits[name] = value, value
     return allowed(limits, need.quantity, need.side)
 
 
 @pyscript_compile
-def governed(start, end, constraints, needs, side):
+def governed(
+    start: float, end: float, constraints: Constraints | None, needs: Iterable[Need], side: int
+) -> bool:
     """Tell whether the energy that a device defers calls for limits on one side in some time."""
     if constraints is None or not constraints.is_deferred:
         return False
     least, most = constraints.sides[side].ranges[0][0], constraints.sides[side].ranges[-1][1]
     for each in needs:
         if each.side == side and each.start < end and each.end > start:
-            high = counted(constraints, each, most)
-            if high is not None and high > counted(constraints, each, least):
+            low, high = (counted(constraints, each, amount) for amount in (least, most))
+            if low is not None and high is not None and high > low:
                 return True
     return False
 
 
 @pyscript_compile
-def missing_message(memory):
+def missing_message(memory: rules.Memory) -> str | None:
     """Return which message is still missing to plan on, or None."""
     return None if of_type(memory, POWER_CONSTRAINTS) else POWER_CONSTRAINTS
 
 
 @pyscript_compile
-def valid_from(memory):
+def valid_from(memory: rules.Memory) -> float:
     """Return from when on the first of its constraints hold."""
-    return min(each.valid_from.timestamp() for each in of_type(memory, POWER_CONSTRAINTS))
+    return min(float(each.valid_from.timestamp()) for each in of_type(memory, POWER_CONSTRAINTS))
 
 
 @pyscript_compile
-def read_device(memory):
+def read_device(memory: rules.Memory) -> Device:
     """Return the device that is described."""
     return read(memory)
 
 
 @pyscript_compile
-def why_not_plannable(found):
+def why_not_plannable(found: Device) -> str | None:
     """Return why a device cannot be planned, or None."""
     return found.flaw
 
 
 @pyscript_compile
-def last_deadline(found):
+def last_deadline(found: Device) -> float:
     """Return the last moment that the plan has to look ahead to, or 0.0."""
     return max([each.end for each in found.energies], default=0.0)
 
 
 @pyscript_compile
-def read_state(found, memory, heard, plan, now):
+def read_state(
+    found: Device, memory: rules.Memory, heard: transitions.StatusTimes, plan: EnvelopePlan | None, now: float
+) -> Condition:
     """Return what the device was told by now; raise NotPlannable where no constraints hold any more.
 
     `heard` is not needed: a device tells nothing of its envelope.
@@ -496,7 +561,7 @@ def read_state(found, memory, heard, plan, now):
 
 
 @pyscript_compile
-def told_by(plan: Any, now: float) -> list:
+def told_by(plan: EnvelopePlan, now: float) -> list[Element]:
     """Return the Elements that a device was told by now; the last of them are still to come."""
     told, executed = list(plan.told), [each for each in plan.changes if each.moment <= now]
     for place, change in enumerate(executed):

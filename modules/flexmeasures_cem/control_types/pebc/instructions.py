@@ -3,6 +3,7 @@
 import math
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import flexmeasures_cem.control_types.pebc.device as devices
 import flexmeasures_cem.control_types.pebc.plan as pebc_plan
@@ -19,8 +20,8 @@ class _Step:
     moment: float
     power: float
     constraints: str
-    limits: dict
-    widest: dict
+    limits: devices.Limits
+    widest: devices.Limits
     actuator: str | None = None
 
 
@@ -28,13 +29,13 @@ Step = _Step
 
 
 @pyscript_compile
-def message_type(change):
+def message_type(change: pebc_plan.Change) -> str:
     """Return the type of the instruction that a Change calls for."""
     return INSTRUCTION
 
 
 @pyscript_compile
-def instruction_fields(change):
+def instruction_fields(change: pebc_plan.Change) -> dict[str, Any]:
     """Return the fields of the PEBC.Instruction that a Change calls for, but for its ids."""
     return {
         "power_constraints_id": change.constraints,
@@ -51,7 +52,7 @@ def instruction_fields(change):
 
 
 @pyscript_compile
-def envelope(change, name):
+def envelope(change: pebc_plan.Change, name: str) -> list[dict[str, Any]]:
     """Return the elements of a quantity's envelope; durations are in ms."""
     found, pieces = [], [(each.start, each.end, each.limits[name]) for each in change.elements]
     for start, end, (upper, lower) in pebc_plan.joined(pieces):
@@ -61,9 +62,9 @@ def envelope(change, name):
 
 
 @pyscript_compile
-def describe(found, change, now):
+def describe(found: devices.Device, change: pebc_plan.Change | Step, now: float) -> dict[str, Any]:
     """Return what a Change says now, or from its moment on, or what a Step of it says."""
-    step = step_of(change, max(now, change.moment)) if hasattr(change, "elements") else change
+    step = change if isinstance(change, Step) else step_of(change, max(now, change.moment))
     names = devices.carriers(step.limits) or list(step.limits)[:1]
     return {
         "power_constraints_id": step.constraints,
@@ -76,16 +77,16 @@ def describe(found, change, now):
 
 
 @pyscript_compile
-def step_of(change, moment):
+def step_of(change: pebc_plan.Change, moment: float) -> Step:
     """Return the Step that a Change is in at a moment."""
     limits = devices.limits_at(change.elements, moment) or change.elements[-1].limits
     return Step(moment, plans.power_at(change, moment), change.constraints, limits, change.widest)
 
 
 @pyscript_compile
-def upcoming(plan, now):
+def upcoming(plan: pebc_plan.Plan, now: float) -> list[Step]:
     """Return the Steps that are still to come, in order."""
-    found = []
+    found: list[Step] = []
     for place, change in enumerate(plan.changes):
         end = plan.changes[place + 1].moment if place + 1 < len(plan.changes) else math.inf
         for each in change.elements:
@@ -95,7 +96,7 @@ def upcoming(plan, now):
 
 
 @pyscript_compile
-def missed_targets(plan):
+def missed_targets(plan: pebc_plan.Plan) -> list[dict[str, Any]]:
     """Return the energy (kWh) that the plan leaves less room for than is asked: by when, and how much."""
     return [
         {

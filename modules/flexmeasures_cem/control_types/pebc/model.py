@@ -6,13 +6,16 @@ they are kW, and never less than nothing.
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 import flexmeasures_api.flexible_devices as storages
+import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.control_types.pebc.device as devices
 import flexmeasures_cem.control_types.pebc.plan as pebc_plan
 import flexmeasures_cem.control_types.plans as plans
@@ -21,6 +24,7 @@ import flexmeasures_cem.market as markets
 import flexmeasures_cem.optimisation.envelopes as envelopes
 import flexmeasures_cem.optimisation.grid as grids
 import flexmeasures_cem.optimisation.linear as linear
+import flexmeasures_cem.optimisation.site as sites
 
 WATTS, NOISE_WATTS = 1000.0, 0.05
 """W in a kW, and how exact a solution is (W)."""
@@ -29,24 +33,43 @@ SMALLER_SHARE = 0.01
 """By which part of a forecast a schedule has to produce less, so that it means to curtail."""
 MIN_MISSED_WH, MIN_MISSED_SHARE = 1.0, 0.001
 """How much less room than is asked for is not worth telling."""
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Places = NDArray[np.intp]
+Counting = tuple[Array, Array]
+"""(offset, factor) by which amounts (kW) count for a need (kW)."""
+Course = tuple[list[float], list[float]]
+"""(starts, amounts (W)) of one side of an envelope."""
+
+
+class _Amounts(Protocol):
+    """What envelopes.Allowance, Curtailable and Deferred have in common: powers (kW) of some steps."""
+
+    @property
+    @pyscript_compile
+    def amount(self) -> linear.Expression:
+        """Return what is allowed."""
+
+    @property
+    @pyscript_compile
+    def may(self) -> linear.Expression:
+        """Return what the device may do within that."""
+
+    @property
+    @pyscript_compile
+    def power(self) -> linear.Expression:
+        """Return what is expected of the device."""
+
+
+Amounts = _Amounts
 
 
 @pyscript_compile
-def cuts(device: Any, state: Any) -> list:
+def cuts(device: devices.Device, state: devices.Condition) -> list[float]:
     """Return the next moments (s since 1970) at which other constraints hold or a need begins or ends."""
-    moments = {
-        moment for each in (*device.constraints, *device.energies) for moment in (each.start, each.end)
-    }
+    spans: list[devices.Constraints | devices.Energy] = [*device.constraints, *device.energies]
+    moments = {moment for each in spans for moment in (each.start, each.end)}
     return sorted(moment for moment in moments if state.moment < moment < math.inf)[:MAX_CUTS]
-
-
-@pyscript_compile
-def add(site: Any, device: Any, state: Any, wanted: Any, _tariffs: dict, _storage: Any = None) -> Any:
-    """Add a device's power to a Site, and return the part that reads its Plan from a solution.
-
-    Only electric power is limited, and what is stored is not told.
-    """
-    return EnvelopeModel(site, device, state, wanted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +93,10 @@ class _EnvelopeModel:
     of it, `room` what counts of it for energy that has to be allowed.
     """
 
-    site: Any
-    device: Any
-    state: Any
-    wanted: Any
+    site: sites.Site
+    device: devices.Device
+    state: devices.Condition
+    schedule: Sequence[devices.Piece] | None
 
     @pyscript_compile
     def __post_init__(self) -> None:
@@ -88,12 +111,16 @@ class _EnvelopeModel:
         self.unions = {side: union_of(self.constraints, side) for side in devices.SIDES}
         which = numbers(device, self.constraints)
         self.counts = [counting(device, need) for need in self.needs]
-        self.counting = [(base[which], factor[which]) for base, factor in self.counts]
+        self.counting = [(offset[which], factor[which]) for offset, factor in self.counts]
         self.governed = {side: self._governed(side) for side in devices.SIDES}
-        if self.wanted is not None:
-            self.wanted = means_where_known(site.grid, self.wanted) / WATTS
+        self.wanted = (
+            means_where_known(site.grid, self.schedule) / WATTS if self.schedule is not None else None
+        )
         self._expect()
-        self.amount, self.may, self.power, self.room = {}, {}, {}, {}
+        self.amount: dict[int, linear.Expression] = {}
+        self.may: dict[int, linear.Expression] = {}
+        self.power: dict[int, linear.Expression] = {}
+        self.room: dict[int, linear.Expression] = {}
         self._set_curtailed()
         for side in devices.SIDES:
             self._add_side(side)
@@ -103,7 +130,7 @@ class _EnvelopeModel:
             site.spare(side, self.may[side] - self.power[side])
 
     @pyscript_compile
-    def _governed(self, side):
+    def _governed(self, side: int) -> Mask:
         """Return in which steps the energy that a device defers calls for limits on one side."""
         found = np.zeros(self.site.grid.count, bool)
         for need, (_base, factor) in zip(self.needs, self.counting, strict=True):
@@ -113,7 +140,7 @@ class _EnvelopeModel:
         return found
 
     @pyscript_compile
-    def _expect(self):
+    def _expect(self) -> None:
         """Set the forecast (kW) that lies within the limits, by side, and what is free of any limits."""
         grid, pieces = self.site.grid, self.device.forecast or []
         forecast = grid.means(pieces) / WATTS
@@ -128,7 +155,7 @@ class _EnvelopeModel:
         )
 
     @pyscript_compile
-    def _room(self, side):
+    def _room(self, side: int) -> Array:
         """Return the power (kW) that the site's limit leaves on a side by what is given."""
         tariffs = self.site.tariffs
         capacity = tariffs.consumption_capacity if side > 0 else tariffs.production_capacity
@@ -136,7 +163,7 @@ class _EnvelopeModel:
         return np.broadcast_to(room, (self.site.grid.count,))
 
     @pyscript_compile
-    def _add_side(self, side):
+    def _add_side(self, side: int) -> None:
         """Set the amounts of one side: fixed where nothing limits them, else as variables."""
         union, room, expected = self.unions[side], self._room(side), self.expected[side]
         governed = self.governed[side]
@@ -158,7 +185,7 @@ class _EnvelopeModel:
             self._defer(side, steps, union.at(steps), room[steps])
 
     @pyscript_compile
-    def _place(self, side, steps, made, room):
+    def _place(self, side: int, steps: Places, made: Amounts, room: linear.Expression) -> None:
         """Set the amounts of some steps; `room` is what counts for energy that has to be allowed."""
         count = self.site.grid.count
         for name, value in (
@@ -171,7 +198,7 @@ class _EnvelopeModel:
             kept[side] = kept[side] + envelopes.placed(value, steps, count)
 
     @pyscript_compile
-    def _defer(self, side, steps, union, room):
+    def _defer(self, side: int, steps: Places, union: envelopes.Union, room: Array) -> None:
         """Set the amounts of the steps in which what is deferred is allowed."""
         made = envelopes.Deferred(self.site, steps, union, self._was_on(side))
         made.allow_parts(len([each for each in self.needs if each.side == side]))
@@ -184,18 +211,18 @@ class _EnvelopeModel:
             envelopes.follow(self.site, made.power, target, self.site.grid.hours[steps])
 
     @pyscript_compile
-    def _was_on(self, side):
+    def _was_on(self, side: int) -> bool:
         """Tell whether the device was told of more than the least on a side, for the moment before."""
         before = devices.limits_at(self.told, self.begin - devices.SHORTEST)
-        for need, (base, factor) in zip(self.needs, self.counting, strict=True):
-            if before and need.side == side and not np.isnan(base[0]):
+        for need, (offset, factor) in zip(self.needs, self.counting, strict=True):
+            if before and need.side == side and not np.isnan(offset[0]):
                 allowed = devices.allowed(before, need.quantity, side)
-                least = (base[0] + factor[0] * self.unions[side].least[0]) * WATTS
+                least = (offset[0] + factor[0] * self.unions[side].least[0]) * WATTS
                 return allowed is not None and allowed > least + plans.LEAST_WATTS
         return False
 
     @pyscript_compile
-    def _curtail(self, steps, union, room):
+    def _curtail(self, steps: Places, union: envelopes.Union, room: Array) -> None:
         """Set the amounts of the steps in which production may be curtailed."""
         expected, peak = self.expected[-1][steps], self.peak[steps]
         is_needed = any(each.side < 0 for each in self.needs)
@@ -206,7 +233,7 @@ class _EnvelopeModel:
         self._place(-1, steps, made, made.amount)
 
     @pyscript_compile
-    def _set_curtailed(self):
+    def _set_curtailed(self) -> None:
         """Set in which steps production may be curtailed, and what a schedule leaves of it (kW; nan: any).
 
         It is where there is a forecast of production that would be lost, and a reason: the site's limit, or a
@@ -225,7 +252,7 @@ class _EnvelopeModel:
         self.curtails = self.is_lost & (forecast > envelopes.MIN_POWER_KW) & (np.isfinite(room) | is_open)
 
     @pyscript_compile
-    def _add_needs(self):
+    def _add_needs(self) -> None:
         """Have the energy that is needed be allowed by its deadline, and of what is deferred no more."""
         grid = self.site.grid
         for need, counted in zip(self.needs, self.counting, strict=True):
@@ -236,21 +263,21 @@ class _EnvelopeModel:
                 self._confine(side, group)
 
     @pyscript_compile
-    def _spans(self):
+    def _spans(self) -> list[Span]:
         """Return the Spans in which a device takes what it needs."""
         grid, found = self.site.grid, []
-        for need, (base, factor) in zip(self.needs, self.counting, strict=True):
+        for need, (offset, factor) in zip(self.needs, self.counting, strict=True):
             start = max(need.start, self.begin)
             inside = self.governed[need.side] & (factor > 0) & (grid.shares(start, need.end) > 0)
             if inside.any():
                 hours = (grid.shares(start, need.end) * grid.hours)[inside]
-                least = float((base[inside] * hours).sum())
+                least = float((offset[inside] * hours).sum())
                 needed = (need.left / WATTS - least) / float(factor[inside].mean())
                 found.append(Span(need.side, start, need.end, max(needed, 0.0)))
         return found
 
     @pyscript_compile
-    def _confine(self, side, group):
+    def _confine(self, side: int, group: Sequence[Span]) -> None:
         """Allow no more energy than is needed in Spans that have some time in common."""
         grid = self.site.grid
         share = grid.shares(min(each.start for each in group), max(each.end for each in group))
@@ -258,7 +285,7 @@ class _EnvelopeModel:
         envelopes.confine(self.site, (self.power[side] * hours).sum(), needed_at_most(group))
 
     @pyscript_compile
-    def plan(self, solution: Any, market: list) -> Any:
+    def plan(self, solution: linear.Solution, market: Sequence[markets.Interval]) -> pebc_plan.Plan:
         """Return the Plan that a solution comes to, and what it costs the site in a market.
 
         Where what the device was told still says the same, the plan has that Change itself; the moment of the
@@ -266,7 +293,7 @@ class _EnvelopeModel:
         """
         courses = {side: self._course(side, solution) for side in devices.SIDES}
         slots = self._slots(courses, market)
-        pieces = pebc_plan.joined([(each.start, each.end, each.power) for each in slots])
+        pieces = plans.merged([plans.PowerPiece(each.start, each.end, each.power) for each in slots])
         changes = [
             pebc_plan.kept(self.state.changes, each, self.begin)
             for each in pebc_plan.changes_of(slots, pieces)
@@ -278,12 +305,14 @@ class _EnvelopeModel:
         )
 
     @pyscript_compile
-    def _course(self, side, solution):
+    def _course(self, side: int, solution: linear.Solution) -> Course:
         """Return (starts, amounts (W)) of one side: of each step, or of the parts of it."""
         edges = self.site.grid.edges.tolist()
         amounts = (solution.of(self.amount[side]) * WATTS).tolist()
         means = (solution.of(self.room[side]) * WATTS).tolist()
-        governed, starts, found = self.governed[side].tolist(), [], []
+        governed = cast(list[bool], self.governed[side].tolist())
+        starts: list[float] = []
+        found: list[float] = []
         unlimited = self._unlimited(side, solution)
         for place, constraints in enumerate(self.constraints):
             start, end = edges[place], edges[place + 1]
@@ -300,15 +329,18 @@ class _EnvelopeModel:
         return starts, found
 
     @pyscript_compile
-    def _unlimited(self, side, solution):
+    def _unlimited(self, side: int, solution: linear.Solution) -> list[bool]:
         """Return in which steps a solution has production as it is forecast."""
         if side > 0:
             return [False] * self.site.grid.count
         power = solution.of(self.power[side])
-        return (self.curtails & (power > self.expected[side] - 1e-5 - 1e-6 * self.expected[side])).tolist()
+        is_whole = power > self.expected[side] - 1e-5 - 1e-6 * self.expected[side]
+        return cast(list[bool], (self.curtails & is_whole).tolist())
 
     @pyscript_compile
-    def _slots(self, courses, market):
+    def _slots(
+        self, courses: Mapping[int, Course], market: Sequence[markets.Interval]
+    ) -> list[pebc_plan.Slot]:
         """Return the Slots of a plan: the time in which limits, forecast and constraints stay the same."""
         edges, end = self.site.grid.edges, market[-1].end
         inner = {moment for starts, _amounts in courses.values() for moment in starts[1:]}
@@ -340,7 +372,7 @@ class _EnvelopeModel:
         return found
 
     @pyscript_compile
-    def _changing(self):
+    def _changing(self) -> set[int]:
         """Return the steps in which other constraints begin to hold, which the grid has no edge for."""
         moments = np.array([[each.start, each.end] for each in self.device.constraints]).ravel()
         edges = self.site.grid.edges
@@ -348,16 +380,16 @@ class _EnvelopeModel:
         return set((np.searchsorted(edges, inside, "right") - 1).tolist())
 
     @pyscript_compile
-    def _missed(self, slots):
+    def _missed(self, slots: Sequence[pebc_plan.Slot]) -> list[plans.Missed]:
         """Return the needs for which Slots leave less room than they ask for."""
         found, which = [], numbers(self.device, [each.constraints for each in slots])
         starts, ends = np.array([[each.start, each.end] for each in slots]).T
-        for need, (bases, factors) in zip(self.needs, self.counts, strict=True):
-            base, factor = bases[which], factors[which]
+        for need, (offsets, factors) in zip(self.needs, self.counts, strict=True):
+            offset, factor = offsets[which], factors[which]
             amounts = np.array([each.amounts.get(need.side, 0.0) for each in slots]) / WATTS
             inside = np.clip(np.minimum(ends, need.end) - np.maximum(starts, need.start), 0.0, None) / 3600
-            counts = ~np.isnan(base) & (inside > 0)
-            room = float(((base + factor * amounts) * inside)[counts].sum()) * WATTS
+            counts = ~np.isnan(offset) & (inside > 0)
+            room = float(((offset + factor * amounts) * inside)[counts].sum()) * WATTS
             if counts.any() and need.left - room > max(MIN_MISSED_WH, MIN_MISSED_SHARE * need.asked):
                 found.append(plans.Missed(need.end, need.asked, need.asked - need.left + room))
         return found
@@ -367,7 +399,23 @@ EnvelopeModel = _EnvelopeModel
 
 
 @pyscript_compile
-def union_of(constraints: list, side: int) -> Any:
+def add(
+    site: sites.Site,
+    device: devices.Device,
+    state: devices.Condition,
+    wanted: Sequence[devices.Piece] | None,
+    _tariffs: Mapping[str, float],
+    _storage: markets.StorageTerms | None = None,
+) -> EnvelopeModel:
+    """Add a device's power to a Site, and return the part that reads its Plan from a solution.
+
+    Only electric power is limited, and what is stored is not told.
+    """
+    return EnvelopeModel(site, device, state, wanted)
+
+
+@pyscript_compile
+def union_of(constraints: Sequence[devices.Constraints | None], side: int) -> envelopes.Union:
     """Return the Union (kW) of one side in each step, of which the constraints are given; 0 without any."""
     ranges = [each.sides[side].ranges if each else ((0.0, 0.0),) for each in constraints]
     most = max(len(each) for each in ranges)
@@ -380,30 +428,30 @@ def union_of(constraints: list, side: int) -> Any:
 
 
 @pyscript_compile
-def counting(device: Any, need: Any) -> tuple:
-    """Return (base, factor) by which an amount (kW) under each constraints counts for a need (kW).
+def counting(device: devices.Device, need: devices.Need) -> Counting:
+    """Return (offset, factor) by which an amount (kW) under each constraints counts for a need (kW).
 
-    Where it does not, base is nan; so it is at the end, where there are no constraints.
+    Where it does not, the offset is nan; so it is at the end, where there are no constraints.
     """
-    base, factor = np.full(len(device.constraints) + 1, np.nan), np.zeros(len(device.constraints) + 1)
+    offset, factor = np.full(len(device.constraints) + 1, np.nan), np.zeros(len(device.constraints) + 1)
     for place, each in enumerate(device.constraints):
         least, most = each.sides[need.side].ranges[0][0], each.sides[need.side].ranges[-1][1]
         low, high = (devices.counted(each, need, amount) for amount in (least, most))
-        if low is not None:
+        if low is not None and high is not None:
             factor[place] = (high - low) / (most - least) if most > least else 0.0
-            base[place] = (high - factor[place] * most) / WATTS
-    return base, factor
+            offset[place] = (high - factor[place] * most) / WATTS
+    return offset, factor
 
 
 @pyscript_compile
-def numbers(device: Any, constraints: list) -> Any:
+def numbers(device: devices.Device, constraints: Iterable[devices.Constraints | None]) -> Places:
     """Return the place of each constraints among a device's, -1 for None."""
     places = {id(each): place for place, each in enumerate(device.constraints)}
     return np.array([places.get(id(each), -1) for each in constraints])
 
 
 @pyscript_compile
-def settled(ranges: tuple, amount: float) -> float:
+def settled(ranges: devices.Ranges, amount: float) -> float:
     """Return the amount (W) in ranges that a solution means."""
     for low, high in ranges:
         if low - NOISE_WATTS <= amount <= high + NOISE_WATTS:
@@ -413,7 +461,9 @@ def settled(ranges: tuple, amount: float) -> float:
 
 
 @pyscript_compile
-def split(ranges: tuple, start: float, end: float, mean: float, following: float | None) -> list:
+def split(
+    ranges: devices.Ranges, start: float, end: float, mean: float, following: float | None
+) -> list[tuple[float, float]]:
     """Return (start, amount (W)) of the parts of a step that allow a mean power (W).
 
     Where the ranges have that in a gap, the amount above it is allowed for a part of the time: next to what
@@ -434,7 +484,9 @@ def split(ranges: tuple, start: float, end: float, mean: float, following: float
 
 
 @pyscript_compile
-def fitted(constraints: Any, own: Any, side: int, amount: float) -> float:
+def fitted(
+    constraints: devices.Constraints, own: devices.Constraints | None, side: int, amount: float
+) -> float:
     """Return the amount (W) under constraints that is meant by one under those of its step."""
     ranges = constraints.sides[side].ranges
     if constraints is own:
@@ -445,16 +497,17 @@ def fitted(constraints: Any, own: Any, side: int, amount: float) -> float:
 
 
 @pyscript_compile
-def energy(amount: Any, counted: tuple, hours: Any) -> Any:
+def energy(amount: linear.Expression, counted: Counting, hours: Array) -> linear.Expression:
     """Return the energy (a vector of one, kWh) that an amount (kW) comes to in some hours of each step."""
-    base, factor = counted
-    return (amount * (factor * hours)).sum() + float((np.nan_to_num(base) * hours).sum())
+    offset, factor = counted
+    return (amount * (factor * hours)).sum() + float((np.nan_to_num(offset) * hours).sum())
 
 
 @pyscript_compile
-def groups(spans: list) -> list:
+def groups(spans: Iterable[Span]) -> list[list[Span]]:
     """Return Spans in groups of those that have some time in common."""
-    found, end = [], -math.inf
+    end = -math.inf
+    found: list[list[Span]] = []
     for each in sorted(spans, key=lambda each: each.start):
         if each.start < end:
             found[-1].append(each)
@@ -465,7 +518,7 @@ def groups(spans: list) -> list:
 
 
 @pyscript_compile
-def needed_at_most(spans: list) -> float:
+def needed_at_most(spans: Iterable[Span]) -> float:
     """Return the energy (kWh) that Spans need in all: what is inside of a longer one counts for that too."""
     left, needed = sorted(spans, key=lambda each: each.start - each.end), 0.0
     while left:
@@ -477,7 +530,7 @@ def needed_at_most(spans: list) -> float:
 
 
 @pyscript_compile
-def means_where_known(grid: Any, pieces: list) -> Any:
+def means_where_known(grid: grids.TimeGrid, pieces: Sequence[devices.Piece]) -> Array:
     """Return the mean of pieces (start, end, value) in what they cover of each step, nan where nothing."""
     covered = grid.means([(start, end, 1.0) for start, end, _value in pieces])
     sums = grid.means(pieces)
@@ -485,17 +538,19 @@ def means_where_known(grid: Any, pieces: list) -> Any:
 
 
 @pyscript_compile
-def peaks(grid: Any, pieces: list) -> Any:
+def peaks(grid: grids.TimeGrid, pieces: Sequence[devices.Piece]) -> Array:
     """Return the greatest production (W) of pieces (start, end, power) in each step, 0 where none is."""
     if not pieces:
         return np.zeros(grid.count)
     starts, ends, powers = np.array(pieces).T
     meets = (starts[:, None] < grid.ends - 0.5) & (ends[:, None] > grid.starts + 0.5)
-    return np.where(meets, -powers[:, None], 0.0).max(axis=0)
+    return cast(Array, np.where(meets, -powers[:, None], 0.0).max(axis=0))
 
 
 @pyscript_compile
-def flex_model(found, state, means, window):
+def flex_model(
+    found: devices.Device, state: devices.Condition, means: base.PlanningSensors, window: base.PlanningWindow
+) -> storages.Storage | storages.Flow | None:
     """Return what FlexMeasures is asked, or None where nothing can be gained by it.
 
     That is a Storage of the energy that is deferred in one direction, or a Flow of production that can be
@@ -509,21 +564,29 @@ def flex_model(found, state, means, window):
 
 
 @pyscript_compile
-def capacities(found, needs, window, side, left):
+def capacities(
+    found: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int, left: float
+) -> list[float]:
     """Return the mean power (W) that can be deferred in each step; of the first one a part is left."""
     begin = window.start + (1 - left) * window.step
     powers = [0.0] * round((window.end - window.start) / window.step)
     grid = [window.start + place * window.step for place in range(1, len(powers))]
     for start, end in pairwise(devices.boundaries(found, begin, window.end, grid)):
         constraints = devices.valid(found, (start + end) / 2)
-        if devices.governed(start, end, constraints, needs, side):
+        if constraints and devices.governed(start, end, constraints, needs, side):
             place = min(int(((start + end) / 2 - window.start) / window.step), len(powers) - 1)
             powers[place] += constraints.sides[side].ranges[-1][1] * (end - start) / window.step
     return [max(each, 0.0) for each in powers]
 
 
 @pyscript_compile
-def deferred(found, needs, means, window, side):
+def deferred(
+    found: devices.Device,
+    needs: Sequence[devices.Need],
+    means: base.PlanningSensors,
+    window: base.PlanningWindow,
+    side: int,
+) -> storages.Storage | None:
     """Return what a device defers as a Storage, to be filled in time or emptied; None where that is done."""
     modes = gap(found, needs, window, side) if window.with_modes else []
     powers = capacities(found, needs, window, side, 1.0 if modes else window.left)
@@ -555,7 +618,9 @@ def deferred(found, needs, means, window, side):
 
 
 @pyscript_compile
-def deadlines(found, needs, powers, window):
+def deadlines(
+    found: devices.Device, needs: Iterable[devices.Need], powers: Sequence[float], window: base.PlanningWindow
+) -> list[tuple[float, float]]:
     """Return (moment on the grid, energy (Wh) that is to be allowed by then), as far as that can be."""
     reached, wishes = [(-math.inf, 0.0)], {}
     for each in needs:
@@ -573,11 +638,13 @@ def deadlines(found, needs, powers, window):
 
 
 @pyscript_compile
-def gap(found, needs, window, side):
+def gap(
+    found: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int
+) -> Sequence[devices.Range]:
     """Return the ranges of power (W) that can be deferred, where they have gaps between them."""
     for start, end in pairwise(devices.boundaries(found, window.start, window.end, [])):
         constraints = devices.valid(found, (start + end) / 2)
-        if devices.governed(start, end, constraints, needs, side):
+        if constraints and devices.governed(start, end, constraints, needs, side):
             ranges = constraints.sides[side].ranges
             if len(ranges) == 1 and ranges[0][0] < plans.LEAST_WATTS:
                 return []
@@ -586,7 +653,9 @@ def gap(found, needs, window, side):
 
 
 @pyscript_compile
-def curtailable(found, means, window):
+def curtailable(
+    found: devices.Device, means: base.PlanningSensors, window: base.PlanningWindow
+) -> storages.Flow | None:
     """Return the production that is forecast as a Flow, or None where none of it can be curtailed."""
     begin = window.start + (1 - window.left) * window.step
     powers = []

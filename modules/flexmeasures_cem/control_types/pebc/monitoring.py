@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.control_types.pebc.device as devices
 import flexmeasures_cem.control_types.pebc.plan as pebc_plan
 import flexmeasures_cem.control_types.plans as plans
@@ -11,7 +12,7 @@ import flexmeasures_s2.commodities as commodities
 
 
 @pyscript_compile
-def resumed(found: devices.Device, plan: pebc_plan.Plan, told: Any) -> pebc_plan.Plan | None:
+def resumed(found: devices.Device, plan: pebc_plan.Plan, told: base.Reconnection) -> pebc_plan.Plan | None:
     """Return a plan that a device goes on with after its Return, or None where it cannot.
 
     An envelope's course of time counts from when it is told: the one in force is told as what is left of it.
@@ -28,24 +29,24 @@ def resumed(found: devices.Device, plan: pebc_plan.Plan, told: Any) -> pebc_plan
 
 
 @pyscript_compile
-def planned_power(plan, start, length):
+def planned_power(plan: pebc_plan.Plan | None, start: float, length: float) -> float:
     """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
     return plans.mean_power(plan, start, start + length) if plan else 0.0
 
 
 @pyscript_compile
-def deviation(found, plan, message, now):
+def deviation(found: devices.Device, plan: pebc_plan.Plan, message: Any, now: float) -> None:
     """Return None: no status tells of an envelope."""
 
 
 @pyscript_compile
-def power_deviation(found, plan, power, now):
+def power_deviation(found: devices.Device, plan: pebc_plan.Plan, power: float, now: float) -> str | None:
     """Tell where a measured power (W) is outside the limits, and was so a moment before."""
     told = None
     for share in (1, 0.5, 0):
         limits = limits_told(plan, now - plans.LAG_SECONDS * share)
         upper, lower = (devices.allowed(limits or {}, commodities.ALL_PHASES, side) for side in devices.SIDES)
-        if upper is None:
+        if upper is None or lower is None:
             return None
         if power > upper + power_tolerance(found):
             told = f"the power is {power:.0f} W, above the upper limit of {upper:.0f} W"
@@ -57,19 +58,19 @@ def power_deviation(found, plan, power, now):
 
 
 @pyscript_compile
-def limits_told(plan, moment):
+def limits_told(plan: pebc_plan.Plan, moment: float) -> devices.Limits | None:
     """Return the limits that a plan tells, or told, for a moment, or None."""
     change = plans.last_told(plan, moment)
     return devices.limits_at(change.elements if change else plan.told, moment)
 
 
 @pyscript_compile
-def power_tolerance(found):
+def power_tolerance(found: devices.Device) -> float:
     """Return by how much (W) a power may depart."""
     return plans.power_tolerance(max(found.most, found.least))
 
 
 @pyscript_compile
-def has_changed(found, state, message):
+def has_changed(found: devices.Device, state: devices.Condition, message: Any) -> bool:
     """Return False: a device has no other state than what it was told."""
     return False

@@ -4,12 +4,13 @@ Moments are seconds since 1970, power is W, consumption positive; amounts are of
 pebc_device has them.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 import flexmeasures_cem.control_types.pebc.device as devices
 import flexmeasures_cem.control_types.plans as plans
+import flexmeasures_cem.market as markets
 
 SAME = 0.001
 """By which part two limits may differ and still say the same."""
@@ -34,8 +35,8 @@ class _Change:
     power: float
     constraints: str
     elements: list[devices.Element]
-    widest: dict[str, tuple[float, float]]
-    pieces: list[tuple[float, float, float]]
+    widest: devices.Limits
+    pieces: list[plans.PowerPiece]
     actuator: str | None = None
 
 
@@ -46,7 +47,7 @@ Change = _Change
 class _Plan(plans.Plan):
     """A Plan that remembers what the device was told before its start, as Elements."""
 
-    changes: list[Change]
+    changes: list[Change]  # type: ignore[assignment]  # pydantic reads these from a plan that was kept
     told: list[devices.Element] = field(default_factory=list)
 
 
@@ -63,11 +64,11 @@ class _Slot:
 
     start: float
     end: float
-    constraints: Any
-    interval: Any
+    constraints: devices.Constraints | None
+    interval: markets.Interval
     forecast: float
-    amounts: dict = field(default_factory=dict)
-    deferred: tuple = ()
+    amounts: dict[int, float] = field(default_factory=dict)
+    deferred: tuple[int, ...] = ()
     power: float = 0.0
 
 
@@ -75,7 +76,7 @@ Slot = _Slot
 
 
 @pyscript_compile
-def kept(changes, change, begin):
+def kept(changes: Iterable[Change], change: Change, begin: float) -> Change:
     """Return the Change that was told and says the same as another one, else that one.
 
     At the plan's start the one counts that is in force then, else the one that begins at the same moment.
@@ -87,7 +88,7 @@ def kept(changes, change, begin):
 
 
 @pyscript_compile
-def is_same_instruction(one, other):
+def is_same_instruction(one: Change, other: Change) -> bool:
     """Tell whether an envelope that was told says the same as another that begins then or later.
 
     It does as long as it lasts for half of the other's time at least, and where the other lasts for more than
@@ -116,7 +117,7 @@ def is_same_instruction(one, other):
 
 
 @pyscript_compile
-def same(some, others):
+def same(some: devices.Limits | None, others: devices.Limits | None) -> bool:
     """Tell whether limits by quantity say the same."""
     if some is None or others is None or some.keys() != others.keys():
         return some is others
@@ -128,7 +129,7 @@ def same(some, others):
 
 
 @pyscript_compile
-def expected(slot):
+def expected(slot: Slot) -> float:
     """Return the power (W) that is expected: what is deferred, else the forecast inside the limits."""
     if slot.constraints is None:
         return slot.forecast
@@ -138,9 +139,9 @@ def expected(slot):
 
 
 @pyscript_compile
-def joined(pieces):
+def joined[Value](pieces: Iterable[tuple[float, float, Value]]) -> list[tuple[float, float, Value]]:
     """Return pieces (start, end, value), neighbours of the same value as one."""
-    found = []
+    found: list[tuple[float, float, Value]] = []
     for start, end, value in pieces:
         if found and found[-1][2] == value and found[-1][1] == start:
             found[-1] = found[-1][0], end, value
@@ -150,38 +151,45 @@ def joined(pieces):
 
 
 @pyscript_compile
-def changes_of(slots, pieces):
+def changes_of(slots: Iterable[Slot], pieces: Sequence[plans.PowerPiece]) -> list[Change]:
     """Return a Change for each time in which the same constraints are in force."""
-    runs = []
+    runs: list[tuple[devices.Constraints, list[Slot]]] = []
     for each in slots:
         if each.constraints is None:
             continue
-        if runs and runs[-1][-1].constraints is each.constraints and runs[-1][-1].end == each.start:
-            runs[-1].append(each)
+        if runs and runs[-1][0] is each.constraints and runs[-1][1][-1].end == each.start:
+            runs[-1][1].append(each)
         else:
-            runs.append([each])
-    return [change_of(run, pieces) for run in runs]
+            runs.append((each.constraints, [each]))
+    return [change_of(constraints, run, pieces) for constraints, run in runs]
 
 
 @pyscript_compile
-def change_of(run, pieces):
+def change_of(
+    constraints: devices.Constraints, run: Sequence[Slot], pieces: Iterable[plans.PowerPiece]
+) -> Change:
     """Return the Change that Slots under the same constraints come to."""
-    constraints, start, end = run[0].constraints, run[0].start, run[-1].end
+    start, end = run[0].start, run[-1].end
     inside = [
-        (max(begin, start), min(last, end), power)
-        for begin, last, power in pieces
-        if begin < end and last > start
+        replace(piece, start=max(piece.start, start), end=min(piece.end, end))
+        for piece in pieces
+        if piece.start < end and piece.end > start
     ]
     most = {side: constraints.sides[side].ranges[-1][1] for side in devices.SIDES}
-    limits = [(each.start, each.end, devices.limits_of(constraints, each.amounts)) for each in coarse(run)]
+    limits = [
+        (each.start, each.end, devices.limits_of(constraints, each.amounts))
+        for each in coarse(constraints, run)
+    ]
     elements = [devices.Element(*each) for each in joined(limits)]
-    return Change(start, inside[0][2], constraints.id, elements, devices.limits_of(constraints, most), inside)
+    return Change(
+        start, inside[0].power_w, constraints.id, elements, devices.limits_of(constraints, most), inside
+    )
 
 
 @pyscript_compile
-def coarse(slots):
+def coarse(constraints: devices.Constraints, slots: Iterable[Slot]) -> list[Slot]:
     """Return Slots joined to as many as an envelope may have elements: the far ones are taken together."""
-    found = []
+    found: list[Slot] = []
     for each in slots:
         if found and found[-1].amounts == each.amounts:
             found[-1] = replace(found[-1], end=each.end)
@@ -191,33 +199,37 @@ def coarse(slots):
         return found
     near = MOST_ELEMENTS // 2
     far, size = found[near:], -(-(len(found) - near) // near)
-    return found[:near] + [together(far[place : place + size]) for place in range(0, len(far), size)]
+    return found[:near] + [
+        together(constraints, far[place : place + size]) for place in range(0, len(far), size)
+    ]
 
 
 @pyscript_compile
-def together(slots):
+def together(constraints: devices.Constraints, slots: Sequence[Slot]) -> Slot:
     """Return Slots as one, which allows as much as any of them did and the site's limit leaves."""
     amounts = {
-        side: min(max(each.amounts[side] for each in slots), min(ceiling(each, side) for each in slots))
+        side: min(
+            max(each.amounts[side] for each in slots), min(ceiling(constraints, each, side) for each in slots)
+        )
         for side in devices.SIDES
     }
     return replace(slots[0], end=slots[-1].end, amounts=amounts)
 
 
 @pyscript_compile
-def ceiling(slot, side):
+def ceiling(constraints: devices.Constraints, slot: Slot, side: int) -> float:
     """Return the amount (W) that the site's limit leaves of one side."""
-    ranges = slot.constraints.sides[side].ranges
+    ranges = constraints.sides[side].ranges
     interval = slot.interval
     capacity = interval.consumption_capacity if side > 0 else interval.production_capacity
     room = max(capacity - side * interval.load, 0.0)
-    is_lost = side < 0 and not slot.constraints.is_deferred and slot.forecast < 0
+    is_lost = side < 0 and not constraints.is_deferred and slot.forecast < 0
     may = min(ranges[-1][1], -slot.forecast) if is_lost else ranges[-1][1]
     return devices.down(ranges, room) if may > room else ranges[-1][1]
 
 
 @pyscript_compile
-def remembered(found, told, now):
+def remembered(found: devices.Device, told: Iterable[devices.Element], now: float) -> list[devices.Element]:
     """Return what has to be remembered of what a device was told, neighbours of the same limits as one."""
     first = min([now - HISTORY_SECONDS, *[each.start for each in found.energies if each.end > now]])
     pieces = [(each.start, each.end, each.limits) for each in devices.between(told, first, now)]

@@ -151,7 +151,7 @@ class _DeviceModel:
         made.changes.sort(key=lambda change: (change.moment, change.actuator))
         made.missed.sort(key=lambda missed: missed.moment)
         made.pieces = together(pieces)
-        made.end = max([made.end, *[piece[1] for piece in made.pieces]])
+        made.end = max([made.end, *[piece.end for piece in made.pieces]])
         return made
 
 
@@ -337,10 +337,10 @@ def loaded(cells: list, pieces: list) -> list:
 
 @pyscript_compile
 def together(pieces: list) -> list:
-    """Return pieces (start, end, Part) as (start, end, power), in order: what overlaps is added up."""
+    """Return pieces (start, end, Part) as plans.PowerPieces, in order: what overlaps is added up."""
     moments, found = sorted({moment for piece in pieces for moment in piece[:2]}), []
     for begin, end in pairwise(moments):
         powers = [part.power for start, last, part in pieces if start <= begin and last >= end]
         if powers:
-            found.append((begin, end, sum(powers)))
+            found.append(plans.PowerPiece(begin, end, sum(powers)))
     return found

@@ -58,7 +58,7 @@ def level_after(plan, quarters):
 def mean_powers(plan, count):
     """Return the mean power (W) in each quarter of an hour."""
     starts = [NOW + place * QUARTER for place in range(count)]
-    return [modules().plans.mean_power(plan, start, start + QUARTER) for start in starts]
+    return [modules().all_plans.mean_power(plan, start, start + QUARTER) for start in starts]
 
 
 def told_each(plan, actuator_id, count):
