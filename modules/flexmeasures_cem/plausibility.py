@@ -47,6 +47,14 @@ class _BelievedLevel:
 
     @property
     @pyscript_compile
+    def believed(self) -> float:
+        """The level that is believed; raise ValueError before the first reading."""
+        if self.value is None:
+            raise ValueError("there is no reading yet")
+        return self.value
+
+    @property
+    @pyscript_compile
     def is_suspect(self) -> bool:
         """Whether the newest reading is not believed yet."""
         return self.suspect is not None

@@ -180,7 +180,7 @@ class _StateOfCharge:
                 "only if it lasts for a minute",
                 self.entity,
                 soc / 1000,
-                self.level.value / 1000,
+                self.level.believed / 1000,
             )
         if not self.was_known:
             self.was_known = True
@@ -194,7 +194,7 @@ class _StateOfCharge:
         """
         self.look()
         reading = self._read()
-        now, soc = dt_util.utcnow(), self.level.value
+        now, soc = dt_util.utcnow(), self.level.believed
         assumed: list[str] = []
         if self.level.is_suspect:
             confirmed = dt_util.utc_from_timestamp(self.level.moment)
@@ -224,8 +224,7 @@ class _StateOfCharge:
         except NoStateOfCharge:
             return None
         is_believed = not self.level.is_suspect and not self._is_stale(dt_util.utcnow())
-        level: float | None = self.level.value if is_believed else None
-        return level
+        return self.level.value if is_believed else None
 
     @pyscript_compile
     def _read(self) -> float:
@@ -234,9 +233,7 @@ class _StateOfCharge:
     @pyscript_compile
     def _is_explained(self, soc: float) -> bool:
         """Tell whether the energy of the power since the last change explains a state of charge (Wh)."""
-        low: float
-        high: float
-        low, high = sorted((self.level.value, self.level.value + self.gained))
+        low, high = sorted((self.level.believed, self.level.believed + self.gained))
         return bool(low - self.level.tolerance <= soc <= high + self.level.tolerance)
 
     @pyscript_compile
@@ -251,7 +248,7 @@ class _StateOfCharge:
     @pyscript_compile
     def _trust_if_bound(self, now: datetime) -> None:
         """Trust the entity again once it would have been full or empty for long: no power flows."""
-        carried = self.level.value + self.gained
+        carried = self.level.believed + self.gained
         if not self._is_stale(now) or self._within(carried) == carried:
             self.bound_since = None
         elif self.bound_since is None:
@@ -275,7 +272,7 @@ class _StateOfCharge:
     @pyscript_compile
     def _within(self, soc: float) -> float:
         """Clamp an extrapolated state of charge (Wh) to the range, widened to the last believed value."""
-        value: float = self.level.value
+        value = self.level.believed
         return min(max(soc, min(self.soc_min, value)), max(self.soc_max, value))
 
 

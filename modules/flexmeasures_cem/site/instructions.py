@@ -17,7 +17,6 @@ import flexmeasures_cem.control_types.frbc.control_type as frbc
 import flexmeasures_cem.control_types.frbc.device as devices
 import flexmeasures_cem.control_types.frbc.instructions as frbc_instructions
 import flexmeasures_cem.control_types.plans as plans
-import flexmeasures_cem.control_types.registry as registry
 import flexmeasures_cem.errors as errors
 import flexmeasures_cem.fill_levels as fill_levels
 import flexmeasures_cem.site.site as sites
@@ -263,16 +262,14 @@ async def send_instruction(site: sites.Site, resource: cems.Resource, call: dict
     latest; that the device departs from the plan meanwhile calls for none. Raise InvalidInstruction, or
     NotConfirmed.
     """
-    session = resource.session
-    kind = registry.BY_NAME.get(session.control_type)
-    if kind is not frbc.FRBC:
+    session, found = resource.session, site.controlled_of(resource)
+    if session is None:
+        raise errors.InvalidInstruction(f"resource_id: {resource.name} is not connected: call again later")
+    if found is None or found.type is not frbc.FRBC:
         raise errors.InvalidInstruction(
             f"resource_id: {resource.name} is under {session.control_type}, not {frbc.FRBC.name}: "
             f"select that by change_control_type, if it offers it"
         )
-    found = site.controlled_of(resource)
-    if found is None:
-        raise errors.InvalidInstruction(f"resource_id: {resource.name} is not connected: call again later")
     async with found.sending:
         now, memory = site.now(), fill_levels.remembered(resource, session)
         frbc_instructions.refuse_without_description(memory)

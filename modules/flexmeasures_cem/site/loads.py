@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from s2python.common import PowerForecast
+
 import flexmeasures_cem.cem as cems
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.market as markets
 import flexmeasures_cem.site.outlook as outlooks
 import flexmeasures_cem.site.site as sites
-import flexmeasures_s2.messages as messages
 
 OWN = "own"
 """The app's own device."""
@@ -55,10 +56,9 @@ def forecast_of(resource: cems.Resource) -> Any:
 
 
 @pyscript_compile
-def forecast_power(message: messages.Message, start: float, length: float) -> float:
+def forecast_power(message: PowerForecast, start: float, length: float) -> float:
     """Return the mean power (W) that a PowerForecast tells of in some time."""
-    power: float = forecasts.power(message, start, start + length)
-    return power
+    return forecasts.power(message, start, start + length)
 
 
 @pyscript_compile

@@ -96,7 +96,8 @@ def sampled(outlook: Outlook, power: Callable[[float, float], float]) -> list[fl
 @pyscript_compile
 def of_pieces(outlook: Outlook, pieces: list[plans.PowerPiece]) -> tuple[list[float], list[float]]:
     """Return means and greatest powers at each sample, of the plans.PowerPieces of a plan."""
-    energies, greatest = [0.0] * len(outlook.total), [None] * len(outlook.total)
+    energies = [0.0] * len(outlook.total)
+    greatest: list[float | None] = [None] * len(outlook.total)
     for piece in pieces:
         start, end, power = piece.start, piece.end, piece.power_w
         if end - start < SHORTEST or end <= outlook.begin:

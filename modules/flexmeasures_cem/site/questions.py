@@ -81,7 +81,8 @@ async def build_request(
         state = kind.read_state(device, memory, heard, plan_before, now)
         left = (start + step - now) / step
         window = sites.Window(start, step, end, left, share, sharers <= MOST_WITH_MODES)
-        return device, kind.flex_model(device, state, means, window), window
+        flex_model = kind.flex_model(device, state, means, window) if kind.flex_model else None
+        return device, flex_model, window
 
     try:
         found = await asyncio.to_thread(read)

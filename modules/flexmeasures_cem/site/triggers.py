@@ -42,7 +42,7 @@ FIRST_STATUS_SECONDS = 2.0
 def changed(site: sites.Site, resource: cems.Resource) -> None:
     """Take note that a Resource Manager connected, disconnected, or is under another control type."""
     session, found = resource.session, site.controlled_of(resource)
-    kind = registry.BY_NAME.get(session.control_type) if session else None
+    kind = registry.BY_NAME.get(session.control_type or "") if session else None
     if found and kind is found.type:
         return
     other = site.others.pop(resource.resource_id, None)
@@ -57,7 +57,7 @@ def changed(site: sites.Site, resource: cems.Resource) -> None:
         old.fail_waiters(errors.NotPlannable(f"{resource.name} {why}"))
         if session is not old.session:
             kept_plans.leave(site, old)
-    if kind:
+    if session and kind:
         found = sites.Controlled(resource, session, kind, since=site.now())
         found.is_asked = False if not kind.flex_model else None
         site.controlled[resource.resource_id] = found
@@ -255,8 +255,9 @@ async def plan_now(site: sites.Site, resource: cems.Resource) -> Any:
     """Plan a Resource Manager again now, and return its Plan; raise NotPlannable or NotPlanned."""
     found = site.controlled_of(resource)
     if found is None:
+        name = resource.session.control_type if resource.session else "no control type"
         raise errors.NotPlannable(
-            f"resource_id: {resource.name} is under {resource.session.control_type}, which is not planned: "
+            f"resource_id: {resource.name} is under {name}, which is not planned: "
             f"select {', '.join(registry.BY_NAME)} by change_control_type, if it offers that"
         )
     is_asked = found.is_asked is not False
