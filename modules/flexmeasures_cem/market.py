@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import flexmeasures_s2.commodities as commodities
 
+Tariffs = Mapping[str, float]
+"""The price (currency per unit) of each commodity but electricity."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Connection:
@@ -111,11 +114,8 @@ def grid_cost(interval: Interval, power: float) -> float:
 
 
 @pyscript_compile
-def other_cost(quantity: str, value: float, tariffs: Mapping[str, float]) -> float:
-    """Return what a CommodityQuantity that is not electric costs in an hour (currency).
-
-    `tariffs` are the prices by commodity; it costs nothing without one.
-    """
+def other_cost(quantity: str, value: float, tariffs: Tariffs) -> float:
+    """Return what a CommodityQuantity that is not electric costs in an hour (currency), 0 without a price."""
     commodity, units = commodities.TARIFFS[quantity]
     return tariffs.get(commodity, 0.0) * units * value
 

@@ -1,37 +1,44 @@
 """Demand driven based control: actuators and the demand, read from their messages.
 
-The demand has no unit in S2: it is that of the supply.
+The demand has no unit in S2: it is that of the supply. Moments are seconds since 1970.
 """
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from s2python.ddbc import DDBCAverageDemandRateForecast
 
 import flexmeasures_cem.control_types.operation_modes.modes as modes
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_s2.ddbc as messages
+from flexmeasures_s2.rules import Memory
 
 DESCRIPTION, FORECAST = messages.DESCRIPTION, "DDBC.AverageDemandRateForecast"
-ACTUATOR_STATUS, TIMER_STATUS = "DDBC.ActuatorStatus", "DDBC.TimerStatus"
-MOST_WAYS = 60
-"""How many transitions its actuators may have together, counting each one's mode of the most."""
+ACTUATOR_STATUS, TIMER_STATUS = messages.ACTUATOR_STATUS, messages.TIMER_STATUS
+MAX_TRANSITIONS = 60
+"""How many transitions several actuators may have together, of the mode of each that has the most."""
+DemandPiece = tuple[float, float, float]
+"""From when until when a demand rate is forecast: start, end, rate."""
 
 
 @dataclass(kw_only=True)
 class _Device:
-    """Actuators, and the demand: (least, most) at present, and (start, end, rate) as it is forecast.
+    """Actuators, and the demand: (least, most) at present, and DemandPieces as it is forecast.
 
-    `told` is of when the present demand is, and `present_until` the end of the interval for which it was
-    planned with. `starts` is when each of the forecast's elements starts; `scale` is the greatest supply or
-    demand.
+    `present_at` is when the present demand was sent, and `present_until` the end of the interval for which it
+    was planned with. `starts` is when each of the forecast's elements starts; `scale` is the greatest supply
+    or demand.
     """
 
-    actuators: list
-    present: tuple
-    told: float
-    forecast: list = field(default_factory=list)
-    starts: list = field(default_factory=list)
+    actuators: list[modes.Actuator]
+    present: tuple[float, float]
+    present_at: float
+    forecast: list[DemandPiece] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
     scale: float = 0.0
     present_until: float = math.inf
 
@@ -43,28 +50,28 @@ class _Device:
 
     @pyscript_compile
     def demand(self, start: float, end: float, is_present: bool) -> float:
-        """Return the mean demand rate of some time: as forecast, or else as it is at present.
+        """Return the mean demand rate between two moments: as forecast, or else as it is at present.
 
-        For the present, the forecast is kept within what is told of it, but where another of its elements has
-        begun since.
+        For the present, the forecast is kept within the present demand, but where another of its elements has
+        begun since that was sent.
         """
-        total, covered = 0.0, 0.0
+        total, covered_seconds = 0.0, 0.0
         first = max(bisect_right(self.starts, start) - 1, 0)
-        for begin, until_, rate in self.forecast[first : bisect_left(self.starts, end)]:
-            length = min(end, until_) - max(start, begin)
-            if length > 0:
-                if is_present and begin <= self.told:
+        for begin, until, rate in self.forecast[first : bisect_left(self.starts, end)]:
+            seconds = min(end, until) - max(start, begin)
+            if seconds > 0:
+                if is_present and begin <= self.present_at:
                     rate = min(max(rate, self.present[0]), self.present[1])
-                total, covered = total + rate * length, covered + length
-        rest = end - start - covered
-        return (total + self.usual * max(rest, 0.0)) / (end - start)
+                total, covered_seconds = total + rate * seconds, covered_seconds + seconds
+        rest_seconds = end - start - covered_seconds
+        return (total + self.usual * max(rest_seconds, 0.0)) / (end - start)
 
 
 Device = _Device
 
 
 @pyscript_compile
-def missing_message(memory):
+def missing_message(memory: Memory) -> str | None:
     """Return which message is still missing to plan on, or None."""
     if (DESCRIPTION,) not in memory:
         return DESCRIPTION
@@ -72,81 +79,92 @@ def missing_message(memory):
 
 
 @pyscript_compile
-def valid_from(memory):
-    """Return from when on the description holds."""
-    return memory[DESCRIPTION,].valid_from.timestamp()
+def valid_from(memory: Memory) -> float:
+    """Return from when on the DDBC.SystemDescription holds."""
+    return float(memory[DESCRIPTION,].valid_from.timestamp())
 
 
 @pyscript_compile
-def read_device(memory):
-    """Return the device that is described, with its demand."""
+def read_device(memory: Memory) -> Device:
+    """Return the device of the DDBC.SystemDescription, with its demand."""
     description, latest = memory[DESCRIPTION,], messages.present_demand(memory)
     present = latest.present_demand_rate
-    told = description.valid_from if latest is description else latest.received_at
-    found = Device(
-        actuators=[modes.read(each, each.id) for each in description.actuators],
+    present_at = description.valid_from if latest is description else latest.received_at
+    device = Device(
+        actuators=[modes.read(actuator, actuator.id) for actuator in description.actuators],
         present=(present.start_of_range, present.end_of_range),
-        told=told.timestamp(),
+        present_at=present_at.timestamp(),
         forecast=read_forecast(memory.get((FORECAST,))),
     )
-    found.starts = [each[0] for each in found.forecast]
+    device.starts = [start for start, _end, _rate in device.forecast]
     supplies = [
-        max((abs(end) for mode in each.modes.values() for end in mode.supply), default=0.0)
-        for each in found.actuators
+        max((abs(end) for mode in actuator.modes.values() for end in mode.supply), default=0.0)
+        for actuator in device.actuators
     ]
-    demands = [abs(each) for each in (*found.present, *[each[2] for each in found.forecast])]
-    found.scale = max(sum(supplies), max(demands))
-    return found
+    demands = [abs(rate) for rate in (*device.present, *[rate for _start, _end, rate in device.forecast])]
+    device.scale = max(sum(supplies), max(demands))
+    return device
 
 
 @pyscript_compile
-def read_forecast(message):
-    """Return (start, end, demand rate) of each element of a forecast, which may be None."""
-    found = []
-    start = message.start_time.timestamp() if message else 0.0
-    for element in message.elements if message else ():
+def read_forecast(forecast: DDBCAverageDemandRateForecast | None) -> list[DemandPiece]:
+    """Return a DemandPiece for each element of a forecast, none without one."""
+    if forecast is None:
+        return []
+    pieces: list[DemandPiece] = []
+    start = forecast.start_time.timestamp()
+    for element in forecast.elements:
         end = start + min(element.duration.root / 1000, transitions.AGES)
         if end > start:
-            found.append((start, end, element.demand_rate_expected))
+            pieces.append((start, end, element.demand_rate_expected))
         start = end
-    return found
+    return pieces
 
 
 @pyscript_compile
-def commodities_of(found):
+def commodities_of(device: Device) -> set[str]:
     """Return the commodities, other than electricity, that the device takes."""
-    return modes.commodities_of(found.actuators)
+    return modes.commodities_of(device.actuators)
 
 
 @pyscript_compile
-def why_not_plannable(found):
+def why_not_plannable(device: Device) -> str | None:
     """Return why a device cannot be planned, or None."""
-    ways = sum(
-        max((len(listed) for listed in each.transitions.values()), default=0) for each in found.actuators
+    count = sum(
+        max((len(listed) for listed in actuator.transitions.values()), default=0)
+        for actuator in device.actuators
     )
-    if len(found.actuators) > 1 and ways > MOST_WAYS:
-        return f"its actuators have too many operation modes to be planned together ({ways} transitions)"
-    if found.scale > modes.GREATEST:
-        return "its demand is beyond all sense"
-    return modes.why_not_plannable(found.actuators)
+    if len(device.actuators) > 1 and count > MAX_TRANSITIONS:
+        return f"its actuators have too many operation modes to be planned together ({count} transitions)"
+    if device.scale > modes.GREATEST:
+        return f"its supply or demand of {device.scale:g} is outside the supported range ({modes.GREATEST:g})"
+    return modes.why_not_plannable(device.actuators)
 
 
 @pyscript_compile
-def last_deadline(_found):
+def last_deadline(_device: Device) -> float:
     """Return the last moment that the plan has to look ahead to: there is none."""
     return 0.0
 
 
 @pyscript_compile
-def read_state(found, memory, heard, plan, now):
-    """Return what the device is now: as it told, or as it was told later.
+def read_state(
+    device: Device,
+    memory: Memory,
+    status_received_at: Mapping[Any, float],
+    plan: plans.Plan | None,
+    now: float,
+) -> modes.Condition:
+    """Return the state of the device now: that of its statuses, or of instructions since then.
 
-    `heard` has when each actuator told its status last; `plan` is the one in force, or None.
+    `status_received_at` has when the DDBC.ActuatorStatus of each actuator came, by its id; `plan` is the one
+    in force, or None.
     """
     actives = {}
-    for each in found.actuators:
-        status = memory.get((ACTUATOR_STATUS, each.id))
-        finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
-        told = plans.last_told(plan, now, each.id)
-        actives[each.id] = transitions.active(each, status, finished, told, heard, now)
+    for actuator in device.actuators:
+        status = memory.get((ACTUATOR_STATUS, str(actuator.id)))
+        finished = transitions.finished(memory, (TIMER_STATUS, str(actuator.id)), now)
+        change = plans.last_told(plan, now, actuator.id)
+        active = transitions.active(actuator, status, finished, change, status_received_at, now)
+        actives[actuator.id] = active
     return modes.Condition(now, actives)

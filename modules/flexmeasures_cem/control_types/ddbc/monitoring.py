@@ -2,78 +2,80 @@
 
 from typing import Any
 
+import flexmeasures_cem.control_types.base as base
 import flexmeasures_cem.control_types.ddbc.device as devices
 import flexmeasures_cem.control_types.operation_modes.modes as modes
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_s2.ddbc as messages
 
-DEMAND_TOLERANCE = 0.02
-"""By which part of the greatest supply or demand the present demand may differ from what was planned with."""
+DEMAND_TOLERANCE_SHARE = 0.02
+"""By which part of the greatest supply or demand the present demand may differ from the planned one."""
 
 
 @pyscript_compile
-def resumed(found: devices.Device, plan: plans.Plan, told: Any) -> plans.Plan | None:
-    """Return a plan that a device goes on with after its Return, or None where it cannot."""
-    state = devices.read_state(found, told.memory, told.heard, None, told.now)
-    return plans.resumed(plan, found.actuators, state.actuators, told.begin)
+def resumed(device: devices.Device, plan: plans.Plan, reconnection: "base.Reconnection") -> plans.Plan | None:
+    """Return the plan that a device goes on with after it has reconnected, or None where it cannot."""
+    memory, received_at = reconnection.memory, reconnection.heard
+    state = devices.read_state(device, memory, received_at, None, reconnection.now)
+    return plans.resumed(plan, device.actuators, state.actuators, reconnection.begin)
 
 
 @pyscript_compile
-def planned_power(plan, start, length):
-    """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
-    return plans.mean_power(plan, start, start + length) if plan else 0.0
+def planned_power(plan: plans.Plan | None, start: float, seconds: float) -> float:
+    """Return the mean power (W) that a plan has from a moment on, 0 without a plan or after it."""
+    return plans.mean_power(plan, start, start + seconds) if plan else 0.0
 
 
 @pyscript_compile
-def deviation(found, plan, message, now):
-    """Return how a status departs from what the plan expects of the device now, or None."""
+def deviation(device: devices.Device, plan: plans.Plan, message: Any, now: float) -> str | None:
+    """Return how a status, or the present demand, deviates from the plan now, or None."""
     if message.message_type == messages.PRESENT_DEMAND:
-        return demand_deviation(found, message, now)
-    actuator = actuator_of(found, getattr(message, "actuator_id", None))
+        return demand_deviation(device, message, now)
+    actuator = actuator_of(device, getattr(message, "actuator_id", None))
     if actuator and message.message_type == devices.ACTUATOR_STATUS:
-        alone = power_tolerance(found) if len(found.actuators) == 1 else None
-        return modes.status_deviation(actuator, message, plan, now, alone)
+        tolerance_w = power_tolerance(device) if len(device.actuators) == 1 else None
+        return modes.status_deviation(actuator, message, plan, now, tolerance_w)
     if actuator and message.message_type == devices.TIMER_STATUS:
         return modes.timer_deviation(actuator, message, plan, now)
     return None
 
 
 @pyscript_compile
-def demand_deviation(found: devices.Device, message: object, now: float) -> str | None:
-    """Return how the present demand departs from the one that was planned with, or None."""
+def demand_deviation(device: devices.Device, message: Any, now: float) -> str | None:
+    """Return how the demand of a DDBC.PresentDemandStatus deviates from the planned one, or None."""
     present = message.present_demand_rate
-    planned = found.demand(now, now + 1.0, now < found.present_until)
-    allowed = DEMAND_TOLERANCE * found.scale
-    if present.start_of_range - allowed <= planned <= present.end_of_range + allowed:
+    planned = device.demand(now, now + 1.0, now < device.present_until)
+    tolerance = DEMAND_TOLERANCE_SHARE * device.scale
+    if present.start_of_range - tolerance <= planned <= present.end_of_range + tolerance:
         return None
-    told = f"{present.start_of_range:g} to {present.end_of_range:g}"
-    return f"the present demand rate is {told}, expected was {planned:g}"
+    reported = f"{present.start_of_range:g} to {present.end_of_range:g}"
+    return f"the present demand rate is {reported}, expected was {planned:g}"
 
 
 @pyscript_compile
-def actuator_of(found, actuator_id):
+def actuator_of(device: devices.Device, actuator_id: str | None) -> modes.Actuator | None:
     """Return an actuator by its id, or None."""
-    return next((each for each in found.actuators if each.id == actuator_id), None)
+    return next((actuator for actuator in device.actuators if actuator.id == actuator_id), None)
 
 
 @pyscript_compile
-def power_tolerance(found):
-    """Return by how much a power may depart from the plan (W)."""
-    return plans.power_tolerance(modes.greatest_power(found.actuators))
+def power_tolerance(device: devices.Device) -> float:
+    """Return by how much a power may deviate from the plan (W)."""
+    return plans.power_tolerance(modes.greatest_power(device.actuators))
 
 
 @pyscript_compile
-def power_deviation(found, plan, power, now):
-    """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
-    return plans.measured_power_deviation(plan, power, now, power_tolerance(found))
+def power_deviation(device: devices.Device, plan: plans.Plan, power: float, now: float) -> str | None:
+    """Return how a measured power (W) deviates from the plan now and shortly before, or None."""
+    return plans.measured_power_deviation(plan, power, now, power_tolerance(device))
 
 
 @pyscript_compile
-def has_changed(found, state, message):
-    """Tell whether a status tells of another state than a plan was asked for."""
+def has_changed(device: devices.Device, state: modes.Condition, message: Any) -> bool:
+    """Return whether a status, or the present demand, is another one than a plan was asked for."""
     if message.message_type == messages.PRESENT_DEMAND:
-        return demand_deviation(found, message, state.moment) is not None
-    actuator = actuator_of(found, getattr(message, "actuator_id", None))
+        return demand_deviation(device, message, state.moment) is not None
+    actuator = actuator_of(device, getattr(message, "actuator_id", None))
     if actuator is None or message.message_type not in (devices.ACTUATOR_STATUS, devices.TIMER_STATUS):
         return False
     return modes.is_elsewhere(actuator, state.actuators[actuator.id], message, state.moment)

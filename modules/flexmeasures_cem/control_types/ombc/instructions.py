@@ -1,5 +1,7 @@
 """Instructions of operation mode based control."""
 
+from typing import Any
+
 import flexmeasures_cem.control_types.operation_modes.modes as modes
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 
@@ -7,25 +9,27 @@ INSTRUCTION = "OMBC.Instruction"
 
 
 @pyscript_compile
-def present_changes(found: modes.Actuator, state: modes.Condition, moment: float) -> list:
-    """Return what the device does, as the Change at a moment that tells it to go on."""
-    return modes.present_changes([found], state, moment)
+def present_changes(
+    device: modes.Actuator, state: modes.Condition, moment: float
+) -> list[transitions.Change]:
+    """Return the Change at a moment to what the device does already, if it is in a permitted mode."""
+    return modes.present_changes([device], state, moment)
 
 
 @pyscript_compile
-def message_type(_change):
-    """Return the message that a change is told with."""
+def message_type(_change: transitions.Change) -> str:
+    """Return the message_type of the instruction that a Change calls for."""
     return INSTRUCTION
 
 
 @pyscript_compile
-def instruction_fields(change):
+def instruction_fields(change: transitions.Change) -> dict[str, Any]:
     """Return the fields of the OMBC.Instruction that a Change calls for, but for its ids and time."""
     return modes.instruction_fields(change)
 
 
 @pyscript_compile
-def describe(found, change, _now):
-    """Return what a Change says, with the label of its operation mode and the power expected (W)."""
-    label = transitions.label_of([found], change)
+def describe(device: modes.Actuator, change: transitions.Change, _now: float) -> dict[str, Any]:
+    """Return a Change in short, with the label of its operation mode and the power expected (W)."""
+    label = transitions.label_of([device], change)
     return {**instruction_fields(change), "label": label, "power": round(change.power)}

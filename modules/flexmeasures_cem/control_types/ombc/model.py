@@ -1,48 +1,29 @@
 """A device under operation mode based control, as a part of the site model."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import flexmeasures_cem.control_types.operation_modes.model as operation_modes
 import flexmeasures_cem.control_types.operation_modes.modes as modes
-
-
-@dataclass(eq=False, repr=False)
-class _Part:
-    """A device in a Site: its power (kW) there, and its Plan of a solution."""
-
-    site: Any
-    device: Any
-    state: Any
-    tariffs: Any
-
-    @pyscript_compile
-    def __post_init__(self) -> None:
-        site, device, state, tariffs = self.site, self.device, self.state, self.tariffs
-        active = state.actuators[None]
-        actuator = modes.as_it_is(device, active)
-        idle = operation_modes.idle(actuator)
-        self.model = operation_modes.ActuatorModel(site, actuator, active, idle)
-        self.power = operation_modes.priced(self.model, tariffs)
-        site.add(self.power)
-
-    @pyscript_compile
-    def plan(self, solution, market):
-        """Return the Plan of a solution in a market (market.Intervals)."""
-        plan, _pieces = operation_modes.plan_of(self.state, [self.model], self.tariffs, solution, market)
-        return plan
-
-
-Part = _Part
+import flexmeasures_cem.control_types.operation_modes.site_part as site_parts
+import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.site as sites
 
 
 @pyscript_compile
-def cuts(device: Any, state: Any) -> list:
-    """Return moments (s since 1970) at which an edge of the grid helps: when it can go on."""
-    return operation_modes.cuts([device], [state.actuators[None]])[: operation_modes.MAX_CUTS]
+def grid_edges(device: modes.Actuator, state: modes.Condition) -> list[float]:
+    """Return moments (s since 1970) at which an edge of the grid helps: when the device can go on."""
+    edges = operation_modes.cuts([device], [state.actuators[device.id]])
+    return edges[: operation_modes.MAX_CUTS]
 
 
 @pyscript_compile
-def add(site: Any, device: Any, state: Any, _wanted: Any, tariffs: dict, _storage: Any = None) -> Part:
-    """Add a device in a state (modes.Condition) to a Site; it follows no schedule, and has no storage."""
-    return Part(site, device, state, tariffs)
+def add_to_site(
+    site: sites.Site,
+    device: modes.Actuator,
+    state: modes.Condition,
+    _schedule: Sequence[tuple[float, float, float]] | None,
+    tariffs: markets.Tariffs,
+    _storage_terms: markets.StorageTerms = markets.AS_DESCRIBED,
+) -> site_parts.SitePart:
+    """Add a device to a Site; it follows no schedule, and has no storage."""
+    return site_parts.SitePart(site, [device], state, tariffs)

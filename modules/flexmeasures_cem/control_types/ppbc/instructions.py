@@ -1,19 +1,23 @@
 """Instructions of power profile based control."""
 
-import flexmeasures_cem.control_types.ppbc.device as profiles
+from typing import Any
 
-LABELS = {profiles.START: "start", profiles.PAUSE: "pause", profiles.RESUME: "go on"}
+import flexmeasures_cem.control_types.ppbc.device as devices
+
+LABELS = {devices.START: "start", devices.PAUSE: "pause", devices.RESUME: "go on"}
+SAME_SECONDS = 1.0
+"""Instructions for moments that differ by less are the same."""
 
 
 @pyscript_compile
-def message_type(change):
-    """Return the type of the message that tells a change."""
+def message_type(change: devices.Change) -> str:
+    """Return the message_type of the instruction that a Change calls for."""
     return f"PPBC.{change.kind}"
 
 
 @pyscript_compile
-def instruction_fields(change):
-    """Return the fields of the instruction that a change calls for, but for its ids and execution_time."""
+def instruction_fields(change: devices.Change) -> dict[str, Any]:
+    """Return the fields of the instruction that a Change calls for, but for its ids and execution_time."""
     return {
         "power_profile_id": change.profile,
         "sequence_container_id": change.container,
@@ -23,15 +27,15 @@ def instruction_fields(change):
 
 
 @pyscript_compile
-def is_same_instruction(one, other):
-    """Tell whether two changes come to the same instruction."""
-    same = (one.kind, one.actuator, one.sequence) == (other.kind, other.actuator, other.sequence)
-    return same and abs(one.moment - other.moment) < 1.0
+def is_same_instruction(first: devices.Change, second: devices.Change) -> bool:
+    """Return whether two Changes come to the same instruction."""
+    is_same = (first.kind, first.actuator, first.sequence) == (second.kind, second.actuator, second.sequence)
+    return is_same and abs(first.moment - second.moment) < SAME_SECONDS
 
 
 @pyscript_compile
-def describe(_found, change, _now):
-    """Return what a change says, in short, with a label and the power expected (W)."""
+def describe(_device: devices.Device, change: devices.Change, _now: float) -> dict[str, Any]:
+    """Return a Change in short, with a label and the power expected (W)."""
     return {
         "message_type": message_type(change),
         **instruction_fields(change),

@@ -45,7 +45,7 @@ def planned(m, descriptions, intervals) -> list:
         }
         device = m.ombc.read_device(memory)
         state = m.ombc.read_state(device, memory, {}, None, NOW)
-        parts.append(model.add(site, device, state, None, {}))
+        parts.append(model.add_to_site(site, device, state, None, {}))
     solution = alone.solved(site)
     return [part.plan(solution, intervals) for part in parts]
 
