@@ -92,7 +92,7 @@ def as_told(each: Any, now: float) -> Any:
 @pyscript_compile
 def is_overtaken(made: Any, change: Any, moment: float) -> bool:
     """Return whether a plan has a later change for the same actuator that is to be made by a moment."""
-    return change.moment <= moment and plans.last_told(made, moment, change.actuator) is not change
+    return change.moment <= moment and plans.last_instructed(made, moment, change.actuator) is not change
 
 
 @pyscript_compile
@@ -146,7 +146,7 @@ def detect_early_execution(site: Any, each: Any, status: Any, now: float) -> Non
     each.modes[actuator] = mode
     if was_in == mode:
         return
-    before = plans.last_told(each.plan, now, actuator)
+    before = plans.last_instructed(each.plan, now, actuator)
     if before is None or was_in != before.mode:
         return
     is_early = before.mode != mode and any(

@@ -105,7 +105,7 @@ def read_forecast(message):
     found = []
     start = message.start_time.timestamp() if message else 0.0
     for element in message.elements if message else ():
-        end = start + min(element.duration.root / 1000, transitions.AGES)
+        end = start + min(element.duration.root / 1000, transitions.MAX_SECONDS)
         if end > start:
             found.append((start, end, element.demand_rate_expected))
         start = end
@@ -126,7 +126,7 @@ def why_not_plannable(found):
     )
     if len(found.actuators) > 1 and ways > MOST_WAYS:
         return f"its actuators have too many operation modes to be planned together ({ways} transitions)"
-    if found.scale > modes.GREATEST:
+    if found.scale > modes.MAX_VALUE:
         return "its demand is beyond all sense"
     return modes.why_not_plannable(found.actuators)
 
@@ -147,6 +147,6 @@ def read_state(found, memory, heard, plan, now):
     for each in found.actuators:
         status = memory.get((ACTUATOR_STATUS, each.id))
         finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
-        told = plans.last_told(plan, now, each.id)
+        told = plans.last_instructed(plan, now, each.id)
         actives[each.id] = transitions.active(each, status, finished, told, heard, now)
-    return modes.Condition(now, actives)
+    return modes.State(now, actives)

@@ -8,7 +8,7 @@ INSTRUCTION = "DDBC.Instruction"
 
 
 @pyscript_compile
-def present_changes(found: devices.Device, state: modes.Condition, moment: float) -> list:
+def present_changes(found: devices.Device, state: modes.State, moment: float) -> list:
     """Return what each actuator does, as the Change at a moment that tells it to go on."""
     return modes.present_changes(found.actuators, state, moment)
 

@@ -50,6 +50,6 @@ def read_state(found, memory, heard, plan, now):
     `heard` has when it told its status last; `plan` is the one in force, or None.
     """
     finished = transitions.finished(memory, (TIMER_STATUS,), now)
-    told = plans.last_told(plan, now)
+    told = plans.last_instructed(plan, now)
     active = transitions.active(found, memory.get((STATUS,)), finished, told, heard, now)
-    return modes.Condition(now, {None: active})
+    return modes.State(now, {None: active})

@@ -7,7 +7,7 @@ INSTRUCTION = "OMBC.Instruction"
 
 
 @pyscript_compile
-def present_changes(found: modes.Actuator, state: modes.Condition, moment: float) -> list:
+def present_changes(found: modes.Actuator, state: modes.State, moment: float) -> list:
     """Return what the device does, as the Change at a moment that tells it to go on."""
     return modes.present_changes([found], state, moment)
 

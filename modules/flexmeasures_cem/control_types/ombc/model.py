@@ -44,5 +44,5 @@ def cuts(device: Any, state: Any) -> list:
 
 @pyscript_compile
 def add(site: Any, device: Any, state: Any, _wanted: Any, tariffs: dict, _storage: Any = None) -> Part:
-    """Add a device in a state (modes.Condition) to a Site; it follows no schedule, and has no storage."""
+    """Add a device in a state (modes.State) to a Site; it follows no schedule, and has no storage."""
     return Part(site, device, state, tariffs)

@@ -205,7 +205,7 @@ def sequence(described):
         values = {value.commodity_quantity.value: value.value_expected for value in each.power_values}
         power = commodities.electric(values) or 0.0
         others = tuple(sorted((name, value) for name, value in values.items() if name in commodities.TARIFFS))
-        seconds = min(each.duration.root / 1000, transitions.AGES)
+        seconds = min(each.duration.root / 1000, transitions.MAX_SECONDS)
         if elements and (elements[-1].power, elements[-1].others) == (power, others):
             seconds += elements.pop().seconds
         if seconds:
@@ -215,7 +215,7 @@ def sequence(described):
         described.id,
         tuple(elements),
         sum(each.seconds for each in elements),
-        math.inf if pause is None else min(pause.root / 1000, transitions.AGES),
+        math.inf if pause is None else min(pause.root / 1000, transitions.MAX_SECONDS),
         described.is_interruptible,
         described.abnormal_condition_only,
     )
