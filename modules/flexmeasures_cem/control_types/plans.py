@@ -13,9 +13,9 @@ import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 
 LAG_SECONDS = 30
 """How long after a change a device may still be as it was before."""
-POWER_TOLERANCE = 0.1
+POWER_TOLERANCE_SHARE = 0.1
 """By which part of the greatest power a power may depart from the plan."""
-LEAST_WATTS = 1.0
+MIN_POWER_W = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,11 @@ def merged(pieces: Iterable[PowerPiece]) -> list[PowerPiece]:
 
 
 @pyscript_compile
-def last_told(plan: ChangingPlan | None, now: float, actuator: str | None = None) -> Any:
+def last_instructed(plan: ChangingPlan | None, now: float, actuator: str | None = None) -> Any:
     """Return the last Change of a plan that was to be executed by now (of an actuator), or None."""
-    changes = [each for each in plan.changes if each.moment <= now] if plan else []
-    found = [each for each in changes if actuator in (None, each.actuator)]
-    return found[-1] if found else None
+    changes = [change for change in plan.changes if change.moment <= now] if plan else []
+    matching = [change for change in changes if actuator in (None, change.actuator)]
+    return matching[-1] if matching else None
 
 
 @pyscript_compile
@@ -164,11 +164,11 @@ def resumed[P: ModePlan](
     It can with the same operation modes, where each of its `actuators` is in the mode that is due, or can be
     brought there at once: by a transition that no timer blocks. `actives` are their Actives.
     """
-    modes = {each.id: each.modes for each in actuators}
+    modes = {actuator.id: actuator.modes for actuator in actuators}
     if not all(change.mode in modes.get(change.actuator, {}) for change in plan.changes):
         return None
     for actuator in actuators:
-        due: transitions.Change | None = last_told(plan, begin, actuator.id)
+        due: transitions.Change | None = last_instructed(plan, begin, actuator.id)
         active = actives[actuator.id]
         if due is None or active.mode in (None, due.mode):
             continue
@@ -182,7 +182,7 @@ def resumed[P: ModePlan](
 @pyscript_compile
 def is_settling(plan: ChangingPlan, now: float, actuator: str | None = None) -> bool:
     """Return whether a device, or an actuator of it, may still be as it was before an instruction."""
-    change = last_told(plan, now, actuator)
+    change = last_instructed(plan, now, actuator)
     active = getattr(change, "active", None)
     begins = [plan.start, *([change.moment] if change else []), *([active.ready] if active else [])]
     return bool(now - max(begins) < LAG_SECONDS)
@@ -191,7 +191,7 @@ def is_settling(plan: ChangingPlan, now: float, actuator: str | None = None) -> 
 @pyscript_compile
 def power_tolerance(greatest: float) -> float:
     """Return by how much a power may depart from what is expected (W), of a device's greatest power."""
-    return max(POWER_TOLERANCE * greatest, LEAST_WATTS)
+    return max(POWER_TOLERANCE_SHARE * greatest, MIN_POWER_W)
 
 
 @pyscript_compile
@@ -206,22 +206,26 @@ def power_deviation(power: float, expected: float, tolerance: float) -> str | No
 def measured_power_deviation(plan: Expectation, power: float, now: float, tolerance: float) -> str | None:
     """Tell where a measured power (W) is neither what is expected now nor what was, within a lag."""
     expected = [power_at(plan, now - LAG_SECONDS * part) for part in (0, 0.5, 1)]
-    departs = [power_deviation(power, each, tolerance) for each in expected]
+    departs = [power_deviation(power, power_w, tolerance) for power_w in expected]
     return departs[0] if all(departs) else None
 
 
 @pyscript_compile
 def upcoming(plan: ChangingPlan, now: float) -> list[Any]:
     """Return the changes that are still to come."""
-    return [each for each in plan.changes if each.moment > now]
+    return [change for change in plan.changes if change.moment > now]
 
 
 @pyscript_compile
 def missed_targets(plan: Plan) -> list[dict[str, Any]]:
     """Return what a device needs and does not get: when, what was asked for, and what comes of it."""
     return [
-        {"datetime": moment(each.moment), "asked": round(each.asked, 3), "reached": round(each.reached, 3)}
-        for each in plan.missed
+        {
+            "datetime": moment(missed.moment),
+            "asked": round(missed.asked, 3),
+            "reached": round(missed.reached, 3),
+        }
+        for missed in plan.missed
     ]
 
 

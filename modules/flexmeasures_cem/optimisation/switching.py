@@ -7,6 +7,7 @@ until they finish; where that is within a step, the step's end counts.
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class _Present:
 
     mode: int | None
     ready: float = 0.0
-    timers: Mapping[Timer, float] = field(default_factory=dict)
+    timers: Mapping[Any, float] = field(default_factory=dict)
 
 
 Present = _Present

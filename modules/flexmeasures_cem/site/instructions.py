@@ -98,7 +98,7 @@ def as_told(controlled: sites.Controlled, now: float) -> Any:
 @pyscript_compile
 def is_overtaken(made: Any, change: Any, moment: float) -> bool:
     """Return whether a plan has a later change for the same actuator that is to be made by a moment."""
-    return change.moment <= moment and plans.last_told(made, moment, change.actuator) is not change
+    return change.moment <= moment and plans.last_instructed(made, moment, change.actuator) is not change
 
 
 @pyscript_compile
@@ -154,7 +154,7 @@ def detect_early_execution(site: sites.Site, controlled: sites.Controlled, statu
     controlled.modes[actuator] = mode
     if was_in == mode:
         return
-    before = plans.last_told(controlled.plan, now, actuator)
+    before = plans.last_instructed(controlled.plan, now, actuator)
     if before is None or was_in != before.mode:
         return
     is_early = before.mode != mode and any(

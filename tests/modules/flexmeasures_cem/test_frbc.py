@@ -261,7 +261,7 @@ def test_an_error_tells_little_of_what_a_device_says(wrong):
     label = "\x1b[31m\n" + "y" * 100_000
     modes = [SimpleNamespace(id="z" * 100_000, diagnostic_label=label) for _number in range(50)]
     actuators = [SimpleNamespace(id=f"{n}", diagnostic_label=label, operation_modes=modes) for n in range(50)]
-    memory = {devices.DESCRIPTION: SimpleNamespace(actuators=actuators)}
+    memory = {(devices.DESCRIPTION,): SimpleNamespace(actuators=actuators)}
     with pytest.raises(errors.InvalidInstruction) as caught:
         instructions.checked(memory, None, {"actuator_id": "0", "operation_mode": "charge"} | wrong, 0.0)
     assert len(str(caught.value)) < 700

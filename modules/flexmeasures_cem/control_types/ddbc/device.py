@@ -114,7 +114,7 @@ def read_forecast(forecast: DDBCAverageDemandRateForecast | None) -> list[Demand
     pieces: list[DemandPiece] = []
     start = forecast.start_time.timestamp()
     for element in forecast.elements:
-        end = start + min(element.duration.root / 1000, transitions.AGES)
+        end = start + min(element.duration.root / 1000, transitions.MAX_SECONDS)
         if end > start:
             pieces.append((start, end, element.demand_rate_expected))
         start = end
@@ -136,8 +136,10 @@ def why_not_plannable(device: Device) -> str | None:
     )
     if len(device.actuators) > 1 and count > MAX_TRANSITIONS:
         return f"its actuators have too many operation modes to be planned together ({count} transitions)"
-    if device.scale > modes.GREATEST:
-        return f"its supply or demand of {device.scale:g} is outside the supported range ({modes.GREATEST:g})"
+    if device.scale > modes.MAX_VALUE:
+        return (
+            f"its supply or demand of {device.scale:g} is outside the supported range ({modes.MAX_VALUE:g})"
+        )
     return modes.why_not_plannable(device.actuators)
 
 
@@ -154,7 +156,7 @@ def read_state(
     status_received_at: Mapping[Any, float],
     plan: plans.Plan | None,
     now: float,
-) -> modes.Condition:
+) -> modes.State:
     """Return the state of the device now: that of its statuses, or of instructions since then.
 
     `status_received_at` has when the DDBC.ActuatorStatus of each actuator came, by its id; `plan` is the one
@@ -164,7 +166,7 @@ def read_state(
     for actuator in device.actuators:
         status = memory.get((ACTUATOR_STATUS, str(actuator.id)))
         finished = transitions.finished(memory, (TIMER_STATUS, str(actuator.id)), now)
-        change = plans.last_told(plan, now, actuator.id)
+        change = plans.last_instructed(plan, now, actuator.id)
         active = transitions.active(actuator, status, finished, change, status_received_at, now)
         actives[actuator.id] = active
-    return modes.Condition(now, actives)
+    return modes.State(now, actives)

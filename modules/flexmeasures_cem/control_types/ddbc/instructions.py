@@ -10,9 +10,7 @@ INSTRUCTION = "DDBC.Instruction"
 
 
 @pyscript_compile
-def present_changes(
-    device: devices.Device, state: modes.Condition, moment: float
-) -> list[transitions.Change]:
+def present_changes(device: devices.Device, state: modes.State, moment: float) -> list[transitions.Change]:
     """Return the Changes at a moment to what each actuator does already that is in a permitted mode."""
     return modes.present_changes(device.actuators, state, moment)
 

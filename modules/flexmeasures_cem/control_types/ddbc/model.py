@@ -38,7 +38,7 @@ class _DemandPart:
 
     site: sites.Site
     device: devices.Device
-    state: modes.Condition
+    state: modes.State
     tariffs: markets.Tariffs
 
     @pyscript_compile
@@ -147,7 +147,7 @@ DemandPart = _DemandPart
 
 
 @pyscript_compile
-def grid_edges(device: devices.Device, state: modes.Condition) -> list[float]:
+def grid_edges(device: devices.Device, state: modes.State) -> list[float]:
     """Return moments (s since 1970) at which an edge of the grid helps.
 
     These are when actuators can go on from what they do, when one is there that begins at once, so that
@@ -183,7 +183,7 @@ def demand_edges(device: devices.Device, begin: float) -> list[float]:
 def add_to_site(
     site: sites.Site,
     device: devices.Device,
-    state: modes.Condition,
+    state: modes.State,
     _schedule: Sequence[tuple[float, float, float]] | None,
     tariffs: markets.Tariffs,
     _storage_terms: markets.StorageTerms = markets.AS_DESCRIBED,

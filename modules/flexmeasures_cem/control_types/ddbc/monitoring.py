@@ -71,7 +71,7 @@ def power_deviation(device: devices.Device, plan: plans.Plan, power: float, now:
 
 
 @pyscript_compile
-def has_changed(device: devices.Device, state: modes.Condition, message: Any) -> bool:
+def has_changed(device: devices.Device, state: modes.State, message: Any) -> bool:
     """Return whether a status, or the present demand, is another one than a plan was asked for."""
     if message.message_type == messages.PRESENT_DEMAND:
         return demand_deviation(device, message, state.moment) is not None

@@ -11,7 +11,7 @@ import flexmeasures_cem.control_types.plans as plans
 
 FRBC = base.ControlType(
     name="FILL_RATE_BASED_CONTROL",
-    describing_messages=(*devices.DESCRIPTION, *devices.LEAKAGE, *devices.USAGE, *devices.TARGETS),
+    describing_messages=(devices.DESCRIPTION, devices.LEAKAGE, devices.USAGE, devices.TARGETS),
     plan_class=frbc_plan.Plan,
     flexibility=4,
     keeps_mode=True,
@@ -24,7 +24,7 @@ FRBC = base.ControlType(
     grid_edges=model.cuts,
     add_to_site=model.add,
     flex_model=model.flex_model,
-    energy_per_fill_level=devices.worth,
+    energy_per_fill_level=devices.fill_level_energy,
     message_type=instructions.message_type,
     instruction_fields=instructions.instruction_fields,
     describe=instructions.describe,

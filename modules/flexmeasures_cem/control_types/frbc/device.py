@@ -25,16 +25,20 @@ import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_s2.commodities as commodities
 import flexmeasures_s2.rules as rules
+from flexmeasures_cem.control_types.memory import latest
 
-MARGIN = 0.002
+DESCRIPTION, STATUS = "FRBC.SystemDescription", "FRBC.StorageStatus"
+ACTUATOR_STATUS, TIMER_STATUS = "FRBC.ActuatorStatus", "FRBC.TimerStatus"
+LEAKAGE, USAGE, TARGETS = "FRBC.LeakageBehaviour", "FRBC.UsageForecast", "FRBC.FillLevelTargetProfile"
+RANGE_MARGIN = 0.002
 """How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
 FIXED_FACTOR = 1.0
 """The factor that is told where it changes nothing."""
-SMALLEST, GREATEST = 1e-9, 1e9
+MIN_RANGE, MAX_VALUE = 1e-9, 1e9
 """Beyond these, ranges of fill level, powers (W), and rates (ranges per second) are no sense."""
-MOST_WORK = 10_000
+MAX_MODE_PAIRS = 10_000
 """How many pairs of a mode with a mode or transition are looked at, at most, in each interval."""
-STRAIGHT = 1e-9
+STANDSTILL_RATE = 1e-9
 """Below this part of the storage's range per second, a fill level stands still."""
 
 
@@ -165,7 +169,7 @@ Run = _Run
 
 
 @dataclass
-class _Worth:
+class _FillLevelEnergy:
     """The energy (J) of one unit of fill level, and what is left of it on the way in and out."""
 
     energy: float
@@ -173,11 +177,11 @@ class _Worth:
     discharging: float
 
 
-Worth = _Worth
+FillLevelEnergy = _FillLevelEnergy
 
 
 @dataclass
-class _Condition:
+class _State:
     """What a device is at a moment: its fill level, and each actuator's Active by its id."""
 
     moment: float
@@ -185,7 +189,7 @@ class _Condition:
     actuators: dict[str, transitions.Active]
 
 
-Condition = _Condition
+State = _State
 
 
 @pyscript_compile
@@ -197,23 +201,29 @@ def read(
 ) -> Device:
     """Return the Device that its messages describe; all but the FRBC.SystemDescription may be None."""
     limits = description.storage.fill_level_range
-    actuators = [read_actuator(each) for each in description.actuators]
+    actuators = [read_actuator(described) for described in description.actuators]
     device = Device(limits.start_of_range, limits.end_of_range, actuators)
     if leakage:
         device.leakage = [
-            (each.fill_level_range.start_of_range, each.fill_level_range.end_of_range, each.leakage_rate)
-            for each in sorted(leakage.elements, key=lambda each: each.fill_level_range.start_of_range)
+            (
+                element.fill_level_range.start_of_range,
+                element.fill_level_range.end_of_range,
+                element.leakage_rate,
+            )
+            for element in sorted(
+                leakage.elements, key=lambda element: element.fill_level_range.start_of_range
+            )
         ]
     if usage:
         spans = of_profile(usage)
-        device.usage = [(start, end, each.usage_rate_expected) for start, end, each in spans]
+        device.usage = [(start, end, element.usage_rate_expected) for start, end, element in spans]
         device.moments = [spans[0][0], *[end for _start, end, _each in spans]]
     if targets:
         device.targets = [
-            (start, end, each.fill_level_range.start_of_range, each.fill_level_range.end_of_range)
-            for start, end, each in of_profile(targets)
+            (start, end, element.fill_level_range.start_of_range, element.fill_level_range.end_of_range)
+            for start, end, element in of_profile(targets)
         ]
-    margin = MARGIN * (device.top - device.bottom)
+    margin = RANGE_MARGIN * (device.top - device.bottom)
     device.floor, device.ceiling = device.bottom + margin, device.top - margin
     edges = {device.bottom, device.floor, device.ceiling, device.top}
     for bottom, top, _rate in device.leakage:
@@ -223,9 +233,9 @@ def read(
             for element in mode.elements:
                 edges |= {element.bottom, element.top}
     device.edges = sorted(edges)
-    actuators.sort(key=lambda each: preference(device, each))
+    actuators.sort(key=lambda actuator: preference(device, actuator))
     device.most, device.least = greatest_power(device, 1), greatest_power(device, -1)
-    device.step = max(greatest_step(device, each) for each in actuators)
+    device.step = max(greatest_step(device, actuator) for actuator in actuators)
     return device
 
 
@@ -233,22 +243,24 @@ def read(
 def why_out_of_range(device: Device) -> str | None:
     """Return why a device cannot be reckoned with, or None."""
     span = device.top - device.bottom
-    if not SMALLEST < span < GREATEST:
+    if not MIN_RANGE < span < MAX_VALUE:
         return f"the storage's fill_level_range is from {device.bottom:g} to {device.top:g}"
     work = 0
     for actuator in device.actuators:
-        moves = sum(len(each) for each in actuator.transitions.values())
+        moves = sum(len(listed) for listed in actuator.transitions.values())
         work += len(actuator.modes) * (len(actuator.modes) + moves)
         for mode in actuator.modes.values():
             for element in mode.elements:
-                if max(abs(each) for each in element.powers) > GREATEST:
-                    return f"operation mode {mode.label} has powers of more than {GREATEST:g} W"
-                if max(abs(each) for each in element.rates) > GREATEST * span:
+                if max(abs(power) for power in element.powers) > MAX_VALUE:
+                    return f"operation mode {mode.label} has powers of more than {MAX_VALUE:g} W"
+                if max(abs(rate) for rate in element.rates) > MAX_VALUE * span:
                     return f"operation mode {mode.label} fills the storage in no time"
-    others = [rate for _bottom, _top, rate in device.leakage] + [rate for _start, _end, rate in device.usage]
-    if max([abs(each) for each in others], default=0.0) > GREATEST * span:
+    storage_rates = [rate for _bottom, _top, rate in device.leakage] + [
+        rate for _start, _end, rate in device.usage
+    ]
+    if max([abs(rate) for rate in storage_rates], default=0.0) > MAX_VALUE * span:
         return "its leakage or usage empties the storage in no time"
-    return "it has too many operation modes and transitions" if work > MOST_WORK else None
+    return "it has too many operation modes and transitions" if work > MAX_MODE_PAIRS else None
 
 
 @pyscript_compile
@@ -268,9 +280,9 @@ def greatest_rates(
             for rate in (element.fill_rate.start_of_range, element.fill_rate.end_of_range)
         ]
         rise, fall = rise + max([0.0, *rates]), fall - min([0.0, *rates])
-    falls = [each.leakage_rate for each in leakage.elements] if leakage else []
+    falls = [element.leakage_rate for element in leakage.elements] if leakage else []
     rise, fall = rise - min([0.0, *falls]), fall + max([0.0, *falls])
-    falls = [rate for each in usage.elements for rate in usage_rates(each)] if usage else []
+    falls = [rate for element in usage.elements for rate in usage_rates(element)] if usage else []
     return rise - min([0.0, *falls]), fall + max([0.0, *falls])
 
 
@@ -278,14 +290,14 @@ def greatest_rates(
 def usage_rates(element: FRBCUsageForecastElement) -> list[float]:
     """Return the rates that an element of an FRBC.UsageForecast has, of those that it may have."""
     limits = element.usage_rate_upper_limit, element.usage_rate_lower_limit
-    return [each for each in (element.usage_rate_expected, *limits) if each is not None]
+    return [rate for rate in (element.usage_rate_expected, *limits) if rate is not None]
 
 
 @pyscript_compile
 def greatest_power(device: Device, sign: int) -> float:
     """Return the greatest power (W) of filling (1) or of emptying (-1), of all actuators together."""
-    found = [per_level(device, each, sign) for each in device.actuators]
-    return sum(each[1] for each in found if each)
+    parts = [per_level(device, actuator, sign) for actuator in device.actuators]
+    return sum(energy_and_power[1] for energy_and_power in parts if energy_and_power)
 
 
 @pyscript_compile
@@ -304,22 +316,22 @@ def greatest_step(device: Device, actuator: Actuator) -> float:
 def of_profile(message: Any) -> list[tuple[float, float, Any]]:
     """Return (start, end, element) of each element of a profile."""
     start = message.start_time.timestamp()
-    found = []
+    spans = []
     for element in message.elements:
         end = start + element.duration.root / 1000
-        found.append((start, end, element))
+        spans.append((start, end, element))
         start = end
-    return found
+    return spans
 
 
 @pyscript_compile
 def read_actuator(described: FRBCActuatorDescription) -> Actuator:
     """Return an actuator of what is described, with the modes that a normal condition permits."""
     moves, durations = transitions.read(described)
-    modes = [read_mode(each) for each in described.operation_modes if not each.abnormal_condition_only]
+    modes = [read_mode(mode) for mode in described.operation_modes if not mode.abnormal_condition_only]
     label = transitions.short_label(described)
     blocking = frozenset(
-        timer for listed in moves.values() for each in listed for timer in each.blocking_timers
+        timer for listed in moves.values() for transition in listed for timer in transition.blocking_timers
     )
     return Actuator(str(described.id), label, {mode.id: mode for mode in modes}, moves, durations, blocking)
 
@@ -328,21 +340,21 @@ def read_actuator(described: FRBCActuatorDescription) -> Actuator:
 def read_mode(described: FRBCOperationMode) -> Mode:
     """Return an operation mode of what is described."""
     elements = []
-    for each in sorted(described.elements, key=lambda each: each.fill_level_range.start_of_range):
-        starts = {power.commodity_quantity.value: power.start_of_range for power in each.power_ranges}
-        ends = {power.commodity_quantity.value: power.end_of_range for power in each.power_ranges}
-        costs = each.running_costs
+    for element in sorted(described.elements, key=lambda element: element.fill_level_range.start_of_range):
+        starts = {power.commodity_quantity.value: power.start_of_range for power in element.power_ranges}
+        ends = {power.commodity_quantity.value: power.end_of_range for power in element.power_ranges}
+        costs = element.running_costs
         elements.append(
             Element(
-                each.fill_level_range.start_of_range,
-                each.fill_level_range.end_of_range,
-                (each.fill_rate.start_of_range, each.fill_rate.end_of_range),
+                element.fill_level_range.start_of_range,
+                element.fill_level_range.end_of_range,
+                (element.fill_rate.start_of_range, element.fill_rate.end_of_range),
                 (commodities.electric(starts) or 0.0, commodities.electric(ends) or 0.0),
                 (costs.start_of_range + costs.end_of_range) * 1800 if costs else 0.0,
             )
         )
-    bottoms = tuple(each.bottom for each in elements)
-    is_fixed = all(start == end for each in elements for start, end in (each.rates, each.powers))
+    bottoms = tuple(element.bottom for element in elements)
+    is_fixed = all(start == end for element in elements for start, end in (element.rates, element.powers))
     return Mode(str(described.id), transitions.short_label(described), tuple(elements), bottoms, is_fixed)
 
 
@@ -382,19 +394,19 @@ def motion(
 
     Where the level is driven to an edge from both sides, it stays there.
     """
-    up = [(element_at(each.mode, level), each.factor) for each in settings if each.mode]
-    down = [(element_at(each.mode, level, False), each.factor) for each in settings if each.mode]
-    rising = sum(rate_of(*each) for each in up) - leak_at(device, level) - usage
-    falling = sum(rate_of(*each) for each in down) - leak_at(device, level, False) - usage
-    still = STRAIGHT * (device.top - device.bottom)
+    up = [(element_at(setting.mode, level), setting.factor) for setting in settings if setting.mode]
+    down = [(element_at(setting.mode, level, False), setting.factor) for setting in settings if setting.mode]
+    rising = sum(rate_of(*part) for part in up) - leak_at(device, level) - usage
+    falling = sum(rate_of(*part) for part in down) - leak_at(device, level, False) - usage
+    still = STANDSTILL_RATE * (device.top - device.bottom)
     if rising > still:
         place = bisect_right(device.edges, level)
         edge = device.edges[place] if place < len(device.edges) else None
-        return rising, sum(power_of(*each) for each in up), edge
+        return rising, sum(power_of(*part) for part in up), edge
     if falling < -still:
         place = bisect_left(device.edges, level) - 1
-        return falling, sum(power_of(*each) for each in down), device.edges[place] if place >= 0 else None
-    return 0.0, sum(power_of(*each) for each in down), None
+        return falling, sum(power_of(*part) for part in down), device.edges[place] if place >= 0 else None
+    return 0.0, sum(power_of(*part) for part in down), None
 
 
 @pyscript_compile
@@ -404,7 +416,7 @@ def run(
     """Let time pass, and return the Run; each of `timelines` is an actuator's Settings in order."""
     moments = {start, end}
     for line in timelines:
-        moments |= {each.start for each in line if start < each.start < end}
+        moments |= {setting.start for setting in line if start < setting.start < end}
     moments.update(device.moments[bisect_right(device.moments, start) : bisect_left(device.moments, end)])
     first, energy = level, 0.0
     pieces: list[LevelPiece] = []
@@ -436,12 +448,12 @@ def run(
 @pyscript_compile
 def setting_at(line: Sequence[Setting], moment: float) -> Setting:
     """Return what an actuator is set to at a moment."""
-    found = line[0]
-    for each in line:
-        if each.start > moment:
+    current = line[0]
+    for setting in line:
+        if setting.start > moment:
             break
-        found = each
-    return found
+        current = setting
+    return current
 
 
 @pyscript_compile
@@ -475,7 +487,7 @@ def per_level(device: Device, actuator: Actuator, sign: int) -> tuple[float, flo
             ends = [
                 (sign * rate, sign * watts) for rate, watts in zip(element.rates, element.powers, strict=True)
             ]
-            rate, watts = max(ends, key=lambda each: each[1])
+            rate, watts = max(ends, key=lambda pair: pair[1])
             span = min(element.top, device.top) - max(element.bottom, device.bottom)
             if rate > 0 and watts > 0 and span > 0:
                 energy, width, power = energy + span * watts / rate, width + span, max(power, watts)
@@ -499,92 +511,89 @@ def preference(device: Device, actuator: Actuator) -> tuple[float, float, bool]:
 
 
 @pyscript_compile
-def worth(found: Device, energy_per_fill_level: float | None = None) -> Worth | None:
+def fill_level_energy(device: Device, energy_per_fill_level: float | None = None) -> FillLevelEnergy | None:
     """Return what a unit of fill level is worth, or None where no electric power moves it.
 
     `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
     it can only be filled (or emptied), all losses are left out: one unit is what it costs (or yields).
     """
-    needs, yields = of_all(found, 1), of_all(found, -1)
+    needs, yields = of_all(device, 1), of_all(device, -1)
     if not (needs or yields):
         return None
     if energy_per_fill_level is not None:
-        return Worth(
+        return FillLevelEnergy(
             energy_per_fill_level,
             energy_per_fill_level / needs if needs else 1.0,
             min(yields, needs or yields, energy_per_fill_level) / energy_per_fill_level if yields else 1.0,
         )
     if needs and yields:
         share = min(math.sqrt(yields / needs), 1.0)
-        return Worth(needs * share, share, share)
-    return Worth(needs or yields or 0.0, 1.0, 1.0)
+        return FillLevelEnergy(needs * share, share, share)
+    return FillLevelEnergy(needs or yields or 0.0, 1.0, 1.0)
 
 
 @pyscript_compile
-def of_all(found: Device, sign: int) -> float | None:
+def of_all(device: Device, sign: int) -> float | None:
     """Return the electric energy (J) per unit of fill level with all actuators at work, or None."""
-    parts = [part for each in found.actuators if (part := per_level(found, each, sign))]
+    parts = [part for actuator in device.actuators if (part := per_level(device, actuator, sign))]
     rate = sum(power / energy for energy, power in parts)
     return sum(power for _energy, power in parts) / rate if rate else None
-
-
-DESCRIPTION, STATUS = ("FRBC.SystemDescription",), ("FRBC.StorageStatus",)
-ACTUATOR_STATUS, TIMER_STATUS = "FRBC.ActuatorStatus", "FRBC.TimerStatus"
-LEAKAGE, USAGE, TARGETS = (
-    ("FRBC.LeakageBehaviour",),
-    ("FRBC.UsageForecast",),
-    ("FRBC.FillLevelTargetProfile",),
-)
 
 
 @pyscript_compile
 def missing_message(memory: rules.Memory) -> str | None:
     """Return which message is still missing to plan on, or None."""
-    return next((each[0] for each in (DESCRIPTION, STATUS) if each not in memory), None)
+    needed = (DESCRIPTION, STATUS)
+    return next((message_type for message_type in needed if latest(memory, message_type) is None), None)
 
 
 @pyscript_compile
 def valid_from(memory: rules.Memory) -> float:
     """Return from when on the description holds."""
-    return float(memory[DESCRIPTION].valid_from.timestamp())
+    return float(latest(memory, DESCRIPTION).valid_from.timestamp())
 
 
 @pyscript_compile
 def read_device(memory: rules.Memory) -> Device:
     """Return the device that is described."""
-    return read(memory[DESCRIPTION], memory.get(LEAKAGE), memory.get(USAGE), memory.get(TARGETS))
+    description, leakage, usage, targets = (
+        latest(memory, message_type) for message_type in (DESCRIPTION, LEAKAGE, USAGE, TARGETS)
+    )
+    return read(description, leakage, usage, targets)
 
 
 @pyscript_compile
-def why_not_plannable(found: Device) -> str | None:
+def why_not_plannable(device: Device) -> str | None:
     """Return why a device cannot be planned, or None."""
-    if worth(found) is None:
+    if fill_level_energy(device) is None:
         return "no operation mode fills or empties it by electric power"
-    return why_out_of_range(found)
+    return why_out_of_range(device)
 
 
 @pyscript_compile
 def read_state(
-    found: Device,
+    device: Device,
     memory: rules.Memory,
-    heard: transitions.StatusTimes,
+    status_received_at: transitions.StatusTimes,
     plan: plans.ModePlan | None,
     now: float,
-) -> Condition:
+) -> State:
     """Return what the device is now: as it told, or as it was told later.
 
     `heard` has when each actuator told its status last; `plan` is the one in force, or None.
     """
     actives = {}
-    for each in found.actuators:
-        status = memory.get((ACTUATOR_STATUS, each.id))
-        finished = transitions.finished(memory, (TIMER_STATUS, each.id), now)
-        told = plans.last_told(plan, now, each.id)
-        actives[each.id] = transitions.active(each, status, finished, told, heard, now)
-    return Condition(now, memory[STATUS].present_fill_level, actives)
+    for actuator in device.actuators:
+        status = latest(memory, ACTUATOR_STATUS, actuator.id)
+        finished = transitions.finished(memory, (TIMER_STATUS, actuator.id), now)
+        instructed = plans.last_instructed(plan, now, actuator.id)
+        actives[actuator.id] = transitions.active(
+            actuator, status, finished, instructed, status_received_at, now
+        )
+    return State(now, latest(memory, STATUS).present_fill_level, actives)
 
 
 @pyscript_compile
-def last_deadline(found: Device) -> float:
+def last_deadline(device: Device) -> float:
     """Return when the last target ends, or 0."""
-    return max([end for _start, end, *_levels in found.targets], default=0.0)
+    return max([end for _start, end, *_levels in device.targets], default=0.0)

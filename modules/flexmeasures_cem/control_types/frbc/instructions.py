@@ -13,6 +13,7 @@ import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.errors as errors
 import flexmeasures_s2.rules as rules
 import flexmeasures_s2.texts as texts
+from flexmeasures_cem.control_types.memory import latest
 
 INSTRUCTION = "FRBC.Instruction"
 NEXT_SECONDS = 1.0
@@ -37,9 +38,9 @@ def message_type(_change: transitions.Change) -> str:
 
 
 @pyscript_compile
-def describe(found: devices.Device, change: transitions.Change, _now: float) -> dict[str, Any]:
+def describe(device: devices.Device, change: transitions.Change, _now: float) -> dict[str, Any]:
     """Return what a Change says, with the label of its operation mode and the power expected (W)."""
-    label = transitions.label_of(found.actuators, change)
+    label = transitions.label_of(device.actuators, change)
     return {**instruction_fields(change), "label": label, "power": round(change.power)}
 
 
@@ -48,21 +49,19 @@ def missed_targets(plan: frbc_plan.Plan) -> list[dict[str, Any]]:
     """Return the fill levels that a plan does not reach: when, what was wanted, and what is expected."""
     return [
         {
-            "datetime": plans.moment(each.moment),
-            "asked": each.lowest if each.reached < each.lowest else each.highest,
-            "reached": round(each.reached, 3),
+            "datetime": plans.moment(missed.moment),
+            "asked": missed.lowest if missed.reached < missed.lowest else missed.highest,
+            "reached": round(missed.reached, 3),
         }
-        for each in plan.missed
+        for missed in plan.missed
     ]
 
 
 @pyscript_compile
-def present_changes(
-    found: devices.Device, state: devices.Condition, moment: float
-) -> list[transitions.Change]:
+def present_changes(device: devices.Device, state: devices.State, moment: float) -> list[transitions.Change]:
     """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
     changes = []
-    for actuator in found.actuators:
+    for actuator in device.actuators:
         active = state.actuators[actuator.id]
         if mode := transitions.mode_of(actuator.modes, active.mode):
             factor = devices.FIXED_FACTOR if mode.is_fixed else active.factor
@@ -74,33 +73,32 @@ def present_changes(
 @pyscript_compile
 def refuse_without_description(memory: rules.Memory) -> None:
     """Raise InvalidInstruction where nothing is described yet."""
-    if devices.DESCRIPTION not in memory:
+    if latest(memory, devices.DESCRIPTION) is None:
         raise errors.InvalidInstruction(
-            f"resource_id: it has not sent {devices.DESCRIPTION[0]} yet: call again later"
+            f"resource_id: it has not sent {devices.DESCRIPTION} yet: call again later"
         )
 
 
 @pyscript_compile
 def checked(
-    memory: rules.Memory, state: devices.Condition | None, call: Mapping[str, Any], now: float
+    memory: rules.Memory, state: devices.State | None, call: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
     """Return the fields of the FRBC.Instruction that a call asks for; raise InvalidInstruction.
 
     A mode is given by its id or label; without `actuator_id` it is the only actuator's. From the mode
     that is active there must be a transition, and no timer may block it at the execution_time.
     """
-    if devices.DESCRIPTION not in memory:
-        raise errors.InvalidInstruction(
-            f"resource_id: it has not sent {devices.DESCRIPTION[0]} yet: call again later"
-        )
-    actuators = memory[devices.DESCRIPTION].actuators
+    refuse_without_description(memory)
+    actuators = latest(memory, devices.DESCRIPTION).actuators
     names = ids_and_labels(actuators)
-    wanted = call.get("actuator_id")
-    if wanted is None and len(actuators) > 1:
+    asked = call.get("actuator_id")
+    if asked is None and len(actuators) > 1:
         raise errors.InvalidInstruction(f"actuator_id: there are several, give one of {names}")
-    actuator = next((each for each in actuators if wanted in (None, each.id, each.diagnostic_label)), None)
+    actuator = next(
+        (actuator for actuator in actuators if asked in (None, actuator.id, actuator.diagnostic_label)), None
+    )
     if actuator is None:
-        raise errors.InvalidInstruction(f"actuator_id: there is no {texts.quoted(wanted)!r}, but {names}")
+        raise errors.InvalidInstruction(f"actuator_id: there is no {texts.quoted(asked)!r}, but {names}")
     is_abnormal = call.get("abnormal_condition", False)
     mode = mode_of(actuator, call["operation_mode"])
     if mode.abnormal_condition_only and not is_abnormal:
@@ -129,22 +127,22 @@ def checked(
 @pyscript_compile
 def ids_and_labels(described: Iterable[transitions.Labelled]) -> str:
     """Return the ids of modes or actuators, with their labels, of the first of them."""
-    return texts.few(f"{texts.quoted(each.id)} ({transitions.short_label(each)})" for each in described)
+    return texts.few(f"{texts.quoted(item.id)} ({transitions.short_label(item)})" for item in described)
 
 
 @pyscript_compile
-def mode_of(actuator: FRBCActuatorDescription, wanted: str) -> FRBCOperationMode:
+def mode_of(actuator: FRBCActuatorDescription, id_or_label: str) -> FRBCOperationMode:
     """Return an actuator's mode by its id or label."""
     modes = actuator.operation_modes
-    found = [each for each in modes if each.id == wanted] or [
-        each for each in modes if each.diagnostic_label == wanted
+    matching = [mode for mode in modes if mode.id == id_or_label] or [
+        mode for mode in modes if mode.diagnostic_label == id_or_label
     ]
-    if len(found) != 1:
-        wrong = "several are called" if found else "there is no"
+    if len(matching) != 1:
+        wrong = "several are called" if matching else "there is no"
         raise errors.InvalidInstruction(
-            f"operation_mode: {wrong} {texts.quoted(wanted)!r}, but {ids_and_labels(modes)}"
+            f"operation_mode: {wrong} {texts.quoted(id_or_label)!r}, but {ids_and_labels(modes)}"
         )
-    return found[0]
+    return matching[0]
 
 
 @pyscript_compile
@@ -158,24 +156,30 @@ def check_transition(
     """Refuse a mode that there is no transition to at a moment, as far as is known."""
     if state.mode in (None, str(mode.id)):
         return
-    if state.mode not in [str(each.id) for each in actuator.operation_modes]:
+    if state.mode not in [str(described.id) for described in actuator.operation_modes]:
         return
     ways = [
-        each
-        for each in actuator.transitions
-        if str(each.from_) == state.mode
-        and each.to == mode.id
-        and (is_abnormal or not each.abnormal_condition_only)
+        transition
+        for transition in actuator.transitions
+        if str(transition.from_) == state.mode
+        and transition.to == mode.id
+        and (is_abnormal or not transition.abnormal_condition_only)
     ]
     if not ways:
-        names = {str(each.id): transitions.short_label(each) for each in actuator.operation_modes}
-        reachable = {names[str(each.to)] for each in actuator.transitions if str(each.from_) == state.mode}
+        names = {
+            str(described.id): transitions.short_label(described) for described in actuator.operation_modes
+        }
+        reachable = {
+            names[str(transition.to)]
+            for transition in actuator.transitions
+            if str(transition.from_) == state.mode
+        }
         raise errors.InvalidInstruction(
             f"operation_mode: from {names[state.mode]}, which is active, there is no transition to "
             f"{names[str(mode.id)]}; there is one to {texts.few(sorted(reachable)) or 'none'}"
         )
     free = min(
-        max([state.timers.get(str(each), 0.0) for each in way.blocking_timers], default=0) for way in ways
+        max([state.timers.get(str(timer), 0.0) for timer in way.blocking_timers], default=0) for way in ways
     )
     if free > executed:
         raise errors.InvalidInstruction(
@@ -186,19 +190,19 @@ def check_transition(
 
 @pyscript_compile
 def change_of(
-    found: devices.Device, state: devices.Condition, given: Mapping[str, Any]
+    device: devices.Device, state: devices.State, given: Mapping[str, Any]
 ) -> tuple[transitions.Change, devices.Mode] | tuple[None, None]:
     """Return (Change, mode) that an instruction's fields mean, or None twice where no plan may ask for it."""
-    actuator = next(each for each in found.actuators if each.id == given["actuator_id"])
+    actuator = next(actuator for actuator in device.actuators if actuator.id == given["actuator_id"])
     mode = actuator.modes.get(given["operation_mode"])
     if mode is None:
         return None, None
     before, factor, at = state.actuators[actuator.id], given["operation_mode_factor"], given["execution_time"]
     power = devices.power_of(devices.element_at(mode, state.level), factor)
     active = transitions.Active(mode.id, factor, at.timestamp(), before.timers)
-    for each in transitions.leaving(actuator, before.mode):
-        if each.to == mode.id:
-            end = at.timestamp() + each.duration
-            timers = {timer: at.timestamp() + actuator.durations[timer] for timer in each.start_timers}
+    for transition in transitions.leaving(actuator, before.mode):
+        if transition.to == mode.id:
+            end = at.timestamp() + transition.duration
+            timers = {timer: at.timestamp() + actuator.durations[timer] for timer in transition.start_timers}
             active = transitions.Active(mode.id, factor, end, before.timers | timers)
     return transitions.Change(at.timestamp(), actuator.id, mode.id, factor, power, active), mode

@@ -1,13 +1,13 @@
 """Fill rate based control in the site model: a storage, and the actuators that fill and empty it.
 
 The level counts from the start of the storage's range, in kWh of what is stored: electric energy, times what
-is left of it on the way in (frbc_device.Worth).
+is left of it on the way in (frbc_device.FillLevelEnergy).
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ import flexmeasures_cem.control_types.operation_modes.modes as modes_of
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.arrays as arrays
 import flexmeasures_cem.optimisation.grid as grids
 import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.site as sites
@@ -38,15 +39,15 @@ MAX_SEGMENTS = 4
 """Into how many segments a storage is cut at most, by what its operation modes do there."""
 SAME_RATE = 0.01
 """Elements that differ by less than this part of the greatest rate and power are one."""
-MEAN_POWER = 0.005
+MEAN_POWER_WEIGHT = 0.005
 """What a departure from a power counts that no mode has: it is a mean, to which the level leads."""
-FIRST_FOLLOWED = 0.1
+EARLY_WEIGHT = 0.1
 """How much more a departure from a power counts at the start, of what it counts at the end."""
 SAME_POWER = 0.01
 """Powers that differ by less than this part of the greatest are the same."""
-SHORTEST_SWING = 0.25
+MIN_SWING_HOURS = 0.25
 """For how many hours at least a device with steps of power may take the nearest one before the next."""
-TOLD_SHARE = 0.5
+MIN_COVERED_SHARE = 0.5
 """Of which part of a step at least a schedule tells where its level at the end counts."""
 LEVEL_PER_HOUR, LEVEL_FADES_SECONDS = 2.0, 3600.0
 """What an hour's departure from a schedule's level counts now, of as much departure from its energy, and in
@@ -60,18 +61,20 @@ At the start it is twice as much: of two moments that are as good, the later is 
 """
 EARLY_STOP = 0.25
 """What a kWh counts that a step is left out of at its end, of the greatest price."""
-LONGEST_EARLY_STOP = 7200.0
+MAX_EARLY_STOP_SECONDS = 7200.0
 """What timers block for longer (s) is stopped at the ends of steps alone."""
-LONGEST_STUCK = 86_400.0
+MAX_STUCK_SECONDS = 86_400.0
 """How far ahead is looked where a mode cannot be left (s)."""
 SAME_FACTOR = 1e-4
 MAX_RANGES = 500
 """How many ranges of power of several actuators are looked at, at most."""
 SAME_LEVEL = 5e-3
 """Levels that differ by less of the storage's range are the same."""
-SHORTEST_SECONDS = 1.0
+MIN_SECONDS = 1.0
 """What takes less is left out."""
-NOTHING, MOMENT = 1e-9, 1e-3
+NEGLIGIBLE = 1e-9
+"""Rates, powers (kW) and shares below this are left behind by rounding."""
+SAME_MOMENT_SECONDS = 1e-3
 Array = NDArray[np.float64]
 BySegment = list[linear.Expression | None]
 """What a mode comes to in each segment of the storage; None where it does nothing."""
@@ -105,21 +108,21 @@ Effect = _Effect
 
 
 @pyscript_compile
-def cuts(device: devices.Device, state: devices.Condition) -> list[float]:
+def cuts(device: devices.Device, state: devices.State) -> list[float]:
     """Return moments (s since 1970) at which an edge of the grid helps.
 
     These are targets, and the ends of what blocks it now, or will do so if it is started at once.
     """
-    wanted = [each for start, end, *_levels in device.targets for each in (start, end)]
-    actives = [state.actuators[each.id] for each in device.actuators]
+    targets = [moment for start, end, *_levels in device.targets for moment in (start, end)]
+    actives = [state.actuators[actuator.id] for actuator in device.actuators]
     blocked = operation_modes.cuts(device.actuators, actives)
     blocking = [
-        state.moment + each.durations[timer] + LEAD_SECONDS
-        for each in device.actuators
-        for timer in operation_modes.blocking_timers(each)
-        if each.durations.get(timer)
+        state.moment + actuator.durations[timer] + LEAD_SECONDS
+        for actuator in device.actuators
+        for timer in operation_modes.blocking_timers(actuator)
+        if actuator.durations.get(timer)
     ]
-    coming = sorted({each for each in (*wanted, *blocked, *blocking) if each > state.moment})
+    coming = sorted({moment for moment in (*targets, *blocked, *blocking) if moment > state.moment})
     return coming[:MAX_CUTS]
 
 
@@ -130,33 +133,37 @@ def borders(device: devices.Device, bottom: float, top: float) -> list[float]:
     for actuator in device.actuators:
         for mode in actuator.modes.values():
             scales = [
-                max(NOTHING, *[abs(each) for element in mode.elements for each in getattr(element, name)])
+                max(
+                    NEGLIGIBLE, *[abs(value) for element in mode.elements for value in getattr(element, name)]
+                )
                 for name in ("rates", "powers")
             ]
             for before, after in zip(mode.elements[:-1], mode.elements[1:], strict=True):
                 jump = max(
-                    abs(one - other) / scale
+                    abs(first - second) / scale
                     for name, scale in zip(("rates", "powers"), scales, strict=True)
-                    for one, other in zip(getattr(before, name), getattr(after, name), strict=True)
+                    for first, second in zip(getattr(before, name), getattr(after, name), strict=True)
                 )
                 if jump > SAME_RATE and bottom < after.bottom < top:
                     jumps[after.bottom] = max(jumps.get(after.bottom, 0.0), jump)
-    kept = sorted(jumps, key=lambda each: (-jumps[each], each))[: MAX_SEGMENTS - 1]
+    kept = sorted(jumps, key=lambda level: (-jumps[level], level))[: MAX_SEGMENTS - 1]
     return [bottom, *sorted(kept), top]
 
 
 @pyscript_compile
 def effect(mode: devices.Mode, low: float, high: float, unit: float) -> Effect:
     """Return the Effect of a mode in the mean of its elements between two fill levels."""
-    starts = [low, *[min(max(each.bottom, low), high) for each in mode.elements[1:]], high]
+    starts = [low, *[min(max(element.bottom, low), high) for element in mode.elements[1:]], high]
     weights = np.diff(starts) / (high - low)
 
     def mean(of: Any) -> Any:
-        return sum(weight * np.array(of(each)) for weight, each in zip(weights, mode.elements, strict=True))
+        return sum(
+            weight * np.array(of(element)) for weight, element in zip(weights, mode.elements, strict=True)
+        )
 
-    rates = mean(lambda each: each.rates) * (unit * 3600)
-    powers = mean(lambda each: each.powers) / WATTS
-    cost = float(mean(lambda each: each.cost))
+    rates = mean(lambda element: element.rates) * (unit * 3600)
+    powers = mean(lambda element: element.powers) / WATTS
+    cost = float(mean(lambda element: element.cost))
     return Effect(rates=tuple(rates.tolist()), powers=tuple(powers.tolist()), cost=cost)
 
 
@@ -181,10 +188,12 @@ def leakage_of(device: devices.Device, low: float, high: float, unit: float) -> 
 
 
 @pyscript_compile
-def worth_of(device: devices.Device, energy_per_fill_level_j: float | None) -> devices.Worth:
+def fill_level_energy_of(
+    device: devices.Device, energy_per_fill_level_j: float | None
+) -> devices.FillLevelEnergy:
     """Return what a unit of fill level is worth; where no electric power moves it, that is no matter."""
-    value = devices.worth(device, energy_per_fill_level_j)
-    return value or devices.Worth(energy_per_fill_level_j or JOULES, 1.0, 1.0)
+    value = devices.fill_level_energy(device, energy_per_fill_level_j)
+    return value or devices.FillLevelEnergy(energy_per_fill_level_j or JOULES, 1.0, 1.0)
 
 
 @dataclass(eq=False, repr=False)
@@ -200,8 +209,8 @@ class _Converter:
     @pyscript_compile
     def __post_init__(self) -> None:
         site, actuator, present, effects = self.site, self.actuator, self.present, self.effects
-        self.numbers = {each: number for number, each in enumerate(actuator.modes)}
-        idle = [mode for mode, each in zip(actuator.modes, effects, strict=True) if is_nothing(each)]
+        self.numbers = {mode_id: number for number, mode_id in enumerate(actuator.modes)}
+        idle = [mode for mode, of_mode in zip(actuator.modes, effects, strict=True) if is_nothing(of_mode)]
         self.model = operation_modes.ActuatorModel(site, actuator, present, idle)
         self.active = self.model.switching.active
         self.early: dict[int, linear.Expression] = {}
@@ -213,8 +222,10 @@ class _Converter:
         self.run = [run for run, _factors in by_mode]
         self.factor = [factors for _run, factors in by_mode]
         self.powers = [self._output(number, "powers") for number in range(len(effects))]
-        self.power = linear.total([sum(each) for each in self.powers], site.grid.count)
-        self.model.keep_room([[end for each in both for end in each.powers] for both in effects])
+        self.power = linear.total(
+            [each for by_segment in self.powers for each in by_segment], site.grid.count
+        )
+        self.model.keep_room([[end for effect in both for end in effect.powers] for both in effects])
         self._flows()
         self._pay()
 
@@ -225,33 +236,38 @@ class _Converter:
         So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
         the step is left out.
         """
-        rates = [each.least_rate for each in self.effects[number]]
+        rates = [effect.least_rate for effect in self.effects[number]]
         is_filling, is_emptying = min(rates) > 0, max(rates) < 0
         rest = self._rest_after(number) if is_filling or is_emptying else None
         if rest is None:
             return
         (step, target), active = rest, self.present
         grid, program = self.site.grid, self.site.program
-        blocked = max([self.actuator.durations.get(each, 0.0) for each in step.blocking_timers], default=0.0)
-        if blocked > LONGEST_EARLY_STOP:
+        blocked = max(
+            [self.actuator.durations.get(timer, 0.0) for timer in step.blocking_timers], default=0.0
+        )
+        if blocked > MAX_EARLY_STOP_SECONDS:
             return
-        ends = [active.timers.get(each, 0.0) for each in step.blocking_timers]
-        free = grid.starts > max(ends, default=0.0) + transitions.MARGIN
+        ends = [active.timers.get(timer, 0.0) for timer in step.blocking_timers]
+        free = grid.starts > max(ends, default=0.0) + transitions.MARGIN_SECONDS
         if blocked and active.mode != list(self.numbers)[number]:
-            free &= grid.starts - blocked - transitions.MARGIN > grid.starts[0]
+            free &= grid.starts - blocked - transitions.MARGIN_SECONDS > grid.starts[0]
         early = program.variables(grid.count, 0.0, free.astype(float))
         follows = linear.joined([self.active[target][1:], linear.constant([1.0])])
         program.require(self.active[number] - early, 0.0)
         program.require(follows - early, 0.0)
         for lag in range(1, grid.count):
-            bound = grid.edges[1 : grid.count - lag + 1] > grid.starts[lag:] - blocked - transitions.MARGIN
+            bound = (
+                grid.edges[1 : grid.count - lag + 1]
+                > grid.starts[lag:] - blocked - transitions.MARGIN_SECONDS
+            )
             if not bound.any() or not blocked:
                 break
             program.require((self.active[number][: grid.count - lag] - early[lag:])[bound], 0.0)
         price = EARLY_STOP * self.site.greatest_price
-        program.pay(early * (grid.hours * (price * min(abs(each) for each in rates))))
+        program.pay(early * (grid.hours * (price * min(abs(rate) for rate in rates))))
         for direction in (1, -1):
-            greatest = max(direction * end for each in self.effects[number] for end in each.powers)
+            greatest = max(direction * end for effect in self.effects[number] for end in effect.powers)
             if greatest > 0:
                 self.site.exceed(direction, early * greatest)
         self.early[number], self.rests[number] = early, step
@@ -262,13 +278,13 @@ class _Converter:
     def _rest_after(self, number: int) -> tuple[transitions.Transition, int] | None:
         """Return (Transition, number) of the mode to rest in that a mode leads to at once, or None."""
         ids = list(self.numbers)
-        found = []
+        rests = []
         for step in self.actuator.transitions.get(ids[number], ()):
             effects = self.effects[self.numbers[step.to]]
-            if not any(each.least_rate for each in effects):
-                greatest = max(abs(end) for each in effects for end in each.powers)
-                found.append((greatest, self.numbers[step.to], step))
-        return min(found, key=lambda each: each[:2])[::-1][:2] if found else None
+            if not any(effect.least_rate for effect in effects):
+                greatest = max(abs(end) for effect in effects for end in effect.powers)
+                rests.append((greatest, self.numbers[step.to], step))
+        return min(rests, key=lambda rest: rest[:2])[::-1][:2] if rests else None
 
     @pyscript_compile
     def _by_segment(self, number: int) -> tuple[BySegment, BySegment]:
@@ -287,24 +303,24 @@ class _Converter:
         if factor is not None:
             own_factors = [program.variables(count, 0.0, 1.0) for _segment in effects]
             program.equate(linear.total(own_factors, count), factor)
-            for part, each in zip(run, own_factors, strict=True):
-                program.require(part - each, 0.0)
+            for part, own_factor in zip(run, own_factors, strict=True):
+                program.require(part - own_factor, 0.0)
             factors = [*own_factors]
         return [*run], factors
 
     @pyscript_compile
     def _output(self, number: int, name: str) -> list[linear.Expression]:
         """Return what a mode comes to in each segment (kW), by its rates or powers."""
-        found = []
-        for run, factor, each in zip(
+        by_segment = []
+        for run, factor, effect in zip(
             self.run[number], self.factor[number], self.effects[number], strict=True
         ):
-            low, high = getattr(each, name)
+            low, high = getattr(effect, name)
             parts = [run * low] if low else []
             if factor is not None and high != low:
                 parts.append(factor * (high - low))
-            found.append(linear.total(parts, self.site.grid.count))
-        return found
+            by_segment.append(linear.total(parts, self.site.grid.count))
+        return by_segment
 
     @pyscript_compile
     def _flows(self) -> None:
@@ -333,7 +349,7 @@ class _Converter:
         self.can_fill, self.can_empty = bool(filling), bool(emptying)
         if len(self.storage.share) > 1:
             for segment, share in enumerate(self.storage.share):
-                runs = [run[segment] for run in self.run if run[segment] is not None]
+                runs = [part for run in self.run if (part := run[segment]) is not None]
                 program.require(share - linear.total(runs, count), 0.0)
 
     @pyscript_compile
@@ -341,9 +357,9 @@ class _Converter:
         """Pay for running, and a little to be in a mode that could take something."""
         program, hours = self.site.program, self.site.grid.hours
         for number, effects in enumerate(self.effects):
-            for run, each in zip(self.run[number], effects, strict=True):
-                if run is not None and each.cost:
-                    program.pay(run * hours * each.cost)
+            for run, effect in zip(self.run[number], effects, strict=True):
+                if run is not None and effect.cost:
+                    program.pay(run * hours * effect.cost)
             if not is_nothing(effects):
                 program.pay(self.active[number] * hours * PER_IDLE_HOUR)
 
@@ -352,7 +368,8 @@ class _Converter:
         """Return the greatest power (kW) of consumption (1) or production (-1) in each segment."""
         by_segment = zip(*self.effects, strict=True)
         return [
-            max(0.0, *[direction * end for each in effects for end in each.powers]) for effects in by_segment
+            max(0.0, *[direction * end for effect in effects for end in effect.powers])
+            for effects in by_segment
         ]
 
     @pyscript_compile
@@ -362,11 +379,11 @@ class _Converter:
         end = self.site.grid.edges[-1]
         for placement in self.model.switching.placements:
             effects = self.effects[placement.way.target]
-            rate = max([each.least_rate for each in effects], key=abs)
+            rate = max([effect.least_rate for effect in effects], key=abs)
             seconds = self._stuck_seconds(placement.way)
             if not rate or not seconds:
                 continue
-            hours = np.clip(placement.begins + seconds - end, 0.0, LONGEST_STUCK) / 3600
+            hours = np.clip(placement.begins + seconds - end, 0.0, MAX_STUCK_SECONDS) / 3600
             if hours.any():
                 if rate > 0:
                     filling = filling + (placement.taken * (hours * rate)).sum()
@@ -379,7 +396,9 @@ class _Converter:
         """Return how long after a Way's begin its target can be left at the earliest (s), 0 if never."""
         steps = self.actuator.transitions.get(list(self.numbers)[way.target], ())
         started = dict(way.starts)
-        ends = [max([started.get(each, 0.0) for each in step.blocking_timers], default=0.0) for step in steps]
+        ends = [
+            max([started.get(timer, 0.0) for timer in step.blocking_timers], default=0.0) for step in steps
+        ]
         return min(ends, default=0.0)
 
 
@@ -389,21 +408,21 @@ Converter = _Converter
 @pyscript_compile
 def is_nothing(effects: Iterable[Effect]) -> bool:
     """Return whether a mode neither takes nor moves anything, nor costs."""
-    return not any(any(each.rates) or any(each.powers) or each.cost for each in effects)
+    return not any(any(effect.rates) or any(effect.powers) or effect.cost for effect in effects)
 
 
 @pyscript_compile
 def as_modelled(actuator: devices.Actuator, active: transitions.Active) -> devices.Actuator:
     """Return an actuator with its permitted modes, and that which it is in, with ways between those alone."""
-    known = dict(actuator.modes)
-    if active.mode is not None and active.mode not in known:
+    modes = dict(actuator.modes)
+    if active.mode is not None and active.mode not in modes:
         nothing = devices.Element(0.0, 0.0, (0.0, 0.0), (0.0, 0.0), 0.0)
-        known[active.mode] = devices.Mode(active.mode, "", (nothing,), (0.0,), True, False)
+        modes[active.mode] = devices.Mode(active.mode, "", (nothing,), (0.0,), True, False)
     ways = {
-        origin: [each for each in listed if each.to in actuator.modes]
+        origin: [transition for transition in listed if transition.to in actuator.modes]
         for origin, listed in actuator.transitions.items()
     }
-    return replace(actuator, modes=known, transitions=ways)
+    return replace(actuator, modes=modes, transitions=ways)
 
 
 @dataclass(eq=False, repr=False)
@@ -412,23 +431,23 @@ class _StorageModel:
 
     site: sites.Site
     device: devices.Device
-    state: devices.Condition
+    state: devices.State
     terms: markets.StorageTerms
 
     @pyscript_compile
     def __post_init__(self) -> None:
         site, device, state = self.site, self.device, self.state
         energy_j, self.cycle_cost = self.terms.energy_per_fill_level_j, self.terms.cycle_cost
-        self.worth = worth_of(device, energy_j)
-        self.unit = self.worth.energy / JOULES
+        self.fill_level_energy = fill_level_energy_of(device, energy_j)
+        self.unit = self.fill_level_energy.energy / JOULES
         self.start, self.end = float(site.grid.edges[0]), float(site.grid.edges[-1])
-        self.lines = [as_it_is(each, state) for each in device.actuators]
+        self.lines = [as_it_is(actuator, state) for actuator in device.actuators]
         self.first = devices.run(device, state.level, self.lines, state.moment, self.start).level
         bottom = min(device.floor, max(self.first, device.bottom))
         top = max(device.ceiling, min(self.first, device.top))
         self.levels = borders(device, bottom, top)
         self.storage = storages.Storage(
-            site, self.of_level(self.first), [self.of_level(each) for each in self.levels]
+            site, self.of_level(self.first), [self.of_level(level) for level in self.levels]
         )
         self._aim()
         self._convert()
@@ -446,10 +465,10 @@ class _StorageModel:
         edges, storage = self.site.grid.edges[1:], self.storage
         self.lowest, self.highest = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
         for start, end, low, high in self.device.targets:
-            inside = (edges > start - SHORTEST_SECONDS) & (edges < end + SHORTEST_SECONDS)
+            inside = (edges > start - MIN_SECONDS) & (edges < end + MIN_SECONDS)
             if not inside.any() and self.start < end <= self.end:
                 inside[np.searchsorted(edges, end)] = True
-            low, high = (min(max(self.of_level(each), storage.bottom), storage.top) for each in (low, high))
+            low, high = (min(max(self.of_level(level), storage.bottom), storage.top) for level in (low, high))
             if low > storage.bottom:
                 self.lowest[inside] = np.fmax(self.lowest[inside], low)
             if high < storage.top:
@@ -464,9 +483,9 @@ class _StorageModel:
         self.leakage = [leakage_of(device, low, high, self.unit) for low, high in pairs]
         self.usage = self.site.grid.means(device.usage) * (self.unit * 3600)
         self.converters = []
-        for each in device.actuators:
-            active = self.state.actuators[each.id]
-            actuator = as_modelled(each, active)
+        for described in device.actuators:
+            active = self.state.actuators[described.id]
+            actuator = as_modelled(described, active)
             if actuator.modes:
                 effects = [
                     [effect(mode, low, high, self.unit) for low, high in pairs]
@@ -481,10 +500,12 @@ class _StorageModel:
         program, count, hours = site.program, site.grid.count, site.grid.hours
         inflows = []
         for segment, share in enumerate(storage.share):
-            inflow = linear.total([each.inflows[segment] for each in self.converters], count) * hours
+            inflow = (
+                linear.total([converter.inflows[segment] for converter in self.converters], count) * hours
+            )
             lost = self.usage
             if len(storage.share) > 1:
-                low, high = (self.of_level(each) for each in self.levels[segment : segment + 2])
+                low, high = (self.of_level(level) for level in self.levels[segment : segment + 2])
                 at_bottom, slope = self.leakage[segment]
                 lost = lost + at_bottom + slope * (low + high) / 2
             inflows.append(inflow - share * (lost * hours))
@@ -493,17 +514,17 @@ class _StorageModel:
             program.pay(unserved * site.priorities.range)
             inflows[0] = inflows[0] + unserved
         storage.flow(inflows, self.leakage[0] if len(storage.share) == 1 else (0.0, 0.0))
-        self.power = linear.total([each.power for each in self.converters], count)
+        self.power = linear.total([converter.power for converter in self.converters], count)
         site.add(self.power)
-        filling = linear.total([each.filling for each in self.converters], count)
-        emptying = linear.total([each.emptying for each in self.converters], count)
+        filling = linear.total([converter.filling for converter in self.converters], count)
+        emptying = linear.total([converter.emptying for converter in self.converters], count)
         sooner = 1.0 + (self.end - site.grid.starts) / (self.end - self.start)
         program.pay((filling + emptying) * (hours * (self.cycle_cost / 2 + PER_KWH * sooner)))
         if self._may_oppose():
             self._go_one_way(filling, emptying)
-        stuck = [each.stuck_after() for each in self.converters]
+        stuck = [converter.stuck_after() for converter in self.converters]
         if stuck:
-            storage.leave_room(*[linear.total(each, 1) for each in zip(*stuck, strict=True)])
+            storage.leave_room(*[linear.total(flows, 1) for flows in zip(*stuck, strict=True)])
 
     @pyscript_compile
     def _keep_room_at_borders(self) -> None:
@@ -513,8 +534,10 @@ class _StorageModel:
             if not site.is_limited(direction):
                 continue
             for border, above in enumerate(self.storage.above):
-                change = sum(abs(np.diff(each.greatest(direction)))[border] for each in self.converters)
-                if change > NOTHING:
+                change = sum(
+                    abs(np.diff(converter.greatest(direction)))[border] for converter in self.converters
+                )
+                if change > NEGLIGIBLE:
                     passes = site.program.variables(site.grid.count, 0.0, 1.0)
                     site.program.require(passes - (above[1:] - above[:-1]) * direction, 0.0)
                     site.exceed(direction, passes * float(change))
@@ -523,10 +546,10 @@ class _StorageModel:
     def _may_oppose(self) -> bool:
         """Return whether one actuator can empty the storage while another fills it."""
         return any(
-            one.can_fill and other.can_empty
-            for one in self.converters
-            for other in self.converters
-            if one is not other
+            filler.can_fill and emptier.can_empty
+            for filler in self.converters
+            for emptier in self.converters
+            if filler is not emptier
         )
 
     @pyscript_compile
@@ -535,8 +558,10 @@ class _StorageModel:
         program, grid = self.site.program, self.site.grid
         most = [
             sum(
-                max(max(sign * end for part in effects for end in part.rates) for effects in each.effects)
-                for each in self.converters
+                max(
+                    max(sign * end for part in effects for end in part.rates) for effects in converter.effects
+                )
+                for converter in self.converters
             )
             for sign in (1.0, -1.0)
         ]
@@ -552,7 +577,7 @@ class _StorageModel:
 
         It is no more than what discharging it could save.
         """
-        site, value = self.site, self.worth
+        site, value = self.site, self.fill_level_energy
         load = np.broadcast_to(np.asarray(site.tariffs.load, float), (site.grid.count,))
         prices = np.where(load < 0, site.production_price, site.consumption_price)
         worth = max(float(prices.min()), 0.0) / value.charging + self.cycle_cost / 2
@@ -562,15 +587,18 @@ class _StorageModel:
         self.value_per_kwh = worth
 
     @pyscript_compile
-    def follow(self, wanted: Sequence[tuple[float, float, float]]) -> None:
+    def follow(self, schedule: Sequence[tuple[float, float, float]]) -> None:
         """Pay for what departs from the powers of a schedule (start, end, W), and from its level."""
         site, grid = self.site, self.site.grid
         price = site.priorities.schedule
-        told = grid.means([(start, end, 1.0) for start, end, _power in wanted])
-        powers = np.where(told > NOTHING, grid.means(wanted) / np.maximum(told, NOTHING), 0.0) / WATTS
+        covered = grid.means([(start, end, 1.0) for start, end, _power in schedule])
+        powers = (
+            np.where(covered > NEGLIGIBLE, grid.means(schedule) / np.maximum(covered, NEGLIGIBLE), 0.0)
+            / WATTS
+        )
         load, most, least = (
-            np.broadcast_to(np.asarray(each, float), (grid.count,))
-            for each in (
+            np.broadcast_to(np.asarray(values, float), (grid.count,))
+            for values in (
                 site.tariffs.load,
                 site.tariffs.consumption_capacity,
                 site.tariffs.production_capacity,
@@ -591,15 +619,15 @@ class _StorageModel:
             parts = [(self.power, linear.constant(powers))]
         departures = [self._beyond(power - part) for power, part in parts]
         can_have = np.any([(powers > low - hair) & (powers < high + hair) for low, high in ranges], axis=0)
-        sooner = 1.0 + FIRST_FOLLOWED * (self.end - grid.starts) / (self.end - self.start)
-        counts = np.where(can_have, sooner, MEAN_POWER) * told
+        sooner = 1.0 + EARLY_WEIGHT * (self.end - grid.starts) / (self.end - self.start)
+        counts = np.where(can_have, sooner, MEAN_POWER_WEIGHT) * covered
         site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
         levels, weights = self.levels_of(powers)
-        weights = weights * (told > TOLD_SHARE)
-        swing = self.device.step / WATTS * max(float(grid.hours.max()), SHORTEST_SWING)
+        weights = weights * (covered > MIN_COVERED_SHARE)
+        swing = self.device.step / WATTS * max(float(grid.hours.max()), MIN_SWING_HOURS)
         span = self.storage.top - self.storage.bottom
         away = self._beyond(
-            self.storage.reached - levels, swing / 2 * self.worth.charging + SAME_LEVEL * span
+            self.storage.reached - levels, swing / 2 * self.fill_level_energy.charging + SAME_LEVEL * span
         )
         per_hour = LEVEL_PER_HOUR * np.exp(-(grid.ends - self.start) / LEVEL_FADES_SECONDS)
         per_hour = per_hour + LEVEL_IN_ALL / float(grid.hours.sum())
@@ -610,7 +638,11 @@ class _StorageModel:
         """Return the ranges of power (kW) that the actuators can have together."""
         ranges = {(0.0, 0.0)}
         for converter in self.converters:
-            own = {(min(each.powers), max(each.powers)) for effects in converter.effects for each in effects}
+            own = {
+                (min(effect.powers), max(effect.powers))
+                for effects in converter.effects
+                for effect in effects
+            }
             sums = {(low + first, high + last) for low, high in ranges for first, last in own}
             ranges = set(sorted(sums)[:MAX_RANGES])
         return ranges
@@ -631,24 +663,24 @@ class _StorageModel:
 
         It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
         """
-        keeps, found, missed = self.storage, [], 0
+        keeps, levels, missed = self.storage, [], 0
         hair, stored = SAME_LEVEL * (keeps.top - keeps.bottom), self.of_level(self.first)
-        hours: list[float] = self.site.grid.hours.tolist()
-        for place, (power, length) in enumerate(zip(cast(list[float], powers.tolist()), hours, strict=True)):
+        hours = arrays.as_list(self.site.grid.hours)
+        for place, (power, length) in enumerate(zip(arrays.as_list(powers), hours, strict=True)):
             stored = self._stored_after(stored, power, float(self.usage[place]), length)
             low, high = np.fmax(self.lowest[place], keeps.bottom), np.fmin(self.highest[place], keeps.top)
             if stored < self.lowest[place] - hair or stored > self.highest[place] + hair:
                 missed = place + 1
             stored = min(max(stored, float(low)), float(high))
-            found.append(stored)
-        weights = np.ones(len(found))
+            levels.append(stored)
+        weights = np.ones(len(levels))
         weights[:missed] = 0.0
-        return np.array(found), weights
+        return np.array(levels), weights
 
     @pyscript_compile
     def _stored_after(self, stored: float, power: float, usage: float, hours: float) -> float:
         """Return the level (kWh) after some hours of a power, and of a usage (kW)."""
-        borders = self.storage.borders.tolist()
+        borders = arrays.as_list(self.storage.borders)
         last = len(borders) - 2
         segment = min(max(int(np.searchsorted(borders, stored, "right")) - 1, 0), last)
         for _passed in borders:
@@ -666,7 +698,7 @@ class _StorageModel:
     @pyscript_compile
     def _rate_for(self, power: float, segment: int) -> float:
         """Return how fast a power fills the storage in a segment (kW), by what loses least with it."""
-        sign, left, found = (1 if power > 0 else -1), abs(power), 0.0
+        sign, left, total = (1 if power > 0 else -1), abs(power), 0.0
         for converter in self.converters:
             ends = [
                 (sign * watts, sign * rate)
@@ -677,15 +709,17 @@ class _StorageModel:
             if ends and left > 0:
                 most, rate = max(ends)
                 taken = min(left, most)
-                found, left = found + sign * rate * taken / most, left - taken
-        return found
+                total, left = total + sign * rate * taken / most, left - taken
+        return total
 
     @pyscript_compile
     def plan(self, solution: linear.Solution, market: Sequence[markets.Interval]) -> frbc_plan.Plan:
         """Return the frbc_plan.Plan of a solution."""
-        told = [told_events(each, solution, self.site.grid, self.storage) for each in self.converters]
+        events_by_converter = [
+            events_of(converter, solution, self.site.grid, self.storage) for converter in self.converters
+        ]
         lines, by_actuator = [], {}
-        for converter, events in zip(self.converters, told, strict=True):
+        for converter, events in zip(self.converters, events_by_converter, strict=True):
             by_actuator[converter.actuator.id] = events
         for actuator, line in zip(self.device.actuators, self.lines, strict=True):
             lines.append([*line, *settings_of(actuator, by_actuator.get(actuator.id, ()))])
@@ -695,7 +729,7 @@ class _StorageModel:
         for actuator in self.device.actuators:
             events = list(by_actuator.get(actuator.id, ()))
             events += resting(actuator, self.state.actuators[actuator.id], events, self.end, run.level)
-            changes += [change_of(actuator, each, plan) for each in events]
+            changes += [change_of(actuator, event, plan) for event in events]
         plan.changes = without_repeats(self.device, self.state, changes)
         plan.missed = frbc_plan.missed_targets(self.device, plan)
         plan.other_cost = self._other_cost(solution)
@@ -724,12 +758,12 @@ class _StorageModel:
     def _other_cost(self, solution: linear.Solution) -> float:
         """Return what running and transitions cost (currency)."""
         cost = 0.0
-        for each in self.converters:
-            for runs, effects in zip(each.run, each.effects, strict=True):
+        for converter in self.converters:
+            for runs, effects in zip(converter.run, converter.effects, strict=True):
                 for run, part in zip(runs, effects, strict=True):
                     if run is not None and part.cost:
                         cost += float((solution.of(run) * self.site.grid.hours).sum()) * part.cost
-            cost += sum(move.cost for move in each.model.moves(solution))
+            cost += sum(move.cost for move in converter.model.moves(solution))
         return cost
 
 
@@ -740,8 +774,8 @@ StorageModel = _StorageModel
 def add(
     site: sites.Site,
     device: devices.Device,
-    state: devices.Condition,
-    wanted: Sequence[tuple[float, float, float]] | None,
+    state: devices.State,
+    schedule: Sequence[tuple[float, float, float]] | None,
     _tariffs: modes_of.Tariffs,
     storage: markets.StorageTerms = markets.AS_DESCRIBED,
 ) -> StorageModel:
@@ -752,8 +786,8 @@ def add(
     """
     part = StorageModel(site, device, state, storage)
     part.keep_value()
-    if wanted is not None:
-        part.follow(wanted)
+    if schedule is not None:
+        part.follow(schedule)
     return part
 
 
@@ -772,19 +806,19 @@ Event = _Event
 
 
 @pyscript_compile
-def told_events(
+def events_of(
     converter: Converter, solution: linear.Solution, grid: grids.TimeGrid, storage: storages.Storage
 ) -> list[Event]:
     """Return the Events of an actuator, in order, of a solution."""
     actuator, active = converter.actuator, converter.model.active
-    modes = np.argmax([solution.of(each) for each in converter.active], axis=0).tolist()
+    modes = np.argmax([solution.of(active_steps) for active_steps in converter.active], axis=0).tolist()
     ids, factors = list(actuator.modes), factors_of(converter, solution, grid, storage, modes)
     due: list[tuple[float, int, int, modes_of.Move | float]] = [
         (move.start, 0, 0, move) for move in moves_of(converter, solution, grid, modes)
     ]
     due += [(begin, 1, step, value) for step, listed in enumerate(factors) for begin, value in listed]
-    found, timers, mode, factor, ready = [], dict(active.timers), active.mode, active.factor, active.ready
-    for moment, _is_factor, step, value in sorted(due, key=lambda each: each[:3]):
+    events, timers, mode, factor, ready = [], dict(active.timers), active.mode, active.factor, active.ready
+    for moment, _is_factor, step, value in sorted(due, key=lambda item: item[:3]):
         if isinstance(value, modes_of.Move):
             mode, ready, timers = value.to, value.end, dict(value.timers)
             factor = arrival_factor(actuator, factors, modes, grid, value)
@@ -800,8 +834,8 @@ def told_events(
             ready = moment
             if moment >= grid.edges[step + 1]:
                 continue
-        found.append(Event(moment=moment, ready=ready, mode=mode, factor=factor, timers=timers))
-    return without_detours(actuator, active, found)
+        events.append(Event(moment=moment, ready=ready, mode=mode, factor=factor, timers=timers))
+    return without_detours(actuator, active, events)
 
 
 @pyscript_compile
@@ -815,7 +849,7 @@ def without_detours(
         if (
             kept
             and event.mode == before.mode
-            and all(does_nothing(actuator, each) for each in (before, kept[-1], event))
+            and all(does_nothing(actuator, setting) for setting in (before, kept[-1], event))
         ):
             kept.pop()
         else:
@@ -860,7 +894,7 @@ def moves_of(
     """Return the modes.Moves of an actuator, with those that end a step early where they do."""
     moves = converter.model.moves(solution)
     for number, early in converter.early.items():
-        for step in np.nonzero(solution.of(early) * grid.seconds > SHORTEST_SECONDS)[0].tolist():
+        for step in map(int, np.nonzero(solution.of(early) * grid.seconds > MIN_SECONDS)[0]):
             if modes[step] != number:
                 continue
             begin, end = grid.edges[step], grid.edges[step + 1]
@@ -868,14 +902,16 @@ def moves_of(
             rest = converter.rests[number]
             leaving = [
                 place
-                for place, each in enumerate(moves)
-                if each.to == rest.to and begin + MOMENT < each.end and each.start < end + MOMENT
+                for place, move in enumerate(moves)
+                if move.to == rest.to
+                and begin + SAME_MOMENT_SECONDS < move.end
+                and move.start < end + SAME_MOMENT_SECONDS
             ]
             place = leaving[-1] if leaving else None
             if place is None and step == len(modes) - 1:
                 durations = converter.actuator.durations
                 timers = dict(moves[-1].timers if moves else converter.model.active.timers)
-                timers |= {each: end + durations[each] for each in rest.start_timers}
+                timers |= {timer: end + durations[timer] for timer in rest.start_timers}
                 start = float(end - sooner)
                 moves.append(
                     modes_of.Move(start, start + rest.duration, rest.to, tuple(timers.items()), rest.cost)
@@ -884,7 +920,7 @@ def moves_of(
                 move = moves[place]
                 start = float(max(move.start - sooner, begin))
                 moves[place] = replace(move, start=start, end=start + move.end - move.start)
-    return sorted(moves, key=lambda each: each.start)
+    return sorted(moves, key=lambda move: move.start)
 
 
 @pyscript_compile
@@ -896,22 +932,26 @@ def factors_of(
     modes: Sequence[int],
 ) -> FactorsByStep:
     """Return (moment, factor) of what is active in each step: several where the level changes segment."""
-    found: FactorsByStep = [[] for _step in modes]
+    by_step: FactorsByStep = [[] for _step in modes]
     rises = np.diff(solution.of(storage.level)) >= 0
     for number, (effects, runs, factors) in enumerate(
         zip(converter.effects, converter.run, converter.factor, strict=True)
     ):
-        if all(each is None for each in factors):
+        if all(factor is None for factor in factors):
             continue
-        parts = [(solution.of(run), solution.of(factor)) for run, factor in zip(runs, factors, strict=True)]
+        parts = [
+            (solution.of(run), solution.of(factor))
+            for run, factor in zip(runs, factors, strict=True)
+            if run is not None and factor is not None
+        ]
         for step in [place for place, mode in enumerate(modes) if mode == number]:
             passed = [
                 (effects[segment], float(run[step]) * grid.seconds[step], float(factor[step] / run[step]))
                 for segment, (run, factor) in enumerate(parts)
-                if run[step] * grid.seconds[step] > SHORTEST_SECONDS
+                if run[step] * grid.seconds[step] > MIN_SECONDS
             ]
-            found[step] = evened(passed if rises[step] else passed[::-1], float(grid.edges[step]))
-    return found
+            by_step[step] = evened(passed if rises[step] else passed[::-1], float(grid.edges[step]))
+    return by_step
 
 
 @pyscript_compile
@@ -923,25 +963,28 @@ def evened(passed: Sequence[tuple[Effect, float, float]], begin: float) -> list[
     """
     if len(passed) == 1:
         return [(begin, clipped(passed[0][2]))]
-    energy = sum(at(each.powers, factor) * seconds for each, seconds, factor in passed)
+    energy = sum(at(effect.powers, factor) * seconds for effect, seconds, factor in passed)
     power = energy / sum(seconds for _each, seconds, _factor in passed) if passed else 0.0
     for _try in passed:
         reached = [
-            (min(max(power, min(each.powers)), max(each.powers)), seconds) for each, seconds, _f in passed
+            (min(max(power, min(effect.powers)), max(effect.powers)), seconds)
+            for effect, seconds, _f in passed
         ]
         lacks = energy - sum(value * seconds for value, seconds in reached)
         free = sum(seconds for value, seconds in reached if value == power)
         power += lacks / free if free else 0.0
     moment = begin
-    found: list[tuple[float, float]] = []
-    for each, seconds, factor in passed:
-        low, high = each.powers
+    settings: list[tuple[float, float]] = []
+    for effect, seconds, factor in passed:
+        low, high = effect.powers
         value = clipped((power - low) / (high - low)) if high != low else clipped(factor)
-        if not found or abs(found[-1][1] - value) > SAME_FACTOR:
-            found.append((moment, value))
-        before, after = at(each.rates, factor), at(each.rates, value)
+        if not settings or abs(settings[-1][1] - value) > SAME_FACTOR:
+            settings.append((moment, value))
+        before, after = at(effect.rates, factor), at(effect.rates, value)
         moment += seconds * min(max(before / after, 0.1), 10.0) if before * after > 0 else seconds
-    return [one for one in found if one[0] < begin + sum(seconds for _e, seconds, _f in passed)]
+    return [
+        setting for setting in settings if setting[0] < begin + sum(seconds for _e, seconds, _f in passed)
+    ]
 
 
 @pyscript_compile
@@ -957,7 +1000,7 @@ def clipped(factor: float) -> float:
 
 
 @pyscript_compile
-def as_it_is(actuator: devices.Actuator, state: devices.Condition) -> list[devices.Setting]:
+def as_it_is(actuator: devices.Actuator, state: devices.State) -> list[devices.Setting]:
     """Return the Settings of an actuator that is told nothing; a transition under way is finished."""
     active = state.actuators[actuator.id]
     mode = transitions.mode_of(actuator.modes, active.mode)
@@ -970,12 +1013,12 @@ def as_it_is(actuator: devices.Actuator, state: devices.Condition) -> list[devic
 @pyscript_compile
 def settings_of(actuator: devices.Actuator, events: Iterable[Event]) -> list[devices.Setting]:
     """Return the Settings that Events come to, in order."""
-    found = []
+    settings = []
     for event in events:
         if event.ready > event.moment:
-            found.append(devices.Setting(event.moment, None, 0.0))
-        found.append(devices.Setting(event.ready, actuator.modes[event.mode], event.factor))
-    return found
+            settings.append(devices.Setting(event.moment, None, 0.0))
+        settings.append(devices.Setting(event.ready, actuator.modes[event.mode], event.factor))
+    return settings
 
 
 @pyscript_compile
@@ -998,7 +1041,7 @@ def resting(
             continue
         factor = devices.mildest(mode, level)
         element = devices.element_at(mode, level)
-        rates, power = [abs(each) for each in element.rates], abs(devices.power_of(element, factor))
+        rates, power = [abs(rate) for rate in element.rates], abs(devices.power_of(element, factor))
         key = abs(devices.rate_of(element, factor)), max(rates), power, len(route.steps)
         if best is None or key < best[0]:
             best = key, mode, factor, route
@@ -1008,16 +1051,16 @@ def resting(
     if not route.steps:
         moment = max(end, now.ready)
         return [Event(moment=moment, ready=moment, mode=mode.id, factor=factor, timers=now.timers)]
-    found, timers, origin = [], now.timers, now.mode
+    resting_events, timers, origin = [], now.timers, now.mode
     for step in route.steps:
         passed = actuator.modes[step.to]
         timers = timers | started(actuator, origin, step)
         value = factor if passed is mode else devices.mildest(passed, level)
-        found.append(
+        resting_events.append(
             Event(moment=max(step.start, end), ready=step.end, mode=step.to, factor=value, timers=timers)
         )
         origin = step.to
-    return [each for each in found if each.moment < end + LONGEST_STUCK]
+    return [event for event in resting_events if event.moment < end + MAX_STUCK_SECONDS]
 
 
 @pyscript_compile
@@ -1027,8 +1070,10 @@ def routes_from(
     """Return the routes from what an actuator is in; where that is not known, each mode is at hand."""
     if active.mode is None:
         return {
-            each: transitions.Route((transitions.Step(moment, moment, each),), moment, 0.0, active.timers)
-            for each in actuator.modes
+            mode_id: transitions.Route(
+                (transitions.Step(moment, moment, mode_id),), moment, 0.0, active.timers
+            )
+            for mode_id in actuator.modes
         }
     return transitions.routes(
         actuator.transitions,
@@ -1043,9 +1088,9 @@ def routes_from(
 @pyscript_compile
 def started(actuator: devices.Actuator, origin: str | None, step: transitions.Step) -> transitions.Timers:
     """Return when each timer finishes that a transitions.Step starts."""
-    for each in transitions.leaving(actuator, origin):
-        if each.to == step.to:
-            return {timer: step.start + actuator.durations[timer] for timer in each.start_timers}
+    for transition in transitions.leaving(actuator, origin):
+        if transition.to == step.to:
+            return {timer: step.start + actuator.durations[timer] for timer in transition.start_timers}
     return {}
 
 
@@ -1060,7 +1105,7 @@ def change_of(actuator: devices.Actuator, event: Event, plan: frbc_plan.Plan) ->
 
 @pyscript_compile
 def without_repeats(
-    device: devices.Device, state: devices.Condition, changes: Iterable[transitions.Change]
+    device: devices.Device, state: devices.State, changes: Iterable[transitions.Change]
 ) -> list[transitions.Change]:
     """Return Changes in order of time, without those that change nothing."""
     kept = []
@@ -1069,7 +1114,7 @@ def without_repeats(
         active = state.actuators[actuator.id]
         if mode := transitions.mode_of(actuator.modes, active.mode):
             last[actuator.id] = mode.id, devices.FIXED_FACTOR if mode.is_fixed else active.factor
-    for change in sorted(changes, key=lambda each: each.moment):
+    for change in sorted(changes, key=lambda change: change.moment):
         mode_id, factor = last.get(change.actuator, (None, 0.0))
         if mode_id != change.mode or abs(factor - change.factor) > SAME_FACTOR:
             last[change.actuator] = change.mode, change.factor
@@ -1077,61 +1122,64 @@ def without_repeats(
     return kept
 
 
-MOST_LEAKAGE = 10.0
+MAX_LEAKAGE_EXPONENT = 10.0
 """Nothing is left of a storage that leaks more in a step (exponent)."""
-ALMOST = 0.98
+MAX_USAGE_SHARE = 0.98
 """Which part of what could be had at full power a usage may take, so that there is a plan."""
 
 
 @pyscript_compile
 def flex_model(
-    found: devices.Device, state: devices.Condition, means: base.PlanningSensors, window: base.PlanningWindow
+    device: devices.Device,
+    state: devices.State,
+    sensors: base.PlanningSensors,
+    window: base.PlanningWindow,
 ) -> flexible_devices.Storage:
     """Return the device as FlexMeasures' problem: a Storage, over a Window.
 
     The first interval has begun: only what is left of it counts, so its powers are means over all of it.
     That is not so with operation modes, which are asked for where power has steps.
     """
-    value = worth_of(found, means.energy)
+    value = fill_level_energy_of(device, sensors.energy)
     start, step, end = window.start, window.step, window.end
     energy = value.energy / 3600
-    span = found.top - found.bottom
-    most, least = found.most, found.least
-    modes = power_ranges(found) if window.with_modes else []
+    span = device.top - device.bottom
+    most, least = device.most, device.least
+    modes = power_ranges(device) if window.with_modes else []
     left = 1.0 if modes else window.left
-    keeps = storage_efficiency(found, step)
+    keeps = storage_efficiency(device, step)
 
     def of_level(level: float) -> float:
-        return min(max(level - found.bottom, 0.0), span) * energy
+        return min(max(level - device.bottom, 0.0), span) * energy
 
     wishes = [
         (max(begin // step * step, start), min(-(-until // step) * step, end), lowest, highest)
-        for begin, until, lowest, highest in found.targets
+        for begin, until, lowest, highest in device.targets
         if until > start and begin < end
     ]
-    soc = max(state.level - found.bottom, 0.0) * energy
-    used = soc_usage(found, value.energy, state.moment, start, step, end)
+    soc = max(state.level - device.bottom, 0.0) * energy
+    used = soc_usage(device, value.energy, state.moment, start, step, end)
     gain = min(most, window.share) * value.charging * step / 3600
     return flexible_devices.Storage(
-        power_sensor=means.power_sensor,
-        soc_sensor=means.soc_sensor,
+        power_sensor=sensors.power_sensor,
+        soc_sensor=sensors.soc_sensor,
         soc_at_start=soc,
         soc_min=0.0,
         soc_max=span * energy,
         soc_minima=[
             flexible_devices.SocEvent(plans.moment(begin), plans.moment(until), of_level(lowest))
             for begin, until, lowest, _highest in wishes
-            if lowest > found.bottom
+            if lowest > device.bottom
         ],
         soc_maxima=[
             flexible_devices.SocEvent(plans.moment(begin), plans.moment(until), of_level(highest))
             for begin, until, _lowest, highest in wishes
-            if highest < found.top
+            if highest < device.top
         ],
         power_capacity=max(most, least),
         charging_efficiency=value.charging,
         discharging_efficiency=value.discharging,
-        storage_efficiency=keeps ** (means.resolution / step),
+        storage_efficiency=keeps ** (sensors.resolution / step),
         consumption_capacity=less_at_first(most, left, start, step, end),
         production_capacity=less_at_first(least, left, start, step, end),
         soc_usage=flexible_devices.as_spans(
@@ -1155,27 +1203,27 @@ def less_at_first(
 
 
 @pyscript_compile
-def storage_efficiency(found: devices.Device, step: float) -> float:
+def storage_efficiency(device: devices.Device, step: float) -> float:
     """Return what a step (s) leaves of the state of charge, by leakage.
 
     FlexMeasures' losses are a fixed share of what is stored; S2's are a rate for each range of fill levels.
     The share is taken that comes nearest to those rates over the whole range (least squares).
     """
     product = square = 0.0
-    for bottom, top, rate in found.leakage:
-        low, high = (min(max(each, found.bottom), found.top) - found.bottom for each in (bottom, top))
+    for bottom, top, rate in device.leakage:
+        low, high = (min(max(level, device.bottom), device.top) - device.bottom for level in (bottom, top))
         product += rate * (high**2 - low**2) / 2
         square += (high**3 - low**3) / 3
-    return math.exp(-min(max(product / square * step, 0.0), MOST_LEAKAGE)) if square > 0 else 1.0
+    return math.exp(-min(max(product / square * step, 0.0), MAX_LEAKAGE_EXPONENT)) if square > 0 else 1.0
 
 
 @pyscript_compile
 def soc_usage(
-    found: devices.Device, energy: float, now: float, start: float, step: float, end: float
+    device: devices.Device, energy: float, now: float, start: float, step: float, end: float
 ) -> list[float]:
     """Return the mean power (W) of the usage forecast in each step, from now on."""
     powers = []
-    coming = [each for each in found.usage if each[1] > now and each[0] < end and each[2]]
+    coming = [span for span in device.usage if span[1] > now and span[0] < end and span[2]]
     for place in range(round((end - start) / step) if coming else 0):
         begin = max(start + place * step, now)
         until = start + (place + 1) * step
@@ -1206,20 +1254,20 @@ def coverable(
     served: list[float] = []
     for power in powers:
         most = soc * keeps + (gain if served else first_gain)
-        taken = min(power, ALMOST * most / hours)
+        taken = min(power, MAX_USAGE_SHARE * most / hours)
         soc = min(most - taken * hours, full)
         served.append(taken)
     return served
 
 
 @pyscript_compile
-def power_ranges(found: devices.Device) -> list[tuple[float, float]]:
+def power_ranges(device: devices.Device) -> list[tuple[float, float]]:
     """Return the ranges of power of a device whose power has steps, else nothing.
 
     That is so for one actuator with a gap between its powers; several share the power among them.
     """
-    if len(found.actuators) != 1 or found.step < plans.LEAST_WATTS:
+    if len(device.actuators) != 1 or device.step < plans.MIN_POWER_W:
         return []
-    middle = (found.bottom + found.top) / 2
-    elements = [devices.element_at(mode, middle) for mode in found.actuators[0].modes.values()]
-    return sorted({(min(each.powers), max(each.powers)) for each in elements})
+    middle = (device.bottom + device.top) / 2
+    elements = [devices.element_at(mode, middle) for mode in device.actuators[0].modes.values()]
+    return sorted({(min(element.powers), max(element.powers)) for element in elements})

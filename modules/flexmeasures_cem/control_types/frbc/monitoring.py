@@ -20,51 +20,53 @@ def planned_power(plan: frbc_plan.Plan | None, start: float, length: float) -> f
 
 
 @pyscript_compile
-def deviation(found: devices.Device, plan: frbc_plan.Plan, message: Any, now: float) -> str | None:
+def deviation(device: devices.Device, plan: frbc_plan.Plan, message: Any, now: float) -> str | None:
     """Return how a status departs from what the plan expects of the device now, or None."""
     kind = message.message_type
-    if kind == devices.STATUS[0]:
-        return level_deviation(found, plan, message.present_fill_level, now)
+    if kind == devices.STATUS:
+        return level_deviation(device, plan, message.present_fill_level, now)
     if kind == devices.ACTUATOR_STATUS:
-        return mode_deviation(found, plan, message, now)
+        return mode_deviation(device, plan, message, now)
     return None
 
 
 @pyscript_compile
-def has_changed(found: devices.Device, state: devices.Condition, message: Any) -> bool:
+def has_changed(device: devices.Device, state: devices.State, message: Any) -> bool:
     """Tell whether a status tells of another fill level than a plan was asked for."""
-    tolerance = LEVEL_TOLERANCE * (found.top - found.bottom)
-    if message.message_type != devices.STATUS[0]:
+    tolerance = LEVEL_TOLERANCE * (device.top - device.bottom)
+    if message.message_type != devices.STATUS:
         return False
     return bool(abs(message.present_fill_level - state.level) > tolerance)
 
 
 @pyscript_compile
-def level_deviation(found: devices.Device, plan: frbc_plan.Plan, level: float, now: float) -> str | None:
+def level_deviation(device: devices.Device, plan: frbc_plan.Plan, level: float, now: float) -> str | None:
     """Tell where a fill level is not what is expected."""
     expected = frbc_plan.level_at(plan, now)
-    if abs(level - expected) > LEVEL_TOLERANCE * (found.top - found.bottom):
+    if abs(level - expected) > LEVEL_TOLERANCE * (device.top - device.bottom):
         return f"the fill level is {level:g}, expected was {expected:g}"
     return None
 
 
 @pyscript_compile
 def mode_deviation(
-    found: devices.Device, plan: frbc_plan.Plan, message: FRBCActuatorStatus, now: float
+    device: devices.Device, plan: frbc_plan.Plan, message: FRBCActuatorStatus, now: float
 ) -> str | None:
     """Tell where an actuator does not do what it was told; what it did shortly before counts too."""
-    told = [each for each in plan.changes if each.actuator == message.actuator_id and each.moment <= now]
-    actuator = next((each for each in found.actuators if each.id == message.actuator_id), None)
-    if actuator is None or not told or now - told[-1].moment < plans.LAG_SECONDS:
+    instructed = [
+        change for change in plan.changes if change.actuator == message.actuator_id and change.moment <= now
+    ]
+    actuator = next((actuator for actuator in device.actuators if actuator.id == message.actuator_id), None)
+    if actuator is None or not instructed or now - instructed[-1].moment < plans.LAG_SECONDS:
         return None
     mode = actuator.modes.get(str(message.active_operation_mode_id))
-    last = told[-1]
+    last = instructed[-1]
     if mode is None:
         return "an operation mode is active that no instruction may ask for"
     level = frbc_plan.level_at(plan, now)
     power = devices.power_of(devices.element_at(mode, level), message.operation_mode_factor)
-    wanted = devices.power_of(devices.element_at(actuator.modes[last.mode], level), last.factor)
-    return plans.power_deviation(power, wanted, power_tolerance(found)) or (
+    expected_w = devices.power_of(devices.element_at(actuator.modes[last.mode], level), last.factor)
+    return plans.power_deviation(power, expected_w, power_tolerance(device)) or (
         f"{mode.label} is active, expected was {actuator.modes[last.mode].label}"
         if mode.id != last.mode
         else None
@@ -72,23 +74,25 @@ def mode_deviation(
 
 
 @pyscript_compile
-def power_deviation(found: devices.Device, plan: frbc_plan.Plan, power: float, now: float) -> str | None:
+def power_deviation(device: devices.Device, plan: frbc_plan.Plan, power: float, now: float) -> str | None:
     """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
     recently = [frbc_plan.power_at(plan, now - plans.LAG_SECONDS * part) for part in (0, 0.5, 1)]
-    departs = [plans.power_deviation(power, each, power_tolerance(found)) for each in recently]
+    departs = [plans.power_deviation(power, expected_w, power_tolerance(device)) for expected_w in recently]
     return departs[0] if all(departs) else None
 
 
 @pyscript_compile
-def power_tolerance(found: devices.Device) -> float:
+def power_tolerance(device: devices.Device) -> float:
     """Return by how much a power may depart from the plan (W)."""
-    return plans.power_tolerance(max(found.most, found.least))
+    return plans.power_tolerance(max(device.most, device.least))
 
 
 @pyscript_compile
-def resumed(found: devices.Device, plan: frbc_plan.Plan, told: base.Reconnection) -> frbc_plan.Plan | None:
+def resumed(
+    device: devices.Device, plan: frbc_plan.Plan, reconnection: base.Reconnection
+) -> frbc_plan.Plan | None:
     """Return a plan that a device goes on with after its Return, or None where it cannot."""
-    state = devices.read_state(found, told.memory, told.heard, None, told.now)
-    if level_deviation(found, plan, state.level, told.now):
+    state = devices.read_state(device, reconnection.memory, reconnection.heard, None, reconnection.now)
+    if level_deviation(device, plan, state.level, reconnection.now):
         return None
-    return plans.resumed(plan, found.actuators, state.actuators, told.begin)
+    return plans.resumed(plan, device.actuators, state.actuators, reconnection.begin)

@@ -56,21 +56,24 @@ Plan = _Plan
 @pyscript_compile
 def missed_targets(device: devices.Device, plan: Plan) -> list[Target]:
     """Return the targets that a plan does not meet, and where the storage runs dry or over."""
-    hair = 1.5 * devices.MARGIN * (device.top - device.bottom)
-    found = []
+    hair = 1.5 * devices.RANGE_MARGIN * (device.top - device.bottom)
+    missed = []
     whole = (plan.start, plan.end, device.bottom, device.top)
     for start, end, lowest, highest in [*device.targets, whole]:
         first, last = max(start, plan.start), min(end, plan.end)
         if first > last or (first == last and end > start):
             continue
         levels = levels_between(plan, first, last)
-        low, high = min(levels, key=lambda each: each[1]), max(levels, key=lambda each: each[1])
+        low, high = (
+            min(levels, key=lambda moment_and_level: moment_and_level[1]),
+            max(levels, key=lambda moment_and_level: moment_and_level[1]),
+        )
         lowest, highest = max(lowest, device.bottom), min(highest, device.top)
         worst, reached, moment = max((lowest - low[1], low[1], low[0]), (high[1] - highest, high[1], high[0]))
         if worst > hair:
             lack = worst + mean_lack(plan, first, last, lowest, highest)
-            found.append(Target(first, last, lowest, highest, reached, moment, lack))
-    return found
+            missed.append(Target(first, last, lowest, highest, reached, moment, lack))
+    return missed
 
 
 @pyscript_compile
@@ -88,11 +91,11 @@ def mean_lack(plan: Plan, first: float, last: float, lowest: float, highest: flo
 @pyscript_compile
 def levels_between(plan: Plan, first: float, last: float) -> list[tuple[float, float]]:
     """Return (moment, fill level) at a time's start and end, and at each piece's border in between."""
-    found = [(first, level_at(plan, first)), (last, level_at(plan, last))]
+    levels = [(first, level_at(plan, first)), (last, level_at(plan, last))]
     for piece in plan.pieces:
         if first < piece.start < last:
-            found.append((piece.start, piece.start_level))
-    return found
+            levels.append((piece.start, piece.start_level))
+    return levels
 
 
 @pyscript_compile

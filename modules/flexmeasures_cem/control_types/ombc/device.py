@@ -55,13 +55,13 @@ def read_state(
     status_received_at: Mapping[Any, float],
     plan: plans.Plan | None,
     now: float,
-) -> modes.Condition:
+) -> modes.State:
     """Return the state of the device now: that of its status, or of an instruction since then.
 
     `status_received_at` has when the OMBC.Status came (s since 1970, by None, since there is one actuator);
     `plan` is the one in force, or None.
     """
     finished = transitions.finished(memory, (TIMER_STATUS,), now)
-    change, status = plans.last_told(plan, now), memory.get((STATUS,))
+    change, status = plans.last_instructed(plan, now), memory.get((STATUS,))
     active = transitions.active(device, status, finished, change, status_received_at, now)
-    return modes.Condition(now, {None: active})
+    return modes.State(now, {None: active})

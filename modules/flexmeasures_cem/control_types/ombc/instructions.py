@@ -9,9 +9,7 @@ INSTRUCTION = "OMBC.Instruction"
 
 
 @pyscript_compile
-def present_changes(
-    device: modes.Actuator, state: modes.Condition, moment: float
-) -> list[transitions.Change]:
+def present_changes(device: modes.Actuator, state: modes.State, moment: float) -> list[transitions.Change]:
     """Return the Change at a moment to what the device does already, if it is in a permitted mode."""
     return modes.present_changes([device], state, moment)
 

@@ -10,7 +10,7 @@ import flexmeasures_cem.optimisation.site as sites
 
 
 @pyscript_compile
-def grid_edges(device: modes.Actuator, state: modes.Condition) -> list[float]:
+def grid_edges(device: modes.Actuator, state: modes.State) -> list[float]:
     """Return moments (s since 1970) at which an edge of the grid helps: when the device can go on."""
     edges = operation_modes.cuts([device], [state.actuators[device.id]])
     return edges[: operation_modes.MAX_CUTS]
@@ -20,7 +20,7 @@ def grid_edges(device: modes.Actuator, state: modes.Condition) -> list[float]:
 def add_to_site(
     site: sites.Site,
     device: modes.Actuator,
-    state: modes.Condition,
+    state: modes.State,
     _schedule: Sequence[tuple[float, float, float]] | None,
     tariffs: markets.Tariffs,
     _storage_terms: markets.StorageTerms = markets.AS_DESCRIBED,

@@ -45,7 +45,7 @@ def power_deviation(device: modes.Actuator, plan: plans.Plan, power: float, now:
 
 
 @pyscript_compile
-def has_changed(device: modes.Actuator, state: modes.Condition, message: Any) -> bool:
+def has_changed(device: modes.Actuator, state: modes.State, message: Any) -> bool:
     """Return whether an OMBC.Status or OMBC.TimerStatus is of another state than a plan was asked for."""
     if message.message_type not in (devices.STATUS, devices.TIMER_STATUS):
         return False

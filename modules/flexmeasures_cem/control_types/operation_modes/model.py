@@ -13,11 +13,12 @@ import flexmeasures_cem.control_types.operation_modes.modes as modes
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.arrays as arrays
 import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.site as sites
 import flexmeasures_cem.optimisation.switching as switching
 
-LONGEST_CHAIN = 3
+MAX_CHAIN_LENGTH = 3
 """How many transitions are taken one after the other at most, as one Way."""
 MAX_CHAINED_MODES = 4
 """With more modes, a chain is no alternative to a direct transition for the sake of the timers it starts."""
@@ -71,18 +72,18 @@ def chains_of(actuator: transitions.Actuator) -> list[Chain]:
         for step in listed
         if step.to in actuator.modes and step.to != origin
     ]
-    found, longer = [], direct
-    for _length in range(LONGEST_CHAIN - 1):
+    longer_chains, longer = [], direct
+    for _length in range(MAX_CHAIN_LENGTH - 1):
         longer = [
             longer_chain
             for chain in longer
             for step in actuator.transitions.get(chain.steps[-1].to, ())
             if step.to in actuator.modes
             if (longer_chain := extended(actuator, chain, step))
-        ][: MAX_WAYS * LONGEST_CHAIN]
-        found += longer
-    found.sort(key=seconds_of)
-    return direct + found[:MAX_WAYS]
+        ][: MAX_WAYS * MAX_CHAIN_LENGTH]
+        longer_chains += longer
+    longer_chains.sort(key=seconds_of)
+    return direct + longer_chains[:MAX_WAYS]
 
 
 @pyscript_compile
@@ -94,12 +95,12 @@ def seconds_of(chain: Chain) -> float:
 @pyscript_compile
 def extended(actuator: transitions.Actuator, chain: Chain, step: transitions.Transition) -> Chain | None:
     """Return a Chain with one more transition, or None where that would have to wait, or turn back."""
-    passed = {chain.origin, *[each.to for each in chain.steps]}
-    started = {timer for each in chain.steps for timer in each.start_timers}
+    passed = {chain.origin, *[passed_step.to for passed_step in chain.steps]}
+    started = {timer for passed_step in chain.steps for timer in passed_step.start_timers}
     waits = started & {timer for timer in step.blocking_timers if actuator.durations.get(timer)}
     if step.to in passed or waits:
         return None
-    moment = chain.seconds + transitions.MARGIN
+    moment = chain.seconds + transitions.MARGIN_SECONDS
     return Chain(origin=chain.origin, steps=(*chain.steps, step), moments=(*chain.moments, moment))
 
 
@@ -139,7 +140,7 @@ def ways_of(actuator: transitions.Actuator, numbers: Numbers) -> list[tuple[swit
         (way, chain)
         for way, chain in ways
         if len(chain.steps) == 1
-        or not any(each.replaces(way) for each in direct.get((way.origin, way.target), ()))
+        or not any(rival.replaces(way) for rival in direct.get((way.origin, way.target), ()))
     ]
 
 
@@ -153,17 +154,17 @@ def blocking_timers(actuator: transitions.Actuator) -> set[str]:
 @pyscript_compile
 def ways_in(actuator: transitions.Actuator, numbers: Numbers) -> list[tuple[switching.Way, Chain]]:
     """Return a (Way, Chain) to each permitted mode from an unknown one, which may take as long as any."""
-    found = []
+    ways = []
     for mode in actuator.modes.values():
         if not is_permitted(mode):
             continue
         listed = [step for steps in actuator.transitions.values() for step in steps if step.to == mode.id]
         timers = tuple({timer for step in listed for timer in step.start_timers})
-        duration = max([each.duration for each in listed], default=0.0)
+        duration = max([transition.duration for transition in listed], default=0.0)
         step = transitions.Transition(mode.id, duration, timers, (), 0.0)
         chain = Chain(origin=None, steps=(step,), moments=(0.0,))
-        found.append((way_of(actuator, numbers, chain), chain))
-    return found
+        ways.append((way_of(actuator, numbers, chain), chain))
+    return ways
 
 
 @pyscript_compile
@@ -200,7 +201,7 @@ class _ActuatorModel:
             ways += ways_in(actuator, numbers)
         self.chains = {id(way): chain for way, chain in ways}
         self.ways = [way for way, _chain in ways]
-        self.idle = {numbers[each] for each in self.idle_modes}
+        self.idle = {numbers[mode_id] for mode_id in self.idle_modes}
         present = switching.Present(mode=mode, ready=active.ready, timers=active.timers)
         self.switching = switching.Switching(
             site.program, site.grid, len(numbers), self.ways, present, self.idle, self.is_momentary
@@ -209,9 +210,9 @@ class _ActuatorModel:
         self.factor: list[linear.Expression | None] = []
         self.momentary: list[linear.Expression | None] = []
         self.products: dict[int, linear.Expression] = {}
-        for number, each in enumerate(actuator.modes.values()):
-            self._vary(number, each)
-            if not is_permitted(each):
+        for number, described in enumerate(actuator.modes.values()):
+            self._vary(number, described)
+            if not is_permitted(described):
                 site.program.pay(self.share[number] * site.grid.hours * site.priorities.abnormal)
 
     @pyscript_compile
@@ -302,15 +303,15 @@ class _ActuatorModel:
 
         Both are for all steps, the first where the way is taken.
         """
-        found = []
+        losses = []
         for (low, high), gaps, factor in zip(ends, self.switching.gaps, self.momentary, strict=True):
             for taken, parts in gaps:
                 lost = [taken * low] if low else []
                 if factor is not None and high != low:
                     lost.append(self.products[id(taken)] * (high - low))
                 if lost:
-                    found.append((linear.total(lost, len(parts)), parts))
-        return found
+                    losses.append((linear.total(lost, len(parts)), parts))
+        return losses
 
     @pyscript_compile
     def _output(
@@ -335,16 +336,16 @@ class _ActuatorModel:
 
         What is still blocked for some seconds then is put off so long.
         """
-        found, timers, ready = [], dict(self.active.timers), self.active.ready
+        moves, timers, ready = [], dict(self.active.timers), self.active.ready
         for begin, way in self.switching.course(solution):
             chain = self.chains[id(way)]
             for step, moment in zip(chain.steps, chain.moments, strict=True):
-                free = max(begin + moment, ready + transitions.MARGIN if ready else 0.0)
+                free = max(begin + moment, ready + transitions.MARGIN_SECONDS if ready else 0.0)
                 start = transitions.earliest(step, free, timers)
-                started = {each: start + self.actuator.durations[each] for each in step.start_timers}
+                started = {timer: start + self.actuator.durations[timer] for timer in step.start_timers}
                 timers, ready = timers | started, start + step.duration
-                found.append(modes.Move(start, ready, step.to, tuple(sorted(timers.items())), step.cost))
-        return found
+                moves.append(modes.Move(start, ready, step.to, tuple(sorted(timers.items())), step.cost))
+        return moves
 
     @pyscript_compile
     def factors(self, solution: linear.Solution) -> dict[str, Array]:
@@ -352,7 +353,7 @@ class _ActuatorModel:
 
         Where a mode does not run, its factor is the one before, or else the one that follows.
         """
-        found = {}
+        factors = {}
         for mode, share, factor in zip(self.actuator.modes, self.share, self.factor, strict=True):
             if factor is None:
                 continue
@@ -361,10 +362,10 @@ class _ActuatorModel:
             if len(runs):
                 values: Array = np.clip(np.round(solution.of(factor)[runs] / part[runs], 9), 0.0, 1.0)
                 latest = np.maximum(np.searchsorted(runs, np.arange(len(part)), "right") - 1, 0)
-                found[mode] = values[latest]
+                factors[mode] = values[latest]
             else:
-                found[mode] = np.zeros(len(part))
-        return found
+                factors[mode] = np.zeros(len(part))
+        return factors
 
 
 ActuatorModel = _ActuatorModel
@@ -378,8 +379,10 @@ def cuts(actuators: Sequence[transitions.Actuator], actives: Sequence[transition
     ends = set()
     for actuator, active in zip(actuators, actives, strict=True):
         blocking = blocking_timers(actuator)
-        ends |= {end + transitions.MARGIN for timer, end in active.timers.items() if timer in blocking}
-        ends |= {active.ready, active.ready + transitions.MARGIN} if active.ready else set()
+        ends |= {
+            end + transitions.MARGIN_SECONDS for timer, end in active.timers.items() if timer in blocking
+        }
+        ends |= {active.ready, active.ready + transitions.MARGIN_SECONDS} if active.ready else set()
     return sorted(ends)
 
 
@@ -393,10 +396,10 @@ def actuator_of(model: ActuatorModel) -> modes.Actuator:
 def priced(model: ActuatorModel, tariffs: modes.Tariffs) -> linear.Expression:
     """Return the power (kW, an Expression) of an ActuatorModel with modes.Modes, and pay for all else."""
     described = actuator_of(model).modes.values()
-    costs = model.output([modes.other_cost(each, tariffs) for each in described])
+    costs = model.output([modes.other_cost(mode, tariffs) for mode in described])
     model.site.program.pay(costs * model.site.grid.hours)
-    model.prefer_idle([nothing_at(each) for each in described])
-    powers = [[end / WATTS for end in each.powers] for each in described]
+    model.prefer_idle([nothing_at(mode) for mode in described])
+    powers = [[end / WATTS for end in mode.powers] for mode in described]
     model.keep_room(powers)
     return model.output(powers)
 
@@ -405,9 +408,9 @@ def priced(model: ActuatorModel, tariffs: modes.Tariffs) -> linear.Expression:
 def idle(actuator: modes.Actuator) -> set[str]:
     """Return the ids of those modes (modes.Mode) that take, supply and cost nothing at any factor."""
     return {
-        each.id
-        for each in actuator.modes.values()
-        if not each.cost and is_permitted(each) and not any(end for both in each.ends for end in both)
+        mode.id
+        for mode in actuator.modes.values()
+        if not mode.cost and is_permitted(mode) and not any(end for both in mode.ends for end in both)
     }
 
 
@@ -441,19 +444,19 @@ def pieces_of(
     """Return the Pieces of a solution, in order; `parts` has each actuator's ActuatorModel with its Moves."""
     first, last = market[0].start, market[-1].end
     lines = [line_of(model, moves, solution) for model, moves in parts]
-    edges = {first, last, *[each.start for each in market]}
+    edges = {first, last, *[interval.start for interval in market]}
     edges |= {start for line in lines for start, _mode, _factor in line if first < start < last}
     starts = [[start for start, _mode, _factor in line] for line in lines]
-    begins = [each.start for each in market]
-    found, ordered = [], sorted(edges)
+    begins = [interval.start for interval in market]
+    pieces, ordered = [], sorted(edges)
     for start, end in pairwise(ordered):
         now = [
             line[max(bisect_right(times, start) - 1, 0)] for line, times in zip(lines, starts, strict=True)
         ]
         interval = market[bisect_right(begins, start) - 1]
         each_mode, each_factor = tuple([mode for _s, mode, _f in now]), tuple([f for _s, _m, f in now])
-        found.append(Piece(start=start, end=end, modes=each_mode, factors=each_factor, interval=interval))
-    return found
+        pieces.append(Piece(start=start, end=end, modes=each_mode, factors=each_factor, interval=interval))
+    return pieces
 
 
 @pyscript_compile
@@ -461,7 +464,7 @@ def line_of(
     model: ActuatorModel, moves: Sequence[modes.Move], solution: linear.Solution
 ) -> list[tuple[float, str | None, float]]:
     """Return (start, mode or None, factor) of an actuator in order, from a solution's factors."""
-    edges, factors = model.site.grid.starts.tolist(), model.factors(solution)
+    edges, factors = arrays.as_list(model.site.grid.starts), model.factors(solution)
     active = model.active
     mode, factor = (active.mode if active.mode in model.actuator.modes else None), active.factor
     settings = [(-np.inf, mode if active.ready <= edges[0] else None), (active.ready, mode)]
@@ -469,12 +472,12 @@ def line_of(
         settings += [(move.start, None), (move.end, move.to)]
     times = [start for start, _mode in settings]
     line, before = [], mode
-    for start in sorted({*edges, *[each for each in times if each > edges[0]]}):
+    for start in sorted({*edges, *[time for time in times if time > edges[0]]}):
         mode = settings[bisect_right(times, start) - 1][1]
         if mode in factors:
-            wanted = float(factors[mode][max(bisect_right(edges, start) - 1, 0)])
-            is_same = before == mode and abs(wanted - factor) <= SAME_FACTOR
-            factor = factor if is_same else wanted
+            planned_factor = float(factors[mode][max(bisect_right(edges, start) - 1, 0)])
+            is_same = before == mode and abs(planned_factor - factor) <= SAME_FACTOR
+            factor = factor if is_same else planned_factor
         elif mode is not None and mode != active.mode:
             factor = modes.FIXED_FACTOR
         if mode is not None:
@@ -485,7 +488,7 @@ def line_of(
 
 @pyscript_compile
 def plan_of(
-    state: modes.Condition,
+    state: modes.State,
     models: Sequence[ActuatorModel],
     tariffs: modes.Tariffs,
     solution: linear.Solution,
@@ -494,22 +497,24 @@ def plan_of(
     """Return (plans.Plan, Pieces) of a solution; `models` are those of a device's actuators (modes.Modes)."""
     parts = [(model, model.moves(solution)) for model in models]
     pieces = pieces_of(parts, solution, market)
-    powers = [plans.PowerPiece(each.start, each.end, power_of(models, each)) for each in pieces]
-    electricity_cost, other = 0.0, sum(move.cost for _model, moves in parts for move in moves)
-    for each, power in zip(pieces, powers, strict=True):
-        seconds = each.end - each.start
-        electricity_cost += markets.cost(each.interval, power.power_w, seconds)
-        other += other_cost(models, each, tariffs) * seconds / 3600
+    powers = [plans.PowerPiece(piece.start, piece.end, power_of(models, piece)) for piece in pieces]
+    electricity_cost, other_costs = 0.0, sum(move.cost for _model, moves in parts for move in moves)
+    for piece, power in zip(pieces, powers, strict=True):
+        seconds = piece.end - piece.start
+        electricity_cost += markets.cost(piece.interval, power.power_w, seconds)
+        other_costs += other_cost(models, piece, tariffs) * seconds / 3600
     changes = [
-        change for place, (model, moves) in enumerate(parts) for change in told(model, place, moves, pieces)
+        change
+        for place, (model, moves) in enumerate(parts)
+        for change in changes_of(model, place, moves, pieces)
     ]
     changes.sort(key=moment_of)
     if state.moment < pieces[0].start:
         before = power_before(models, state.moment)
         powers.insert(0, plans.PowerPiece(state.moment, pieces[0].start, before))
-    cost = electricity_cost + other
-    made = plans.Plan(state.moment, pieces[-1].end, changes, plans.merged(powers), [], cost, other)
-    return made, pieces
+    cost = electricity_cost + other_costs
+    plan = plans.Plan(state.moment, pieces[-1].end, changes, plans.merged(powers), [], cost, other_costs)
+    return plan, pieces
 
 
 @pyscript_compile
@@ -545,17 +550,21 @@ def other_cost(models: Sequence[ActuatorModel], piece: Piece, tariffs: modes.Tar
 @pyscript_compile
 def power_before(models: Sequence[ActuatorModel], moment: float) -> float:
     """Return the power (W) of what is active at a moment before all changes."""
-    found = [(transitions.mode_of(actuator_of(each).modes, each.active.mode), each.active) for each in models]
-    return sum(modes.at(mode.powers, now.factor) for mode, now in found if mode and now.ready <= moment)
+    active_modes = [
+        (transitions.mode_of(actuator_of(model).modes, model.active.mode), model.active) for model in models
+    ]
+    return sum(
+        modes.at(mode.powers, now.factor) for mode, now in active_modes if mode and now.ready <= moment
+    )
 
 
 @pyscript_compile
-def told(
+def changes_of(
     model: ActuatorModel, place: int, moves: Sequence[modes.Move], pieces: Sequence[Piece]
 ) -> list[transitions.Change]:
     """Return the Changes that an actuator is told: its Moves, and where its factor changes between."""
     actuator, active = actuator_of(model), model.active
-    found, left = [], list(moves)
+    changes, left = [], list(moves)
     timers, mode, factor, ready = dict(active.timers), active.mode, active.factor, active.ready
     for piece in pieces:
         while left and left[0].start <= piece.start:
@@ -563,15 +572,15 @@ def told(
             mode, ready, timers = move.to, move.end, dict(move.timers)
             is_fixed = actuator.modes[mode].is_fixed
             factor = modes.FIXED_FACTOR if is_fixed else factor_from(pieces, place, move)
-            found.append(modes.change(actuator, move.start, mode, factor, ready, timers))
+            changes.append(modes.change(actuator, move.start, mode, factor, ready, timers))
         if piece.modes[place] != mode or mode is None:
             continue
         if actuator.modes[mode].is_fixed or not actuator.modes[mode].is_permitted:
             continue
         if abs(piece.factors[place] - factor) > SAME_FACTOR:
             factor = piece.factors[place]
-            found.append(modes.change(actuator, piece.start, mode, factor, ready, timers))
-    return found
+            changes.append(modes.change(actuator, piece.start, mode, factor, ready, timers))
+    return changes
 
 
 @pyscript_compile

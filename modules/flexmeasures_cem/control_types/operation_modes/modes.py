@@ -16,13 +16,13 @@ import flexmeasures_cem.market as markets
 import flexmeasures_s2.commodities as commodities
 import flexmeasures_s2.rules as rules
 
-GREATEST = 1e9
+MAX_VALUE = 1e9
 """Beyond this, powers (W), flows, supplies and costs are no sense."""
 FIXED_FACTOR = 1.0
 """The factor that is told where it changes nothing."""
 FACTOR_TOLERANCE = 0.1
 """By how much a factor may depart from the plan."""
-MOST_MODES, MOST_TRANSITIONS = 50, 300
+MAX_MODES, MAX_TRANSITIONS = 50, 300
 """How many a device may have to be planned in time."""
 
 
@@ -87,14 +87,14 @@ Actuator = _Actuator
 
 
 @dataclass
-class _Condition:
+class _State:
     """What a device is at a moment: each actuator's Active, by its id."""
 
     moment: float
     actuators: dict[str | None, transitions.Active]
 
 
-Condition = _Condition
+State = _State
 
 
 @dataclass(frozen=True)
@@ -120,31 +120,40 @@ def read(
     A transition costs the running costs of the dearer of its two modes, too: no time is saved by it.
     """
     described: Sequence[DDBCOperationMode | OMBCOperationMode] = described_by.operation_modes
-    found = [read_mode(each) for each in described]
+    modes = [read_mode(mode) for mode in described]
     ways, durations = transitions.read(described_by)
-    costs = {each.id: each.cost / 3600 for each in found}
-    permitted = {each.id for each in found if each.is_permitted}
+    costs = {mode.id: mode.cost / 3600 for mode in modes}
+    permitted = {mode.id for mode in modes if mode.is_permitted}
     ways = {
         start: [
-            replace(each, cost=each.cost + each.duration * max(costs[each.to], costs.get(start, 0.0)))
-            for each in listed
-            if each.to in permitted and each.to != start
+            replace(
+                transition,
+                cost=transition.cost + transition.duration * max(costs[transition.to], costs.get(start, 0.0)),
+            )
+            for transition in listed
+            if transition.to in permitted and transition.to != start
         ]
         for start, listed in ways.items()
     }
-    blocking = {timer for listed in ways.values() for each in listed for timer in each.blocking_timers}
+    blocking = {
+        timer for listed in ways.values() for transition in listed for timer in transition.blocking_timers
+    }
     label = transitions.short_label(cast(DDBCActuatorDescription, described_by)) if actuator_id else None
-    by_id = {each.id: each for each in found}
+    by_id = {mode.id: mode for mode in modes}
     return Actuator(actuator_id, by_id, ways, durations, frozenset(blocking), label)
 
 
 @pyscript_compile
 def read_mode(mode: DDBCOperationMode | OMBCOperationMode) -> Mode:
     """Return the Mode that an operation mode describes."""
-    ranges = {each.commodity_quantity.value: each for each in mode.power_ranges}
-    starts = {quantity: each.start_of_range for quantity, each in ranges.items()}
-    ends = {quantity: each.end_of_range for quantity, each in ranges.items()}
-    flows = tuple((each, starts[each], ends[each]) for each in sorted(ranges) if each in commodities.TARIFFS)
+    ranges = {power_range.commodity_quantity.value: power_range for power_range in mode.power_ranges}
+    starts = {quantity: power_range.start_of_range for quantity, power_range in ranges.items()}
+    ends = {quantity: power_range.end_of_range for quantity, power_range in ranges.items()}
+    flows = tuple(
+        (quantity, starts[quantity], ends[quantity])
+        for quantity in sorted(ranges)
+        if quantity in commodities.TARIFFS
+    )
     supplied = (getattr(mode, "supply_range", None) or [None])[0]
     costs = mode.running_costs
     return Mode(
@@ -161,25 +170,25 @@ def read_mode(mode: DDBCOperationMode | OMBCOperationMode) -> Mode:
 @pyscript_compile
 def commodities_of(actuators: Iterable[Actuator]) -> set[str]:
     """Return the commodities, other than electricity, that actuators take, as they are paid."""
-    modes = [mode for each in actuators for mode in each.modes.values()]
+    modes = [mode for actuator in actuators for mode in actuator.modes.values()]
     return {commodities.TARIFFS[quantity][0] for mode in modes for quantity, *_ends in mode.flows}
 
 
 @pyscript_compile
 def why_not_plannable(actuators: Sequence[Actuator]) -> str | None:
     """Return why a device of such actuators cannot be planned, or None."""
-    count = sum(len(listed) for each in actuators for listed in each.transitions.values())
-    if count > MOST_TRANSITIONS or sum(len(each.modes) for each in actuators) > MOST_MODES:
+    count = sum(len(listed) for actuator in actuators for listed in actuator.transitions.values())
+    if count > MAX_TRANSITIONS or sum(len(actuator.modes) for actuator in actuators) > MAX_MODES:
         return f"it has too many operation modes, with {count} transitions, to be planned in time"
-    if not any(mode.is_permitted for each in actuators for mode in each.modes.values()):
+    if not any(mode.is_permitted for actuator in actuators for mode in actuator.modes.values()):
         return "all its operation modes are for an abnormal condition only"
     for actuator in actuators:
-        costs = [each.cost for listed in actuator.transitions.values() for each in listed]
-        if any(abs(each) > GREATEST for each in costs):
+        costs = [transition.cost for listed in actuator.transitions.values() for transition in listed]
+        if any(abs(cost) > MAX_VALUE for cost in costs):
             return "a transition of it costs more than is sense"
         for mode in actuator.modes.values():
             flows = [value for _quantity, *values in mode.flows for value in values]
-            if any(abs(each) > GREATEST for each in (*mode.powers, *flows, *mode.supply, mode.cost)):
+            if any(abs(value) > MAX_VALUE for value in (*mode.powers, *flows, *mode.supply, mode.cost)):
                 return f"its operation mode {mode.label} has a power, supply or cost beyond all sense"
     return None
 
@@ -188,8 +197,8 @@ def why_not_plannable(actuators: Sequence[Actuator]) -> str | None:
 def greatest_power(actuators: Iterable[Actuator]) -> float:
     """Return the greatest power of all actuators together (W), in either direction."""
     return sum(
-        max((abs(power) for mode in each.modes.values() for power in mode.powers), default=0.0)
-        for each in actuators
+        max((abs(power) for mode in actuator.modes.values() for power in mode.powers), default=0.0)
+        for actuator in actuators
     )
 
 
@@ -237,9 +246,7 @@ def change(
 
 
 @pyscript_compile
-def present_changes(
-    actuators: Iterable[Actuator], state: Condition, moment: float
-) -> list[transitions.Change]:
+def present_changes(actuators: Iterable[Actuator], state: State, moment: float) -> list[transitions.Change]:
     """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
     changes = []
     for actuator in actuators:
@@ -264,7 +271,7 @@ def status_deviation(
     With a `tolerance` (W), and nothing told yet, its power counts.
     """
     mode, factor = actuator.modes.get(str(status.active_operation_mode_id)), status.operation_mode_factor
-    change: transitions.Change | None = plans.last_told(plan, now, actuator.id)
+    change: transitions.Change | None = plans.last_instructed(plan, now, actuator.id)
     if mode is None or (change and change.mode not in actuator.modes):
         return "an operation mode is active that was not described when it was planned"
     if change is None:
@@ -291,16 +298,18 @@ def timer_deviation(
 ) -> str | None:
     """Tell where a timer blocks what is to be done next."""
     ends = message.finished_at.timestamp()
-    before: transitions.Change | None = plans.last_told(plan, now, actuator.id)
+    before: transitions.Change | None = plans.last_instructed(plan, now, actuator.id)
     mode = before.mode if before else None
-    for each in plan.changes:
-        if each.actuator != actuator.id or each.moment <= now or each.mode == mode:
+    for change in plan.changes:
+        if change.actuator != actuator.id or change.moment <= now or change.mode == mode:
             continue
         starts = [mode] if mode else list(actuator.transitions)
-        ways = [way for start in starts for way in actuator.transitions.get(start, ()) if way.to == each.mode]
+        ways = [
+            way for start in starts for way in actuator.transitions.get(start, ()) if way.to == change.mode
+        ]
         blocked = [way for way in ways if str(message.timer_id) in way.blocking_timers]
-        if blocked and len(blocked) == len(ways) and each.moment < ends:
-            return f"a timer blocks {actuator.modes[each.mode].label} longer than expected"
+        if blocked and len(blocked) == len(ways) and change.moment < ends:
+            return f"a timer blocks {actuator.modes[change.mode].label} longer than expected"
         return None
     return None
 
@@ -317,7 +326,7 @@ def is_elsewhere(
         timer_id = str(message.timer_id)
         expected = max(before.timers.get(timer_id, 0.0), moment)
         ends = message.finished_at.timestamp()
-        return timer_id in actuator.blocking and ends > expected + transitions.MARGIN
+        return timer_id in actuator.blocking and ends > expected + transitions.MARGIN_SECONDS
     return str(message.active_operation_mode_id) != before.mode
 
 

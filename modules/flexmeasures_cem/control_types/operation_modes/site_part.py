@@ -20,7 +20,7 @@ class _SitePart:
 
     site: sites.Site
     actuators: Sequence[modes.Actuator]
-    state: modes.Condition
+    state: modes.State
     tariffs: markets.Tariffs
     is_momentary: bool = False
 

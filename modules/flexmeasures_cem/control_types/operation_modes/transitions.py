@@ -11,13 +11,13 @@ from typing import Any, Protocol, TypeIs
 import flexmeasures_s2.rules as rules
 import flexmeasures_s2.texts as texts
 
-MARGIN = 1.0
+MARGIN_SECONDS = 1.0
 """How long after a timer's or transition's end the next transition begins (s): clocks differ."""
 SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
 """Instructions that differ by less are the same."""
-AGES = 30 * 86_400.0
+MAX_SECONDS = 30 * 86_400.0
 """Longer than any plan (s): what takes longer takes this long."""
-LONGEST_LABEL = 60
+MAX_LABEL_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -179,18 +179,22 @@ def read(described_by: rules.Description) -> tuple[Transitions, Timers]:
 
     What is for an abnormal condition only is left out.
     """
-    found: dict[str, list[Transition]] = {}
-    for each in described_by.transitions:
-        if not each.abnormal_condition_only:
+    by_mode: dict[str, list[Transition]] = {}
+    for described in described_by.transitions:
+        if not described.abnormal_condition_only:
             transition = Transition(
-                str(each.to),
-                min(each.transition_duration.root / 1000, AGES) if each.transition_duration else 0.0,
-                tuple(map(str, each.start_timers)),
-                tuple(map(str, each.blocking_timers)),
-                each.transition_costs or 0.0,
+                str(described.to),
+                min(described.transition_duration.root / 1000, MAX_SECONDS)
+                if described.transition_duration
+                else 0.0,
+                tuple(map(str, described.start_timers)),
+                tuple(map(str, described.blocking_timers)),
+                described.transition_costs or 0.0,
             )
-            found.setdefault(str(each.from_), []).append(transition)
-    return found, {str(timer.id): min(timer.duration.root / 1000, AGES) for timer in described_by.timers}
+            by_mode.setdefault(str(described.from_), []).append(transition)
+    return by_mode, {
+        str(timer.id): min(timer.duration.root / 1000, MAX_SECONDS) for timer in described_by.timers
+    }
 
 
 @pyscript_compile
@@ -216,8 +220,8 @@ def active(
     actuator: Actuator,
     status: rules.ModeStatus | None,
     finished: Timers,
-    told: Change | None,
-    heard: StatusTimes,
+    instructed: Change | None,
+    status_received_at: StatusTimes,
     now: float,
 ) -> Active:
     """Return an actuator's Active: as it told in its status (or None), or as it was told later.
@@ -231,18 +235,31 @@ def active(
     if status:
         mode, factor = str(status.active_operation_mode_id), status.operation_mode_factor
         began, ready, started = under_way(actuator, status, now)
-        timers = latest(timers, not_told_since(actuator, started, began, heard))
-    if told and told.mode in actuator.modes and (status is None or told.moment > heard.get(actuator.id, 0.0)):
-        mode, factor, ready = told.active.mode, told.active.factor, told.active.ready
-    if told and told.mode == mode:
-        timers = latest(timers, not_told_since(actuator, told.active.timers, told.moment, heard))
-    return Active(mode, factor, ready, {each: end for each, end in timers.items() if end > now})
+        timers = latest(timers, not_reported_since(actuator, started, began, status_received_at))
+    if (
+        instructed
+        and instructed.mode in actuator.modes
+        and (status is None or instructed.moment > status_received_at.get(actuator.id, 0.0))
+    ):
+        mode, factor, ready = instructed.active.mode, instructed.active.factor, instructed.active.ready
+    if instructed and instructed.mode == mode:
+        timers = latest(
+            timers,
+            not_reported_since(actuator, instructed.active.timers, instructed.moment, status_received_at),
+        )
+    return Active(mode, factor, ready, {timer: end for timer, end in timers.items() if end > now})
 
 
 @pyscript_compile
-def not_told_since(actuator: Actuator, timers: Timers, moment: float, heard: StatusTimes) -> Timers:
+def not_reported_since(
+    actuator: Actuator, timers: Timers, moment: float, status_received_at: StatusTimes
+) -> Timers:
     """Return those timers, with their ends, of which nothing has been told since a moment."""
-    return {each: end for each, end in timers.items() if heard.get((actuator.id, each), 0.0) < moment}
+    return {
+        timer: end
+        for timer, end in timers.items()
+        if status_received_at.get((actuator.id, timer), 0.0) < moment
+    }
 
 
 @pyscript_compile
@@ -250,27 +267,27 @@ def under_way(actuator: Actuator, status: rules.ModeStatus, now: float) -> tuple
     """Return (when the transition began that a status tells of, when it is done, when its timers finish)."""
     if status.transition_timestamp is None:
         return 0.0, 0.0, {}
-    began = min(status.transition_timestamp.timestamp(), now + AGES)
-    for each in actuator.transitions.get(str(status.previous_operation_mode_id), ()):
-        if each.to == str(status.active_operation_mode_id):
-            timers = {timer: began + actuator.durations[timer] for timer in each.start_timers}
-            return began, began + each.duration, timers
+    began = min(status.transition_timestamp.timestamp(), now + MAX_SECONDS)
+    for transition in actuator.transitions.get(str(status.previous_operation_mode_id), ()):
+        if transition.to == str(status.active_operation_mode_id):
+            timers = {timer: began + actuator.durations[timer] for timer in transition.start_timers}
+            return began, began + transition.duration, timers
     return began, began, {}
 
 
 @pyscript_compile
-def latest(one: Timers, other: Timers) -> Timers:
+def latest(timers: Timers, later: Timers) -> Timers:
     """Return when timers finish: the later of two."""
-    return {each: max(one.get(each, 0.0), other.get(each, 0.0)) for each in {**one, **other}}
+    return {timer: max(timers.get(timer, 0.0), later.get(timer, 0.0)) for timer in {**timers, **later}}
 
 
 @pyscript_compile
 def finished(memory: rules.Memory, key: rules.Key, now: float) -> Timers:
     """Return when each timer finishes, of what is remembered under a key and the timer's id."""
     return {
-        each[-1]: min(message.finished_at.timestamp(), now + AGES)
-        for each, message in memory.items()
-        if each[:-1] == key
+        key_of_timer[-1]: min(message.finished_at.timestamp(), now + MAX_SECONDS)
+        for key_of_timer, message in memory.items()
+        if key_of_timer[:-1] == key
     }
 
 
@@ -287,54 +304,58 @@ def routes(
 
     `timers` tells when each timer finishes that runs. Of ways that take as long, the cheapest is taken.
     """
-    found: dict[str, Route] = {}
+    reached: dict[str, Route] = {}
     none: tuple[Step, ...] = ()
     queue, number = [(moment, 0.0, 0, mode, none, timers)], 0
     while queue:
         arrival, cost, _number, at, steps, running = heapq.heappop(queue)
-        if at in found:
+        if at in reached:
             continue
-        found[at] = Route(steps, arrival, cost, running)
-        for each in transitions.get(at, ()):
-            if each.to in found or each.to not in permitted:
+        reached[at] = Route(steps, arrival, cost, running)
+        for transition in transitions.get(at, ()):
+            if transition.to in reached or transition.to not in permitted:
                 continue
-            start = earliest(each, arrival + MARGIN if steps else arrival, running)
-            started = {timer: start + durations[timer] for timer in each.start_timers}
-            end, number = start + each.duration, number + 1
-            step = Step(start, end, each.to)
-            after = (end, cost + each.cost, number, each.to, (*steps, step), running | started)
+            start = earliest(transition, arrival + MARGIN_SECONDS if steps else arrival, running)
+            started = {timer: start + durations[timer] for timer in transition.start_timers}
+            end, number = start + transition.duration, number + 1
+            step = Step(start, end, transition.to)
+            after = (end, cost + transition.cost, number, transition.to, (*steps, step), running | started)
             heapq.heappush(queue, after)
-    return found
+    return reached
 
 
 @pyscript_compile
 def earliest(transition: Transition, moment: float, timers: Timers) -> float:
     """Return when a transition can begin, from a moment on."""
-    ends = [timers[each] + MARGIN for each in transition.blocking_timers if timers.get(each, 0) > moment]
+    ends = [
+        timers[timer] + MARGIN_SECONDS
+        for timer in transition.blocking_timers
+        if timers.get(timer, 0) > moment
+    ]
     return max([moment, *ends])
 
 
 @pyscript_compile
-def is_same_instruction(one: Change, other: Change) -> bool:
+def is_same_instruction(change: Change, following: Change) -> bool:
     """Tell whether two changes come to the same instruction."""
     return (
-        one.actuator == other.actuator
-        and one.mode == other.mode
-        and abs(one.factor - other.factor) < SAME_FACTOR
-        and abs(one.moment - other.moment) < SAME_SECONDS
+        change.actuator == following.actuator
+        and change.mode == following.mode
+        and abs(change.factor - following.factor) < SAME_FACTOR
+        and abs(change.moment - following.moment) < SAME_SECONDS
     )
 
 
 @pyscript_compile
 def short_label(described: Labelled) -> str:
     """Return the label of an operation mode or actuator on one line, or its id."""
-    return texts.label(described.diagnostic_label, LONGEST_LABEL) or texts.quoted(str(described.id))
+    return texts.label(described.diagnostic_label, MAX_LABEL_CHARACTERS) or texts.quoted(str(described.id))
 
 
 @pyscript_compile
 def label_of(actuators: Sequence[Actuator], change: Change) -> str:
     """Return the label of the operation mode that a change names; of several actuators it tells which one."""
-    actuator = next((each for each in actuators if each.id == change.actuator), None)
+    actuator = next((actuator for actuator in actuators if actuator.id == change.actuator), None)
     mode = mode_of(actuator.modes, change.mode) if actuator else None
     label = mode.label if mode else change.mode
     if len(actuators) > 1:

@@ -9,7 +9,7 @@ import flexmeasures_cem.control_types.pebc.plan as pebc_plan
 
 PEBC = base.ControlType(
     name="POWER_ENVELOPE_BASED_CONTROL",
-    describing_messages=(devices.POWER_CONSTRAINTS, devices.ENERGY_CONSTRAINT, *devices.FORECAST),
+    describing_messages=(devices.POWER_CONSTRAINTS, devices.ENERGY_CONSTRAINT, devices.FORECAST),
     plan_class=pebc_plan.Plan,
     flexibility=3,
     sent_when_planned=True,

@@ -17,14 +17,15 @@ import flexmeasures_cem.errors as errors
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_s2.commodities as commodities
 import flexmeasures_s2.rules as rules
+from flexmeasures_cem.control_types.memory import latest
 
 POWER_CONSTRAINTS, ENERGY_CONSTRAINT = "PEBC.PowerConstraints", "PEBC.EnergyConstraint"
-FORECAST = ("PowerForecast",)
+FORECAST = "PowerForecast"
 UPPER, LOWER, DEFER = "UPPER_LIMIT", "LOWER_LIMIT", "DEFER"
 SIDES = (1, -1)
-EPSILON = 1e-12
-MOST_MESSAGES = 50
-SHORTEST = 0.001
+ROUNDING = 1e-12
+MAX_MESSAGES = 50
+MIN_ELEMENT_SECONDS = 0.001
 """The shortest element (s)."""
 Range = tuple[float, float]
 Ranges = tuple[Range, ...]
@@ -143,18 +144,18 @@ Need = _Need
 
 
 @dataclass(frozen=True)
-class _Condition:
+class _State:
     """What the device was told by a moment, as Elements; the last of them are still to come.
 
     `changes` are those of the plan in force.
     """
 
     moment: float
-    told: list[Element]
+    instructed: list[Element]
     changes: Sequence[Any]
 
 
-Condition = _Condition
+State = _State
 
 
 class _EnvelopeChange(Protocol):
@@ -184,7 +185,7 @@ class _EnvelopePlan(Protocol):
 
     @property
     @pyscript_compile
-    def told(self) -> Sequence[Element]:
+    def instructed(self) -> Sequence[Element]:
         """Return what the device was told before."""
 
     @property
@@ -205,21 +206,24 @@ def of_type(memory: rules.Memory, kind: str) -> list[Any]:
 @pyscript_compile
 def read(memory: rules.Memory) -> Device:
     """Return the device that is described."""
-    found: list[Constraints] = []
+    in_force: list[Constraints] = []
     flaws: list[str | None] = []
     for message in reversed(of_type(memory, POWER_CONSTRAINTS)):
         start, end = message.valid_from.timestamp(), until_of(message)
-        if len(flaws) == MOST_MESSAGES:
+        if len(flaws) == MAX_MESSAGES:
             break
-        if not any(each.start <= start and end <= each.end for each in found):
+        if not any(constraints.start <= start and end <= constraints.end for constraints in in_force):
             ranges = ranges_of(message)
             flaws.append(flaw_of(str(message.id), ranges))
             if flaws[-1] is None:
-                found.append(read_constraints(message, ranges, start, end))
-    most, least = (max([each.sides[side].ranges[-1][1] for each in found], default=0.0) for side in SIDES)
-    forecast = memory.get(FORECAST)
+                in_force.append(read_constraints(message, ranges, start, end))
+    most, least = (
+        max([constraints.sides[side].ranges[-1][1] for constraints in in_force], default=0.0)
+        for side in SIDES
+    )
+    forecast = latest(memory, FORECAST)
     return Device(
-        found[::-1],
+        in_force[::-1],
         energies_of(memory),
         None if forecast is None else clipped(forecasts.pieces(forecast), -least, most),
         max(most, 0.0),
@@ -246,26 +250,29 @@ def ranges_of(message: PEBCPowerConstraints) -> LimitRanges:
 
     Some devices have them upside down, as from 0 to -2000.
     """
-    found: dict[str, dict[str, list[Range]]] = {}
-    for each in message.allowed_limit_ranges:
-        if not each.abnormal_condition_only:
-            limits = found.setdefault(each.commodity_quantity.value, {UPPER: [], LOWER: []})
-            boundary = each.range_boundary
+    by_quantity: dict[str, dict[str, list[Range]]] = {}
+    for limit_range in message.allowed_limit_ranges:
+        if not limit_range.abnormal_condition_only:
+            limits = by_quantity.setdefault(limit_range.commodity_quantity.value, {UPPER: [], LOWER: []})
+            boundary = limit_range.range_boundary
             ends = sorted((boundary.start_of_range, boundary.end_of_range))
-            limits[each.limit_type.value].append((ends[0], ends[1]))
-    return {quantity: {kind: union(each) for kind, each in both.items()} for quantity, both in found.items()}
+            limits[limit_range.limit_type.value].append((ends[0], ends[1]))
+    return {
+        quantity: {kind: union(ranges) for kind, ranges in both.items()}
+        for quantity, both in by_quantity.items()
+    }
 
 
 @pyscript_compile
 def union(ranges: Iterable[Range]) -> Ranges:
     """Return ranges in order, those that meet as one."""
-    found: list[Range] = []
+    joined: list[Range] = []
     for low, high in sorted(ranges):
-        if found and low <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], high)
+        if joined and low <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], high)
         else:
-            found.append((low, high))
-    return tuple(found)
+            joined.append((low, high))
+    return tuple(joined)
 
 
 @pyscript_compile
@@ -309,7 +316,7 @@ def carriers(names: Collection[str]) -> list[str]:
     """Return which of the commodity quantities tell of the electric power in all."""
     if commodities.ALL_PHASES in names:
         return [commodities.ALL_PHASES]
-    return [each for each in names if each.startswith(commodities.ELECTRIC)]
+    return [name for name in names if name.startswith(commodities.ELECTRIC)]
 
 
 @pyscript_compile
@@ -337,64 +344,71 @@ def mirrored(ranges: Ranges) -> Ranges:
 
 
 @pyscript_compile
-def shared(some: Iterable[Range], others: Sequence[Range]) -> Ranges:
+def shared(ranges: Iterable[Range], other_ranges: Sequence[Range]) -> Ranges:
     """Return what is in both of two unions, but for rounding."""
-    found = []
-    for low, high in some:
-        for begin, end in others:
+    common = []
+    for low, high in ranges:
+        for begin, end in other_ranges:
             first, last = max(low, begin), min(high, end)
-            if first <= last + EPSILON:
-                found.append((min(first, last), last))
-    return union(found)
+            if first <= last + ROUNDING:
+                common.append((min(first, last), last))
+    return union(common)
 
 
 @pyscript_compile
 def energies_of(memory: rules.Memory) -> list[Energy]:
     """Return the constraints on electric energy; of those until the same moment the newest holds."""
-    found = {}
-    for each in of_type(memory, ENERGY_CONSTRAINT)[-MOST_MESSAGES:]:
-        quantity = each.commodity_quantity.value
-        start, end = each.valid_from.timestamp(), each.valid_until.timestamp()
+    energies = {}
+    for message in of_type(memory, ENERGY_CONSTRAINT)[-MAX_MESSAGES:]:
+        quantity = message.commodity_quantity.value
+        start, end = message.valid_from.timestamp(), message.valid_until.timestamp()
         if quantity.startswith(commodities.ELECTRIC) and end > start:
-            found[quantity, end] = Energy(
-                start, end, each.upper_average_power, each.lower_average_power, quantity
+            energies[quantity, end] = Energy(
+                start, end, message.upper_average_power, message.lower_average_power, quantity
             )
-    return list(found.values())
+    return list(energies.values())
 
 
 @pyscript_compile
-def valid(found: Device, moment: float) -> Constraints | None:
+def valid(device: Device, moment: float) -> Constraints | None:
     """Return the constraints that are in force at a moment: those that came last, or None."""
-    return next((each for each in reversed(found.constraints) if each.start <= moment < each.end), None)
+    return next(
+        (
+            constraints
+            for constraints in reversed(device.constraints)
+            if constraints.start <= moment < constraints.end
+        ),
+        None,
+    )
 
 
 @pyscript_compile
-def boundaries(found: Device, start: float, end: float, others: Iterable[float]) -> list[float]:
+def boundaries(device: Device, start: float, end: float, more: Iterable[float]) -> list[float]:
     """Return the moments in some time, ends included, at which anything of a device may change."""
-    spans: list[Constraints | Energy] = [*found.constraints, *found.energies]
-    moments = [*others]
+    spans: list[Constraints | Energy] = [*device.constraints, *device.energies]
+    moments = [*more]
     for span in spans:
         moments += [span.start, span.end]
-    for begin, last, _power in found.forecast or ():
+    for begin, last, _power in device.forecast or ():
         moments += [begin, last]
     points = [start]
-    for each in sorted(moments):
-        if points[-1] + SHORTEST < each < end - SHORTEST:
-            points.append(each)
+    for moment in sorted(moments):
+        if points[-1] + MIN_ELEMENT_SECONDS < moment < end - MIN_ELEMENT_SECONDS:
+            points.append(moment)
     return [*points, end]
 
 
 @pyscript_compile
 def limits_of(constraints: Constraints, amounts: Mapping[int, float]) -> Limits:
     """Return the limits (upper, lower) by quantity that amounts (W) by side come to."""
-    found = {}
+    limits = {}
     for name, quantity in constraints.quantities.items():
         high = part(constraints.sides[1], name, amounts[1])
         low = part(constraints.sides[-1], name, amounts[-1])
         upper = quantity.upper[-1][1] if high is None else nearest(quantity.upper, high)
         lower = quantity.lower[0][0] if low is None else nearest(quantity.lower, -low)
-        found[name] = upper, lower if lower <= upper else down(quantity.lower, upper)
-    return found
+        limits[name] = upper, lower if lower <= upper else down(quantity.lower, upper)
+    return limits
 
 
 @pyscript_compile
@@ -410,7 +424,7 @@ def part(side: Side, name: str, amount: float) -> float | None:
 @pyscript_compile
 def nearest(ranges: Ranges, value: float) -> float:
     """Return the value of a union that is nearest to one, without the noise of binary fractions."""
-    low, high = min(ranges, key=lambda each: max(each[0] - value, value - each[1]))
+    low, high = min(ranges, key=lambda ends: max(ends[0] - value, value - ends[1]))
     return min(max(round(value, 6) + 0.0, low), high)
 
 
@@ -438,17 +452,17 @@ def allowed(limits: Limits, quantity: str, side: int) -> float | None:
         return side * limits[all_phases][place] / (1 if quantity == all_phases else 3)
     if quantity in limits:
         return side * limits[quantity][place]
-    found = [limits[each][place] for each in carriers(limits)] if quantity == all_phases else []
-    return side * sum(found) if found else None
+    values = [limits[name][place] for name in carriers(limits)] if quantity == all_phases else []
+    return side * sum(values) if values else None
 
 
 @pyscript_compile
 def between(elements: Iterable[Element], start: float, end: float) -> list[Element]:
     """Return what of Elements is in some time."""
     return [
-        each if start <= each.start and each.end <= end else cut(each, start, end)
-        for each in elements
-        if each.start < end and each.end > start
+        element if start <= element.start and element.end <= end else cut(element, start, end)
+        for element in elements
+        if element.start < end and element.end > start
     ]
 
 
@@ -461,32 +475,35 @@ def cut(element: Element, start: float, end: float) -> Element:
 @pyscript_compile
 def limits_at(elements: Sequence[Element], moment: float) -> Limits | None:
     """Return the limits at a moment, or None where there are none."""
-    place = bisect_right(elements, moment, key=lambda each: each.start) - 1
+    place = bisect_right(elements, moment, key=lambda element: element.start) - 1
     return elements[place].limits if place >= 0 and moment < elements[place].end else None
 
 
 @pyscript_compile
-def needs_of(found: Device, told: Iterable[Element], begin: float, end: float) -> list[Need]:
+def needs_of(device: Device, instructed: Iterable[Element], begin: float, end: float) -> list[Need]:
     """Return the Needs of a plan, by when they end.
 
     What the device was told before has allowed some of it. What is needed beyond the plan's end is spread
     evenly over the time that is left.
     """
     needs = []
-    for each in found.energies:
-        if each.end <= begin or each.start >= end:
+    for energy in device.energies:
+        if energy.end <= begin or energy.start >= end:
             continue
         for side in SIDES:
-            average = side * (each.upper if side > 0 else each.lower)
+            average = side * (energy.upper if side > 0 else energy.lower)
             if average <= 0:
                 continue
-            asked, first = average * (each.end - each.start) / 3600, max(begin, each.start)
-            before = between(told, each.start, first)
-            had = sum((allowed(it.limits, each.quantity, side) or 0.0) * (it.end - it.start) for it in before)
-            share = min((end - first) / (each.end - first), 1.0)
+            asked, first = average * (energy.end - energy.start) / 3600, max(begin, energy.start)
+            before = between(instructed, energy.start, first)
+            had = sum(
+                (allowed(element.limits, energy.quantity, side) or 0.0) * (element.end - element.start)
+                for element in before
+            )
+            share = min((end - first) / (energy.end - first), 1.0)
             left = max(asked - had / 3600, 0.0) * share
-            needs.append(Need(side, each.quantity, each.start, each.end, asked, left))
-    return sorted(needs, key=lambda each: (each.end, each.start, each.quantity, -each.side))
+            needs.append(Need(side, energy.quantity, energy.start, energy.end, asked, left))
+    return sorted(needs, key=lambda need: (need.end, need.start, need.quantity, -need.side))
 
 
 @pyscript_compile
@@ -507,9 +524,9 @@ def governed(
     if constraints is None or not constraints.is_deferred:
         return False
     least, most = constraints.sides[side].ranges[0][0], constraints.sides[side].ranges[-1][1]
-    for each in needs:
-        if each.side == side and each.start < end and each.end > start:
-            low, high = (counted(constraints, each, amount) for amount in (least, most))
+    for need in needs:
+        if need.side == side and need.start < end and need.end > start:
+            low, high = (counted(constraints, need, amount) for amount in (least, most))
             if low is not None and high is not None and high > low:
                 return True
     return False
@@ -524,7 +541,7 @@ def missing_message(memory: rules.Memory) -> str | None:
 @pyscript_compile
 def valid_from(memory: rules.Memory) -> float:
     """Return from when on the first of its constraints hold."""
-    return min(float(each.valid_from.timestamp()) for each in of_type(memory, POWER_CONSTRAINTS))
+    return min(float(message.valid_from.timestamp()) for message in of_type(memory, POWER_CONSTRAINTS))
 
 
 @pyscript_compile
@@ -534,37 +551,41 @@ def read_device(memory: rules.Memory) -> Device:
 
 
 @pyscript_compile
-def why_not_plannable(found: Device) -> str | None:
+def why_not_plannable(device: Device) -> str | None:
     """Return why a device cannot be planned, or None."""
-    return found.flaw
+    return device.flaw
 
 
 @pyscript_compile
-def last_deadline(found: Device) -> float:
+def last_deadline(device: Device) -> float:
     """Return the last moment that the plan has to look ahead to, or 0.0."""
-    return max([each.end for each in found.energies], default=0.0)
+    return max([energy.end for energy in device.energies], default=0.0)
 
 
 @pyscript_compile
 def read_state(
-    found: Device, memory: rules.Memory, heard: transitions.StatusTimes, plan: EnvelopePlan | None, now: float
-) -> Condition:
+    device: Device,
+    memory: rules.Memory,
+    _status_received_at: transitions.StatusTimes,
+    plan: EnvelopePlan | None,
+    now: float,
+) -> State:
     """Return what the device was told by now; raise NotPlannable where no constraints hold any more.
 
     `heard` is not needed: a device tells nothing of its envelope.
     """
-    if all(each.end <= now for each in found.constraints):
+    if all(constraints.end <= now for constraints in device.constraints):
         raise errors.NotPlannable(f"its {POWER_CONSTRAINTS} are not valid any more: it has to send new ones")
     if plan is None:
-        return Condition(now, [], [])
-    return Condition(now, told_by(plan, now), plan.changes)
+        return State(now, [], [])
+    return State(now, instructed_by(plan, now), plan.changes)
 
 
 @pyscript_compile
-def told_by(plan: EnvelopePlan, now: float) -> list[Element]:
+def instructed_by(plan: EnvelopePlan, now: float) -> list[Element]:
     """Return the Elements that a device was told by now; the last of them are still to come."""
-    told, executed = list(plan.told), [each for each in plan.changes if each.moment <= now]
+    instructed, executed = list(plan.instructed), [change for change in plan.changes if change.moment <= now]
     for place, change in enumerate(executed):
         end = executed[place + 1].moment if place + 1 < len(executed) else math.inf
-        told += between(change.elements, max(change.moment, plan.start), end)
-    return told
+        instructed += between(change.elements, max(change.moment, plan.start), end)
+    return instructed

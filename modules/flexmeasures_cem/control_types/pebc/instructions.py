@@ -10,7 +10,7 @@ import flexmeasures_cem.control_types.pebc.plan as pebc_plan
 import flexmeasures_cem.control_types.plans as plans
 
 INSTRUCTION = "PEBC.Instruction"
-MOST_UPCOMING = 100
+MAX_UPCOMING = 100
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,18 @@ def instruction_fields(change: pebc_plan.Change) -> dict[str, Any]:
 @pyscript_compile
 def envelope(change: pebc_plan.Change, name: str) -> list[dict[str, Any]]:
     """Return the elements of a quantity's envelope; durations are in ms."""
-    found, pieces = [], [(each.start, each.end, each.limits[name]) for each in change.elements]
+    envelope_elements, pieces = (
+        [],
+        [(element.start, element.end, element.limits[name]) for element in change.elements],
+    )
     for start, end, (upper, lower) in pebc_plan.joined(pieces):
         duration = round(end * 1000) - round(start * 1000)
-        found.append({"duration": duration, "upper_limit": upper, "lower_limit": lower})
-    return found
+        envelope_elements.append({"duration": duration, "upper_limit": upper, "lower_limit": lower})
+    return envelope_elements
 
 
 @pyscript_compile
-def describe(found: devices.Device, change: pebc_plan.Change | Step, now: float) -> dict[str, Any]:
+def describe(_device: devices.Device, change: pebc_plan.Change | Step, now: float) -> dict[str, Any]:
     """Return what a Change says now, or from its moment on, or what a Step of it says."""
     step = change if isinstance(change, Step) else step_of(change, max(now, change.moment))
     names = devices.carriers(step.limits) or list(step.limits)[:1]
@@ -86,13 +89,13 @@ def step_of(change: pebc_plan.Change, moment: float) -> Step:
 @pyscript_compile
 def upcoming(plan: pebc_plan.Plan, now: float) -> list[Step]:
     """Return the Steps that are still to come, in order."""
-    found: list[Step] = []
+    steps: list[Step] = []
     for place, change in enumerate(plan.changes):
         end = plan.changes[place + 1].moment if place + 1 < len(plan.changes) else math.inf
-        for each in change.elements:
-            if now < each.start < end and len(found) < MOST_UPCOMING:
-                found.append(step_of(change, each.start))
-    return found
+        for element in change.elements:
+            if now < element.start < end and len(steps) < MAX_UPCOMING:
+                steps.append(step_of(change, element.start))
+    return steps
 
 
 @pyscript_compile
@@ -100,9 +103,9 @@ def missed_targets(plan: pebc_plan.Plan) -> list[dict[str, Any]]:
     """Return the energy (kWh) that the plan leaves less room for than is asked: by when, and how much."""
     return [
         {
-            "datetime": plans.moment(each.moment),
-            "asked": round(each.asked / 1000, 3),
-            "reached": round(each.reached / 1000, 3),
+            "datetime": plans.moment(missed.moment),
+            "asked": round(missed.asked / 1000, 3),
+            "reached": round(missed.reached / 1000, 3),
         }
-        for each in plan.missed
+        for missed in plan.missed
     ]

@@ -21,6 +21,7 @@ import flexmeasures_cem.control_types.pebc.plan as pebc_plan
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.forecasts as forecasts
 import flexmeasures_cem.market as markets
+import flexmeasures_cem.optimisation.arrays as arrays
 import flexmeasures_cem.optimisation.envelopes as envelopes
 import flexmeasures_cem.optimisation.grid as grids
 import flexmeasures_cem.optimisation.linear as linear
@@ -65,10 +66,10 @@ Amounts = _Amounts
 
 
 @pyscript_compile
-def cuts(device: devices.Device, state: devices.Condition) -> list[float]:
+def cuts(device: devices.Device, state: devices.State) -> list[float]:
     """Return the next moments (s since 1970) at which other constraints hold or a need begins or ends."""
     spans: list[devices.Constraints | devices.Energy] = [*device.constraints, *device.energies]
-    moments = {moment for each in spans for moment in (each.start, each.end)}
+    moments = {moment for span in spans for moment in (span.start, span.end)}
     return sorted(moment for moment in moments if state.moment < moment < math.inf)[:MAX_CUTS]
 
 
@@ -95,7 +96,7 @@ class _EnvelopeModel:
 
     site: sites.Site
     device: devices.Device
-    state: devices.Condition
+    state: devices.State
     schedule: Sequence[devices.Piece] | None
 
     @pyscript_compile
@@ -103,11 +104,13 @@ class _EnvelopeModel:
         site, device, state = self.site, self.device, self.state
         edges = site.grid.edges
         self.begin, self.end = float(edges[0]), float(edges[-1])
-        self.told = devices.between(state.told, -math.inf, self.begin)
-        self.needs = devices.needs_of(device, self.told, self.begin, self.end)
+        self.instructed = devices.between(state.instructed, -math.inf, self.begin)
+        self.needs = devices.needs_of(device, self.instructed, self.begin, self.end)
         middles = (edges[:-1] + edges[1:]) / 2
-        self.constraints = [devices.valid(device, moment) for moment in middles.tolist()]
-        self.is_deferred = np.array([bool(each and each.is_deferred) for each in self.constraints])
+        self.constraints = [devices.valid(device, moment) for moment in arrays.as_list(middles)]
+        self.is_deferred = np.array(
+            [bool(constraints and constraints.is_deferred) for constraints in self.constraints]
+        )
         self.unions = {side: union_of(self.constraints, side) for side in devices.SIDES}
         which = numbers(device, self.constraints)
         self.counts = [counting(device, need) for need in self.needs]
@@ -132,19 +135,19 @@ class _EnvelopeModel:
     @pyscript_compile
     def _governed(self, side: int) -> Mask:
         """Return in which steps the energy that a device defers calls for limits on one side."""
-        found = np.zeros(self.site.grid.count, bool)
+        governed = np.zeros(self.site.grid.count, bool)
         for need, (_base, factor) in zip(self.needs, self.counting, strict=True):
             if need.side == side:
                 inside = (self.site.grid.starts < need.end) & (self.site.grid.ends > need.start)
-                found |= inside & self.is_deferred & (factor > 0)
-        return found
+                governed |= inside & self.is_deferred & (factor > 0)
+        return governed
 
     @pyscript_compile
     def _expect(self) -> None:
         """Set the forecast (kW) that lies within the limits, by side, and what is free of any limits."""
         grid, pieces = self.site.grid, self.device.forecast or []
         forecast = grid.means(pieces) / WATTS
-        has_none = np.array([each is None for each in self.constraints])
+        has_none = np.array([constraints is None for constraints in self.constraints])
         self.free = np.where(has_none, forecast, 0.0)
         is_free = has_none | self.governed[1] | self.governed[-1]
         inside = np.clip(forecast, -self.unions[-1].most, self.unions[1].most)
@@ -175,8 +178,8 @@ class _EnvelopeModel:
         self.may[side], self.room[side] = self.power[side], self.amount[side]
         [steps] = np.nonzero(allows)
         if len(steps):
-            made = envelopes.Allowance(self.site, steps, union.at(steps), expected[steps])
-            self._place(side, steps, made, made.amount)
+            allowance = envelopes.Allowance(self.site, steps, union.at(steps), expected[steps])
+            self._place(side, steps, allowance, allowance.amount)
         [steps] = np.nonzero(curtails)
         if len(steps):
             self._curtail(steps, union.at(steps), room[steps])
@@ -185,13 +188,13 @@ class _EnvelopeModel:
             self._defer(side, steps, union.at(steps), room[steps])
 
     @pyscript_compile
-    def _place(self, side: int, steps: Places, made: Amounts, room: linear.Expression) -> None:
+    def _place(self, side: int, steps: Places, part: Amounts, room: linear.Expression) -> None:
         """Set the amounts of some steps; `room` is what counts for energy that has to be allowed."""
         count = self.site.grid.count
         for name, value in (
-            ("amount", made.amount),
-            ("may", made.may),
-            ("power", made.power),
+            ("amount", part.amount),
+            ("may", part.may),
+            ("power", part.power),
             ("room", room),
         ):
             kept = getattr(self, name)
@@ -200,37 +203,37 @@ class _EnvelopeModel:
     @pyscript_compile
     def _defer(self, side: int, steps: Places, union: envelopes.Union, room: Array) -> None:
         """Set the amounts of the steps in which what is deferred is allowed."""
-        made = envelopes.Deferred(self.site, steps, union, self._was_on(side))
-        made.allow_parts(len([each for each in self.needs if each.side == side]))
-        self._place(side, steps, made, made.power)
+        part = envelopes.Deferred(self.site, steps, union, self._was_on(side))
+        part.allow_parts(len([need for need in self.needs if need.side == side]))
+        self._place(side, steps, part, part.power)
         if self.wanted is not None:
-            wanted = side * self.wanted[steps]
-            target = union.up(np.nan_to_num(wanted), envelopes.AMOUNT_TOLERANCE_KW)
+            planned = side * self.wanted[steps]
+            target = union.up(np.nan_to_num(planned), envelopes.AMOUNT_TOLERANCE_KW)
             target = np.where(union.most > room, np.minimum(target, union.down(room)), target)
-            target = np.where(np.isnan(wanted), np.nan, target)
-            envelopes.follow(self.site, made.power, target, self.site.grid.hours[steps])
+            target = np.where(np.isnan(planned), np.nan, target)
+            envelopes.follow(self.site, part.power, target, self.site.grid.hours[steps])
 
     @pyscript_compile
     def _was_on(self, side: int) -> bool:
         """Tell whether the device was told of more than the least on a side, for the moment before."""
-        before = devices.limits_at(self.told, self.begin - devices.SHORTEST)
+        before = devices.limits_at(self.instructed, self.begin - devices.MIN_ELEMENT_SECONDS)
         for need, (offset, factor) in zip(self.needs, self.counting, strict=True):
             if before and need.side == side and not np.isnan(offset[0]):
                 allowed = devices.allowed(before, need.quantity, side)
                 least = (offset[0] + factor[0] * self.unions[side].least[0]) * WATTS
-                return allowed is not None and allowed > least + plans.LEAST_WATTS
+                return allowed is not None and allowed > least + plans.MIN_POWER_W
         return False
 
     @pyscript_compile
     def _curtail(self, steps: Places, union: envelopes.Union, room: Array) -> None:
         """Set the amounts of the steps in which production may be curtailed."""
         expected, peak = self.expected[-1][steps], self.peak[steps]
-        is_needed = any(each.side < 0 for each in self.needs)
+        is_needed = any(need.side < 0 for need in self.needs)
         peak = np.where(peak > room, peak, expected)
-        made = envelopes.Curtailable(
+        part = envelopes.Curtailable(
             self.site, steps, union, expected, peak, self.left[steps], is_needed=is_needed
         )
-        self._place(-1, steps, made, made.amount)
+        self._place(-1, steps, part, part.amount)
 
     @pyscript_compile
     def _set_curtailed(self) -> None:
@@ -241,9 +244,9 @@ class _EnvelopeModel:
         """
         forecast, room = self.expected[-1], self._room(-1)
         costs = np.minimum(self.site.production_price, self.site.consumption_price) < 0
-        self.left = np.full(self.site.grid.count, np.nan)
+        self.left: arrays.Floats = np.full(self.site.grid.count, np.nan)
         if self.wanted is not None:
-            hair = np.maximum(plans.LEAST_WATTS / WATTS, SMALLER_SHARE * forecast)
+            hair = np.maximum(plans.MIN_POWER_W / WATTS, SMALLER_SHARE * forecast)
             is_less = (-self.wanted < forecast - hair) & (costs | (self.peak > room))
             left = np.where(is_less, np.maximum(-self.wanted, 0.0), forecast)
             self.left = np.where(np.isnan(self.wanted), np.nan, left)
@@ -259,13 +262,13 @@ class _EnvelopeModel:
             share = grid.shares(max(need.start, self.begin), need.end) * grid.hours
             envelopes.fill(self.site, energy(self.room[need.side], counted, share), need.left / WATTS)
         for side in devices.SIDES:
-            for group in groups([each for each in self._spans() if each.side == side]):
+            for group in groups([span for span in self._spans() if span.side == side]):
                 self._confine(side, group)
 
     @pyscript_compile
     def _spans(self) -> list[Span]:
         """Return the Spans in which a device takes what it needs."""
-        grid, found = self.site.grid, []
+        grid, spans = self.site.grid, []
         for need, (offset, factor) in zip(self.needs, self.counting, strict=True):
             start = max(need.start, self.begin)
             inside = self.governed[need.side] & (factor > 0) & (grid.shares(start, need.end) > 0)
@@ -273,14 +276,14 @@ class _EnvelopeModel:
                 hours = (grid.shares(start, need.end) * grid.hours)[inside]
                 least = float((offset[inside] * hours).sum())
                 needed = (need.left / WATTS - least) / float(factor[inside].mean())
-                found.append(Span(need.side, start, need.end, max(needed, 0.0)))
-        return found
+                spans.append(Span(need.side, start, need.end, max(needed, 0.0)))
+        return spans
 
     @pyscript_compile
     def _confine(self, side: int, group: Sequence[Span]) -> None:
         """Allow no more energy than is needed in Spans that have some time in common."""
         grid = self.site.grid
-        share = grid.shares(min(each.start for each in group), max(each.end for each in group))
+        share = grid.shares(min(span.start for span in group), max(span.end for span in group))
         hours = np.where(self.governed[side], share * grid.hours, 0.0)
         envelopes.confine(self.site, (self.power[side] * hours).sum(), needed_at_most(group))
 
@@ -293,26 +296,32 @@ class _EnvelopeModel:
         """
         courses = {side: self._course(side, solution) for side in devices.SIDES}
         slots = self._slots(courses, market)
-        pieces = plans.merged([plans.PowerPiece(each.start, each.end, each.power) for each in slots])
+        pieces = plans.merged([plans.PowerPiece(slot.start, slot.end, slot.power) for slot in slots])
         changes = [
-            pebc_plan.kept(self.state.changes, each, self.begin)
-            for each in pebc_plan.changes_of(slots, pieces)
+            pebc_plan.kept(self.state.changes, change, self.begin)
+            for change in pebc_plan.changes_of(slots, pieces)
         ]
-        cost = sum(markets.cost(each.interval, each.power, each.end - each.start) for each in slots)
-        told = pebc_plan.remembered(self.device, self.told, self.begin)
+        cost = sum(markets.cost(slot.interval, slot.power, slot.end - slot.start) for slot in slots)
+        instructed = pebc_plan.remembered(self.device, self.instructed, self.begin)
         return pebc_plan.Plan(
-            self.begin, market[-1].end, changes, pieces, self._missed(slots), float(cost), told=told
+            self.begin,
+            market[-1].end,
+            changes,
+            pieces,
+            self._missed(slots),
+            float(cost),
+            instructed=instructed,
         )
 
     @pyscript_compile
     def _course(self, side: int, solution: linear.Solution) -> Course:
         """Return (starts, amounts (W)) of one side: of each step, or of the parts of it."""
-        edges = self.site.grid.edges.tolist()
-        amounts = (solution.of(self.amount[side]) * WATTS).tolist()
-        means = (solution.of(self.room[side]) * WATTS).tolist()
+        edges = arrays.as_list(self.site.grid.edges)
+        amounts = arrays.as_list(solution.of(self.amount[side]) * WATTS)
+        means = arrays.as_list(solution.of(self.room[side]) * WATTS)
         governed = cast(list[bool], self.governed[side].tolist())
         starts: list[float] = []
-        found: list[float] = []
+        course: list[float] = []
         unlimited = self._unlimited(side, solution)
         for place, constraints in enumerate(self.constraints):
             start, end = edges[place], edges[place + 1]
@@ -325,8 +334,8 @@ class _EnvelopeModel:
                 ranges = constraints.sides[side].ranges
                 parts = [(start, ranges[-1][1] if unlimited[place] else settled(ranges, amounts[place]))]
             starts += [at for at, _amount in parts]
-            found += [amount for _at, amount in parts]
-        return starts, found
+            course += [amount for _at, amount in parts]
+        return starts, course
 
     @pyscript_compile
     def _unlimited(self, side: int, solution: linear.Solution) -> list[bool]:
@@ -348,12 +357,12 @@ class _EnvelopeModel:
         middles = (points[:-1] + points[1:]) / 2
         forecast = grids.TimeGrid(edges=points).means(self.device.forecast or [])
         steps = np.clip(np.searchsorted(edges, middles, "right") - 1, 0, len(edges) - 2).tolist()
-        intervals = np.searchsorted([each.start for each in market], middles, "right") - 1
+        intervals = np.searchsorted([interval.start for interval in market], middles, "right") - 1
         amounts = {
             side: np.array(values)[np.searchsorted(starts, middles, "right") - 1].tolist()
             for side, (starts, values) in courses.items()
         }
-        found = []
+        slots = []
         changing = self._changing()
         for place, (start, until) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
             step, interval = steps[place], market[max(int(intervals[place]), 0)]
@@ -368,13 +377,15 @@ class _EnvelopeModel:
                 }
                 slot.deferred = tuple(side for side in devices.SIDES if self.governed[side][step])
             slot.power = pebc_plan.expected(slot)
-            found.append(slot)
-        return found
+            slots.append(slot)
+        return slots
 
     @pyscript_compile
     def _changing(self) -> set[int]:
         """Return the steps in which other constraints begin to hold, which the grid has no edge for."""
-        moments = np.array([[each.start, each.end] for each in self.device.constraints]).ravel()
+        moments = np.array(
+            [[constraints.start, constraints.end] for constraints in self.device.constraints]
+        ).ravel()
         edges = self.site.grid.edges
         inside = moments[(moments > edges[0]) & (moments < edges[-1]) & ~np.isin(moments, edges)]
         return set((np.searchsorted(edges, inside, "right") - 1).tolist())
@@ -382,17 +393,17 @@ class _EnvelopeModel:
     @pyscript_compile
     def _missed(self, slots: Sequence[pebc_plan.Slot]) -> list[plans.Missed]:
         """Return the needs for which Slots leave less room than they ask for."""
-        found, which = [], numbers(self.device, [each.constraints for each in slots])
-        starts, ends = np.array([[each.start, each.end] for each in slots]).T
+        missed, which = [], numbers(self.device, [slot.constraints for slot in slots])
+        starts, ends = np.array([[slot.start, slot.end] for slot in slots]).T
         for need, (offsets, factors) in zip(self.needs, self.counts, strict=True):
             offset, factor = offsets[which], factors[which]
-            amounts = np.array([each.amounts.get(need.side, 0.0) for each in slots]) / WATTS
+            amounts = np.array([slot.amounts.get(need.side, 0.0) for slot in slots]) / WATTS
             inside = np.clip(np.minimum(ends, need.end) - np.maximum(starts, need.start), 0.0, None) / 3600
             counts = ~np.isnan(offset) & (inside > 0)
             room = float(((offset + factor * amounts) * inside)[counts].sum()) * WATTS
             if counts.any() and need.left - room > max(MIN_MISSED_WH, MIN_MISSED_SHARE * need.asked):
-                found.append(plans.Missed(need.end, need.asked, need.asked - need.left + room))
-        return found
+                missed.append(plans.Missed(need.end, need.asked, need.asked - need.left + room))
+        return missed
 
 
 EnvelopeModel = _EnvelopeModel
@@ -402,8 +413,8 @@ EnvelopeModel = _EnvelopeModel
 def add(
     site: sites.Site,
     device: devices.Device,
-    state: devices.Condition,
-    wanted: Sequence[devices.Piece] | None,
+    state: devices.State,
+    schedule: Sequence[devices.Piece] | None,
     _tariffs: Mapping[str, float],
     _storage: markets.StorageTerms | None = None,
 ) -> EnvelopeModel:
@@ -411,17 +422,17 @@ def add(
 
     Only electric power is limited, and what is stored is not told.
     """
-    return EnvelopeModel(site, device, state, wanted)
+    return EnvelopeModel(site, device, state, schedule)
 
 
 @pyscript_compile
 def union_of(constraints: Sequence[devices.Constraints | None], side: int) -> envelopes.Union:
     """Return the Union (kW) of one side in each step, of which the constraints are given; 0 without any."""
-    ranges = [each.sides[side].ranges if each else ((0.0, 0.0),) for each in constraints]
-    most = max(len(each) for each in ranges)
+    ranges = [of_step.sides[side].ranges if of_step else ((0.0, 0.0),) for of_step in constraints]
+    most = max(len(of_step) for of_step in ranges)
     low, high = np.full((2, most, len(ranges)), np.nan)
     for its in set(ranges):
-        where = np.array([each == its for each in ranges])
+        where = np.array([of_step == its for of_step in ranges])
         for place, (begin, end) in enumerate(its):
             low[place, where], high[place, where] = max(begin, 0.0) / WATTS, max(end, 0.0) / WATTS
     return envelopes.Union(low, high)
@@ -434,9 +445,9 @@ def counting(device: devices.Device, need: devices.Need) -> Counting:
     Where it does not, the offset is nan; so it is at the end, where there are no constraints.
     """
     offset, factor = np.full(len(device.constraints) + 1, np.nan), np.zeros(len(device.constraints) + 1)
-    for place, each in enumerate(device.constraints):
-        least, most = each.sides[need.side].ranges[0][0], each.sides[need.side].ranges[-1][1]
-        low, high = (devices.counted(each, need, amount) for amount in (least, most))
+    for place, constraints in enumerate(device.constraints):
+        least, most = constraints.sides[need.side].ranges[0][0], constraints.sides[need.side].ranges[-1][1]
+        low, high = (devices.counted(constraints, need, amount) for amount in (least, most))
         if low is not None and high is not None:
             factor[place] = (high - low) / (most - least) if most > least else 0.0
             offset[place] = (high - factor[place] * most) / WATTS
@@ -446,8 +457,8 @@ def counting(device: devices.Device, need: devices.Need) -> Counting:
 @pyscript_compile
 def numbers(device: devices.Device, constraints: Iterable[devices.Constraints | None]) -> Places:
     """Return the place of each constraints among a device's, -1 for None."""
-    places = {id(each): place for place, each in enumerate(device.constraints)}
-    return np.array([places.get(id(each), -1) for each in constraints])
+    places = {id(own): place for place, own in enumerate(device.constraints)}
+    return np.array([places.get(id(of_step), -1) for of_step in constraints])
 
 
 @pyscript_compile
@@ -471,14 +482,14 @@ def split(
     """
     mean = settled(ranges, mean) if devices.up(ranges, mean) - mean <= NOISE_WATTS else mean
     lower, higher = devices.down(ranges, mean), devices.up(ranges, mean)
-    if higher - mean <= plans.LEAST_WATTS:
+    if higher - mean <= plans.MIN_POWER_W:
         return [(start, higher)]
     if mean - lower <= NOISE_WATTS:
         return [(start, lower)]
     seconds = (mean - lower) / (higher - lower) * (end - start)
-    if min(seconds, end - start - seconds) <= devices.SHORTEST:
+    if min(seconds, end - start - seconds) <= devices.MIN_ELEMENT_SECONDS:
         return [(start, higher)]
-    if following is not None and following > lower + plans.LEAST_WATTS:
+    if following is not None and following > lower + plans.MIN_POWER_W:
         return [(start, lower), (end - seconds, higher)]
     return [(start, higher), (start + seconds, lower)]
 
@@ -507,25 +518,25 @@ def energy(amount: linear.Expression, counted: Counting, hours: Array) -> linear
 def groups(spans: Iterable[Span]) -> list[list[Span]]:
     """Return Spans in groups of those that have some time in common."""
     end = -math.inf
-    found: list[list[Span]] = []
-    for each in sorted(spans, key=lambda each: each.start):
-        if each.start < end:
-            found[-1].append(each)
+    grouped: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        if span.start < end:
+            grouped[-1].append(span)
         else:
-            found.append([each])
-        end = max(end, each.end)
-    return found
+            grouped.append([span])
+        end = max(end, span.end)
+    return grouped
 
 
 @pyscript_compile
 def needed_at_most(spans: Iterable[Span]) -> float:
     """Return the energy (kWh) that Spans need in all: what is inside of a longer one counts for that too."""
-    left, needed = sorted(spans, key=lambda each: each.start - each.end), 0.0
+    left, needed = sorted(spans, key=lambda span: span.start - span.end), 0.0
     while left:
         first = left[0]
-        inside = [each for each in left[1:] if first.start <= each.start and each.end <= first.end]
+        inside = [span for span in left[1:] if first.start <= span.start and span.end <= first.end]
         needed += max(first.needed, needed_at_most(inside))
-        left = [each for each in left[1:] if each not in inside]
+        left = [span for span in left[1:] if span not in inside]
     return needed
 
 
@@ -549,65 +560,68 @@ def peaks(grid: grids.TimeGrid, pieces: Sequence[devices.Piece]) -> Array:
 
 @pyscript_compile
 def flex_model(
-    found: devices.Device, state: devices.Condition, means: base.PlanningSensors, window: base.PlanningWindow
+    device: devices.Device,
+    state: devices.State,
+    sensors: base.PlanningSensors,
+    window: base.PlanningWindow,
 ) -> storages.Storage | storages.Flow | None:
     """Return what FlexMeasures is asked, or None where nothing can be gained by it.
 
     That is a Storage of the energy that is deferred in one direction, or a Flow of production that can be
     curtailed.
     """
-    needs = devices.needs_of(found, state.told, state.moment, window.end)
-    sides = [side for side in devices.SIDES if any(capacities(found, needs, window, side, window.left))]
+    needs = devices.needs_of(device, state.instructed, state.moment, window.end)
+    sides = [side for side in devices.SIDES if any(capacities(device, needs, window, side, window.left))]
     if len(sides) == 1:
-        return deferred(found, needs, means, window, sides[0])
-    return None if sides else curtailable(found, means, window)
+        return deferred(device, needs, sensors, window, sides[0])
+    return None if sides else curtailable(device, sensors, window)
 
 
 @pyscript_compile
 def capacities(
-    found: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int, left: float
+    device: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int, left: float
 ) -> list[float]:
     """Return the mean power (W) that can be deferred in each step; of the first one a part is left."""
     begin = window.start + (1 - left) * window.step
     powers = [0.0] * round((window.end - window.start) / window.step)
     grid = [window.start + place * window.step for place in range(1, len(powers))]
-    for start, end in pairwise(devices.boundaries(found, begin, window.end, grid)):
-        constraints = devices.valid(found, (start + end) / 2)
+    for start, end in pairwise(devices.boundaries(device, begin, window.end, grid)):
+        constraints = devices.valid(device, (start + end) / 2)
         if constraints and devices.governed(start, end, constraints, needs, side):
             place = min(int(((start + end) / 2 - window.start) / window.step), len(powers) - 1)
             powers[place] += constraints.sides[side].ranges[-1][1] * (end - start) / window.step
-    return [max(each, 0.0) for each in powers]
+    return [max(power, 0.0) for power in powers]
 
 
 @pyscript_compile
 def deferred(
-    found: devices.Device,
+    device: devices.Device,
     needs: Sequence[devices.Need],
-    means: base.PlanningSensors,
+    sensors: base.PlanningSensors,
     window: base.PlanningWindow,
     side: int,
 ) -> storages.Storage | None:
     """Return what a device defers as a Storage, to be filled in time or emptied; None where that is done."""
-    modes = gap(found, needs, window, side) if window.with_modes else []
-    powers = capacities(found, needs, window, side, 1.0 if modes else window.left)
-    wishes = deadlines(found, [each for each in needs if each.side == side], powers, window)
+    modes = gap(device, needs, window, side) if window.with_modes else []
+    powers = capacities(device, needs, window, side, 1.0 if modes else window.left)
+    wishes = deadlines(device, [need for need in needs if need.side == side], powers, window)
     full = max([energy for _at, energy in wishes], default=0.0)
     if full <= MIN_MISSED_WH:
         return None
     spans = storages.as_spans(powers, window.start, window.step)
     consumes = side > 0
-    made = [
+    events = [
         storages.SocEvent(plans.moment(at), plans.moment(at), energy if consumes else full - energy)
         for at, energy in wishes
     ]
     return storages.Storage(
-        power_sensor=means.power_sensor,
+        power_sensor=sensors.power_sensor,
         soc_at_start=0.0 if consumes else full,
         soc_min=0.0,
         soc_max=full,
-        soc_minima=made if consumes else [],
-        soc_maxima=[] if consumes else made,
-        power_capacity=found.most if consumes else found.least,
+        soc_minima=events if consumes else [],
+        soc_maxima=[] if consumes else events,
+        power_capacity=device.most if consumes else device.least,
         charging_efficiency=1.0,
         discharging_efficiency=1.0,
         storage_efficiency=1.0,
@@ -619,19 +633,22 @@ def deferred(
 
 @pyscript_compile
 def deadlines(
-    found: devices.Device, needs: Iterable[devices.Need], powers: Sequence[float], window: base.PlanningWindow
+    device: devices.Device,
+    needs: Iterable[devices.Need],
+    powers: Sequence[float],
+    window: base.PlanningWindow,
 ) -> list[tuple[float, float]]:
     """Return (moment on the grid, energy (Wh) that is to be allowed by then), as far as that can be."""
     reached, wishes = [(-math.inf, 0.0)], {}
-    for each in needs:
-        constraints = devices.valid(found, max(each.start, window.start)) or found.constraints[-1]
-        most = constraints.sides[each.side].ranges[-1][1]
-        own = devices.counted(constraints, each, most)
-        left = each.left * most / own if own and own > 0 else 0.0
-        before = max(energy for at, energy in reached if at <= each.start)
+    for need in needs:
+        constraints = devices.valid(device, max(need.start, window.start)) or device.constraints[-1]
+        most = constraints.sides[need.side].ranges[-1][1]
+        own = devices.counted(constraints, need, most)
+        left = need.left * most / own if own and own > 0 else 0.0
+        before = max(energy for at, energy in reached if at <= need.start)
         total = max(before + left, max(energy for _at, energy in reached))
-        reached.append((each.end, total))
-        at = min(max(each.end // window.step * window.step, window.start + window.step), window.end)
+        reached.append((need.end, total))
+        at = min(max(need.end // window.step * window.step, window.start + window.step), window.end)
         possible = sum(powers[: round((at - window.start) / window.step)]) * window.step / 3600
         wishes[at] = min(total, possible)
     return sorted(wishes.items())
@@ -639,14 +656,14 @@ def deadlines(
 
 @pyscript_compile
 def gap(
-    found: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int
+    device: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int
 ) -> Sequence[devices.Range]:
     """Return the ranges of power (W) that can be deferred, where they have gaps between them."""
-    for start, end in pairwise(devices.boundaries(found, window.start, window.end, [])):
-        constraints = devices.valid(found, (start + end) / 2)
+    for start, end in pairwise(devices.boundaries(device, window.start, window.end, [])):
+        constraints = devices.valid(device, (start + end) / 2)
         if constraints and devices.governed(start, end, constraints, needs, side):
             ranges = constraints.sides[side].ranges
-            if len(ranges) == 1 and ranges[0][0] < plans.LEAST_WATTS:
+            if len(ranges) == 1 and ranges[0][0] < plans.MIN_POWER_W:
                 return []
             return sorted({(0.0, 0.0), *ranges} if side > 0 else {(0.0, 0.0), *devices.mirrored(ranges)})
     return []
@@ -654,7 +671,7 @@ def gap(
 
 @pyscript_compile
 def curtailable(
-    found: devices.Device, means: base.PlanningSensors, window: base.PlanningWindow
+    device: devices.Device, sensors: base.PlanningSensors, window: base.PlanningWindow
 ) -> storages.Flow | None:
     """Return the production that is forecast as a Flow, or None where none of it can be curtailed."""
     begin = window.start + (1 - window.left) * window.step
@@ -662,14 +679,14 @@ def curtailable(
     for place in range(round((window.end - window.start) / window.step)):
         start = max(window.start + place * window.step, begin)
         end = window.start + (place + 1) * window.step
-        power = forecasts.mean(found.forecast or (), start, end)
+        power = forecasts.mean(device.forecast or (), start, end)
         powers.append(max(-power, 0.0) * (end - start) / window.step)
     can = [
-        each
-        for each in found.constraints
-        if not each.is_deferred and each.start < window.end and each.end > begin
-        if each.sides[-1].ranges[0][0] < each.sides[-1].ranges[-1][1]
+        constraints
+        for constraints in device.constraints
+        if not constraints.is_deferred and constraints.start < window.end and constraints.end > begin
+        if constraints.sides[-1].ranges[0][0] < constraints.sides[-1].ranges[-1][1]
     ]
     if not can or not any(powers):
         return None
-    return storages.Flow(means.power_sensor, 0.0, storages.as_spans(powers, window.start, window.step))
+    return storages.Flow(sensors.power_sensor, 0.0, storages.as_spans(powers, window.start, window.step))

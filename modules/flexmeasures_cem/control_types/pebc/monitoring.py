@@ -12,20 +12,24 @@ import flexmeasures_s2.commodities as commodities
 
 
 @pyscript_compile
-def resumed(found: devices.Device, plan: pebc_plan.Plan, told: base.Reconnection) -> pebc_plan.Plan | None:
+def resumed(
+    device: devices.Device, plan: pebc_plan.Plan, reconnection: base.Reconnection
+) -> pebc_plan.Plan | None:
     """Return a plan that a device goes on with after its Return, or None where it cannot.
 
     An envelope's course of time counts from when it is told: the one in force is told as what is left of it.
     """
-    known, begin = {each.id for each in found.constraints}, told.begin
-    last = plans.last_told(plan, begin)
+    valid_ids, begin = {constraints.id for constraints in device.constraints}, reconnection.begin
+    last = plans.last_instructed(plan, begin)
     coming = [change for change in plan.changes if change.moment > begin]
     if last and (elements := devices.between(last.elements, begin, math.inf)):
         power = plans.power_at(plan, begin)
         coming.insert(0, replace(last, moment=begin, power=power, elements=elements))
-    if not coming or not {change.constraints for change in coming} <= known:
+    if not coming or not {change.constraints for change in coming} <= valid_ids:
         return None
-    return replace(plan, changes=coming, told=devices.between(devices.told_by(plan, begin), -math.inf, begin))
+    return replace(
+        plan, changes=coming, instructed=devices.between(devices.instructed_by(plan, begin), -math.inf, begin)
+    )
 
 
 @pyscript_compile
@@ -35,42 +39,42 @@ def planned_power(plan: pebc_plan.Plan | None, start: float, length: float) -> f
 
 
 @pyscript_compile
-def deviation(found: devices.Device, plan: pebc_plan.Plan, message: Any, now: float) -> None:
+def deviation(_device: devices.Device, plan: pebc_plan.Plan, message: Any, now: float) -> None:
     """Return None: no status tells of an envelope."""
 
 
 @pyscript_compile
-def power_deviation(found: devices.Device, plan: pebc_plan.Plan, power: float, now: float) -> str | None:
+def power_deviation(device: devices.Device, plan: pebc_plan.Plan, power: float, now: float) -> str | None:
     """Tell where a measured power (W) is outside the limits, and was so a moment before."""
-    told = None
+    deviation_text = None
     for share in (1, 0.5, 0):
-        limits = limits_told(plan, now - plans.LAG_SECONDS * share)
+        limits = instructed_limits(plan, now - plans.LAG_SECONDS * share)
         upper, lower = (devices.allowed(limits or {}, commodities.ALL_PHASES, side) for side in devices.SIDES)
         if upper is None or lower is None:
             return None
-        if power > upper + power_tolerance(found):
-            told = f"the power is {power:.0f} W, above the upper limit of {upper:.0f} W"
-        elif power < -lower - power_tolerance(found):
-            told = f"the power is {power:.0f} W, below the lower limit of {-lower:.0f} W"
+        if power > upper + power_tolerance(device):
+            deviation_text = f"the power is {power:.0f} W, above the upper limit of {upper:.0f} W"
+        elif power < -lower - power_tolerance(device):
+            deviation_text = f"the power is {power:.0f} W, below the lower limit of {-lower:.0f} W"
         else:
             return None
-    return told
+    return deviation_text
 
 
 @pyscript_compile
-def limits_told(plan: pebc_plan.Plan, moment: float) -> devices.Limits | None:
+def instructed_limits(plan: pebc_plan.Plan, moment: float) -> devices.Limits | None:
     """Return the limits that a plan tells, or told, for a moment, or None."""
-    change = plans.last_told(plan, moment)
-    return devices.limits_at(change.elements if change else plan.told, moment)
+    change = plans.last_instructed(plan, moment)
+    return devices.limits_at(change.elements if change else plan.instructed, moment)
 
 
 @pyscript_compile
-def power_tolerance(found: devices.Device) -> float:
+def power_tolerance(device: devices.Device) -> float:
     """Return by how much (W) a power may depart."""
-    return plans.power_tolerance(max(found.most, found.least))
+    return plans.power_tolerance(max(device.most, device.least))
 
 
 @pyscript_compile
-def has_changed(found: devices.Device, state: devices.Condition, message: Any) -> bool:
+def has_changed(_device: devices.Device, state: devices.State, message: Any) -> bool:
     """Return False: a device has no other state than what it was told."""
     return False

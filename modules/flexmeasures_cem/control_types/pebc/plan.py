@@ -12,12 +12,12 @@ import flexmeasures_cem.control_types.pebc.device as devices
 import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
 
-SAME = 0.001
+SAME_SHARE = 0.001
 """By which part two limits may differ and still say the same."""
-MOST_ELEMENTS = 288
+MAX_ELEMENTS = 288
 TAIL_SECONDS = 3600.0
 """How much longer a limited envelope has to be than the one in force, to be told for that."""
-SLIVER = 2.0
+MIN_COMPARED_SECONDS = 2.0
 """What is too short to tell envelopes apart (s)."""
 HISTORY_SECONDS = 172_800.0
 """How long is remembered what a device was told, where no energy constraint asks for longer."""
@@ -48,7 +48,7 @@ class _Plan(plans.Plan):
     """A Plan that remembers what the device was told before its start, as Elements."""
 
     changes: list[Change]  # type: ignore[assignment]  # pydantic reads these from a plan that was kept
-    told: list[devices.Element] = field(default_factory=list)
+    instructed: list[devices.Element] = field(default_factory=list)
 
 
 Plan = _Plan
@@ -81,50 +81,51 @@ def kept(changes: Iterable[Change], change: Change, begin: float) -> Change:
 
     At the plan's start the one counts that is in force then, else the one that begins at the same moment.
     """
-    before = [each for each in changes if each.moment <= change.moment + 1.0]
+    before = [earlier for earlier in changes if earlier.moment <= change.moment + 1.0]
     if before and (change.moment == begin or before[-1].moment > change.moment - 1.0):
         return before[-1] if is_same_instruction(before[-1], change) else change
     return change
 
 
 @pyscript_compile
-def is_same_instruction(one: Change, other: Change) -> bool:
+def is_same_instruction(sent: Change, following: Change) -> bool:
     """Tell whether an envelope that was told says the same as another that begins then or later.
 
     It does as long as it lasts for half of the other's time at least, and where the other lasts for more than
     an hour longer, that time is without limits.
     """
-    begin, last = other.moment, other.elements[-1].end
-    end = one.elements[-1].end
-    if one.constraints != other.constraints or one.moment > begin + 1.0 or end > last + TAIL_SECONDS:
+    begin, last = following.moment, following.elements[-1].end
+    end = sent.elements[-1].end
+    if sent.constraints != following.constraints or sent.moment > begin + 1.0 or end > last + TAIL_SECONDS:
         return False
     if end - begin < (last - begin) / 2:
         return False
-    tail = devices.between(other.elements, end, last)
-    if last - end > TAIL_SECONDS and not all(same(each.limits, other.widest) for each in tail):
+    tail = devices.between(following.elements, end, last)
+    if last - end > TAIL_SECONDS and not all(same(element.limits, following.widest) for element in tail):
         return False
     points = sorted(
-        {each.start for change in (one, other) for each in change.elements} | {begin, min(end, last)}
+        {element.start for change in (sent, following) for element in change.elements}
+        | {begin, min(end, last)}
     )
     return all(
         same(
-            devices.limits_at(one.elements, (start + until) / 2),
-            devices.limits_at(other.elements, (start + until) / 2),
+            devices.limits_at(sent.elements, (start + until) / 2),
+            devices.limits_at(following.elements, (start + until) / 2),
         )
         for start, until in pairwise(points)
-        if start >= begin and until <= min(end, last) and until - start > SLIVER
+        if start >= begin and until <= min(end, last) and until - start > MIN_COMPARED_SECONDS
     )
 
 
 @pyscript_compile
-def same(some: devices.Limits | None, others: devices.Limits | None) -> bool:
+def same(limits: devices.Limits | None, other_limits: devices.Limits | None) -> bool:
     """Tell whether limits by quantity say the same."""
-    if some is None or others is None or some.keys() != others.keys():
-        return some is others
+    if limits is None or other_limits is None or limits.keys() != other_limits.keys():
+        return limits is other_limits
     return all(
-        abs(value - other) <= max(plans.LEAST_WATTS, SAME * abs(other))
-        for name in some
-        for value, other in zip(some[name], others[name], strict=True)
+        abs(value - other_value) <= max(plans.MIN_POWER_W, SAME_SHARE * abs(other_value))
+        for name in limits
+        for value, other_value in zip(limits[name], other_limits[name], strict=True)
     )
 
 
@@ -141,26 +142,26 @@ def expected(slot: Slot) -> float:
 @pyscript_compile
 def joined[Value](pieces: Iterable[tuple[float, float, Value]]) -> list[tuple[float, float, Value]]:
     """Return pieces (start, end, value), neighbours of the same value as one."""
-    found: list[tuple[float, float, Value]] = []
+    merged: list[tuple[float, float, Value]] = []
     for start, end, value in pieces:
-        if found and found[-1][2] == value and found[-1][1] == start:
-            found[-1] = found[-1][0], end, value
+        if merged and merged[-1][2] == value and merged[-1][1] == start:
+            merged[-1] = merged[-1][0], end, value
         else:
-            found.append((start, end, value))
-    return found
+            merged.append((start, end, value))
+    return merged
 
 
 @pyscript_compile
 def changes_of(slots: Iterable[Slot], pieces: Sequence[plans.PowerPiece]) -> list[Change]:
     """Return a Change for each time in which the same constraints are in force."""
     runs: list[tuple[devices.Constraints, list[Slot]]] = []
-    for each in slots:
-        if each.constraints is None:
+    for slot in slots:
+        if slot.constraints is None:
             continue
-        if runs and runs[-1][0] is each.constraints and runs[-1][1][-1].end == each.start:
-            runs[-1][1].append(each)
+        if runs and runs[-1][0] is slot.constraints and runs[-1][1][-1].end == slot.start:
+            runs[-1][1].append(slot)
         else:
-            runs.append((each.constraints, [each]))
+            runs.append((slot.constraints, [slot]))
     return [change_of(constraints, run, pieces) for constraints, run in runs]
 
 
@@ -177,10 +178,10 @@ def change_of(
     ]
     most = {side: constraints.sides[side].ranges[-1][1] for side in devices.SIDES}
     limits = [
-        (each.start, each.end, devices.limits_of(constraints, each.amounts))
-        for each in coarse(constraints, run)
+        (slot.start, slot.end, devices.limits_of(constraints, slot.amounts))
+        for slot in coarse(constraints, run)
     ]
-    elements = [devices.Element(*each) for each in joined(limits)]
+    elements = [devices.Element(*limit) for limit in joined(limits)]
     return Change(
         start, inside[0].power_w, constraints.id, elements, devices.limits_of(constraints, most), inside
     )
@@ -189,17 +190,17 @@ def change_of(
 @pyscript_compile
 def coarse(constraints: devices.Constraints, slots: Iterable[Slot]) -> list[Slot]:
     """Return Slots joined to as many as an envelope may have elements: the far ones are taken together."""
-    found: list[Slot] = []
-    for each in slots:
-        if found and found[-1].amounts == each.amounts:
-            found[-1] = replace(found[-1], end=each.end)
+    coarser: list[Slot] = []
+    for slot in slots:
+        if coarser and coarser[-1].amounts == slot.amounts:
+            coarser[-1] = replace(coarser[-1], end=slot.end)
         else:
-            found.append(each)
-    if len(found) <= MOST_ELEMENTS:
-        return found
-    near = MOST_ELEMENTS // 2
-    far, size = found[near:], -(-(len(found) - near) // near)
-    return found[:near] + [
+            coarser.append(slot)
+    if len(coarser) <= MAX_ELEMENTS:
+        return coarser
+    near = MAX_ELEMENTS // 2
+    far, size = coarser[near:], -(-(len(coarser) - near) // near)
+    return coarser[:near] + [
         together(constraints, far[place : place + size]) for place in range(0, len(far), size)
     ]
 
@@ -209,7 +210,7 @@ def together(constraints: devices.Constraints, slots: Sequence[Slot]) -> Slot:
     """Return Slots as one, which allows as much as any of them did and the site's limit leaves."""
     amounts = {
         side: min(
-            max(each.amounts[side] for each in slots), min(ceiling(constraints, each, side) for each in slots)
+            max(slot.amounts[side] for slot in slots), min(ceiling(constraints, slot, side) for slot in slots)
         )
         for side in devices.SIDES
     }
@@ -229,8 +230,12 @@ def ceiling(constraints: devices.Constraints, slot: Slot, side: int) -> float:
 
 
 @pyscript_compile
-def remembered(found: devices.Device, told: Iterable[devices.Element], now: float) -> list[devices.Element]:
+def remembered(
+    device: devices.Device, instructed: Iterable[devices.Element], now: float
+) -> list[devices.Element]:
     """Return what has to be remembered of what a device was told, neighbours of the same limits as one."""
-    first = min([now - HISTORY_SECONDS, *[each.start for each in found.energies if each.end > now]])
-    pieces = [(each.start, each.end, each.limits) for each in devices.between(told, first, now)]
-    return [devices.Element(*each) for each in joined(pieces)]
+    first = min([now - HISTORY_SECONDS, *[energy.start for energy in device.energies if energy.end > now]])
+    pieces = [
+        (element.start, element.end, element.limits) for element in devices.between(instructed, first, now)
+    ]
+    return [devices.Element(*piece) for piece in joined(pieces)]

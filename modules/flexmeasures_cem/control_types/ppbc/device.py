@@ -187,7 +187,7 @@ def phases_by_container(items: list[tuple[list[str], Any]]) -> dict[tuple[str, .
 class _ProfilePlan(plans.Plan):
     """A Plan that was made for some State: its `moment`, and the Phases of all containers."""
 
-    changes: list[Change]
+    changes: list[Change]  # type: ignore[assignment]  # these are PPBC's own
     made: float = 0.0
     phases: Annotated[
         dict[tuple[str, str], Phase],
@@ -250,7 +250,7 @@ def read_sequence(described: PPBCPowerSequence) -> Sequence:
         values = {value.commodity_quantity.value: value.value_expected for value in element.power_values}
         power = commodities.electric(values) or 0.0
         others = tuple(sorted((name, value) for name, value in values.items() if name in commodities.TARIFFS))
-        seconds = min(element.duration.root / 1000, transitions.AGES)
+        seconds = min(element.duration.root / 1000, transitions.MAX_SECONDS)
         if elements and (elements[-1].power, elements[-1].others) == (power, others):
             seconds += elements.pop().seconds
         if seconds:
@@ -260,7 +260,7 @@ def read_sequence(described: PPBCPowerSequence) -> Sequence:
         str(described.id),
         tuple(elements),
         sum(element.seconds for element in elements),
-        math.inf if pause is None else min(pause.root / 1000, transitions.AGES),
+        math.inf if pause is None else min(pause.root / 1000, transitions.MAX_SECONDS),
         described.is_interruptible,
         described.abnormal_condition_only,
     )

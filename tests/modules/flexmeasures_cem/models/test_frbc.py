@@ -64,7 +64,8 @@ def mean_powers(plan, count):
 def told_each(plan, actuator_id, count):
     """Return the Change that an actuator was told last by each quarter of an hour, in order."""
     return [
-        modules().all_plans.last_told(plan, NOW + place * QUARTER + 60, actuator_id) for place in range(count)
+        modules().all_plans.last_instructed(plan, NOW + place * QUARTER + 60, actuator_id)
+        for place in range(count)
     ]
 
 
