@@ -1,4 +1,4 @@
-"""The README's recipes, on the real server: it takes their fields, and plans as they say."""
+"""The manual's recipes, on the real server: it takes their fields, and plans as they say."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ from tests.parts import readme
 from tests.parts.flexmeasures_server import AMSTERDAM, DAY_AHEAD
 
 BATTERY, PRICE, HOUSE, ROOF = 2, 4, 6, 7
-"""The numbers of the sensors in the README."""
+"""The numbers of the sensors in the recipes."""
 HOUSE_KW, ROOF_KW = 1, 4
 SUN = range(10, 15)
 TAXES = 0.10
@@ -26,7 +26,7 @@ Recipe = Callable[[str], Awaitable[Home]]
 
 @pytest.fixture
 async def sensors(flexmeasures_server) -> dict[int, int]:
-    """Return the numbers of real sensors by those in the README."""
+    """Return the numbers of real sensors by those in the recipes."""
     add = flexmeasures_server.add_sensor
     return {
         BATTERY: flexmeasures_server.ids.power_sensor,
@@ -94,7 +94,7 @@ async def forecast(home: Home, sensor: int) -> list[float]:
 
 
 async def run(hass: HomeAssistant, automations: dict[str, list[dict]]) -> None:
-    """Run the actions of an automation of the README."""
+    """Run the actions of an automation of a recipe."""
     assert await async_setup_component(hass, "automation", automations)
     target = {"entity_id": hass.states.async_entity_ids("automation")}
     await hass.services.async_call("automation", "trigger", target, blocking=True)
