@@ -96,13 +96,13 @@ def home_assistant(flexmeasures_server, source, tmp_path_factory):
 
 
 def test_no_block_of_automations_replaces_the_users_own():
-    assert len(readme.automations()) == 4
+    assert len(readme.automations()) == 5
     assert all(re.fullmatch(r"automation \w+", key) for key in readme.automations())
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(10))
 def test_the_configurations_are_right_ones(configuration, number):
-    assert len(readme.app_configurations()) == 8
+    assert len(readme.app_configurations()) == 10
     _configuration, mistakes = configuration.read(readme.app_configurations()[number])
     assert mistakes == []
 
