@@ -78,7 +78,7 @@ def configuration() -> ModuleType:
 
 @pytest.fixture
 def config(tmp_path, source) -> Path:
-    """Return a configuration folder with pyscript and our scripts, installed as the README says."""
+    """Return a configuration folder with pyscript and our scripts, installed as docs/install.md says."""
     home_assistant.install(tmp_path, source)
     return tmp_path
 

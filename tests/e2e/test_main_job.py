@@ -19,7 +19,7 @@ FOUR_HOURS = {"soc_at_start": 4, "duration": "PT4H"}
 
 @pytest.fixture(scope="module")
 def home_assistant(flexmeasures_server, installation, tmp_path_factory):
-    """Run Home Assistant with the scripts installed as the README says."""
+    """Run Home Assistant with the scripts installed as docs/install.md says."""
     pytest_socket.enable_socket()
     config = tmp_path_factory.mktemp("home-assistant")
     install(config, installation.source)

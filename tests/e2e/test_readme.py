@@ -1,4 +1,4 @@
-"""What the README tells a user to write works as it stands there."""
+"""What the manual tells a user to write works as it stands there."""
 
 import asyncio
 import contextlib
@@ -78,12 +78,12 @@ BLUEPRINTS = [
 
 @pytest.fixture(scope="module")
 def home_assistant(flexmeasures_server, source, tmp_path_factory):
-    """Run Home Assistant with the README's automations, and a battery for them."""
+    """Run Home Assistant with the manual's automations, and a battery for them."""
     pytest_socket.enable_socket()
     config = tmp_path_factory.mktemp("home-assistant")
     install(config, source)
     of_the_user_interface = {"automation": BLUEPRINTS}
-    written = readme.automations("A first automation") | readme.automations("States and events")
+    written = readme.automations("First automation") | readme.automations("States and events")
     logs = [block["logger"]["logs"] for block in readme.blocks() if "logger" in block]
     logger = {"logger": {"logs": logs[0] | logs[1]}}
     sections = BATTERY | of_the_user_interface | written | logger
@@ -96,13 +96,13 @@ def home_assistant(flexmeasures_server, source, tmp_path_factory):
 
 
 def test_no_block_of_automations_replaces_the_users_own():
-    assert len(readme.automations()) == 4
+    assert len(readme.automations()) == 5
     assert all(re.fullmatch(r"automation \w+", key) for key in readme.automations())
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(10))
 def test_the_configurations_are_right_ones(configuration, number):
-    assert len(readme.app_configurations()) == 7
+    assert len(readme.app_configurations()) == 10
     _configuration, mistakes = configuration.read(readme.app_configurations()[number])
     assert mistakes == []
 
@@ -116,7 +116,7 @@ def test_the_part_on_resources_is_right(configuration):
 
 
 def test_every_key_field_and_attribute_is_in_the_reference(configuration):
-    text = readme.README.read_text()
+    text = readme.text_of_manual()
     keys = [
         *configuration.SCHEMA.schema,
         *configuration.MEASUREMENT,
@@ -181,7 +181,7 @@ async def test_the_second_configuration_plans_and_measures_by_itself(home_assist
     ids = flexmeasures_server.ids
     power = await asyncio.to_thread(flexmeasures_server.add_sensor, "kW", 1)
     numbers = {2: ids.power_sensor, 3: ids.soc_sensor, 4: ids.price_sensor, 5: power}
-    section = readme.app_configurations("Plan by itself")[0]
+    section = readme.app_configurations("Plan automatically")[0]
     section |= {name: numbers[section[name]] for name in section if name.endswith("_sensor")}
     section["measurements"] = [item | {"sensor": numbers[item["sensor"]]} for item in section["measurements"]]
     server = {"host": flexmeasures_server.url, "username": ids.username, "password": ids.password}

@@ -65,7 +65,7 @@ class ServiceFailed(Exception):
 
 
 def install(config: Path, source: Source, *, repository: Path = REPOSITORY) -> None:
-    """Install pyscript and our scripts into a configuration folder as the README says."""
+    """Install pyscript and our scripts into a configuration folder as docs/install.md says."""
     _copy(source.path, config / "custom_components" / "pyscript", ignored=())
     _copy(repository / "pyscript", config / "pyscript")
     _copy(repository / "modules", config / "pyscript" / "modules")

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 MAKERS = ROOT / "docs" / "devices-over-s2-for-makers.md"
+SITE = ROOT / "mkdocs.yml"
+NAVIGATION = [
+    ROOT / "docs" / name for name in re.findall(r"[\w-]+\.md$", SITE.read_text("utf-8"), re.MULTILINE)
+]
+MANUAL = [README, *NAVIGATION]
+"""The pages for users, in the order in which they are read."""
+OTHERS = ("CHANGELOG", "CONTRIBUTING", "MAINTAINERS", "SECURITY")
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "SECURITY.md",
+    *(ROOT / f"{name}.md" for name in ("README", *OTHERS)),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 

@@ -1,12 +1,11 @@
-"""The YAML in the README."""
+"""The YAML in the README and in the other pages for users."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-README = Path(__file__).parents[2] / "README.md"
+from tests.parts.pages import MANUAL
 
 
 class SecretsAsText(yaml.SafeLoader):
@@ -20,9 +19,14 @@ def _secret(loader: SecretsAsText, node: yaml.ScalarNode) -> str:
 SecretsAsText.add_constructor("!secret", _secret)
 
 
+def text_of_manual() -> str:
+    """Return the text of all pages for users."""
+    return "\n".join(page.read_text(encoding="utf-8") for page in MANUAL)
+
+
 def blocks(heading: str | None = None) -> list[dict[str, Any]]:
-    """Return the YAML of the README, or of the section with a heading."""
-    text = README.read_text(encoding="utf-8")
+    """Return the YAML of the manual, or of the section with a heading."""
+    text = text_of_manual()
     if heading is not None:
         [(level, section)] = re.findall(rf"^(#+) {heading}$(.*)", text, re.MULTILINE | re.DOTALL)
         text = re.split(rf"^#{{1,{len(level)}}} ", section, maxsplit=1, flags=re.MULTILINE)[0]
@@ -34,14 +38,14 @@ def blocks(heading: str | None = None) -> list[dict[str, Any]]:
 
 
 def app_configurations(heading: str | None = None) -> list[dict[str, Any]]:
-    """Return the configurations of the app in the README, or in the section with a heading."""
+    """Return the configurations of the app in the manual, or in the section with a heading."""
     sections = [block["pyscript"] for block in blocks(heading) if "pyscript" in block]
     assert all(section["allow_all_imports"] is True for section in sections)
     return [section["apps"]["flexmeasures"] for section in sections]
 
 
 def automations(heading: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Return the automations in the README, or in the section with a heading, by their labelled keys."""
+    """Return the automations in the manual, or in the section with a heading, by their labelled keys."""
     own = [block for block in blocks(heading) if any(key.startswith("automation") for key in block)]
     labelled = {key: items for block in own for key, items in block.items()}
     assert len(labelled) == len(own)

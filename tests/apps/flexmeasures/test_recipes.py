@@ -1,4 +1,4 @@
-"""The README's recipes, on the real server: it takes their fields, and plans as they say."""
+"""The manual's recipes, on the real server: it takes their fields, and plans as they say."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,18 +15,18 @@ from tests.parts import readme
 from tests.parts.flexmeasures_server import AMSTERDAM, DAY_AHEAD
 
 BATTERY, PRICE, HOUSE, ROOF = 2, 4, 6, 7
-"""The numbers of the sensors in the README."""
+"""The numbers of the sensors in the recipes."""
 HOUSE_KW, ROOF_KW = 1, 4
 SUN = range(10, 15)
 TAXES = 0.10
-DAY = timedelta(days=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 Recipe = Callable[[str], Awaitable[Home]]
 
 
 @pytest.fixture
 async def sensors(flexmeasures_server) -> dict[int, int]:
-    """Return the numbers of real sensors by those in the README."""
+    """Return the numbers of real sensors by those in the recipes."""
     add = flexmeasures_server.add_sensor
     return {
         BATTERY: flexmeasures_server.ids.power_sensor,
@@ -47,6 +47,8 @@ def recipe(hass, start, app_config, sensors) -> Recipe:
         await hass.config.async_set_time_zone(str(AMSTERDAM))
         hass.states.async_set("sensor.battery_energy", "1", {"unit_of_measurement": "kWh"})
         hass.states.async_set("sensor.car_soc", "20", {"unit_of_measurement": "%"})
+        hass.states.async_set("sensor.boiler_energy", "3", {"unit_of_measurement": "kWh"})
+        hass.states.async_set("sensor.buffer_energy", "3", {"unit_of_measurement": "kWh"})
         [given] = readme.app_configurations(heading)
         given.pop("cron", None)
         real = {name: app_config[name] for name in ("host", "username", "password", "s2")}
@@ -94,7 +96,7 @@ async def forecast(home: Home, sensor: int) -> list[float]:
 
 
 async def run(hass: HomeAssistant, automations: dict[str, list[dict]]) -> None:
-    """Run the actions of an automation of the README."""
+    """Run the actions of an automation of a recipe."""
     assert await async_setup_component(hass, "automation", automations)
     target = {"entity_id": hass.states.async_entity_ids("automation")}
     await hass.services.async_call("automation", "trigger", target, blocking=True)
@@ -145,6 +147,40 @@ async def test_the_car_that_has_not_left_in_time_is_charged_at_once(recipe):
     target = {"value": "80 %", "datetime": in_hours(21)}
     answer = await home.plan(soc_at_start="sensor.car_soc", soc_minima=due, soc_targets=target)
     assert powers(answer)[:12] == pytest.approx(12 * [11], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("heading", "most_kw", "least_kwh"), [("A boiler", 3, 2), ("A heat pump with a buffer", 2, 2)]
+)
+async def test_heat_is_made_in_the_cheap_hours(recipe, heading, most_kw, least_kwh):
+    home = await recipe(heading)
+    answer = await home.plan()
+    assert min(powers(answer)) >= 0
+    assert max(powers(answer)) == pytest.approx(most_kw, abs=0.01)
+    assert min(answer["soc"]) >= least_kwh - 0.01
+    assert answer["missed_targets"] == []
+    times = [datetime.fromisoformat(entry["start"]).astimezone(AMSTERDAM) for entry in answer["schedule"]]
+    prices = [DAY_AHEAD[moment.hour] for moment in times]
+    paid = sum(price * power for price, power in zip(prices, powers(answer), strict=True))
+    assert paid / sum(powers(answer)) < sum(prices) / len(prices)
+
+
+async def test_an_automation_sends_the_prices(hass, recipe, sensors):
+    home = await recipe("A fixed feed-in tariff")
+    today = dt_util.start_of_local_day()
+    raw = [
+        {"start": today + hour * HOUR, "end": today + (hour + 1) * HOUR, "value": hour / 100}
+        for hour in range(24)
+    ]
+    hass.states.async_set("sensor.electricity_price", "0.1", {"raw_today": raw, "raw_tomorrow": []})
+    automations = readme.automations("Prices from Home Assistant")
+    [[automation]] = automations.values()
+    action = automation["actions"][0]["repeat"]["sequence"][0]["then"][0]
+    action["data"]["sensor_id"] = sensors[PRICE]
+    await run(hass, automations)
+    fields = {"sensor_id": sensors[PRICE], "start": today.isoformat(), "duration": "PT24H"}
+    answer = await home.call("get_measurements", **fields)
+    assert answer["values"] == [hour / 100 for hour in range(24)]
 
 
 async def test_a_fixed_tariff_pays_for_no_trade_with_the_grid(recipe):
