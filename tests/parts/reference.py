@@ -54,7 +54,7 @@ def docstrings(app_source: str) -> dict[str, Any]:
     """Return the YAML of the docstring of each service, by its name."""
     functions = [node for node in ast.parse(app_source).body if isinstance(node, ast.AsyncFunctionDef)]
     texts = {function.name: ast.get_docstring(function) or "" for function in functions}
-    yamls = {name: text.removeprefix("Yaml\n") for name, text in texts.items() if text.startswith("Yaml\n")}
+    yamls = {name: text.removeprefix("yaml\n") for name, text in texts.items() if text.startswith("yaml\n")}
     return {name: yaml.safe_load(text) for name, text in yamls.items()}
 
 
