@@ -5,7 +5,7 @@ until they finish; where that is within a step, the step's end counts.
 """
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,8 +27,8 @@ MIN_CHANGE_SAVING = 1e-5
 EARLINESS_COST = 1e-8
 """What a change costs more for each step that it is earlier (currency): the later of two as good is taken."""
 
-Timer = Hashable
-"""What tells a timer from others."""
+Timer = str
+"""The id of a timer."""
 
 
 @dataclass(frozen=True, kw_only=True)
