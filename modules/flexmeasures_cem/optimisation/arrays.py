@@ -1,6 +1,6 @@
 """Names for the types of arrays."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,3 +16,9 @@ Numbers = npt.ArrayLike
 def sums(places: Integers, values: Floats, count: int) -> Floats:
     """Return the sum of the values at each of `count` places."""
     return np.asarray(np.bincount(places, values, count), float)  # numpy declares it as integers
+
+
+@pyscript_compile
+def as_list(vector: Floats) -> list[float]:
+    """Return the numbers of a vector."""
+    return cast(list[float], vector.tolist())  # numpy declares those of any number of dimensions

@@ -12,7 +12,7 @@ import numpy as np
 
 import flexmeasures_cem.optimisation.grid as grids
 import flexmeasures_cem.optimisation.linear as linear
-from flexmeasures_cem.optimisation.arrays import Floats, Integers, Mask, Numbers
+from flexmeasures_cem.optimisation.arrays import Floats, Integers, Mask, Numbers, as_list
 
 MARGIN_SECONDS = 1.0
 """How long after the end of what blocks it now a way begins, since clocks differ."""
@@ -448,7 +448,7 @@ class _Switching:
         return [
             (start, by_pair[before, after])
             for start, before, after in zip(
-                map(float, self.grid.starts), [self.present.mode, *modes[:-1]], modes, strict=True
+                as_list(self.grid.starts), [self.present.mode, *modes[:-1]], modes, strict=True
             )
             if before != after
         ]
