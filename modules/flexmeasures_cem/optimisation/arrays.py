@@ -19,6 +19,6 @@ def sums(places: Integers, values: Floats, count: int) -> Floats:
 
 
 @pyscript_compile
-def as_list(values: Floats) -> list[float]:
-    """Return the numbers of an array of one dimension."""
-    return cast(list[float], values.tolist())
+def as_list(vector: Floats) -> list[float]:
+    """Return the numbers of a vector."""
+    return cast(list[float], vector.tolist())  # numpy declares those of any number of dimensions

@@ -5,7 +5,7 @@ until they finish; where that is within a step, the step's end counts.
 """
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 import flexmeasures_cem.optimisation.grid as grids
 import flexmeasures_cem.optimisation.linear as linear
-from flexmeasures_cem.optimisation.arrays import Floats, Integers, Mask, Numbers
+from flexmeasures_cem.optimisation.arrays import Floats, Integers, Mask, Numbers, as_list
 
 MARGIN_SECONDS = 1.0
 """How long after the end of what blocks it now a way begins, since clocks differ."""
@@ -28,8 +28,8 @@ MIN_CHANGE_SAVING = 1e-5
 EARLINESS_COST = 1e-8
 """What a change costs more for each step that it is earlier (currency): the later of two as good is taken."""
 
-Timer = Hashable
-"""What tells a timer from others."""
+Timer = str
+"""The id of a timer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -449,7 +449,7 @@ class _Switching:
         return [
             (start, by_pair[before, after])
             for start, before, after in zip(
-                map(float, self.grid.starts), [self.present.mode, *modes[:-1]], modes, strict=True
+                as_list(self.grid.starts), [self.present.mode, *modes[:-1]], modes, strict=True
             )
             if before != after
         ]

@@ -15,7 +15,7 @@ import flexmeasures_cem.market as markets
 import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.priorities as priorities
 import flexmeasures_cem.optimisation.site as sites
-from flexmeasures_cem.optimisation.arrays import Floats
+from flexmeasures_cem.optimisation.arrays import Floats, as_list
 
 MIN_SHORTFALL_FACTOR, MAX_SHORTFALL_FACTOR = 100.0, 20_000.0
 """What a unit of supply too little costs, in multiples of what one costs at most: as much as leaves no less
@@ -46,11 +46,9 @@ class _DemandPart:
         site, device = self.site, self.device
         self.part = site_parts.SitePart(site, device.actuators, self.state, self.tariffs, is_momentary=True)
         device.present_until = min(device.present_until, float(site.grid.edges[1]))
+        steps = zip(as_list(site.grid.starts), as_list(site.grid.ends), strict=True)
         self.demand: Floats = np.array(
-            [
-                device.demand(start, end, start < device.present_until)
-                for start, end in zip(map(float, site.grid.starts), map(float, site.grid.ends), strict=True)
-            ]
+            [device.demand(start, end, start < device.present_until) for start, end in steps]
         )
         self._meet_demand()
 

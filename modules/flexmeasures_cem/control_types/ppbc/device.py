@@ -187,7 +187,7 @@ def phases_by_container(items: list[tuple[list[str], Any]]) -> dict[tuple[str, .
 class _ProfilePlan(plans.Plan):
     """A Plan that was made for some State: its `moment`, and the Phases of all containers."""
 
-    changes: list[Change]  # type: ignore[assignment]  # these are PPBC's own
+    changes: list[Change]  # type: ignore[assignment]  # pydantic reads these from a plan that was kept
     made: float = 0.0
     phases: Annotated[
         dict[tuple[str, str], Phase],
