@@ -54,7 +54,7 @@ class _PlanningWindow(Protocol):
     @property
     @pyscript_compile
     def start(self) -> float:
-        """Return the moment that it begins at."""
+        """Return the moment at which the window begins."""
 
     @property
     @pyscript_compile
@@ -64,7 +64,7 @@ class _PlanningWindow(Protocol):
     @property
     @pyscript_compile
     def end(self) -> float:
-        """Return the moment that it ends at."""
+        """Return the moment at which the window ends."""
 
     @property
     @pyscript_compile
@@ -91,12 +91,12 @@ class _Reconnection(Protocol):
     @property
     @pyscript_compile
     def memory(self) -> rules.Memory:
-        """Return its messages."""
+        """Return the messages."""
 
     @property
     @pyscript_compile
     def heard(self) -> transitions.StatusTimes:
-        """Return when its statuses came."""
+        """Return when the statuses came."""
 
     @property
     @pyscript_compile
@@ -106,7 +106,7 @@ class _Reconnection(Protocol):
     @property
     @pyscript_compile
     def begin(self) -> float:
-        """Return from when on it can be instructed."""
+        """Return from when on the device can be instructed."""
 
     @property
     @pyscript_compile
@@ -153,8 +153,8 @@ class _ControlType:
     """A control type of S2, and how a device is planned under it.
 
     Facts: its `name` in S2, the `describing_messages` that change the problem, the class of its plans,
-    `flexibility` (the device of least is planned first), whether an actuator `keeps_mode` until it is told
-    another one, whether instructions are `sent_when_planned` (a start, or an envelope over time), and whether
+    `flexibility` (the device of least is planned first), whether an actuator `keeps_mode` until the next
+    instruction, whether instructions are `sent_when_planned` (a start, or an envelope over time), and whether
     an instruction `has_own_timing`, so that it is sent no later than that.
 
     The device (device.py): `missing_message(memory)` that is still to come, or None; `valid_from(memory)`;

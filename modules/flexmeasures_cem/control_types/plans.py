@@ -1,4 +1,4 @@
-"""What a device is told, and what is expected of it, under a control type whose plan is made here.
+"""Plans: the changes that a device is instructed to make, and the power that is expected meanwhile.
 
 Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import flexmeasures_cem.control_types.operation_modes.transitions as transitions
 
 LAG_SECONDS = 30
-"""How long after a change a device may still be as it was before."""
+"""A device may deviate from the plan for this long after a change."""
 POWER_TOLERANCE_SHARE = 0.1
-"""By which part of the greatest power a power may depart from the plan."""
+"""A power may deviate from the plan by this share of the greatest power."""
 MIN_POWER_W = 1.0
 
 
 @dataclass(frozen=True)
 class _Missed:
-    """What a device needs and does not get: when, what was asked for, and what comes of it."""
+    """A target that the plan misses: its moment, the value asked for, and the value reached."""
 
     moment: float
     asked: float
@@ -44,10 +44,10 @@ PowerPiece = _PowerPiece
 
 @dataclass
 class _Plan:
-    """Changes in order of their moments, and the power that is expected: PowerPieces, in order.
+    """Changes in order of their moments, and the expected power as PowerPieces, in order.
 
-    Each Change has at least a `moment` and the `power` that is expected from then on. `cost` is what is
-    expected to be paid (currency), `other_cost` the part of it that is not for electricity.
+    A change has at least a `moment` and the `power` (W) expected from then on. `cost` is the expected cost
+    (currency), `other_cost` the part of it that is not for electricity.
     """
 
     start: float
@@ -63,7 +63,7 @@ Plan = _Plan
 
 
 class _Expectation(Protocol):
-    """What has PowerPieces of the power that is expected, in order."""
+    """Anything with expected powers: a plan, or an envelope of it."""
 
     @property
     @pyscript_compile
@@ -80,7 +80,7 @@ class _ChangingPlan(Protocol):
     @property
     @pyscript_compile
     def start(self) -> float:
-        """Return the moment that it begins at."""
+        """Return the moment at which the plan begins."""
 
     @property
     @pyscript_compile
@@ -97,7 +97,7 @@ class _ModePlan(Protocol):
     @property
     @pyscript_compile
     def start(self) -> float:
-        """Return the moment that it begins at."""
+        """Return the moment at which the plan begins."""
 
     @property
     @pyscript_compile
@@ -116,7 +116,7 @@ def start_of(piece: PowerPiece) -> float:
 
 @pyscript_compile
 def power_at(plan: Expectation, moment: float) -> float:
-    """Return the power (W) that is expected at a moment, 0 where there is no plan for it."""
+    """Return the expected power (W) at a moment, 0 outside the plan."""
     place = bisect_right(plan.pieces, moment, key=start_of) - 1
     is_planned = place >= 0 and moment < plan.pieces[place].end
     return plan.pieces[place].power_w if is_planned else 0.0
@@ -124,7 +124,7 @@ def power_at(plan: Expectation, moment: float) -> float:
 
 @pyscript_compile
 def mean_power(plan: Expectation, start: float, end: float) -> float:
-    """Return the mean power (W) that is expected from one moment to another."""
+    """Return the mean expected power (W) from `start` to `end`."""
     energy = sum(
         piece.power_w * max(0.0, min(piece.end, end) - max(piece.start, start)) for piece in plan.pieces
     )
@@ -133,7 +133,7 @@ def mean_power(plan: Expectation, start: float, end: float) -> float:
 
 @pyscript_compile
 def merged(pieces: Iterable[PowerPiece]) -> list[PowerPiece]:
-    """Return pieces in order, with neighbours of the same power made one."""
+    """Merge neighbouring pieces of the same power."""
     joined: list[PowerPiece] = []
     for piece in pieces:
         last = joined[-1] if joined else None
@@ -146,7 +146,7 @@ def merged(pieces: Iterable[PowerPiece]) -> list[PowerPiece]:
 
 @pyscript_compile
 def last_instructed(plan: ChangingPlan | None, now: float, actuator: str | None = None) -> Any:
-    """Return the last Change of a plan that was to be executed by now (of an actuator), or None."""
+    """Return the last change (of an actuator) that was due by `now`, or None."""
     changes = [change for change in plan.changes if change.moment <= now] if plan else []
     matching = [change for change in changes if actuator in (None, change.actuator)]
     return matching[-1] if matching else None
@@ -159,10 +159,10 @@ def resumed[P: ModePlan](
     actives: Mapping[Any, transitions.Active],
     begin: float,
 ) -> P | None:
-    """Return a plan that a device goes on with after it was away, or None where it cannot.
+    """Return the plan if a device can resume it after a reconnection, else None.
 
-    It can with the same operation modes, where each of its `actuators` is in the mode that is due, or can be
-    brought there at once: by a transition that no timer blocks. `actives` are their Actives.
+    The device must have the planned operation modes, and its `actuators` must be in the mode that is due, or
+    have a transition to it that no timer blocks. `actives` has the Active of each actuator by its id.
     """
     modes = {actuator.id: actuator.modes for actuator in actuators}
     if not all(change.mode in modes.get(change.actuator, {}) for change in plan.changes):
@@ -181,7 +181,7 @@ def resumed[P: ModePlan](
 
 @pyscript_compile
 def is_settling(plan: ChangingPlan, now: float, actuator: str | None = None) -> bool:
-    """Return whether a device, or an actuator of it, may still be as it was before an instruction."""
+    """Return whether a device, or one of its actuators, may not have executed its latest instruction yet."""
     change = last_instructed(plan, now, actuator)
     active = getattr(change, "active", None)
     begins = [plan.start, *([change.moment] if change else []), *([active.ready] if active else [])]
@@ -190,13 +190,13 @@ def is_settling(plan: ChangingPlan, now: float, actuator: str | None = None) -> 
 
 @pyscript_compile
 def power_tolerance(greatest: float) -> float:
-    """Return by how much a power may depart from what is expected (W), of a device's greatest power."""
+    """Return the tolerated deviation (W) for a device's greatest power (W)."""
     return max(POWER_TOLERANCE_SHARE * greatest, MIN_POWER_W)
 
 
 @pyscript_compile
 def power_deviation(power: float, expected: float, tolerance: float) -> str | None:
-    """Tell where a power (W) is not what is expected."""
+    """Return how a power (W) deviates from the expected one, or None."""
     if abs(power - expected) > tolerance:
         return f"the power is {power:.0f} W, expected was {expected:.0f} W"
     return None
@@ -204,7 +204,7 @@ def power_deviation(power: float, expected: float, tolerance: float) -> str | No
 
 @pyscript_compile
 def measured_power_deviation(plan: Expectation, power: float, now: float, tolerance: float) -> str | None:
-    """Tell where a measured power (W) is neither what is expected now nor what was, within a lag."""
+    """Return how a measured power (W) deviates from the plan of now and of LAG_SECONDS ago, or None."""
     expected = [power_at(plan, now - LAG_SECONDS * part) for part in (0, 0.5, 1)]
     departs = [power_deviation(power, power_w, tolerance) for power_w in expected]
     return departs[0] if all(departs) else None
@@ -212,13 +212,13 @@ def measured_power_deviation(plan: Expectation, power: float, now: float, tolera
 
 @pyscript_compile
 def upcoming(plan: ChangingPlan, now: float) -> list[Any]:
-    """Return the changes that are still to come."""
+    """Return the changes after `now`."""
     return [change for change in plan.changes if change.moment > now]
 
 
 @pyscript_compile
 def missed_targets(plan: Plan) -> list[dict[str, Any]]:
-    """Return what a device needs and does not get: when, what was asked for, and what comes of it."""
+    """Return the missed targets as users read them."""
     return [
         {
             "datetime": moment(missed.moment),

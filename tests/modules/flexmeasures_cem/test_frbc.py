@@ -99,7 +99,7 @@ def test_a_problem_never_creates_energy_and_round_trips(described, level):
         return
     found = problem(described, level)
     assert 0 < value.discharging <= 1
-    if device.least:
+    if device.max_emptying_w:
         assert value.charging * value.discharging <= 1 + 1e-9
     assert found.soc_at_start * 3600 / value.energy + device.bottom == pytest.approx(level)
     assert found.soc_max * 3600 / value.energy + device.bottom == pytest.approx(device.top)

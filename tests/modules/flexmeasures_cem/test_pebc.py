@@ -307,7 +307,7 @@ def test_counts_what_was_allowed_before(m):
     _device, other = planned(m, remembered, dearer, plan=before, now=NOW)
     elements = profile(instruction(m, other.changes[0]))[ALL]
     assert room(elements, NOW + HOUR, NOW + 2 * HOUR) == pytest.approx(11040, abs=20)
-    assert other.told[0].limits == {ALL: (11040, 0)}
+    assert other.instructed[0].limits == {ALL: (11040, 0)}
 
 
 def test_allows_all_of_it_in_what_is_left_of_the_time_where_nothing_was_allowed_before(m):
@@ -904,7 +904,7 @@ def test_an_envelope_that_is_told_again_is_what_is_left_of_it(m):
     assert after[0][0] == begin
     assert [each[1:] for each in after] == [pytest.approx(each[1:]) for each in before if each[1] > begin]
     assert resumed.changes[0].power == m.plans.power_at(plan, begin)
-    assert resumed.told[-1].end == begin
+    assert resumed.instructed[-1].end == begin
 
 
 def test_an_envelope_under_constraints_that_are_gone_is_not_told_again(m):

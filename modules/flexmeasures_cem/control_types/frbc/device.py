@@ -1,7 +1,7 @@
-"""A device under fill rate based control: what it can do, and how its fill level moves.
+"""A device under fill rate based control, read from its messages, and the simulation of its fill level.
 
 Moments are seconds since 1970, fill rates fill level per second, power W of electricity, consumption
-positive. Where a fill level lies outside what the description covers, what holds nearest to it counts.
+positive. At a fill level that no element covers, the nearest element counts.
 """
 
 import math
@@ -31,20 +31,20 @@ DESCRIPTION, STATUS = "FRBC.SystemDescription", "FRBC.StorageStatus"
 ACTUATOR_STATUS, TIMER_STATUS = "FRBC.ActuatorStatus", "FRBC.TimerStatus"
 LEAKAGE, USAGE, TARGETS = "FRBC.LeakageBehaviour", "FRBC.UsageForecast", "FRBC.FillLevelTargetProfile"
 RANGE_MARGIN = 0.002
-"""How far within the storage's range a plan stays, as a part of it, since no device is exactly as told."""
+"""A plan keeps this distance (part of the storage's range) from the range's ends: a safety margin."""
 FIXED_FACTOR = 1.0
-"""The factor that is told where it changes nothing."""
+"""The factor to send for a mode in which the factor changes nothing."""
 MIN_RANGE, MAX_VALUE = 1e-9, 1e9
-"""Beyond these, ranges of fill level, powers (W), and rates (ranges per second) are no sense."""
+"""The supported range of fill levels; the greatest power (W), and rate (storage's ranges per second)."""
 MAX_MODE_PAIRS = 10_000
-"""How many pairs of a mode with a mode or transition are looked at, at most, in each interval."""
+"""Pairs of a mode with a mode or transition: devices with more cannot be planned in time."""
 STANDSTILL_RATE = 1e-9
-"""Below this part of the storage's range per second, a fill level stands still."""
+"""Below this rate (storage's ranges per second) the fill level stands still."""
 
 
 @dataclass(frozen=True)
 class _Element:
-    """What an operation mode does between two fill levels, by its factor: at 0, and at 1.
+    """The rates and powers (W) of an operation mode between two fill levels, at a factor of 0, and of 1.
 
     `cost` is that of running (currency per hour), without the commodities.
     """
@@ -61,9 +61,9 @@ Element = _Element
 
 @dataclass(frozen=True)
 class _Mode:
-    """An operation mode; its elements by fill level, and where those begin.
+    """An operation mode with its elements by fill level, and the fill levels at which they begin.
 
-    `is_fixed` tells whether the factor changes nothing.
+    With `is_fixed` the factor changes nothing.
     """
 
     id: str
@@ -99,13 +99,13 @@ Actuator = _Actuator
 
 @dataclass
 class _Device:
-    """Actuators (the most efficient first) on one storage, with what else moves its fill level.
+    """A storage with its actuators (the most efficient first), leakage, usage and targets.
 
     `leakage` holds (bottom, top, rate), `usage` (start, end, rate), `targets` (start, end, lowest,
     highest level). `edges` are the fill levels, and `moments` the times, at which any rate may change.
-    A plan keeps the level between `floor` and `ceiling`, a little within the range. `most` and `least`
-    are the greatest powers of filling and emptying (W), of all actuators together; `step` is the widest
-    gap between the powers of one.
+    A plan keeps the level between `floor` and `ceiling`, a little within the range. `max_filling_w` and
+    `max_emptying_w` are the greatest powers (W, both positive) of all actuators together; `step_w` is the
+    widest gap between the powers of one.
     """
 
     bottom: float
@@ -118,9 +118,9 @@ class _Device:
     moments: list[float] = field(default_factory=list)
     floor: float = 0.0
     ceiling: float = 0.0
-    most: float = 0.0
-    least: float = 0.0
-    step: float = 0.0
+    max_filling_w: float = 0.0
+    max_emptying_w: float = 0.0
+    step_w: float = 0.0
 
 
 Device = _Device
@@ -128,7 +128,7 @@ Device = _Device
 
 @dataclass(frozen=True)
 class _Setting:
-    """An actuator's mode and factor from a moment on; in a transition there is no mode."""
+    """An actuator's mode (None: in transition) and factor from a moment on."""
 
     start: float
     mode: Mode | None
@@ -151,10 +151,10 @@ LevelPiece = _LevelPiece
 
 @dataclass
 class _Run:
-    """What came of some time: the level at its end, electric energy (J), and the pieces in between.
+    """A simulated time: the level at its end, the electric energy (J), and the pieces.
 
-    `below` and `above` are how far the level was below the floor and above the ceiling, `hit` when it came
-    there and pushed on.
+    `below` and `above` are how far the level was below the floor and above the ceiling, `hit` is the moment
+    at which it was first driven beyond.
     """
 
     level: float
@@ -170,7 +170,7 @@ Run = _Run
 
 @dataclass
 class _FillLevelEnergy:
-    """The energy (J) of one unit of fill level, and what is left of it on the way in and out."""
+    """The energy (J) that a unit of fill level stores, and the efficiencies of charging and discharging."""
 
     energy: float
     charging: float
@@ -182,7 +182,7 @@ FillLevelEnergy = _FillLevelEnergy
 
 @dataclass
 class _State:
-    """What a device is at a moment: its fill level, and each actuator's Active by its id."""
+    """The state of a device at a moment: its fill level, and the Active of each actuator by its id."""
 
     moment: float
     level: float
@@ -234,17 +234,20 @@ def read(
                 edges |= {element.bottom, element.top}
     device.edges = sorted(edges)
     actuators.sort(key=lambda actuator: preference(device, actuator))
-    device.most, device.least = greatest_power(device, 1), greatest_power(device, -1)
-    device.step = max(greatest_step(device, actuator) for actuator in actuators)
+    device.max_filling_w, device.max_emptying_w = greatest_power(device, 1), greatest_power(device, -1)
+    device.step_w = max(greatest_step(device, actuator) for actuator in actuators)
     return device
 
 
 @pyscript_compile
 def why_out_of_range(device: Device) -> str | None:
-    """Return why a device cannot be reckoned with, or None."""
+    """Return which value of a device is outside the supported range, or None."""
     span = device.top - device.bottom
     if not MIN_RANGE < span < MAX_VALUE:
-        return f"the storage's fill_level_range is from {device.bottom:g} to {device.top:g}"
+        return (
+            f"the storage's fill_level_range, {device.bottom:g} to {device.top:g}, is not between "
+            f"{MIN_RANGE:g} and {MAX_VALUE:g} wide"
+        )
     work = 0
     for actuator in device.actuators:
         moves = sum(len(listed) for listed in actuator.transitions.values())
@@ -252,14 +255,20 @@ def why_out_of_range(device: Device) -> str | None:
         for mode in actuator.modes.values():
             for element in mode.elements:
                 if max(abs(power) for power in element.powers) > MAX_VALUE:
-                    return f"operation mode {mode.label} has powers of more than {MAX_VALUE:g} W"
+                    return (
+                        f"operation mode {mode.label}: a power is outside the supported range "
+                        f"({MAX_VALUE:g} W)"
+                    )
                 if max(abs(rate) for rate in element.rates) > MAX_VALUE * span:
-                    return f"operation mode {mode.label} fills the storage in no time"
-    storage_rates = [rate for _bottom, _top, rate in device.leakage] + [
-        rate for _start, _end, rate in device.usage
-    ]
+                    return (
+                        f"operation mode {mode.label}: a fill_rate is outside the supported range "
+                        f"({MAX_VALUE * span:g} per second)"
+                    )
+    storage_rates = [rate for _start, _end, rate in (*device.leakage, *device.usage)]
     if max([abs(rate) for rate in storage_rates], default=0.0) > MAX_VALUE * span:
-        return "its leakage or usage empties the storage in no time"
+        return (
+            f"a leakage_rate or usage_rate is outside the supported range ({MAX_VALUE * span:g} per second)"
+        )
     return "it has too many operation modes and transitions" if work > MAX_MODE_PAIRS else None
 
 
@@ -267,9 +276,9 @@ def why_out_of_range(device: Device) -> str | None:
 def greatest_rates(
     description: FRBCSystemDescription, leakage: FRBCLeakageBehaviour | None, usage: FRBCUsageForecast | None
 ) -> tuple[float, float]:
-    """Return how fast the fill level can rise and fall (per second, both positive), whatever is active.
+    """Return how fast the fill level can rise and fall (per second, both positive) in any modes.
 
-    That is by what the messages describe, of which all but the FRBC.SystemDescription may be None.
+    All messages but the FRBC.SystemDescription may be None.
     """
     rise = fall = 0.0
     for actuator in description.actuators:
@@ -288,7 +297,7 @@ def greatest_rates(
 
 @pyscript_compile
 def usage_rates(element: FRBCUsageForecastElement) -> list[float]:
-    """Return the rates that an element of an FRBC.UsageForecast has, of those that it may have."""
+    """Return the expected usage_rate of an element, and its limits if there are any."""
     limits = element.usage_rate_upper_limit, element.usage_rate_lower_limit
     return [rate for rate in (element.usage_rate_expected, *limits) if rate is not None]
 
@@ -326,7 +335,7 @@ def of_profile(message: Any) -> list[tuple[float, float, Any]]:
 
 @pyscript_compile
 def read_actuator(described: FRBCActuatorDescription) -> Actuator:
-    """Return an actuator of what is described, with the modes that a normal condition permits."""
+    """Return the Actuator of a description, without the modes for an abnormal condition."""
     moves, durations = transitions.read(described)
     modes = [read_mode(mode) for mode in described.operation_modes if not mode.abnormal_condition_only]
     label = transitions.short_label(described)
@@ -338,7 +347,7 @@ def read_actuator(described: FRBCActuatorDescription) -> Actuator:
 
 @pyscript_compile
 def read_mode(described: FRBCOperationMode) -> Mode:
-    """Return an operation mode of what is described."""
+    """Return the Mode of an FRBC.OperationMode."""
     elements = []
     for element in sorted(described.elements, key=lambda element: element.fill_level_range.start_of_range):
         starts = {power.commodity_quantity.value: power.start_of_range for power in element.power_ranges}
@@ -360,7 +369,7 @@ def read_mode(described: FRBCOperationMode) -> Mode:
 
 @pyscript_compile
 def element_at(mode: Mode, level: float, upwards: bool = True) -> Element:
-    """Return a mode's element at a fill level; at the border of two the upper one, or the lower."""
+    """Return a mode's element at a fill level; at a border the upper one, or the lower (not `upwards`)."""
     bisect = bisect_right if upwards else bisect_left
     return mode.elements[max(0, bisect(mode.bottoms, level) - 1)]
 
@@ -379,7 +388,7 @@ def power_of(element: Element, factor: float) -> float:
 
 @pyscript_compile
 def leak_at(device: Device, level: float, upwards: bool = True) -> float:
-    """Return how fast the storage leaks at a fill level."""
+    """Return the leakage rate at a fill level."""
     for bottom, top, rate in device.leakage:
         if level < top or (level == top and not upwards):
             return rate if level > bottom or (level == bottom and upwards) else 0.0
@@ -390,9 +399,9 @@ def leak_at(device: Device, level: float, upwards: bool = True) -> float:
 def motion(
     device: Device, level: float, settings: Iterable[Setting], usage: float
 ) -> tuple[float, float, float | None]:
-    """Return (rate, power, next edge or None) while each actuator is set as it is.
+    """Return (rate, power, next edge or None) at a level, by the settings of the actuators.
 
-    Where the level is driven to an edge from both sides, it stays there.
+    A level that is driven to an edge from both sides stays there.
     """
     up = [(element_at(setting.mode, level), setting.factor) for setting in settings if setting.mode]
     down = [(element_at(setting.mode, level, False), setting.factor) for setting in settings if setting.mode]
@@ -413,7 +422,7 @@ def motion(
 def run(
     device: Device, level: float, timelines: Sequence[Sequence[Setting]], start: float, end: float
 ) -> Run:
-    """Let time pass, and return the Run; each of `timelines` is an actuator's Settings in order."""
+    """Simulate the storage from `start` to `end`; `timelines` has the Settings of each actuator, in order."""
     moments = {start, end}
     for line in timelines:
         moments |= {setting.start for setting in line if start < setting.start < end}
@@ -447,7 +456,7 @@ def run(
 
 @pyscript_compile
 def setting_at(line: Sequence[Setting], moment: float) -> Setting:
-    """Return what an actuator is set to at a moment."""
+    """Return the Setting that holds at a moment."""
     current = line[0]
     for setting in line:
         if setting.start > moment:
@@ -458,7 +467,7 @@ def setting_at(line: Sequence[Setting], moment: float) -> Setting:
 
 @pyscript_compile
 def usage_at(device: Device, moment: float) -> float:
-    """Return how fast the storage is used at a moment."""
+    """Return the forecast usage rate at a moment."""
     place = bisect_right(device.moments, moment) - 1
     return device.usage[place][2] if 0 <= place < len(device.usage) else 0.0
 
@@ -478,7 +487,8 @@ def mildest(mode: Mode, level: float) -> float:
 def per_level(device: Device, actuator: Actuator, sign: int) -> tuple[float, float] | None:
     """Return (energy (J) of one unit of fill level, greatest power (W)) of filling (1) or emptying (-1).
 
-    The energy is the mean over the storage's range, in the mode of most power. None without such a mode.
+    The energy is the mean over the storage's range, in the mode with the greatest power. None if no mode
+    does so.
     """
     best = None
     for mode in actuator.modes.values():
@@ -498,7 +508,7 @@ def per_level(device: Device, actuator: Actuator, sign: int) -> tuple[float, flo
 
 @pyscript_compile
 def preference(device: Device, actuator: Actuator) -> tuple[float, float, bool]:
-    """Return by what actuators are ordered: the one that loses least first, and of those one of few steps."""
+    """Sort key: the most efficient actuator comes first; of equal ones that with fixed powers."""
     filling, emptying = per_level(device, actuator, 1), per_level(device, actuator, -1)
     needs = filling[0] if filling else math.inf
     yields = emptying[0] if emptying else 0.0
@@ -512,10 +522,10 @@ def preference(device: Device, actuator: Actuator) -> tuple[float, float, bool]:
 
 @pyscript_compile
 def fill_level_energy(device: Device, energy_per_fill_level: float | None = None) -> FillLevelEnergy | None:
-    """Return what a unit of fill level is worth, or None where no electric power moves it.
+    """Return the FillLevelEnergy of a device, or None if no electric power moves its fill level.
 
-    `energy_per_fill_level` is in J. Without it, filling and emptying are taken to lose the same share; where
-    it can only be filled (or emptied), all losses are left out: one unit is what it costs (or yields).
+    `energy_per_fill_level` (J) is the configured energy. Without it, charging and discharging are taken to be
+    equally efficient; a device that can only charge (or discharge) is taken to do so without losses.
     """
     needs, yields = of_all(device, 1), of_all(device, -1)
     if not (needs or yields):
@@ -578,9 +588,9 @@ def read_state(
     plan: plans.ModePlan | None,
     now: float,
 ) -> State:
-    """Return what the device is now: as it told, or as it was told later.
+    """Return the state of the device now: by its statuses, or by later instructions.
 
-    `heard` has when each actuator told its status last; `plan` is the one in force, or None.
+    `plan` is the one in force, or None.
     """
     actives = {}
     for actuator in device.actuators:
@@ -595,5 +605,5 @@ def read_state(
 
 @pyscript_compile
 def last_deadline(device: Device) -> float:
-    """Return when the last target ends, or 0."""
+    """Return the end of the last fill level target, or 0."""
     return max([end for _start, end, *_levels in device.targets], default=0.0)

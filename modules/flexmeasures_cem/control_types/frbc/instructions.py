@@ -1,4 +1,4 @@
-"""Instructions of fill rate based control: of a plan, and those that a user asks for."""
+"""Instructions of fill rate based control: those of a plan, and those of a service call."""
 
 import uuid
 from collections.abc import Iterable, Mapping
@@ -17,12 +17,12 @@ from flexmeasures_cem.control_types.memory import latest
 
 INSTRUCTION = "FRBC.Instruction"
 NEXT_SECONDS = 1.0
-"""How far ahead an instruction is that is to be executed now."""
+"""An instruction without an execution_time is executed this long after the call."""
 
 
 @pyscript_compile
 def instruction_fields(change: transitions.Change) -> dict[str, Any]:
-    """Return the fields of the FRBC.Instruction that a Change calls for, but for its ids."""
+    """Return the fields of the FRBC.Instruction of a Change, without its ids and execution_time."""
     return {
         "actuator_id": change.actuator,
         "operation_mode": change.mode,
@@ -33,20 +33,20 @@ def instruction_fields(change: transitions.Change) -> dict[str, Any]:
 
 @pyscript_compile
 def message_type(_change: transitions.Change) -> str:
-    """Return the type of the message that a Change calls for."""
+    """Return the type of the instruction of a Change."""
     return INSTRUCTION
 
 
 @pyscript_compile
 def describe(device: devices.Device, change: transitions.Change, _now: float) -> dict[str, Any]:
-    """Return what a Change says, with the label of its operation mode and the power expected (W)."""
+    """Return a Change as users read it, with the label of its operation mode and the expected power (W)."""
     label = transitions.label_of(device.actuators, change)
     return {**instruction_fields(change), "label": label, "power": round(change.power)}
 
 
 @pyscript_compile
 def missed_targets(plan: frbc_plan.Plan) -> list[dict[str, Any]]:
-    """Return the fill levels that a plan does not reach: when, what was wanted, and what is expected."""
+    """Return the missed fill level targets of a plan as users read them."""
     return [
         {
             "datetime": plans.moment(missed.moment),
@@ -59,7 +59,7 @@ def missed_targets(plan: frbc_plan.Plan) -> list[dict[str, Any]]:
 
 @pyscript_compile
 def present_changes(device: devices.Device, state: devices.State, moment: float) -> list[transitions.Change]:
-    """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
+    """Return the Changes that keep actuators in their present modes; none for abnormal conditions."""
     changes = []
     for actuator in device.actuators:
         active = state.actuators[actuator.id]
@@ -72,7 +72,7 @@ def present_changes(device: devices.Device, state: devices.State, moment: float)
 
 @pyscript_compile
 def refuse_without_description(memory: rules.Memory) -> None:
-    """Raise InvalidInstruction where nothing is described yet."""
+    """Raise InvalidInstruction as long as there is no FRBC.SystemDescription."""
     if latest(memory, devices.DESCRIPTION) is None:
         raise errors.InvalidInstruction(
             f"resource_id: it has not sent {devices.DESCRIPTION} yet: call again later"
@@ -83,10 +83,10 @@ def refuse_without_description(memory: rules.Memory) -> None:
 def checked(
     memory: rules.Memory, state: devices.State | None, call: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """Return the fields of the FRBC.Instruction that a call asks for; raise InvalidInstruction.
+    """Return the fields of the FRBC.Instruction of a service call; raise InvalidInstruction.
 
-    A mode is given by its id or label; without `actuator_id` it is the only actuator's. From the mode
-    that is active there must be a transition, and no timer may block it at the execution_time.
+    The operation mode is given by its id or label; without an `actuator_id` there must be only one actuator.
+    There must be a transition from the active mode, which no timer blocks at the execution_time.
     """
     refuse_without_description(memory)
     actuators = latest(memory, devices.DESCRIPTION).actuators
@@ -126,7 +126,7 @@ def checked(
 
 @pyscript_compile
 def ids_and_labels(described: Iterable[transitions.Labelled]) -> str:
-    """Return the ids of modes or actuators, with their labels, of the first of them."""
+    """Return the ids and labels of the first modes or actuators."""
     return texts.few(f"{texts.quoted(item.id)} ({transitions.short_label(item)})" for item in described)
 
 
@@ -153,7 +153,7 @@ def check_transition(
     state: transitions.Active,
     executed: float,
 ) -> None:
-    """Refuse a mode that there is no transition to at a moment, as far as is known."""
+    """Raise InvalidInstruction if no transition leads to a mode, or a timer blocks it when executed."""
     if state.mode in (None, str(mode.id)):
         return
     if state.mode not in [str(described.id) for described in actuator.operation_modes]:
@@ -192,7 +192,7 @@ def check_transition(
 def change_of(
     device: devices.Device, state: devices.State, given: Mapping[str, Any]
 ) -> tuple[transitions.Change, devices.Mode] | tuple[None, None]:
-    """Return (Change, mode) that an instruction's fields mean, or None twice where no plan may ask for it."""
+    """Return (Change, mode) of an instruction, or (None, None) for a mode that no plan may use."""
     actuator = next(actuator for actuator in device.actuators if actuator.id == given["actuator_id"])
     mode = actuator.modes.get(given["operation_mode"])
     if mode is None:

@@ -1,7 +1,7 @@
 """Fill rate based control in the site model: a storage, and the actuators that fill and empty it.
 
-The level counts from the start of the storage's range, in kWh of what is stored: electric energy, times what
-is left of it on the way in (frbc_device.FillLevelEnergy).
+Levels are stored energy (kWh) above the start of the storage's range: electric energy times the efficiency of
+charging (device.FillLevelEnergy).
 """
 
 import math
@@ -34,57 +34,57 @@ JOULES = 3.6e6
 """J in a kWh."""
 MAX_CUTS = 8
 LEAD_SECONDS = 8.0
-"""How long after its state is known the first instruction of a device is executed at the latest."""
+"""The first instruction of a device is executed this long after its state, at the latest."""
 MAX_SEGMENTS = 4
-"""Into how many segments a storage is cut at most, by what its operation modes do there."""
+"""Segments of fill levels with rates and powers of their own, at most."""
 SAME_RATE = 0.01
-"""Elements that differ by less than this part of the greatest rate and power are one."""
+"""Elements that differ by less than this part of the greatest rate and power are one segment."""
 MEAN_POWER_WEIGHT = 0.005
-"""What a departure from a power counts that no mode has: it is a mean, to which the level leads."""
+"""The weight of a deviation from a scheduled power that no mode has: the level counts instead."""
 EARLY_WEIGHT = 0.1
-"""How much more a departure from a power counts at the start, of what it counts at the end."""
+"""A deviation from a scheduled power counts this much more at the start than at the end."""
 SAME_POWER = 0.01
 """Powers that differ by less than this part of the greatest are the same."""
 MIN_SWING_HOURS = 0.25
-"""For how many hours at least a device with steps of power may take the nearest one before the next."""
+"""A device with steps of power may alternate between two of them this slowly, at least."""
 MIN_COVERED_SHARE = 0.5
-"""Of which part of a step at least a schedule tells where its level at the end counts."""
+"""A scheduled level counts at the end of steps of which the schedule covers this part, at least."""
 LEVEL_PER_HOUR, LEVEL_FADES_SECONDS = 2.0, 3600.0
-"""What an hour's departure from a schedule's level counts now, of as much departure from its energy, and in
-which time that fades to a third."""
+"""The weight of a deviation from the scheduled level for an hour, relative to one of energy; it decays
+exponentially with this time constant."""
 LEVEL_IN_ALL = 8.0
-"""What it counts more in all hours together: with the former no more than a departure from a target."""
+"""The weight added for all hours together: the sum stays below that of a missed target."""
 PER_KWH, PER_IDLE_HOUR = 5e-4, 2e-4
-"""What it has to save at least (currency) to move a kWh, and to be for an hour in a mode that could.
+"""The least saving (currency) for which a kWh is moved, and an hour is spent in a mode that could do so.
 
-At the start it is twice as much: of two moments that are as good, the later is left open.
+It is doubled at the start: of two equally good moments, the later one is chosen.
 """
 EARLY_STOP = 0.25
-"""What a kWh counts that a step is left out of at its end, of the greatest price."""
+"""The penalty for a kWh by which a step is cut short, as a part of the greatest price."""
 MAX_EARLY_STOP_SECONDS = 7200.0
-"""What timers block for longer (s) is stopped at the ends of steps alone."""
+"""Modes that timers block for longer are left at the ends of steps only."""
 MAX_STUCK_SECONDS = 86_400.0
-"""How far ahead is looked where a mode cannot be left (s)."""
+"""The time after the plan that counts for modes that cannot be left."""
 SAME_FACTOR = 1e-4
 MAX_RANGES = 500
-"""How many ranges of power of several actuators are looked at, at most."""
+"""Combined ranges of power of several actuators, at most."""
 SAME_LEVEL = 5e-3
-"""Levels that differ by less of the storage's range are the same."""
+"""Levels that differ by less than this part of the storage's range are the same."""
 MIN_SECONDS = 1.0
-"""What takes less is left out."""
+"""Shorter times are left out."""
 NEGLIGIBLE = 1e-9
-"""Rates, powers (kW) and shares below this are left behind by rounding."""
+"""Rates, powers (kW) and shares below this are rounding errors."""
 SAME_MOMENT_SECONDS = 1e-3
 Array = NDArray[np.float64]
 BySegment = list[linear.Expression | None]
-"""What a mode comes to in each segment of the storage; None where it does nothing."""
+"""Values of a mode by segment of the storage; None where the mode does nothing."""
 FactorsByStep = list[list[tuple[float, float]]]
-"""The (moment, factor) of what is active in each step."""
+"""The (moment, factor) pairs of the active mode, by step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Effect:
-    """What an operation mode does in a segment at a factor of 0, and of 1 (kW), and its cost (per hour)."""
+    """The rates and powers (kW) of a mode in a segment at a factor of 0 and of 1, and its cost (per hour)."""
 
     rates: tuple[float, float]
     powers: tuple[float, float]
@@ -109,9 +109,9 @@ Effect = _Effect
 
 @pyscript_compile
 def cuts(device: devices.Device, state: devices.State) -> list[float]:
-    """Return moments (s since 1970) at which an edge of the grid helps.
+    """Return moments (s since 1970) that should be edges of the grid.
 
-    These are targets, and the ends of what blocks it now, or will do so if it is started at once.
+    These are the ends of targets, and of timers that run or would run after an immediate start.
     """
     targets = [moment for start, end, *_levels in device.targets for moment in (start, end)]
     actives = [state.actuators[actuator.id] for actuator in device.actuators]
@@ -128,7 +128,7 @@ def cuts(device: devices.Device, state: devices.State) -> list[float]:
 
 @pyscript_compile
 def borders(device: devices.Device, bottom: float, top: float) -> list[float]:
-    """Return the fill levels between which each mode does the same, more or less, from a bottom to a top."""
+    """Return the borders of segments from `bottom` to `top`, in which rates and powers are about constant."""
     jumps: dict[float, float] = {}
     for actuator in device.actuators:
         for mode in actuator.modes.values():
@@ -152,7 +152,7 @@ def borders(device: devices.Device, bottom: float, top: float) -> list[float]:
 
 @pyscript_compile
 def effect(mode: devices.Mode, low: float, high: float, unit: float) -> Effect:
-    """Return the Effect of a mode in the mean of its elements between two fill levels."""
+    """Return the mean Effect of a mode between two fill levels."""
     starts = [low, *[min(max(element.bottom, low), high) for element in mode.elements[1:]], high]
     weights = np.diff(starts) / (high - low)
 
@@ -169,9 +169,9 @@ def effect(mode: devices.Mode, low: float, high: float, unit: float) -> Effect:
 
 @pyscript_compile
 def leakage_of(device: devices.Device, low: float, high: float, unit: float) -> tuple[float, float]:
-    """Return what leaks (kW) at the range's start, and more for each kWh that is stored: as near as can be.
+    """Return the leakage (kW) at the start of the range, and its increase per stored kWh.
 
-    That is between two fill levels, by least squares.
+    They are a least-squares fit between two fill levels.
     """
     pieces = [
         (max(bottom, low), min(top, high), rate) for bottom, top, rate in device.leakage if bottom < high
@@ -191,14 +191,14 @@ def leakage_of(device: devices.Device, low: float, high: float, unit: float) -> 
 def fill_level_energy_of(
     device: devices.Device, energy_per_fill_level_j: float | None
 ) -> devices.FillLevelEnergy:
-    """Return what a unit of fill level is worth; where no electric power moves it, that is no matter."""
+    """Return the FillLevelEnergy of a device; that of one without electric power is arbitrary."""
     value = devices.fill_level_energy(device, energy_per_fill_level_j)
     return value or devices.FillLevelEnergy(energy_per_fill_level_j or JOULES, 1.0, 1.0)
 
 
 @dataclass(eq=False, repr=False)
 class _Converter:
-    """An actuator in the program: what it takes, and how it fills each segment of the storage (kW)."""
+    """An actuator in the program: its power (kW), and its rates (kW) in each segment of the storage."""
 
     site: sites.Site
     actuator: devices.Actuator
@@ -231,10 +231,10 @@ class _Converter:
 
     @pyscript_compile
     def _stop_early(self, number: int) -> None:
-        """Let a mode that cannot be mild end within a step, for one that rests, where that saves enough.
+        """Allow a mode to end within a step, followed by one at rest, if that saves enough.
 
-        So the storage gets full, and not only as full as whole steps get it. `early[number]` is which part of
-        the step is left out.
+        So a mode that only has high rates can fill the storage exactly. `early[number]` is the part of the
+        step that is cut off.
         """
         rates = [effect.least_rate for effect in self.effects[number]]
         is_filling, is_emptying = min(rates) > 0, max(rates) < 0
@@ -276,7 +276,7 @@ class _Converter:
 
     @pyscript_compile
     def _rest_after(self, number: int) -> tuple[transitions.Transition, int] | None:
-        """Return (Transition, number) of the mode to rest in that a mode leads to at once, or None."""
+        """Return (Transition, number) of the mode at rest that follows a mode directly, or None."""
         ids = list(self.numbers)
         rests = []
         for step in self.actuator.transitions.get(ids[number], ()):
@@ -288,7 +288,7 @@ class _Converter:
 
     @pyscript_compile
     def _by_segment(self, number: int) -> tuple[BySegment, BySegment]:
-        """Return which part of each step a mode runs in each segment, and its factors there times that."""
+        """Return, by segment, the part of each step in which a mode runs, and its factor times that part."""
         program, count = self.site.program, self.site.grid.count
         share, factor, effects = self.share[number], self.model.factor[number], self.effects[number]
         if factor is not None and number in self.early:
@@ -310,7 +310,7 @@ class _Converter:
 
     @pyscript_compile
     def _output(self, number: int, name: str) -> list[linear.Expression]:
-        """Return what a mode comes to in each segment (kW), by its rates or powers."""
+        """Return the rates or powers (kW) of a mode in each segment."""
         by_segment = []
         for run, factor, effect in zip(
             self.run[number], self.factor[number], self.effects[number], strict=True
@@ -324,7 +324,7 @@ class _Converter:
 
     @pyscript_compile
     def _flows(self) -> None:
-        """Sum what fills and what empties each segment (kW)."""
+        """Sum the rates of filling and of emptying (kW), by segment."""
         program, count = self.site.program, self.site.grid.count
         filling, emptying, self.inflows = [], [], []
         for segment in range(len(self.storage.share)):
@@ -354,7 +354,7 @@ class _Converter:
 
     @pyscript_compile
     def _pay(self) -> None:
-        """Pay for running, and a little to be in a mode that could take something."""
+        """Add the running costs, and a small cost of being in a mode that could have power."""
         program, hours = self.site.program, self.site.grid.hours
         for number, effects in enumerate(self.effects):
             for run, effect in zip(self.run[number], effects, strict=True):
@@ -374,7 +374,7 @@ class _Converter:
 
     @pyscript_compile
     def stuck_after(self) -> tuple[linear.Expression, linear.Expression]:
-        """Return what modes that cannot be left by the end fill the storage with then, and empty (kWh)."""
+        """Return the energy (kWh) of filling and emptying after the end, by modes that cannot be left."""
         filling = emptying = linear.constant([0.0])
         end = self.site.grid.edges[-1]
         for placement in self.model.switching.placements:
@@ -393,7 +393,7 @@ class _Converter:
 
     @pyscript_compile
     def _stuck_seconds(self, way: switching.Way) -> float:
-        """Return how long after a Way's begin its target can be left at the earliest (s), 0 if never."""
+        """Return how long after a Way's begin its target can be left (s), 0 if never."""
         steps = self.actuator.transitions.get(list(self.numbers)[way.target], ())
         started = dict(way.starts)
         ends = [
@@ -407,13 +407,13 @@ Converter = _Converter
 
 @pyscript_compile
 def is_nothing(effects: Iterable[Effect]) -> bool:
-    """Return whether a mode neither takes nor moves anything, nor costs."""
+    """Return whether a mode has no power, rate or cost."""
     return not any(any(effect.rates) or any(effect.powers) or effect.cost for effect in effects)
 
 
 @pyscript_compile
 def as_modelled(actuator: devices.Actuator, active: transitions.Active) -> devices.Actuator:
-    """Return an actuator with its permitted modes, and that which it is in, with ways between those alone."""
+    """Return an actuator with its permitted modes and the present one, and transitions to the former."""
     modes = dict(actuator.modes)
     if active.mode is not None and active.mode not in modes:
         nothing = devices.Element(0.0, 0.0, (0.0, 0.0), (0.0, 0.0), 0.0)
@@ -427,7 +427,7 @@ def as_modelled(actuator: devices.Actuator, active: transitions.Active) -> devic
 
 @dataclass(eq=False, repr=False)
 class _StorageModel:
-    """A device in the program, whose solution makes its Plan."""
+    """A device in the program of a site; makes the device's Plan of the solution."""
 
     site: sites.Site
     device: devices.Device
@@ -461,7 +461,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _aim(self) -> None:
-        """Aim at the targets, at the edges in their time, or else at the next."""
+        """Add the targets at the edges within their time, or else at the next edge."""
         edges, storage = self.site.grid.edges[1:], self.storage
         self.lowest, self.highest = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
         for start, end, low, high in self.device.targets:
@@ -495,7 +495,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _flow(self) -> None:
-        """Have the level follow from what fills and empties it, and pay for what is moved."""
+        """Balance the level with the rates, usage and leakage, and add the costs of moved energy."""
         site, storage = self.site, self.storage
         program, count, hours = site.program, site.grid.count, site.grid.hours
         inflows = []
@@ -528,7 +528,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _keep_room_at_borders(self) -> None:
-        """Keep room within the site's limits where a step passes a border, at which the power changes."""
+        """Keep room within the site's limits for the change of power at a border within a step."""
         site = self.site
         for direction in (1, -1):
             if not site.is_limited(direction):
@@ -554,7 +554,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _go_one_way(self, filling: linear.Expression, emptying: linear.Expression) -> None:
-        """Pay for what one actuator empties while another fills."""
+        """Penalize emptying by one actuator while another one fills."""
         program, grid = self.site.program, self.site.grid
         most = [
             sum(
@@ -573,22 +573,22 @@ class _StorageModel:
 
     @pyscript_compile
     def keep_value(self) -> None:
-        """Have what is stored at the end be worth the cheapest price at which it could be filled again.
+        """Value the energy stored at the end at the cheapest price of charging it again.
 
-        It is no more than what discharging it could save.
+        The value is at most what discharging it could save.
         """
         site, value = self.site, self.fill_level_energy
         load = np.broadcast_to(np.asarray(site.tariffs.load, float), (site.grid.count,))
         prices = np.where(load < 0, site.production_price, site.consumption_price)
         worth = max(float(prices.min()), 0.0) / value.charging + self.cycle_cost / 2
-        if self.device.least:
+        if self.device.max_emptying_w:
             worth = min(worth, max(float(prices.max()) * value.discharging - self.cycle_cost / 2, 0.0))
         site.program.pay(self.storage.level[-1:] * -worth)
         self.value_per_kwh = worth
 
     @pyscript_compile
     def follow(self, schedule: Sequence[tuple[float, float, float]]) -> None:
-        """Pay for what departs from the powers of a schedule (start, end, W), and from its level."""
+        """Penalize deviations from the powers of a schedule (start, end, W), and from its level."""
         site, grid = self.site, self.site.grid
         price = site.priorities.schedule
         covered = grid.means([(start, end, 1.0) for start, end, _power in schedule])
@@ -624,7 +624,7 @@ class _StorageModel:
         site.program.pay(linear.total(departures, grid.count) * (grid.hours * counts * price))
         levels, weights = self.levels_of(powers)
         weights = weights * (covered > MIN_COVERED_SHARE)
-        swing = self.device.step / WATTS * max(float(grid.hours.max()), MIN_SWING_HOURS)
+        swing = self.device.step_w / WATTS * max(float(grid.hours.max()), MIN_SWING_HOURS)
         span = self.storage.top - self.storage.bottom
         away = self._beyond(
             self.storage.reached - levels, swing / 2 * self.fill_level_energy.charging + SAME_LEVEL * span
@@ -649,7 +649,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _beyond(self, expression: linear.Expression, free: float = 0.0) -> linear.Expression:
-        """Return how far each function of an Expression is from 0, beyond what is free."""
+        """Return by how much each function of an Expression exceeds `free`, in either direction."""
         if not len(expression.columns):
             return linear.constant(np.maximum(np.abs(expression.constant) - free, 0.0))
         beyond = self.site.program.variables(len(expression))
@@ -659,9 +659,10 @@ class _StorageModel:
 
     @pyscript_compile
     def levels_of(self, powers: Array) -> tuple[Array, Array]:
-        """Return the level (kWh) that a schedule's powers (kW) lead to at each edge, and what that counts.
+        """Return the levels (kWh) that a schedule's powers (kW) lead to at each edge, and their weights.
 
-        It stays in range, and within the targets; up to one that the powers miss, it counts for nothing.
+        The levels are kept within the range and the targets; up to a target that the powers miss, the weight
+        is 0.
         """
         keeps, levels, missed = self.storage, [], 0
         hair, stored = SAME_LEVEL * (keeps.top - keeps.bottom), self.of_level(self.first)
@@ -679,7 +680,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _stored_after(self, stored: float, power: float, usage: float, hours: float) -> float:
-        """Return the level (kWh) after some hours of a power, and of a usage (kW)."""
+        """Return the level (kWh) after some hours at a power (kW) and a usage (kW)."""
         borders = arrays.as_list(self.storage.borders)
         last = len(borders) - 2
         segment = min(max(int(np.searchsorted(borders, stored, "right")) - 1, 0), last)
@@ -697,7 +698,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _rate_for(self, power: float, segment: int) -> float:
-        """Return how fast a power fills the storage in a segment (kW), by what loses least with it."""
+        """Return the rate (kW) of a power in a segment, with the most efficient actuators."""
         sign, left, total = (1 if power > 0 else -1), abs(power), 0.0
         for converter in self.converters:
             ends = [
@@ -714,7 +715,7 @@ class _StorageModel:
 
     @pyscript_compile
     def plan(self, solution: linear.Solution, market: Sequence[markets.Interval]) -> frbc_plan.Plan:
-        """Return the frbc_plan.Plan of a solution."""
+        """Return the plan of a solution, with its cost in a market."""
         events_by_converter = [
             events_of(converter, solution, self.site.grid, self.storage) for converter in self.converters
         ]
@@ -740,7 +741,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _electricity_cost(self, plan: frbc_plan.Plan, market: Sequence[markets.Interval]) -> float:
-        """Return what the electricity of a plan costs the site in a market (currency)."""
+        """Return the electricity cost of a plan in a market (currency)."""
         cost, place = 0.0, 0
         for interval in market:
             while place < len(plan.pieces) and plan.pieces[place].end <= interval.start:
@@ -756,7 +757,7 @@ class _StorageModel:
 
     @pyscript_compile
     def _other_cost(self, solution: linear.Solution) -> float:
-        """Return what running and transitions cost (currency)."""
+        """Return the cost of running and of transitions (currency)."""
         cost = 0.0
         for converter in self.converters:
             for runs, effects in zip(converter.run, converter.effects, strict=True):
@@ -779,10 +780,9 @@ def add(
     _tariffs: modes_of.Tariffs,
     storage: markets.StorageTerms = markets.AS_DESCRIBED,
 ) -> StorageModel:
-    """Add a device to a Site, and return it as part of the program.
+    """Add a device to the program of a site.
 
-    `wanted` has the powers (start, end, W) of a schedule to follow, or is None; `storage` has the
-    market.StorageTerms.
+    `schedule` has the powers (start, end, W) to follow, or is None.
     """
     part = StorageModel(site, device, state, storage)
     part.keep_value()
@@ -793,7 +793,7 @@ def add(
 
 @dataclass(frozen=True, kw_only=True)
 class _Event:
-    """What an actuator is told: at `moment` to go to a mode with a factor, which it is in at `ready`."""
+    """A change of an actuator at `moment`, to a mode and factor that are reached at `ready`."""
 
     moment: float
     ready: float
@@ -809,7 +809,7 @@ Event = _Event
 def events_of(
     converter: Converter, solution: linear.Solution, grid: grids.TimeGrid, storage: storages.Storage
 ) -> list[Event]:
-    """Return the Events of an actuator, in order, of a solution."""
+    """Return the Events of an actuator by a solution, in order."""
     actuator, active = converter.actuator, converter.model.active
     modes = np.argmax([solution.of(active_steps) for active_steps in converter.active], axis=0).tolist()
     ids, factors = list(actuator.modes), factors_of(converter, solution, grid, storage, modes)
@@ -842,7 +842,7 @@ def events_of(
 def without_detours(
     actuator: devices.Actuator, active: transitions.Active, events: Iterable[Event]
 ) -> list[Event]:
-    """Return Events without those that go from doing nothing in a mode to nothing in another, and back."""
+    """Remove pairs of Events that go from one idle mode to another and back."""
     kept: list[Event] = []
     for event in events:
         before = kept[-2] if len(kept) > 1 else active
@@ -859,7 +859,7 @@ def without_detours(
 
 @pyscript_compile
 def does_nothing(actuator: devices.Actuator, setting: Event | transitions.Active) -> bool:
-    """Return whether a mode with a factor (of an Event, or an Active) neither takes nor moves anything."""
+    """Return whether the mode of an Event or Active has no power or rate at its factor."""
     mode = transitions.mode_of(actuator.modes, setting.mode)
     return mode is not None and not any(
         devices.power_of(element, setting.factor) or devices.rate_of(element, setting.factor)
@@ -875,7 +875,7 @@ def arrival_factor(
     grid: grids.TimeGrid,
     move: modes_of.Move,
 ) -> float:
-    """Return the factor that a mode is reached with: where it is only passed, the mildest."""
+    """Return the factor with which a Move reaches its mode; the mildest if the mode is only passed."""
     mode = actuator.modes[move.to]
     if mode.is_fixed:
         return devices.FIXED_FACTOR
@@ -891,7 +891,7 @@ def arrival_factor(
 def moves_of(
     converter: Converter, solution: linear.Solution, grid: grids.TimeGrid, modes: Sequence[int]
 ) -> list[modes_of.Move]:
-    """Return the modes.Moves of an actuator, with those that end a step early where they do."""
+    """Return the Moves of an actuator, including those within a step (see `_stop_early`)."""
     moves = converter.model.moves(solution)
     for number, early in converter.early.items():
         for step in map(int, np.nonzero(solution.of(early) * grid.seconds > MIN_SECONDS)[0]):
@@ -931,7 +931,7 @@ def factors_of(
     storage: storages.Storage,
     modes: Sequence[int],
 ) -> FactorsByStep:
-    """Return (moment, factor) of what is active in each step: several where the level changes segment."""
+    """Return the factors of the active mode by step; several in a step in which the segment changes."""
     by_step: FactorsByStep = [[] for _step in modes]
     rises = np.diff(solution.of(storage.level)) >= 0
     for number, (effects, runs, factors) in enumerate(
@@ -956,10 +956,9 @@ def factors_of(
 
 @pyscript_compile
 def evened(passed: Sequence[tuple[Effect, float, float]], begin: float) -> list[tuple[float, float]]:
-    """Return (moment, factor) in each segment that is passed in a step, so that the power stays the same.
+    """Return (moment, factor) for each segment passed in a step, with a power as constant as possible.
 
-    Where it cannot in one of them, it comes as near as it can there. Each is an Effect, the time that a
-    solution has for it (s), and the factor there.
+    `passed` has the Effect in a segment, the seconds in it by the solution, and the factor there.
     """
     if len(passed) == 1:
         return [(begin, clipped(passed[0][2]))]
@@ -989,19 +988,19 @@ def evened(passed: Sequence[tuple[Effect, float, float]], begin: float) -> list[
 
 @pyscript_compile
 def at(ends: tuple[float, float], factor: float) -> float:
-    """Return what something is at a factor, of what it is at 0 and at 1."""
+    """Interpolate between the values at a factor of 0 and of 1."""
     return ends[0] + factor * (ends[1] - ends[0])
 
 
 @pyscript_compile
 def clipped(factor: float) -> float:
-    """Return a factor between 0 and 1, without what a solver leaves behind."""
+    """Return a factor between 0 and 1, without rounding errors of the solver."""
     return float(min(max(round(factor, 6), 0.0), 1.0))
 
 
 @pyscript_compile
 def as_it_is(actuator: devices.Actuator, state: devices.State) -> list[devices.Setting]:
-    """Return the Settings of an actuator that is told nothing; a transition under way is finished."""
+    """Return the Settings of an actuator without instructions; a transition under way is finished."""
     active = state.actuators[actuator.id]
     mode = transitions.mode_of(actuator.modes, active.mode)
     if active.ready <= state.moment:
@@ -1012,7 +1011,7 @@ def as_it_is(actuator: devices.Actuator, state: devices.State) -> list[devices.S
 
 @pyscript_compile
 def settings_of(actuator: devices.Actuator, events: Iterable[Event]) -> list[devices.Setting]:
-    """Return the Settings that Events come to, in order."""
+    """Return the Settings of Events, in order."""
     settings = []
     for event in events:
         if event.ready > event.moment:
@@ -1025,10 +1024,10 @@ def settings_of(actuator: devices.Actuator, events: Iterable[Event]) -> list[dev
 def resting(
     actuator: devices.Actuator, active: transitions.Active, events: Sequence[Event], end: float, level: float
 ) -> list[Event]:
-    """Return the Events that bring an actuator to rest after a plan: to its safest mode that can be reached.
+    """Return the Events that bring an actuator to rest after a plan, in the safest reachable mode.
 
-    It is the one that moves the fill level least, and could not do otherwise; of those, the one of least
-    power; of those, the one that it is in.
+    That has the smallest rate, then the smallest range of rates, then the smallest power, then the shortest
+    route.
     """
     now = active
     if events:
@@ -1067,7 +1066,7 @@ def resting(
 def routes_from(
     actuator: devices.Actuator, active: transitions.Active, moment: float
 ) -> dict[str, transitions.Route]:
-    """Return the routes from what an actuator is in; where that is not known, each mode is at hand."""
+    """Return the routes from an Active; from an unknown mode, all modes are reached at once."""
     if active.mode is None:
         return {
             mode_id: transitions.Route(
@@ -1087,7 +1086,7 @@ def routes_from(
 
 @pyscript_compile
 def started(actuator: devices.Actuator, origin: str | None, step: transitions.Step) -> transitions.Timers:
-    """Return when each timer finishes that a transitions.Step starts."""
+    """Return when the timers finish that a Step starts."""
     for transition in transitions.leaving(actuator, origin):
         if transition.to == step.to:
             return {timer: step.start + actuator.durations[timer] for timer in transition.start_timers}
@@ -1096,7 +1095,7 @@ def started(actuator: devices.Actuator, origin: str | None, step: transitions.St
 
 @pyscript_compile
 def change_of(actuator: devices.Actuator, event: Event, plan: frbc_plan.Plan) -> transitions.Change:
-    """Return the Change that an Event is."""
+    """Return the Change of an Event."""
     element = devices.element_at(actuator.modes[event.mode], frbc_plan.level_at(plan, event.moment))
     power = devices.power_of(element, event.factor)
     active = transitions.Active(event.mode, event.factor, event.ready, event.timers)
@@ -1107,7 +1106,7 @@ def change_of(actuator: devices.Actuator, event: Event, plan: frbc_plan.Plan) ->
 def without_repeats(
     device: devices.Device, state: devices.State, changes: Iterable[transitions.Change]
 ) -> list[transitions.Change]:
-    """Return Changes in order of time, without those that change nothing."""
+    """Return Changes in order of their moments, without those to the present mode and factor."""
     kept = []
     last: dict[str | None, tuple[str | None, float]] = {}
     for actuator in device.actuators:
@@ -1123,9 +1122,9 @@ def without_repeats(
 
 
 MAX_LEAKAGE_EXPONENT = 10.0
-"""Nothing is left of a storage that leaks more in a step (exponent)."""
+"""A leakage that leaves exp(-10) of the stored energy after a step counts as all of it."""
 MAX_USAGE_SHARE = 0.98
-"""Which part of what could be had at full power a usage may take, so that there is a plan."""
+"""A usage may take this part of the energy available at full power, so that a schedule exists."""
 
 
 @pyscript_compile
@@ -1135,16 +1134,16 @@ def flex_model(
     sensors: base.PlanningSensors,
     window: base.PlanningWindow,
 ) -> flexible_devices.Storage:
-    """Return the device as FlexMeasures' problem: a Storage, over a Window.
+    """Return the flex-model of a device: a Storage.
 
-    The first interval has begun: only what is left of it counts, so its powers are means over all of it.
-    That is not so with operation modes, which are asked for where power has steps.
+    Powers of the first interval, of which only a part is left, are means over all of it; but not with
+    operation modes, which are asked for where the power has steps.
     """
     value = fill_level_energy_of(device, sensors.energy)
     start, step, end = window.start, window.step, window.end
     energy = value.energy / 3600
     span = device.top - device.bottom
-    most, least = device.most, device.least
+    max_filling_w, max_emptying_w = device.max_filling_w, device.max_emptying_w
     modes = power_ranges(device) if window.with_modes else []
     left = 1.0 if modes else window.left
     keeps = storage_efficiency(device, step)
@@ -1159,7 +1158,7 @@ def flex_model(
     ]
     soc = max(state.level - device.bottom, 0.0) * energy
     used = soc_usage(device, value.energy, state.moment, start, step, end)
-    gain = min(most, window.share) * value.charging * step / 3600
+    gain = min(max_filling_w, window.share) * value.charging * step / 3600
     return flexible_devices.Storage(
         power_sensor=sensors.power_sensor,
         soc_sensor=sensors.soc_sensor,
@@ -1176,12 +1175,12 @@ def flex_model(
             for begin, until, _lowest, highest in wishes
             if highest < device.top
         ],
-        power_capacity=max(most, least),
+        power_capacity=max(max_filling_w, max_emptying_w),
         charging_efficiency=value.charging,
         discharging_efficiency=value.discharging,
         storage_efficiency=keeps ** (sensors.resolution / step),
-        consumption_capacity=less_at_first(most, left, start, step, end),
-        production_capacity=less_at_first(least, left, start, step, end),
+        consumption_capacity=less_at_first(max_filling_w, left, start, step, end),
+        production_capacity=less_at_first(max_emptying_w, left, start, step, end),
         soc_usage=flexible_devices.as_spans(
             coverable(used, soc, gain, gain * left, keeps, span * energy, step), start, step
         ),
@@ -1193,7 +1192,7 @@ def flex_model(
 def less_at_first(
     power: float, left: float, start: float, step: float, end: float
 ) -> float | list[flexible_devices.PowerSpan]:
-    """Return a power, or Spans where only a part (`left`) of the first interval is left."""
+    """Return a power (W), or PowerSpans if only the part `left` of the first interval is left."""
     if left >= 1.0 or not power:
         return power
     return [
@@ -1204,10 +1203,9 @@ def less_at_first(
 
 @pyscript_compile
 def storage_efficiency(device: devices.Device, step: float) -> float:
-    """Return what a step (s) leaves of the state of charge, by leakage.
+    """Return the storage-efficiency of FlexMeasures: the share of stored energy left after a step (s).
 
-    FlexMeasures' losses are a fixed share of what is stored; S2's are a rate for each range of fill levels.
-    The share is taken that comes nearest to those rates over the whole range (least squares).
+    S2 has a leakage rate by range of fill levels: the share is the least-squares fit over the whole range.
     """
     product = square = 0.0
     for bottom, top, rate in device.leakage:
@@ -1221,7 +1219,7 @@ def storage_efficiency(device: devices.Device, step: float) -> float:
 def soc_usage(
     device: devices.Device, energy: float, now: float, start: float, step: float, end: float
 ) -> list[float]:
-    """Return the mean power (W) of the usage forecast in each step, from now on."""
+    """Return the mean power (W) of the usage forecast by step, from `now` on."""
     powers = []
     coming = [span for span in device.usage if span[1] > now and span[0] < end and span[2]]
     for place in range(round((end - start) / step) if coming else 0):
@@ -1246,9 +1244,9 @@ def coverable(
     full: float,
     step: float,
 ) -> list[float]:
-    """Return the usage (W) that the device can serve: FlexMeasures has no plan at all for more.
+    """Return the usage (W) limited to what the device can serve, since more has no feasible schedule.
 
-    `soc` is the state of charge (Wh) now, `gain` what a step of full power adds to it.
+    `soc` is the state of charge (Wh) now, `gain` the energy (Wh) that a step at full power adds.
     """
     hours = step / 3600
     served: list[float] = []
@@ -1266,7 +1264,7 @@ def power_ranges(device: devices.Device) -> list[tuple[float, float]]:
 
     That is so for one actuator with a gap between its powers; several share the power among them.
     """
-    if len(device.actuators) != 1 or device.step < plans.MIN_POWER_W:
+    if len(device.actuators) != 1 or device.step_w < plans.MIN_POWER_W:
         return []
     middle = (device.bottom + device.top) / 2
     elements = [devices.element_at(mode, middle) for mode in device.actuators[0].modes.values()]

@@ -10,18 +10,18 @@ import flexmeasures_cem.control_types.frbc.plan as frbc_plan
 import flexmeasures_cem.control_types.plans as plans
 
 LEVEL_TOLERANCE = 0.02
-"""By which part of the storage's range a fill level may depart from the plan."""
+"""A fill level may deviate from the plan by this part of the storage's range."""
 
 
 @pyscript_compile
 def planned_power(plan: frbc_plan.Plan | None, start: float, length: float) -> float:
-    """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
+    """Return the mean planned power (W) of some seconds, 0 without a plan or outside it."""
     return plans.mean_power(plan, start, start + length) if plan else 0.0
 
 
 @pyscript_compile
 def deviation(device: devices.Device, plan: frbc_plan.Plan, message: Any, now: float) -> str | None:
-    """Return how a status departs from what the plan expects of the device now, or None."""
+    """Return how a status deviates from the plan, or None."""
     kind = message.message_type
     if kind == devices.STATUS:
         return level_deviation(device, plan, message.present_fill_level, now)
@@ -32,7 +32,7 @@ def deviation(device: devices.Device, plan: frbc_plan.Plan, message: Any, now: f
 
 @pyscript_compile
 def has_changed(device: devices.Device, state: devices.State, message: Any) -> bool:
-    """Tell whether a status tells of another fill level than a plan was asked for."""
+    """Return whether the fill level of a status differs from that of the planned state."""
     tolerance = LEVEL_TOLERANCE * (device.top - device.bottom)
     if message.message_type != devices.STATUS:
         return False
@@ -41,7 +41,7 @@ def has_changed(device: devices.Device, state: devices.State, message: Any) -> b
 
 @pyscript_compile
 def level_deviation(device: devices.Device, plan: frbc_plan.Plan, level: float, now: float) -> str | None:
-    """Tell where a fill level is not what is expected."""
+    """Return how a fill level deviates from the plan, or None."""
     expected = frbc_plan.level_at(plan, now)
     if abs(level - expected) > LEVEL_TOLERANCE * (device.top - device.bottom):
         return f"the fill level is {level:g}, expected was {expected:g}"
@@ -52,7 +52,7 @@ def level_deviation(device: devices.Device, plan: frbc_plan.Plan, level: float, 
 def mode_deviation(
     device: devices.Device, plan: frbc_plan.Plan, message: FRBCActuatorStatus, now: float
 ) -> str | None:
-    """Tell where an actuator does not do what it was told; what it did shortly before counts too."""
+    """Return how an actuator's status deviates from its latest instruction, or None; a lag is tolerated."""
     instructed = [
         change for change in plan.changes if change.actuator == message.actuator_id and change.moment <= now
     ]
@@ -75,7 +75,7 @@ def mode_deviation(
 
 @pyscript_compile
 def power_deviation(device: devices.Device, plan: frbc_plan.Plan, power: float, now: float) -> str | None:
-    """Tell where a measured power (W) is not what is expected, or was expected shortly before."""
+    """Return how a measured power (W) deviates from the plan of now and of shortly before, or None."""
     recently = [frbc_plan.power_at(plan, now - plans.LAG_SECONDS * part) for part in (0, 0.5, 1)]
     departs = [plans.power_deviation(power, expected_w, power_tolerance(device)) for expected_w in recently]
     return departs[0] if all(departs) else None
@@ -83,15 +83,15 @@ def power_deviation(device: devices.Device, plan: frbc_plan.Plan, power: float, 
 
 @pyscript_compile
 def power_tolerance(device: devices.Device) -> float:
-    """Return by how much a power may depart from the plan (W)."""
-    return plans.power_tolerance(max(device.most, device.least))
+    """Return the tolerated deviation of the power (W)."""
+    return plans.power_tolerance(max(device.max_filling_w, device.max_emptying_w))
 
 
 @pyscript_compile
 def resumed(
     device: devices.Device, plan: frbc_plan.Plan, reconnection: base.Reconnection
 ) -> frbc_plan.Plan | None:
-    """Return a plan that a device goes on with after its Return, or None where it cannot."""
+    """Return the plan if the device can resume it after a reconnection, else None."""
     state = devices.read_state(device, reconnection.memory, reconnection.heard, None, reconnection.now)
     if level_deviation(device, plan, state.level, reconnection.now):
         return None

@@ -1,4 +1,4 @@
-"""What a device under fill rate based control is to do, and what is expected of it meanwhile.
+"""The plan of a device under fill rate based control: changes, expected fill levels, missed targets.
 
 Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
@@ -13,9 +13,9 @@ import flexmeasures_cem.control_types.plans as plans
 
 @dataclass(frozen=True)
 class _Target:
-    """The fill level that is wanted in a time, and the worst that is expected.
+    """A fill level target that is missed: its time and range, and the worst level with its moment.
 
-    `lack` is how far it is missed: at the worst, and in the mean of the time.
+    `lack` is how far the target is missed: at the worst, plus in the mean of the time.
     """
 
     start: float
@@ -32,11 +32,11 @@ Target = _Target
 
 @dataclass
 class _Plan:
-    """Changes in order, what is expected of the device (pieces as a Run has them), and missed targets.
+    """Changes in order of their moments, the expected powers and levels, and the missed targets.
 
-    After `end` the device stays at rest. `cost` is what is expected
-    to be paid (currency), `other_cost` the part of it that is not for electricity. The storage gains
-    `gained_kwh` until the end, of which one is worth `value_per_kwh` then (currency).
+    After `end` the device stays at rest. `cost` is the expected cost (currency), `other_cost` the part of it
+    that is not for electricity. The storage gains `gained_kwh` until the end, each worth `value_per_kwh` then
+    (currency).
     """
 
     start: float
@@ -55,7 +55,7 @@ Plan = _Plan
 
 @pyscript_compile
 def missed_targets(device: devices.Device, plan: Plan) -> list[Target]:
-    """Return the targets that a plan does not meet, and where the storage runs dry or over."""
+    """Return the targets that a plan misses, and where the fill level leaves the storage's range."""
     hair = 1.5 * devices.RANGE_MARGIN * (device.top - device.bottom)
     missed = []
     whole = (plan.start, plan.end, device.bottom, device.top)
@@ -78,7 +78,7 @@ def missed_targets(device: devices.Device, plan: Plan) -> list[Target]:
 
 @pyscript_compile
 def mean_lack(plan: Plan, first: float, last: float, lowest: float, highest: float) -> float:
-    """Return how far the fill level is outside a range in the mean of some time."""
+    """Return how far the fill level is outside a range, in the mean of a time."""
     total = 0.0
     for piece in plan.pieces:
         length = min(piece.end, last) - max(piece.start, first)
@@ -90,7 +90,7 @@ def mean_lack(plan: Plan, first: float, last: float, lowest: float, highest: flo
 
 @pyscript_compile
 def levels_between(plan: Plan, first: float, last: float) -> list[tuple[float, float]]:
-    """Return (moment, fill level) at a time's start and end, and at each piece's border in between."""
+    """Return (moment, fill level) at the start and end of a time, and at the borders of pieces in between."""
     levels = [(first, level_at(plan, first)), (last, level_at(plan, last))]
     for piece in plan.pieces:
         if first < piece.start < last:
@@ -100,13 +100,13 @@ def levels_between(plan: Plan, first: float, last: float) -> list[tuple[float, f
 
 @pyscript_compile
 def piece_at(plan: Plan, moment: float) -> devices.LevelPiece:
-    """Return the piece that a moment is in, or the first, or the last."""
+    """Return the piece at a moment; before the plan the first, after it the last."""
     return plan.pieces[max(0, bisect_right(plan.pieces, moment, key=plans.start_of) - 1)]
 
 
 @pyscript_compile
 def level_at(plan: Plan, moment: float) -> float:
-    """Return the fill level that is expected at a moment."""
+    """Return the expected fill level at a moment."""
     piece = piece_at(plan, moment)
     share = min(max((moment - piece.start) / (piece.end - piece.start), 0.0), 1.0)
     return piece.start_level + share * (piece.end_level - piece.start_level)
@@ -114,5 +114,5 @@ def level_at(plan: Plan, moment: float) -> float:
 
 @pyscript_compile
 def power_at(plan: Plan, moment: float) -> float:
-    """Return the power (W) that is expected at a moment."""
+    """Return the expected power (W) at a moment."""
     return piece_at(plan, moment).power_w

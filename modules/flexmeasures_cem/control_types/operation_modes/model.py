@@ -1,4 +1,4 @@
-"""Operation modes in the site model: the ways between them, and what each comes to by its factor."""
+"""Operation modes in the site model: the ways between modes, and their powers by the factor."""
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,21 +19,21 @@ import flexmeasures_cem.optimisation.site as sites
 import flexmeasures_cem.optimisation.switching as switching
 
 MAX_CHAIN_LENGTH = 3
-"""How many transitions are taken one after the other at most, as one Way."""
+"""Transitions that follow each other in one Way, at most."""
 MAX_CHAINED_MODES = 4
-"""With more modes, a chain is no alternative to a direct transition for the sake of the timers it starts."""
+"""With more modes, chains are not considered where a direct transition starts other timers."""
 MAX_WAYS = 400
-"""How many Ways there are at most, beyond single transitions."""
+"""Ways of several transitions, at most."""
 MAX_CUTS = 8
-"""How many edges of the grid are added at most."""
+"""Edges that are added to the grid, at most."""
 WATTS = 1000.0
 """W in a kW."""
 STEADY_COST = 1e-6
-"""What a change of the factor by 1 has to save at least (currency)."""
+"""A change of the factor by 1 must save at least this (currency)."""
 IDLING_COST = 3e-4
-"""What it counts to take nothing for an hour in a mode that could take something (currency)."""
+"""Penalty (currency per hour) for a mode at no power while an idle mode exists."""
 IDLING_FACTOR = 0.05
-"""At how far from nothing a mode takes something."""
+"""A factor this far from that of no power counts as some power."""
 SAME_FACTOR = 1e-6
 """Factors that differ by less are the same."""
 
@@ -41,12 +41,12 @@ Array = NDArray[np.float64]
 EndsOverTime = Sequence[float] | Sequence[Array]
 """What a mode comes to at a factor of 0, and of 1: numbers, or arrays over the steps."""
 Numbers = Mapping[str | None, int]
-"""The number of each mode of an actuator by its id; an unknown mode (None) is not among them."""
+"""The number of a mode by its id; an unknown mode (None) has no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Chain:
-    """Transitions one after the other: `moments` are when each begins, in seconds after the first."""
+    """Consecutive transitions; `moments` has their begins (s after the first one's)."""
 
     origin: str | None
     steps: tuple[transitions.Transition, ...]
@@ -55,7 +55,7 @@ class _Chain:
     @property
     @pyscript_compile
     def seconds(self) -> float:
-        """How long all take together."""
+        """The duration of all transitions together."""
         return self.moments[-1] + self.steps[-1].duration
 
 
@@ -64,7 +64,7 @@ Chain = _Chain
 
 @pyscript_compile
 def chains_of(actuator: transitions.Actuator) -> list[Chain]:
-    """Return the Chains between an actuator's modes that pass none twice: the direct ones first."""
+    """Return the Chains between an actuator's modes, without repeating a mode; direct ones first."""
     direct = [
         Chain(origin=origin, steps=(step,), moments=(0.0,))
         for origin, listed in actuator.transitions.items()
@@ -88,13 +88,13 @@ def chains_of(actuator: transitions.Actuator) -> list[Chain]:
 
 @pyscript_compile
 def seconds_of(chain: Chain) -> float:
-    """Return how long a Chain takes."""
+    """Sort key: the duration of a Chain (s)."""
     return chain.seconds
 
 
 @pyscript_compile
 def extended(actuator: transitions.Actuator, chain: Chain, step: transitions.Transition) -> Chain | None:
-    """Return a Chain with one more transition, or None where that would have to wait, or turn back."""
+    """Return a Chain with one more transition, or None if that would have to wait or repeat a mode."""
     passed = {chain.origin, *[passed_step.to for passed_step in chain.steps]}
     started = {timer for passed_step in chain.steps for timer in passed_step.start_timers}
     waits = started & {timer for timer in step.blocking_timers if actuator.durations.get(timer)}
@@ -128,7 +128,7 @@ def way_of(actuator: transitions.Actuator, numbers: Numbers, chain: Chain) -> sw
 
 @pyscript_compile
 def ways_of(actuator: transitions.Actuator, numbers: Numbers) -> list[tuple[switching.Way, Chain]]:
-    """Return (Way, Chain) of each way between an actuator's modes that is worth a look."""
+    """Return (Way, Chain) of the ways between an actuator's modes that the model considers."""
     ways = [(way_of(actuator, numbers, chain), chain) for chain in chains_of(actuator)]
     if len(actuator.modes) <= MAX_CHAINED_MODES:
         return ways
@@ -153,7 +153,7 @@ def blocking_timers(actuator: transitions.Actuator) -> set[str]:
 
 @pyscript_compile
 def ways_in(actuator: transitions.Actuator, numbers: Numbers) -> list[tuple[switching.Way, Chain]]:
-    """Return a (Way, Chain) to each permitted mode from an unknown one, which may take as long as any."""
+    """Return (Way, Chain) from an unknown mode to each permitted one; the longest transition counts."""
     ways = []
     for mode in actuator.modes.values():
         if not is_permitted(mode):
@@ -175,13 +175,10 @@ def is_permitted(mode: transitions.Mode) -> bool:
 
 @dataclass(eq=False, repr=False)
 class _ActuatorModel:
-    """An actuator's modes in a Site's program, in the order that its description has them.
+    """An actuator's modes in a Site's program, in the order of its description.
 
-    `share[n]` is which part of each step the mode runs; `factor[n]` its factor times that part (None: the
-    factor changes nothing). An actuator has `modes` by id, each with `is_fixed` and, where some are for an
-    abnormal condition, `is_permitted`; `transitions` by the mode that they start from; `durations` of timers.
-
-    With `is_momentary`, `momentary[n]` is the factor in each step as it is while the mode runs.
+    `share[n]` is the part of each step in which mode n runs; `factor[n]` its factor times that part (None:
+    the factor changes nothing). With `is_momentary`, `momentary[n]` is the factor while the mode runs.
     """
 
     site: sites.Site
@@ -245,7 +242,7 @@ class _ActuatorModel:
     def _product(
         self, factor: linear.Expression, taken: linear.Expression, parts: Array
     ) -> linear.Expression:
-        """Return a factor in the steps of which a way takes some part, where it is taken, else 0."""
+        """Return the factor times whether a way is taken, in the steps that the way takes part of."""
         program, [where] = self.site.program, np.nonzero(parts)
         factor, taken = factor[where], taken[where]
         product = program.variables(len(where), 0.0, 1.0)
@@ -256,9 +253,9 @@ class _ActuatorModel:
 
     @pyscript_compile
     def prefer_idle(self, nothing_at: Iterable[float | None]) -> None:
-        """Make idle modes preferable to others that take nothing.
+        """Make idle modes preferable to other modes at no power.
 
-        `nothing_at` has the factor, 0 or 1, at which each takes nothing, or None.
+        `nothing_at` has, by mode, the factor (0 or 1) at which the mode has no power, or None.
         """
         for share, factor, place in zip(self.share, self.factor, nothing_at, strict=True):
             if factor is not None and place is not None and self.idle:
@@ -269,17 +266,17 @@ class _ActuatorModel:
 
     @pyscript_compile
     def output(self, ends: Sequence[EndsOverTime]) -> linear.Expression:
-        """Return the mean in each step of what the modes come to together, as an Expression.
+        """Return the mean in each step of a quantity (power, rate, cost …), summed over the modes.
 
-        `ends` has what each comes to at a factor of 0 and of 1: numbers, or arrays over the steps.
+        `ends` has, by mode, the quantity at a factor of 0 and of 1: numbers, or arrays over the steps.
         """
         return self._output(ends, self.share, self.factor)
 
     @pyscript_compile
     def keep_room(self, ends: Sequence[Sequence[float]]) -> None:
-        """Keep room within the site's limits for what a mode has at once, where a way takes part of a step.
+        """Keep room within the site's limits for the full power of a mode that runs for part of a step.
 
-        `ends` has the power (kW) of each mode at a factor of 0 and of 1: the greater counts.
+        `ends` has, by mode, the power (kW) at a factor of 0 and of 1: the greater counts.
         """
         for direction in (1, -1):
             beyond = [
@@ -294,14 +291,14 @@ class _ActuatorModel:
 
     @pyscript_compile
     def momentary_output(self, ends: Sequence[EndsOverTime]) -> linear.Expression:
-        """Return what the modes come to together in each step while no way is taken, as an Expression."""
+        """Return a quantity in each step while no transition is under way, summed over the modes."""
         return self._output(ends, self.running, self.momentary)
 
     @pyscript_compile
     def losses(self, ends: Sequence[Sequence[float]]) -> list[tuple[linear.Expression, Array]]:
-        """Return (what a mode would come to, part of the step) for each way that it does not run on.
+        """Return (quantity of the mode, part of the step) that transitions take from modes, for all steps.
 
-        Both are for all steps, the first where the way is taken.
+        The quantity is 0 where the transition is not made.
         """
         losses = []
         for (low, high), gaps, factor in zip(ends, self.switching.gaps, self.momentary, strict=True):
@@ -320,7 +317,7 @@ class _ActuatorModel:
         shares: Sequence[linear.Expression],
         factors: Sequence[linear.Expression | None],
     ) -> linear.Expression:
-        """Return what modes come to that run for some share of each step, with some factors."""
+        """Return a quantity summed over modes, by their shares of each step and factors."""
         parts = []
         for (low, high), share, factor in zip(ends, shares, factors, strict=True):
             low, spread = np.asarray(low, float), np.asarray(high, float) - low
@@ -334,7 +331,7 @@ class _ActuatorModel:
     def moves(self, solution: linear.Solution) -> list[modes.Move]:
         """Return the modes.Moves (transitions with their moments) of a solution, in order.
 
-        What is still blocked for some seconds then is put off so long.
+        A transition that a timer still blocks for some seconds is delayed by these.
         """
         moves, timers, ready = [], dict(self.active.timers), self.active.ready
         for begin, way in self.switching.course(solution):
@@ -349,9 +346,9 @@ class _ActuatorModel:
 
     @pyscript_compile
     def factors(self, solution: linear.Solution) -> dict[str, Array]:
-        """Return the factor of each mode (by its id) in each step, as an array; of fixed ones none.
+        """Return the factor in each step by the id of the mode; modes with a fixed factor are left out.
 
-        Where a mode does not run, its factor is the one before, or else the one that follows.
+        In steps in which the mode does not run, the factor is the one before, or else the one that follows.
         """
         factors = {}
         for mode, share, factor in zip(self.actuator.modes, self.share, self.factor, strict=True):
@@ -394,7 +391,7 @@ def actuator_of(model: ActuatorModel) -> modes.Actuator:
 
 @pyscript_compile
 def priced(model: ActuatorModel, tariffs: modes.Tariffs) -> linear.Expression:
-    """Return the power (kW, an Expression) of an ActuatorModel with modes.Modes, and pay for all else."""
+    """Return the power (kW) of an ActuatorModel of OMBC or DDBC, and add its other costs."""
     described = actuator_of(model).modes.values()
     costs = model.output([modes.other_cost(mode, tariffs) for mode in described])
     model.site.program.pay(costs * model.site.grid.hours)
@@ -406,7 +403,7 @@ def priced(model: ActuatorModel, tariffs: modes.Tariffs) -> linear.Expression:
 
 @pyscript_compile
 def idle(actuator: modes.Actuator) -> set[str]:
-    """Return the ids of those modes (modes.Mode) that take, supply and cost nothing at any factor."""
+    """Return the ids of the permitted modes with neither power, supply nor cost at any factor."""
     return {
         mode.id
         for mode in actuator.modes.values()
@@ -416,7 +413,7 @@ def idle(actuator: modes.Actuator) -> set[str]:
 
 @pyscript_compile
 def nothing_at(mode: modes.Mode) -> float | None:
-    """Return the factor, 0 or 1, at which a modes.Mode takes and supplies nothing, or None."""
+    """Return the factor, 0 or 1, at which a mode has neither power nor supply, or None."""
     for place in (0, 1):
         if not any(ends[place] for ends in mode.ends):
             return float(place)
@@ -425,7 +422,7 @@ def nothing_at(mode: modes.Mode) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """Some time in which each actuator's mode (None: in transition) and factor stay the same."""
+    """A time in which the modes (None: in transition) and factors of all actuators stay the same."""
 
     start: float
     end: float
@@ -441,7 +438,7 @@ Piece = _Piece
 def pieces_of(
     parts: Sequence[Part], solution: linear.Solution, market: Sequence[markets.Interval]
 ) -> list[Piece]:
-    """Return the Pieces of a solution, in order; `parts` has each actuator's ActuatorModel with its Moves."""
+    """Return the Pieces of a solution, in order."""
     first, last = market[0].start, market[-1].end
     lines = [line_of(model, moves, solution) for model, moves in parts]
     edges = {first, last, *[interval.start for interval in market]}
@@ -494,7 +491,7 @@ def plan_of(
     solution: linear.Solution,
     market: Sequence[markets.Interval],
 ) -> tuple[plans.Plan, list[Piece]]:
-    """Return (plans.Plan, Pieces) of a solution; `models` are those of a device's actuators (modes.Modes)."""
+    """Return (plans.Plan, Pieces) of a solution; `models` are those of a device's actuators."""
     parts = [(model, model.moves(solution)) for model in models]
     pieces = pieces_of(parts, solution, market)
     powers = [plans.PowerPiece(piece.start, piece.end, power_of(models, piece)) for piece in pieces]
@@ -525,7 +522,7 @@ def moment_of(change: transitions.Change) -> float:
 
 @pyscript_compile
 def settings_of(models: Sequence[ActuatorModel], piece: Piece) -> list[tuple[modes.Mode, float]]:
-    """Return (modes.Mode, factor) of each actuator that is in a mode in a Piece."""
+    """Return (modes.Mode, factor) of the actuators that are not in transition in a Piece."""
     return [
         (actuator_of(model).modes[mode], factor)
         for model, mode, factor in zip(models, piece.modes, piece.factors, strict=True)
@@ -541,7 +538,7 @@ def power_of(models: Sequence[ActuatorModel], piece: Piece) -> float:
 
 @pyscript_compile
 def other_cost(models: Sequence[ActuatorModel], piece: Piece, tariffs: modes.Tariffs) -> float:
-    """Return what a Piece costs in an hour (currency), but for electricity."""
+    """Return the cost of a Piece (currency per hour), without electricity."""
     return sum(
         modes.at(modes.other_cost(mode, tariffs), factor) for mode, factor in settings_of(models, piece)
     )
@@ -549,7 +546,7 @@ def other_cost(models: Sequence[ActuatorModel], piece: Piece, tariffs: modes.Tar
 
 @pyscript_compile
 def power_before(models: Sequence[ActuatorModel], moment: float) -> float:
-    """Return the power (W) of what is active at a moment before all changes."""
+    """Return the power (W) of the active modes at a moment before all changes."""
     active_modes = [
         (transitions.mode_of(actuator_of(model).modes, model.active.mode), model.active) for model in models
     ]
@@ -562,7 +559,7 @@ def power_before(models: Sequence[ActuatorModel], moment: float) -> float:
 def changes_of(
     model: ActuatorModel, place: int, moves: Sequence[modes.Move], pieces: Sequence[Piece]
 ) -> list[transitions.Change]:
-    """Return the Changes that an actuator is told: its Moves, and where its factor changes between."""
+    """Return the Changes of an actuator: its Moves, and the changes of its factor in between."""
     actuator, active = actuator_of(model), model.active
     changes, left = [], list(moves)
     timers, mode, factor, ready = dict(active.timers), active.mode, active.factor, active.ready
@@ -585,7 +582,7 @@ def changes_of(
 
 @pyscript_compile
 def factor_from(pieces: Iterable[Piece], place: int, move: modes.Move) -> float:
-    """Return the factor that a mode is reached with."""
+    """Return the factor with which a Move reaches its mode."""
     for piece in pieces:
         if piece.end > move.end and piece.modes[place] == move.to:
             return float(piece.factors[place])

@@ -1,4 +1,4 @@
-"""Actuators that have operation modes: what those take and supply, and how an actuator departs from its plan.
+"""Actuators of OMBC and DDBC: their operation modes, and how they deviate from a plan.
 
 Moments are seconds since 1970, power is W of electricity, consumption positive.
 """
@@ -17,13 +17,13 @@ import flexmeasures_s2.commodities as commodities
 import flexmeasures_s2.rules as rules
 
 MAX_VALUE = 1e9
-"""Beyond this, powers (W), flows, supplies and costs are no sense."""
+"""The greatest supported power (W), flow, supply and cost."""
 FIXED_FACTOR = 1.0
-"""The factor that is told where it changes nothing."""
+"""The factor to send for a mode in which the factor changes nothing."""
 FACTOR_TOLERANCE = 0.1
-"""By how much a factor may depart from the plan."""
+"""A factor may deviate from the plan by this."""
 MAX_MODES, MAX_TRANSITIONS = 50, 300
-"""How many a device may have to be planned in time."""
+"""Devices with more cannot be planned in time."""
 
 
 Ends = tuple[float, float]
@@ -38,10 +38,9 @@ Tariffs = Mapping[str, float]
 
 @dataclass(frozen=True)
 class _Mode:
-    """An operation mode by its factor: what it takes and supplies at 0, and at 1.
+    """An operation mode: its power (W) and supply at a factor of 0, and of 1.
 
-    `flows` has (commodity quantity, at 0, at 1) of what is not electric; `cost` is that of running
-    (currency per hour).
+    `flows` are those of commodities other than electricity; `cost` is that of running (currency per hour).
     """
 
     id: str
@@ -61,7 +60,7 @@ class _Mode:
     @property
     @pyscript_compile
     def ends(self) -> list[tuple[float, float]]:
-        """What it takes and supplies, in whatever unit, at 0 and at 1."""
+        """The power, supply and flows, in their own units, at a factor of 0 and of 1."""
         return [self.powers, self.supply, *[(start, end) for _quantity, start, end in self.flows]]
 
 
@@ -88,7 +87,7 @@ Actuator = _Actuator
 
 @dataclass
 class _State:
-    """What a device is at a moment: each actuator's Active, by its id."""
+    """The state of a device at a moment: the Active of each actuator by its id."""
 
     moment: float
     actuators: dict[str | None, transitions.Active]
@@ -115,9 +114,10 @@ Move = _Move
 def read(
     described_by: DDBCActuatorDescription | OMBCSystemDescription, actuator_id: str | None = None
 ) -> Actuator:
-    """Return the Actuator that an actuator's, or a whole device's, description describes.
+    """Return the Actuator of an OMBC.SystemDescription or a DDBC.ActuatorDescription.
 
-    A transition costs the running costs of the dearer of its two modes, too: no time is saved by it.
+    The cost of a transition includes the running costs of the dearer of its two modes for its duration: so a
+    transition never pays by the time that it takes.
     """
     described: Sequence[DDBCOperationMode | OMBCOperationMode] = described_by.operation_modes
     modes = [read_mode(mode) for mode in described]
@@ -145,7 +145,7 @@ def read(
 
 @pyscript_compile
 def read_mode(mode: DDBCOperationMode | OMBCOperationMode) -> Mode:
-    """Return the Mode that an operation mode describes."""
+    """Return the Mode of an OMBC or DDBC OperationMode."""
     ranges = {power_range.commodity_quantity.value: power_range for power_range in mode.power_ranges}
     starts = {quantity: power_range.start_of_range for quantity, power_range in ranges.items()}
     ends = {quantity: power_range.end_of_range for quantity, power_range in ranges.items()}
@@ -169,14 +169,14 @@ def read_mode(mode: DDBCOperationMode | OMBCOperationMode) -> Mode:
 
 @pyscript_compile
 def commodities_of(actuators: Iterable[Actuator]) -> set[str]:
-    """Return the commodities, other than electricity, that actuators take, as they are paid."""
+    """Return the commodities other than electricity that actuators consume, by the names of their tariffs."""
     modes = [mode for actuator in actuators for mode in actuator.modes.values()]
     return {commodities.TARIFFS[quantity][0] for mode in modes for quantity, *_ends in mode.flows}
 
 
 @pyscript_compile
 def why_not_plannable(actuators: Sequence[Actuator]) -> str | None:
-    """Return why a device of such actuators cannot be planned, or None."""
+    """Return why a device with these actuators cannot be planned, or None."""
     count = sum(len(listed) for actuator in actuators for listed in actuator.transitions.values())
     if count > MAX_TRANSITIONS or sum(len(actuator.modes) for actuator in actuators) > MAX_MODES:
         return f"it has too many operation modes, with {count} transitions, to be planned in time"
@@ -185,11 +185,14 @@ def why_not_plannable(actuators: Sequence[Actuator]) -> str | None:
     for actuator in actuators:
         costs = [transition.cost for listed in actuator.transitions.values() for transition in listed]
         if any(abs(cost) > MAX_VALUE for cost in costs):
-            return "a transition of it costs more than is sense"
+            return f"its transitions: a cost is outside the supported range ({MAX_VALUE:g})"
         for mode in actuator.modes.values():
             flows = [value for _quantity, *values in mode.flows for value in values]
             if any(abs(value) > MAX_VALUE for value in (*mode.powers, *flows, *mode.supply, mode.cost)):
-                return f"its operation mode {mode.label} has a power, supply or cost beyond all sense"
+                return (
+                    f"operation mode {mode.label}: a power, supply or cost is outside the supported range "
+                    f"({MAX_VALUE:g})"
+                )
     return None
 
 
@@ -204,7 +207,7 @@ def greatest_power(actuators: Iterable[Actuator]) -> float:
 
 @pyscript_compile
 def as_it_is(actuator: Actuator, now: transitions.Active) -> Actuator:
-    """Return an actuator whose mode, where it is for an abnormal condition, has only the factor in force."""
+    """Return an actuator with its present factor fixed, if its mode is for an abnormal condition."""
     mode = transitions.mode_of(actuator.modes, now.mode)
     if mode is None or mode.is_permitted:
         return actuator
@@ -225,7 +228,7 @@ def at(ends: Sequence[float], factor: float) -> float:
 
 @pyscript_compile
 def other_cost(mode: Mode, tariffs: Tariffs) -> Ends:
-    """Return what a mode costs in an hour at a factor of 0 and of 1 (currency), but for electricity."""
+    """Return the cost of a mode (currency per hour) at a factor of 0 and of 1, without electricity."""
     costs = [mode.cost, mode.cost]
     for quantity, *ends in mode.flows:
         costs = [
@@ -247,7 +250,7 @@ def change(
 
 @pyscript_compile
 def present_changes(actuators: Iterable[Actuator], state: State, moment: float) -> list[transitions.Change]:
-    """Return what each actuator does, as the Change at a moment that tells it to go on, where that may be."""
+    """Return the Changes that keep actuators in their present modes; none for abnormal conditions."""
     changes = []
     for actuator in actuators:
         active = state.actuators[actuator.id]
@@ -266,9 +269,9 @@ def status_deviation(
     now: float,
     tolerance: float | None = None,
 ) -> str | None:
-    """Tell where an actuator does not do what it was told; what it did shortly before counts too.
+    """Return how a status deviates from the latest instruction, or None; a lag is tolerated.
 
-    With a `tolerance` (W), and nothing told yet, its power counts.
+    With a `tolerance` (W), and without an instruction, the power of the mode is compared to the plan.
     """
     mode, factor = actuator.modes.get(str(status.active_operation_mode_id)), status.operation_mode_factor
     change: transitions.Change | None = plans.last_instructed(plan, now, actuator.id)
@@ -296,7 +299,7 @@ def status_deviation(
 def timer_deviation(
     actuator: Actuator, message: rules.TimerStatus, plan: plans.Plan, now: float
 ) -> str | None:
-    """Tell where a timer blocks what is to be done next."""
+    """Return why a TimerStatus blocks the next planned change, or None."""
     ends = message.finished_at.timestamp()
     before: transitions.Change | None = plans.last_instructed(plan, now, actuator.id)
     mode = before.mode if before else None
@@ -321,7 +324,7 @@ def is_elsewhere(
     message: rules.ModeStatus | rules.TimerStatus,
     moment: float,
 ) -> bool:
-    """Tell whether a status is of another mode, or of a later end of a timer, than the Active at a moment."""
+    """Return whether a status has another mode than the Active at a moment, or a timer that ends later."""
     if transitions.is_timer_status(message):
         timer_id = str(message.timer_id)
         expected = max(before.timers.get(timer_id, 0.0), moment)
@@ -332,7 +335,7 @@ def is_elsewhere(
 
 @pyscript_compile
 def instruction_fields(change: transitions.Change) -> dict[str, Any]:
-    """Return the fields of an instruction that a Change calls for, but for its ids and time."""
+    """Return the fields of an OMBC or DDBC instruction, without its ids and execution_time."""
     return {
         "operation_mode_id": change.mode,
         "operation_mode_factor": round(change.factor, 6) + 0.0,

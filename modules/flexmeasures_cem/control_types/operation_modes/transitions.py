@@ -12,17 +12,17 @@ import flexmeasures_s2.rules as rules
 import flexmeasures_s2.texts as texts
 
 MARGIN_SECONDS = 1.0
-"""How long after a timer's or transition's end the next transition begins (s): clocks differ."""
+"""The next transition begins this long after a timer or transition has finished, since clocks differ."""
 SAME_FACTOR, SAME_SECONDS = 0.005, 1.0
-"""Instructions that differ by less are the same."""
+"""Instructions that differ by less are the same instruction."""
 MAX_SECONDS = 30 * 86_400.0
-"""Longer than any plan (s): what takes longer takes this long."""
+"""Longer than any plan: longer durations are cut to this."""
 MAX_LABEL_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class _Transition:
-    """A way to another mode: how long it takes (s), its timers, and what it costs."""
+    """A transition to a mode: its duration (s), timers, and cost (currency)."""
 
     to: str
     duration: float
@@ -35,9 +35,9 @@ Transition = _Transition
 Transitions = Mapping[str, Sequence[Transition]]
 """Transitions by the mode that they start from."""
 Timers = dict[str, float]
-"""When each timer finishes (s since 1970), or how long it takes (s), by its id."""
+"""By the timer's id: the moment at which the timer finishes, or its duration (s)."""
 StatusTimes = Mapping[Any, float]
-"""When statuses came, by actuator (None: the only one); those of timers by (actuator, timer)."""
+"""When statuses were received: by actuator (None: the only one), or by (actuator, timer)."""
 
 
 class _Labelled(Protocol):
@@ -78,7 +78,7 @@ class _Mode(Protocol):
     @property
     @pyscript_compile
     def is_permitted(self) -> bool:
-        """Return whether it is not for an abnormal condition only."""
+        """Return whether the mode may be used in normal conditions."""
 
 
 Mode = _Mode
@@ -130,7 +130,7 @@ Step = _Step
 
 @dataclass(frozen=True)
 class _Route:
-    """The steps to a mode, when it is reached, what that costs, and when each timer finishes then."""
+    """The steps to a mode, the moment of arrival, their cost, and when each timer finishes then."""
 
     steps: tuple[Step, ...]
     arrival: float
@@ -143,7 +143,7 @@ Route = _Route
 
 @dataclass(frozen=True)
 class _Active:
-    """An actuator's mode (None: not known) and factor, reached at `ready`; when its timers finish."""
+    """An actuator's mode (None: unknown) and factor, reached at `ready`; when each timer finishes."""
 
     mode: str | None
     factor: float
@@ -156,10 +156,10 @@ Active = _Active
 
 @dataclass(frozen=True)
 class _Change:
-    """What an actuator is told to do at a moment: a mode and its factor.
+    """An instruction to an actuator: the mode and factor from a moment on.
 
-    `actuator` is None where a device has only one. `power` is what is expected of it then; `active` is
-    the actuator's state that follows.
+    `actuator` is None where a device has only one. `power` is the power (W) expected then; `active` is the
+    state of the actuator that follows.
     """
 
     moment: float
@@ -175,9 +175,9 @@ Change = _Change
 
 @pyscript_compile
 def read(described_by: rules.Description) -> tuple[Transitions, Timers]:
-    """Return (transitions by the mode that they start from, timers' durations in s) of a description.
+    """Return the transitions of a description, and the durations of its timers (s).
 
-    What is for an abnormal condition only is left out.
+    Transitions for an abnormal condition only are left out.
     """
     by_mode: dict[str, list[Transition]] = {}
     for described in described_by.transitions:
@@ -199,13 +199,13 @@ def read(described_by: rules.Description) -> tuple[Transitions, Timers]:
 
 @pyscript_compile
 def mode_of[ModeType](modes: Mapping[str, ModeType], mode_id: str | None) -> ModeType | None:
-    """Return the operation mode with an id, or None: it may be one that was not described, or unknown."""
+    """Return the operation mode with an id, or None if that is unknown (None) or not described."""
     return None if mode_id is None else modes.get(mode_id)
 
 
 @pyscript_compile
 def leaving(actuator: Actuator, mode_id: str | None) -> Sequence[Transition]:
-    """Return the transitions from a mode of an actuator; none if the mode is not known (None)."""
+    """Return the transitions of an actuator from a mode; none if the mode is unknown (None)."""
     return () if mode_id is None else actuator.transitions.get(mode_id, ())
 
 
@@ -224,11 +224,10 @@ def active(
     status_received_at: StatusTimes,
     now: float,
 ) -> Active:
-    """Return an actuator's Active: as it told in its status (or None), or as it was told later.
+    """Return an actuator's Active: of its status (which may be None), or of a later instruction.
 
-    `finished` has when each timer finishes that the Resource Manager told of, `told` is the last Change that
-    was to be executed by now, or None; `heard` has when the status came, by the actuator, and what was told
-    of a timer, by both. That counts alone where it came after the timer was to be started.
+    `finished` has when each timer finishes by its TimerStatus, `instructed` is the last Change due by now, or
+    None. A TimerStatus prevails over the timer's start that it was received after.
     """
     timers, factor, ready = dict(finished), 0.0, 0.0
     mode: str | None = None
@@ -254,7 +253,7 @@ def active(
 def not_reported_since(
     actuator: Actuator, timers: Timers, moment: float, status_received_at: StatusTimes
 ) -> Timers:
-    """Return those timers, with their ends, of which nothing has been told since a moment."""
+    """Return the timers without a TimerStatus since a moment."""
     return {
         timer: end
         for timer, end in timers.items()
@@ -264,7 +263,7 @@ def not_reported_since(
 
 @pyscript_compile
 def under_way(actuator: Actuator, status: rules.ModeStatus, now: float) -> tuple[float, float, Timers]:
-    """Return (when the transition began that a status tells of, when it is done, when its timers finish)."""
+    """Return when the transition of a status began, when it is done, and when its timers finish."""
     if status.transition_timestamp is None:
         return 0.0, 0.0, {}
     began = min(status.transition_timestamp.timestamp(), now + MAX_SECONDS)
@@ -277,13 +276,13 @@ def under_way(actuator: Actuator, status: rules.ModeStatus, now: float) -> tuple
 
 @pyscript_compile
 def latest(timers: Timers, later: Timers) -> Timers:
-    """Return when timers finish: the later of two."""
+    """Return when each timer finishes: the later of two moments."""
     return {timer: max(timers.get(timer, 0.0), later.get(timer, 0.0)) for timer in {**timers, **later}}
 
 
 @pyscript_compile
 def finished(memory: rules.Memory, key: rules.Key, now: float) -> Timers:
-    """Return when each timer finishes, of what is remembered under a key and the timer's id."""
+    """Return when each timer finishes, of the messages whose key is `key` and the timer's id."""
     return {
         key_of_timer[-1]: min(message.finished_at.timestamp(), now + MAX_SECONDS)
         for key_of_timer, message in memory.items()
@@ -300,9 +299,9 @@ def routes(
     moment: float,
     timers: Timers,
 ) -> dict[str, Route]:
-    """Return the Route to each permitted mode that can be reached from a mode: the one that is there first.
+    """Return the fastest Route to each permitted mode that can be reached; of equally fast ones the cheapest.
 
-    `timers` tells when each timer finishes that runs. Of ways that take as long, the cheapest is taken.
+    `timers` has when each running timer finishes.
     """
     reached: dict[str, Route] = {}
     none: tuple[Step, ...] = ()
@@ -326,7 +325,7 @@ def routes(
 
 @pyscript_compile
 def earliest(transition: Transition, moment: float, timers: Timers) -> float:
-    """Return when a transition can begin, from a moment on."""
+    """Return the first moment, from `moment` on, at which no timer blocks a transition."""
     ends = [
         timers[timer] + MARGIN_SECONDS
         for timer in transition.blocking_timers
@@ -337,7 +336,7 @@ def earliest(transition: Transition, moment: float, timers: Timers) -> float:
 
 @pyscript_compile
 def is_same_instruction(change: Change, following: Change) -> bool:
-    """Tell whether two changes come to the same instruction."""
+    """Return whether two changes come to the same instruction."""
     return (
         change.actuator == following.actuator
         and change.mode == following.mode
@@ -354,7 +353,7 @@ def short_label(described: Labelled) -> str:
 
 @pyscript_compile
 def label_of(actuators: Sequence[Actuator], change: Change) -> str:
-    """Return the label of the operation mode that a change names; of several actuators it tells which one."""
+    """Return the label of a change's operation mode, with the actuator's if there are several."""
     actuator = next((actuator for actuator in actuators if actuator.id == change.actuator), None)
     mode = mode_of(actuator.modes, change.mode) if actuator else None
     label = mode.label if mode else change.mode

@@ -1,7 +1,8 @@
-"""A device under power envelope based control: what it told, and the arithmetic of limits.
+"""A device under power envelope based control, read from its messages, and the arithmetic of limits.
 
-Moments are seconds since 1970, power is W, consumption positive. But the power of both sides of an envelope
-is counted as an amount (W): of consumption by side 1 (UPPER_LIMIT), of production by side -1 (LOWER_LIMIT).
+Moments are seconds since 1970, power is W, consumption positive. An amount is the
+power (W, positive) of one side of an envelope: of consumption on side 1 (UPPER_LIMIT), of production on side
+-1 (LOWER_LIMIT).
 """
 
 import math
@@ -40,7 +41,7 @@ Piece = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class _Quantity:
-    """The values that the limits of a commodity quantity may take: ranges in order, without overlap."""
+    """The values (W) that the limits of a commodity quantity may take."""
 
     upper: Ranges
     lower: Ranges
@@ -51,10 +52,10 @@ Quantity = _Quantity
 
 @dataclass(frozen=True)
 class _Side:
-    """What one side of an envelope allows: amounts (W) of electric power in all.
+    """The amounts (W) that one side of an envelope may have.
 
-    `low` and `high` are the least and greatest amounts by quantity, between which the amount in all is
-    shared; `ranges` are the amounts in all that can be, in order.
+    `low` and `high` are the least and greatest amounts by commodity quantity; `ranges` are the possible sums
+    over the quantities, in order.
     """
 
     low: dict[str, float]
@@ -67,7 +68,7 @@ Side = _Side
 
 @dataclass(frozen=True)
 class _Constraints:
-    """PEBC.PowerConstraints: when they are valid, and what they allow. `sides` are by 1 and -1."""
+    """PEBC.PowerConstraints: their validity, and the allowed limits by quantity and by side (1, -1)."""
 
     id: str
     start: float
@@ -82,7 +83,7 @@ Constraints = _Constraints
 
 @dataclass(frozen=True)
 class _Energy:
-    """A PEBC.EnergyConstraint of electric power: average powers (W) of a quantity in a time."""
+    """A PEBC.EnergyConstraint: limits of the average power (W) of an electric quantity in a time."""
 
     start: float
     end: float
@@ -96,17 +97,18 @@ Energy = _Energy
 
 @dataclass(frozen=True)
 class _Device:
-    """What is told of a device; constraints are in the order they came. `flaw` is why it is unfit.
+    """A device by its messages; constraints are in the order of their arrival.
 
-    `most` and `least` are the greatest consumption and production (W), `forecast` the pieces (start,
-    end, power) of its PowerForecast, inside that, or None without one.
+    `max_consumption_w` and `max_production_w` are its greatest powers (both positive), `forecast` has the
+    pieces (start, end, power) of its PowerForecast within these, or None without one. `flaw` is why the
+    device cannot be planned, or None.
     """
 
     constraints: list[Constraints]
     energies: list[Energy]
     forecast: list[Piece] | None
-    most: float
-    least: float
+    max_consumption_w: float
+    max_production_w: float
     flaw: str | None
 
 
@@ -115,7 +117,7 @@ Device = _Device
 
 @dataclass(frozen=True)
 class _Element:
-    """The limits (upper, lower) by quantity in some time."""
+    """The limits in a time."""
 
     start: float
     end: float
@@ -127,9 +129,9 @@ Element = _Element
 
 @dataclass(frozen=True)
 class _Need:
-    """Energy (Wh) of a quantity that an envelope has to allow on one side, in a time.
+    """The energy (Wh) of a quantity that envelopes must allow on one side, in a time.
 
-    `asked` is for all of that time, `left` what is to be allowed of it in the plan.
+    `asked` is for all of the time, `left` the part that the plan must allow.
     """
 
     side: int
@@ -145,9 +147,9 @@ Need = _Need
 
 @dataclass(frozen=True)
 class _State:
-    """What the device was told by a moment, as Elements; the last of them are still to come.
+    """The state of a device at a moment: the Elements that it was instructed to keep, also coming ones.
 
-    `changes` are those of the plan in force.
+    `changes` (plan.Change) are those of the plan in force.
     """
 
     moment: float
@@ -181,12 +183,12 @@ class _EnvelopePlan(Protocol):
     @property
     @pyscript_compile
     def start(self) -> float:
-        """Return the moment that it begins at."""
+        """Return the moment at which the plan begins."""
 
     @property
     @pyscript_compile
     def instructed(self) -> Sequence[Element]:
-        """Return what the device was told before."""
+        """Return the limits that the device was instructed to keep before."""
 
     @property
     @pyscript_compile
@@ -199,13 +201,13 @@ EnvelopePlan = _EnvelopePlan
 
 @pyscript_compile
 def of_type(memory: rules.Memory, kind: str) -> list[Any]:
-    """Return the messages of a type, in the order they came."""
+    """Return the messages of a type, in the order of their arrival."""
     return [message for key, message in memory.items() if key[0] == kind]
 
 
 @pyscript_compile
 def read(memory: rules.Memory) -> Device:
-    """Return the device that is described."""
+    """Return the device that the messages describe."""
     in_force: list[Constraints] = []
     flaws: list[str | None] = []
     for message in reversed(of_type(memory, POWER_CONSTRAINTS)):
@@ -234,21 +236,21 @@ def read(memory: rules.Memory) -> Device:
 
 @pyscript_compile
 def clipped(pieces: Iterable[Piece], least: float, most: float) -> list[Piece]:
-    """Return pieces with their power kept between two powers (W)."""
+    """Return pieces with their powers limited to a range (W)."""
     return [(start, end, min(max(power, least), most)) for start, end, power in pieces]
 
 
 @pyscript_compile
 def until_of(message: PEBCPowerConstraints) -> float:
-    """Return until when constraints are valid."""
+    """Return the end of the validity of constraints."""
     return math.inf if message.valid_until is None else message.valid_until.timestamp()
 
 
 @pyscript_compile
 def ranges_of(message: PEBCPowerConstraints) -> LimitRanges:
-    """Return the ranges of both limits by quantity, without those for an abnormal condition only.
+    """Return the ranges of both limits by quantity, without those for an abnormal condition.
 
-    Some devices have them upside down, as from 0 to -2000.
+    Some devices send ranges upside down, such as 0 to -2000.
     """
     by_quantity: dict[str, dict[str, list[Range]]] = {}
     for limit_range in message.allowed_limit_ranges:
@@ -265,7 +267,7 @@ def ranges_of(message: PEBCPowerConstraints) -> LimitRanges:
 
 @pyscript_compile
 def union(ranges: Iterable[Range]) -> Ranges:
-    """Return ranges in order, those that meet as one."""
+    """Return ranges in order, with those that overlap or touch merged."""
     joined: list[Range] = []
     for low, high in sorted(ranges):
         if joined and low <= joined[-1][1]:
@@ -277,7 +279,7 @@ def union(ranges: Iterable[Range]) -> Ranges:
 
 @pyscript_compile
 def flaw_of(name: str, ranges: LimitRanges) -> str | None:
-    """Return why no envelope fits constraints, or None."""
+    """Return why constraints allow no envelope, or None."""
     if not ranges:
         return f"its {POWER_CONSTRAINTS} {name} allow no limit but in an abnormal condition"
     for quantity, both in ranges.items():
@@ -297,7 +299,7 @@ def flaw_of(name: str, ranges: LimitRanges) -> str | None:
 def read_constraints(
     message: PEBCPowerConstraints, ranges: LimitRanges, start: float, end: float
 ) -> Constraints:
-    """Return PEBC.PowerConstraints with the values that leave the upper limit above the lower one."""
+    """Return Constraints, without limits for which the upper one would be below the lower one."""
     quantities = {}
     for name, both in ranges.items():
         highest, lowest = both[UPPER][-1][1], both[LOWER][0][0]
@@ -313,7 +315,7 @@ def read_constraints(
 
 @pyscript_compile
 def carriers(names: Collection[str]) -> list[str]:
-    """Return which of the commodity quantities tell of the electric power in all."""
+    """Return the commodity quantities that add up to the total electric power."""
     if commodities.ALL_PHASES in names:
         return [commodities.ALL_PHASES]
     return [name for name in names if name.startswith(commodities.ELECTRIC)]
@@ -321,7 +323,7 @@ def carriers(names: Collection[str]) -> list[str]:
 
 @pyscript_compile
 def side_of(side: int, quantities: Mapping[str, Quantity]) -> Side:
-    """Return one side of constraints: its power in all is shared by each quantity's range."""
+    """Return one side of constraints; an amount is shared in proportion to the ranges of the quantities."""
     low: dict[str, float] = {}
     high: dict[str, float] = {}
     shares: Ranges = ((0.0, 1.0),)
@@ -339,13 +341,13 @@ def side_of(side: int, quantities: Mapping[str, Quantity]) -> Side:
 
 @pyscript_compile
 def mirrored(ranges: Ranges) -> Ranges:
-    """Return ranges with the other sign, in order."""
+    """Return ranges with the opposite sign, in order."""
     return tuple((-high, -low) for low, high in reversed(ranges))
 
 
 @pyscript_compile
 def shared(ranges: Iterable[Range], other_ranges: Sequence[Range]) -> Ranges:
-    """Return what is in both of two unions, but for rounding."""
+    """Return the intersection of two unions of ranges, with a tolerance for rounding."""
     common = []
     for low, high in ranges:
         for begin, end in other_ranges:
@@ -357,7 +359,7 @@ def shared(ranges: Iterable[Range], other_ranges: Sequence[Range]) -> Ranges:
 
 @pyscript_compile
 def energies_of(memory: rules.Memory) -> list[Energy]:
-    """Return the constraints on electric energy; of those until the same moment the newest holds."""
+    """Return the electric energy constraints; of several with the same end the newest holds."""
     energies = {}
     for message in of_type(memory, ENERGY_CONSTRAINT)[-MAX_MESSAGES:]:
         quantity = message.commodity_quantity.value
@@ -371,7 +373,7 @@ def energies_of(memory: rules.Memory) -> list[Energy]:
 
 @pyscript_compile
 def valid(device: Device, moment: float) -> Constraints | None:
-    """Return the constraints that are in force at a moment: those that came last, or None."""
+    """Return the newest of the constraints that are valid at a moment, or None."""
     return next(
         (
             constraints
@@ -384,7 +386,7 @@ def valid(device: Device, moment: float) -> Constraints | None:
 
 @pyscript_compile
 def boundaries(device: Device, start: float, end: float, more: Iterable[float]) -> list[float]:
-    """Return the moments in some time, ends included, at which anything of a device may change."""
+    """Return the moments from `start` to `end`, both included, at which limits or the forecast change."""
     spans: list[Constraints | Energy] = [*device.constraints, *device.energies]
     moments = [*more]
     for span in spans:
@@ -400,7 +402,7 @@ def boundaries(device: Device, start: float, end: float, more: Iterable[float]) 
 
 @pyscript_compile
 def limits_of(constraints: Constraints, amounts: Mapping[int, float]) -> Limits:
-    """Return the limits (upper, lower) by quantity that amounts (W) by side come to."""
+    """Return the limits by quantity that correspond to amounts (W) by side."""
     limits = {}
     for name, quantity in constraints.quantities.items():
         high = part(constraints.sides[1], name, amounts[1])
@@ -413,7 +415,7 @@ def limits_of(constraints: Constraints, amounts: Mapping[int, float]) -> Limits:
 
 @pyscript_compile
 def part(side: Side, name: str, amount: float) -> float | None:
-    """Return a quantity's part (W) of an amount, or None where it has none."""
+    """Return a quantity's part (W) of an amount, or None if the quantity does not count."""
     if name not in side.low:
         return None
     least, most = side.ranges[0][0], side.ranges[-1][1]
@@ -423,29 +425,29 @@ def part(side: Side, name: str, amount: float) -> float | None:
 
 @pyscript_compile
 def nearest(ranges: Ranges, value: float) -> float:
-    """Return the value of a union that is nearest to one, without the noise of binary fractions."""
+    """Return the value in a union of ranges that is nearest to `value`, without rounding errors."""
     low, high = min(ranges, key=lambda ends: max(ends[0] - value, value - ends[1]))
     return min(max(round(value, 6) + 0.0, low), high)
 
 
 @pyscript_compile
 def down(ranges: Ranges, value: float) -> float:
-    """Return the greatest value of a union that is not above one, else its least."""
+    """Round down to the nearest value in a union of ranges, or else to its least value."""
     return max([min(high, value) for low, high in ranges if low <= value], default=ranges[0][0])
 
 
 @pyscript_compile
 def up(ranges: Ranges, value: float, hair: float = 0.0) -> float:
-    """Return the least value of a union that is not below one (but for a hair), else its greatest."""
+    """Round up (with a tolerance) to the nearest value in a union of ranges, or else to its greatest."""
     fitting = [max(low, min(value, high)) for low, high in ranges if high >= value - hair]
     return min(fitting, default=ranges[-1][1])
 
 
 @pyscript_compile
 def allowed(limits: Limits, quantity: str, side: int) -> float | None:
-    """Return the power (W) of an electric quantity that limits allow on one side, None where they do not say.
+    """Return the amount (W) of an electric quantity that limits allow on one side, or None if undefined.
 
-    All phases together have three times the power of each.
+    The amount of three symmetric phases is three times that of one.
     """
     place, all_phases = (0 if side > 0 else 1), commodities.ALL_PHASES
     if all_phases in limits:
@@ -458,7 +460,7 @@ def allowed(limits: Limits, quantity: str, side: int) -> float | None:
 
 @pyscript_compile
 def between(elements: Iterable[Element], start: float, end: float) -> list[Element]:
-    """Return what of Elements is in some time."""
+    """Return the parts of Elements from `start` to `end`."""
     return [
         element if start <= element.start and element.end <= end else cut(element, start, end)
         for element in elements
@@ -468,23 +470,23 @@ def between(elements: Iterable[Element], start: float, end: float) -> list[Eleme
 
 @pyscript_compile
 def cut(element: Element, start: float, end: float) -> Element:
-    """Return the part of an Element that is in some time."""
+    """Return the part of an Element from `start` to `end`."""
     return replace(element, start=max(element.start, start), end=min(element.end, end))
 
 
 @pyscript_compile
 def limits_at(elements: Sequence[Element], moment: float) -> Limits | None:
-    """Return the limits at a moment, or None where there are none."""
+    """Return the limits at a moment, or None."""
     place = bisect_right(elements, moment, key=lambda element: element.start) - 1
     return elements[place].limits if place >= 0 and moment < elements[place].end else None
 
 
 @pyscript_compile
 def needs_of(device: Device, instructed: Iterable[Element], begin: float, end: float) -> list[Need]:
-    """Return the Needs of a plan, by when they end.
+    """Return the Needs of a plan, ordered by their ends.
 
-    What the device was told before has allowed some of it. What is needed beyond the plan's end is spread
-    evenly over the time that is left.
+    Earlier instructions have allowed some of the energy. The energy of constraints that end after the plan is
+    spread evenly over the time left.
     """
     needs = []
     for energy in device.energies:
@@ -508,7 +510,7 @@ def needs_of(device: Device, instructed: Iterable[Element], begin: float, end: f
 
 @pyscript_compile
 def counted(constraints: Constraints, need: Need, amount: float) -> float | None:
-    """Return the power (W) that an amount allows of a need's quantity, or None where it is not limited."""
+    """Return the power (W) of a need's quantity that an amount allows, or None if it is not limited."""
     limits = {}
     for name in constraints.sides[need.side].low:
         value = need.side * (part(constraints.sides[need.side], name, amount) or 0.0)
@@ -520,7 +522,7 @@ def counted(constraints: Constraints, need: Need, amount: float) -> float | None
 def governed(
     start: float, end: float, constraints: Constraints | None, needs: Iterable[Need], side: int
 ) -> bool:
-    """Tell whether the energy that a device defers calls for limits on one side in some time."""
+    """Return whether deferred energy calls for limits on one side from `start` to `end`."""
     if constraints is None or not constraints.is_deferred:
         return False
     least, most = constraints.sides[side].ranges[0][0], constraints.sides[side].ranges[-1][1]
@@ -540,7 +542,7 @@ def missing_message(memory: rules.Memory) -> str | None:
 
 @pyscript_compile
 def valid_from(memory: rules.Memory) -> float:
-    """Return from when on the first of its constraints hold."""
+    """Return when the first constraints come into force."""
     return min(float(message.valid_from.timestamp()) for message in of_type(memory, POWER_CONSTRAINTS))
 
 
@@ -558,7 +560,7 @@ def why_not_plannable(device: Device) -> str | None:
 
 @pyscript_compile
 def last_deadline(device: Device) -> float:
-    """Return the last moment that the plan has to look ahead to, or 0.0."""
+    """Return the end of the last energy constraint, or 0."""
     return max([energy.end for energy in device.energies], default=0.0)
 
 
@@ -570,9 +572,9 @@ def read_state(
     plan: EnvelopePlan | None,
     now: float,
 ) -> State:
-    """Return what the device was told by now; raise NotPlannable where no constraints hold any more.
+    """Return the state of a device; raise NotPlannable if no constraints are valid any more.
 
-    `heard` is not needed: a device tells nothing of its envelope.
+    `plan` is the one in force, or None. There is no status of an envelope.
     """
     if all(constraints.end <= now for constraints in device.constraints):
         raise errors.NotPlannable(f"its {POWER_CONSTRAINTS} are not valid any more: it has to send new ones")
@@ -583,7 +585,7 @@ def read_state(
 
 @pyscript_compile
 def instructed_by(plan: EnvelopePlan, now: float) -> list[Element]:
-    """Return the Elements that a device was told by now; the last of them are still to come."""
+    """Return the Elements of the instructions due by now; the last of them are still to come."""
     instructed, executed = list(plan.instructed), [change for change in plan.changes if change.moment <= now]
     for place, change in enumerate(executed):
         end = executed[place + 1].moment if place + 1 < len(executed) else math.inf

@@ -15,7 +15,7 @@ MAX_UPCOMING = 100
 
 @dataclass(frozen=True)
 class _Step:
-    """One element of a Change: the limits from a moment on, and the power expected then."""
+    """One element of a Change: the limits from a moment on, and the power (W) expected then."""
 
     moment: float
     power: float
@@ -30,13 +30,13 @@ Step = _Step
 
 @pyscript_compile
 def message_type(change: pebc_plan.Change) -> str:
-    """Return the type of the instruction that a Change calls for."""
+    """Return the type of the instruction of a Change."""
     return INSTRUCTION
 
 
 @pyscript_compile
 def instruction_fields(change: pebc_plan.Change) -> dict[str, Any]:
-    """Return the fields of the PEBC.Instruction that a Change calls for, but for its ids."""
+    """Return the fields of the PEBC.Instruction of a Change, without its ids and execution_time."""
     return {
         "power_constraints_id": change.constraints,
         "abnormal_condition": False,
@@ -66,7 +66,7 @@ def envelope(change: pebc_plan.Change, name: str) -> list[dict[str, Any]]:
 
 @pyscript_compile
 def describe(_device: devices.Device, change: pebc_plan.Change | Step, now: float) -> dict[str, Any]:
-    """Return what a Change says now, or from its moment on, or what a Step of it says."""
+    """Return a Step, or the present (or first) Step of a Change, as users read it."""
     step = change if isinstance(change, Step) else step_of(change, max(now, change.moment))
     names = devices.carriers(step.limits) or list(step.limits)[:1]
     return {
@@ -81,14 +81,14 @@ def describe(_device: devices.Device, change: pebc_plan.Change | Step, now: floa
 
 @pyscript_compile
 def step_of(change: pebc_plan.Change, moment: float) -> Step:
-    """Return the Step that a Change is in at a moment."""
+    """Return the Step of a Change at a moment."""
     limits = devices.limits_at(change.elements, moment) or change.elements[-1].limits
     return Step(moment, plans.power_at(change, moment), change.constraints, limits, change.widest)
 
 
 @pyscript_compile
 def upcoming(plan: pebc_plan.Plan, now: float) -> list[Step]:
-    """Return the Steps that are still to come, in order."""
+    """Return the Steps after `now`, in order."""
     steps: list[Step] = []
     for place, change in enumerate(plan.changes):
         end = plan.changes[place + 1].moment if place + 1 < len(plan.changes) else math.inf
@@ -100,7 +100,7 @@ def upcoming(plan: pebc_plan.Plan, now: float) -> list[Step]:
 
 @pyscript_compile
 def missed_targets(plan: pebc_plan.Plan) -> list[dict[str, Any]]:
-    """Return the energy (kWh) that the plan leaves less room for than is asked: by when, and how much."""
+    """Return the missed energy constraints (kWh) of a plan as users read them."""
     return [
         {
             "datetime": plans.moment(missed.moment),

@@ -1,8 +1,8 @@
-"""Power envelope based control in the site model: what is allowed on each side, and what is expected then.
+"""Power envelope based control in the site model: the allowed amounts of each side, and the expected power.
 
-Nothing is limited without a reason, which is the site's limit, a price at which production costs, or cheaper
-hours for what is deferred. Amounts are of one side of an envelope, as pebc_device has them; in the program
-they are kW, and never less than nothing.
+Nothing is limited without a reason, which is the site's limit, a negative price of production, or cheaper
+hours for deferred energy. Amounts are those of one side of an envelope (see device.py); in the program they
+are kW, and not negative.
 """
 
 import math
@@ -28,12 +28,12 @@ import flexmeasures_cem.optimisation.linear as linear
 import flexmeasures_cem.optimisation.site as sites
 
 WATTS, NOISE_WATTS = 1000.0, 0.05
-"""W in a kW, and how exact a solution is (W)."""
+"""W in a kW, and the accuracy of a solution (W)."""
 MAX_CUTS = 8
 SMALLER_SHARE = 0.01
-"""By which part of a forecast a schedule has to produce less, so that it means to curtail."""
+"""A schedule curtails if it produces less than the forecast by more than this share of it."""
 MIN_MISSED_WH, MIN_MISSED_SHARE = 1.0, 0.001
-"""How much less room than is asked for is not worth telling."""
+"""Smaller shortfalls of a need (Wh, and share of it) are not reported."""
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Places = NDArray[np.intp]
@@ -44,22 +44,22 @@ Course = tuple[list[float], list[float]]
 
 
 class _Amounts(Protocol):
-    """What envelopes.Allowance, Curtailable and Deferred have in common: powers (kW) of some steps."""
+    """The common part of envelopes.Allowance, Curtailable and Deferred: powers (kW) of some steps."""
 
     @property
     @pyscript_compile
     def amount(self) -> linear.Expression:
-        """Return what is allowed."""
+        """Return the allowed amount."""
 
     @property
     @pyscript_compile
     def may(self) -> linear.Expression:
-        """Return what the device may do within that."""
+        """Return the greatest power of the device within the allowed amount."""
 
     @property
     @pyscript_compile
     def power(self) -> linear.Expression:
-        """Return what is expected of the device."""
+        """Return the expected power of the device."""
 
 
 Amounts = _Amounts
@@ -67,7 +67,7 @@ Amounts = _Amounts
 
 @pyscript_compile
 def cuts(device: devices.Device, state: devices.State) -> list[float]:
-    """Return the next moments (s since 1970) at which other constraints hold or a need begins or ends."""
+    """Return the next moments (s since 1970) at which constraints or needs begin or end."""
     spans: list[devices.Constraints | devices.Energy] = [*device.constraints, *device.energies]
     moments = {moment for span in spans for moment in (span.start, span.end)}
     return sorted(moment for moment in moments if state.moment < moment < math.inf)[:MAX_CUTS]
@@ -75,7 +75,7 @@ def cuts(device: devices.Device, state: devices.State) -> list[float]:
 
 @dataclass(frozen=True, eq=False)
 class _Span:
-    """Some time in which energy (kWh, on one side) is needed and no more is taken."""
+    """A time in which a device takes the energy (kWh, on one side) that it needs, and no more."""
 
     side: int
     start: float
@@ -90,8 +90,8 @@ Span = _Span
 class _EnvelopeModel:
     """A device's envelope in a Site's program.
 
-    By side: `amount` is what is allowed, `may` what the device may do within that, `power` what is expected
-    of it, `room` what counts of it for energy that has to be allowed.
+    By side: `amount` is allowed, `may` the greatest power of the device within that, `power` the expected
+    one, and `room` the amount that counts for energy constraints.
     """
 
     site: sites.Site
@@ -134,7 +134,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _governed(self, side: int) -> Mask:
-        """Return in which steps the energy that a device defers calls for limits on one side."""
+        """Return in which steps deferred energy calls for limits on one side."""
         governed = np.zeros(self.site.grid.count, bool)
         for need, (_base, factor) in zip(self.needs, self.counting, strict=True):
             if need.side == side:
@@ -144,7 +144,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _expect(self) -> None:
-        """Set the forecast (kW) that lies within the limits, by side, and what is free of any limits."""
+        """Set the forecast (kW) within the limits, by side, and the power without any limits."""
         grid, pieces = self.site.grid, self.device.forecast or []
         forecast = grid.means(pieces) / WATTS
         has_none = np.array([constraints is None for constraints in self.constraints])
@@ -159,7 +159,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _room(self, side: int) -> Array:
-        """Return the power (kW) that the site's limit leaves on a side by what is given."""
+        """Return the power (kW) that the site's limit leaves on a side, beside the given load."""
         tariffs = self.site.tariffs
         capacity = tariffs.consumption_capacity if side > 0 else tariffs.production_capacity
         room = np.maximum(capacity - tariffs.headroom - side * np.asarray(tariffs.load, float), 0.0)
@@ -167,7 +167,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _add_side(self, side: int) -> None:
-        """Set the amounts of one side: fixed where nothing limits them, else as variables."""
+        """Set the amounts of one side: fixed in steps without a reason to limit, variable in others."""
         union, room, expected = self.unions[side], self._room(side), self.expected[side]
         governed = self.governed[side]
         curtails = self.curtails if side < 0 else np.zeros_like(governed)
@@ -189,7 +189,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _place(self, side: int, steps: Places, part: Amounts, room: linear.Expression) -> None:
-        """Set the amounts of some steps; `room` is what counts for energy that has to be allowed."""
+        """Set the amounts of some steps; `room` counts for energy constraints."""
         count = self.site.grid.count
         for name, value in (
             ("amount", part.amount),
@@ -202,7 +202,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _defer(self, side: int, steps: Places, union: envelopes.Union, room: Array) -> None:
-        """Set the amounts of the steps in which what is deferred is allowed."""
+        """Set the amounts of the steps with deferred energy."""
         part = envelopes.Deferred(self.site, steps, union, self._was_on(side))
         part.allow_parts(len([need for need in self.needs if need.side == side]))
         self._place(side, steps, part, part.power)
@@ -215,7 +215,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _was_on(self, side: int) -> bool:
-        """Tell whether the device was told of more than the least on a side, for the moment before."""
+        """Return whether the instructed amount of a side was above the least one just before the plan."""
         before = devices.limits_at(self.instructed, self.begin - devices.MIN_ELEMENT_SECONDS)
         for need, (offset, factor) in zip(self.needs, self.counting, strict=True):
             if before and need.side == side and not np.isnan(offset[0]):
@@ -239,8 +239,8 @@ class _EnvelopeModel:
     def _set_curtailed(self) -> None:
         """Set in which steps production may be curtailed, and what a schedule leaves of it (kW; nan: any).
 
-        It is where there is a forecast of production that would be lost, and a reason: the site's limit, or a
-        price at which production costs.
+        These are steps with forecast production that is not deferred, and a reason: the site's limit, or a
+        negative price.
         """
         forecast, room = self.expected[-1], self._room(-1)
         costs = np.minimum(self.site.production_price, self.site.consumption_price) < 0
@@ -256,7 +256,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _add_needs(self) -> None:
-        """Have the energy that is needed be allowed by its deadline, and of what is deferred no more."""
+        """Allow the needed energy by its deadline, and no more of deferred energy."""
         grid = self.site.grid
         for need, counted in zip(self.needs, self.counting, strict=True):
             share = grid.shares(max(need.start, self.begin), need.end) * grid.hours
@@ -267,7 +267,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _spans(self) -> list[Span]:
-        """Return the Spans in which a device takes what it needs."""
+        """Return the Spans of deferred energy."""
         grid, spans = self.site.grid, []
         for need, (offset, factor) in zip(self.needs, self.counting, strict=True):
             start = max(need.start, self.begin)
@@ -281,7 +281,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _confine(self, side: int, group: Sequence[Span]) -> None:
-        """Allow no more energy than is needed in Spans that have some time in common."""
+        """Allow no more energy than is needed in overlapping Spans."""
         grid = self.site.grid
         share = grid.shares(min(span.start for span in group), max(span.end for span in group))
         hours = np.where(self.governed[side], share * grid.hours, 0.0)
@@ -289,10 +289,10 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def plan(self, solution: linear.Solution, market: Sequence[markets.Interval]) -> pebc_plan.Plan:
-        """Return the Plan that a solution comes to, and what it costs the site in a market.
+        """Return the Plan of a solution, with its cost in a market.
 
-        Where what the device was told still says the same, the plan has that Change itself; the moment of the
-        one in force is past.
+        Changes that are the same as those of the plan in force are kept as they are; the moment of the one in
+        force is past.
         """
         courses = {side: self._course(side, solution) for side in devices.SIDES}
         slots = self._slots(courses, market)
@@ -315,7 +315,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _course(self, side: int, solution: linear.Solution) -> Course:
-        """Return (starts, amounts (W)) of one side: of each step, or of the parts of it."""
+        """Return the amounts (W) of one side, with their starts; a step may have two."""
         edges = arrays.as_list(self.site.grid.edges)
         amounts = arrays.as_list(solution.of(self.amount[side]) * WATTS)
         means = arrays.as_list(solution.of(self.room[side]) * WATTS)
@@ -339,7 +339,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _unlimited(self, side: int, solution: linear.Solution) -> list[bool]:
-        """Return in which steps a solution has production as it is forecast."""
+        """Return in which steps of a solution production is not curtailed."""
         if side > 0:
             return [False] * self.site.grid.count
         power = solution.of(self.power[side])
@@ -350,7 +350,7 @@ class _EnvelopeModel:
     def _slots(
         self, courses: Mapping[int, Course], market: Sequence[markets.Interval]
     ) -> list[pebc_plan.Slot]:
-        """Return the Slots of a plan: the time in which limits, forecast and constraints stay the same."""
+        """Return the Slots of a plan: times of constant amounts, forecast, constraints and prices."""
         edges, end = self.site.grid.edges, market[-1].end
         inner = {moment for starts, _amounts in courses.values() for moment in starts[1:]}
         points = np.array(devices.boundaries(self.device, self.begin, end, inner))
@@ -382,7 +382,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _changing(self) -> set[int]:
-        """Return the steps in which other constraints begin to hold, which the grid has no edge for."""
+        """Return the steps within which constraints change."""
         moments = np.array(
             [[constraints.start, constraints.end] for constraints in self.device.constraints]
         ).ravel()
@@ -392,7 +392,7 @@ class _EnvelopeModel:
 
     @pyscript_compile
     def _missed(self, slots: Sequence[pebc_plan.Slot]) -> list[plans.Missed]:
-        """Return the needs for which Slots leave less room than they ask for."""
+        """Return the needs that Slots do not meet."""
         missed, which = [], numbers(self.device, [slot.constraints for slot in slots])
         starts, ends = np.array([[slot.start, slot.end] for slot in slots]).T
         for need, (offsets, factors) in zip(self.needs, self.counts, strict=True):
@@ -418,16 +418,17 @@ def add(
     _tariffs: Mapping[str, float],
     _storage: markets.StorageTerms | None = None,
 ) -> EnvelopeModel:
-    """Add a device's power to a Site, and return the part that reads its Plan from a solution.
+    """Add a device to the program of a site.
 
-    Only electric power is limited, and what is stored is not told.
+    `schedule` has the powers (start, end, W) to follow, or is None. Tariffs of other commodities and the
+    storage do not matter.
     """
     return EnvelopeModel(site, device, state, schedule)
 
 
 @pyscript_compile
 def union_of(constraints: Sequence[devices.Constraints | None], side: int) -> envelopes.Union:
-    """Return the Union (kW) of one side in each step, of which the constraints are given; 0 without any."""
+    """Return the Union (kW) of one side by the constraints of each step; 0 without constraints."""
     ranges = [of_step.sides[side].ranges if of_step else ((0.0, 0.0),) for of_step in constraints]
     most = max(len(of_step) for of_step in ranges)
     low, high = np.full((2, most, len(ranges)), np.nan)
@@ -440,9 +441,9 @@ def union_of(constraints: Sequence[devices.Constraints | None], side: int) -> en
 
 @pyscript_compile
 def counting(device: devices.Device, need: devices.Need) -> Counting:
-    """Return (offset, factor) by which an amount (kW) under each constraints counts for a need (kW).
+    """Return (offset, factor): under each constraints, offset + factor * amount (kW) counts for a need.
 
-    Where it does not, the offset is nan; so it is at the end, where there are no constraints.
+    The offset is nan where an amount does not count, and for the last entry, which is without constraints.
     """
     offset, factor = np.full(len(device.constraints) + 1, np.nan), np.zeros(len(device.constraints) + 1)
     for place, constraints in enumerate(device.constraints):
@@ -456,14 +457,14 @@ def counting(device: devices.Device, need: devices.Need) -> Counting:
 
 @pyscript_compile
 def numbers(device: devices.Device, constraints: Iterable[devices.Constraints | None]) -> Places:
-    """Return the place of each constraints among a device's, -1 for None."""
+    """Return the indexes of constraints in a device's list, -1 for None."""
     places = {id(own): place for place, own in enumerate(device.constraints)}
     return np.array([places.get(id(of_step), -1) for of_step in constraints])
 
 
 @pyscript_compile
 def settled(ranges: devices.Ranges, amount: float) -> float:
-    """Return the amount (W) in ranges that a solution means."""
+    """Return the amount (W) in ranges that corresponds to that of a solution."""
     for low, high in ranges:
         if low - NOISE_WATTS <= amount <= high + NOISE_WATTS:
             near = [end for end in (low, high) if abs(end - amount) <= NOISE_WATTS]
@@ -475,10 +476,10 @@ def settled(ranges: devices.Ranges, amount: float) -> float:
 def split(
     ranges: devices.Ranges, start: float, end: float, mean: float, following: float | None
 ) -> list[tuple[float, float]]:
-    """Return (start, amount (W)) of the parts of a step that allow a mean power (W).
+    """Return (start, amount (W)) of the parts of a step with a mean amount (W).
 
-    Where the ranges have that in a gap, the amount above it is allowed for a part of the time: next to what
-    follows if that is more.
+    If the mean is in a gap between ranges, the step has a part above and a part below the gap: the former
+    comes last if the following step has more.
     """
     mean = settled(ranges, mean) if devices.up(ranges, mean) - mean <= NOISE_WATTS else mean
     lower, higher = devices.down(ranges, mean), devices.up(ranges, mean)
@@ -498,7 +499,7 @@ def split(
 def fitted(
     constraints: devices.Constraints, own: devices.Constraints | None, side: int, amount: float
 ) -> float:
-    """Return the amount (W) under constraints that is meant by one under those of its step."""
+    """Translate an amount (W) under the constraints of its step (`own`) to other constraints."""
     ranges = constraints.sides[side].ranges
     if constraints is own:
         return amount
@@ -509,14 +510,14 @@ def fitted(
 
 @pyscript_compile
 def energy(amount: linear.Expression, counted: Counting, hours: Array) -> linear.Expression:
-    """Return the energy (a vector of one, kWh) that an amount (kW) comes to in some hours of each step."""
+    """Return the energy (a vector of one, kWh) that counts of an amount (kW) in some hours of each step."""
     offset, factor = counted
     return (amount * (factor * hours)).sum() + float((np.nan_to_num(offset) * hours).sum())
 
 
 @pyscript_compile
 def groups(spans: Iterable[Span]) -> list[list[Span]]:
-    """Return Spans in groups of those that have some time in common."""
+    """Return Spans in groups that overlap."""
     end = -math.inf
     grouped: list[list[Span]] = []
     for span in sorted(spans, key=lambda span: span.start):
@@ -530,7 +531,7 @@ def groups(spans: Iterable[Span]) -> list[list[Span]]:
 
 @pyscript_compile
 def needed_at_most(spans: Iterable[Span]) -> float:
-    """Return the energy (kWh) that Spans need in all: what is inside of a longer one counts for that too."""
+    """Return the total energy (kWh) of Spans; one within a longer Span counts for that, too."""
     left, needed = sorted(spans, key=lambda span: span.start - span.end), 0.0
     while left:
         first = left[0]
@@ -542,7 +543,7 @@ def needed_at_most(spans: Iterable[Span]) -> float:
 
 @pyscript_compile
 def means_where_known(grid: grids.TimeGrid, pieces: Sequence[devices.Piece]) -> Array:
-    """Return the mean of pieces (start, end, value) in what they cover of each step, nan where nothing."""
+    """Return the mean of pieces (start, end, value) in the covered part of each step, nan without any."""
     covered = grid.means([(start, end, 1.0) for start, end, _value in pieces])
     sums = grid.means(pieces)
     return np.where(covered > 1e-6, sums / np.maximum(covered, 1e-6), np.nan)
@@ -550,7 +551,7 @@ def means_where_known(grid: grids.TimeGrid, pieces: Sequence[devices.Piece]) -> 
 
 @pyscript_compile
 def peaks(grid: grids.TimeGrid, pieces: Sequence[devices.Piece]) -> Array:
-    """Return the greatest production (W) of pieces (start, end, power) in each step, 0 where none is."""
+    """Return the greatest production (W) of pieces (start, end, power) in each step, or 0."""
     if not pieces:
         return np.zeros(grid.count)
     starts, ends, powers = np.array(pieces).T
@@ -565,10 +566,9 @@ def flex_model(
     sensors: base.PlanningSensors,
     window: base.PlanningWindow,
 ) -> storages.Storage | storages.Flow | None:
-    """Return what FlexMeasures is asked, or None where nothing can be gained by it.
+    """Return the flex-model of a device, or None if there is nothing to optimize.
 
-    That is a Storage of the energy that is deferred in one direction, or a Flow of production that can be
-    curtailed.
+    That is a Storage for energy deferred on one side, or a Flow for production that can be curtailed.
     """
     needs = devices.needs_of(device, state.instructed, state.moment, window.end)
     sides = [side for side in devices.SIDES if any(capacities(device, needs, window, side, window.left))]
@@ -581,7 +581,7 @@ def flex_model(
 def capacities(
     device: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int, left: float
 ) -> list[float]:
-    """Return the mean power (W) that can be deferred in each step; of the first one a part is left."""
+    """Return the greatest mean power (W) of deferred energy by step; of the first, a part is left."""
     begin = window.start + (1 - left) * window.step
     powers = [0.0] * round((window.end - window.start) / window.step)
     grid = [window.start + place * window.step for place in range(1, len(powers))]
@@ -601,7 +601,7 @@ def deferred(
     window: base.PlanningWindow,
     side: int,
 ) -> storages.Storage | None:
-    """Return what a device defers as a Storage, to be filled in time or emptied; None where that is done."""
+    """Return deferred energy as a Storage with deadlines; None if no energy is left to be deferred."""
     modes = gap(device, needs, window, side) if window.with_modes else []
     powers = capacities(device, needs, window, side, 1.0 if modes else window.left)
     wishes = deadlines(device, [need for need in needs if need.side == side], powers, window)
@@ -621,7 +621,7 @@ def deferred(
         soc_max=full,
         soc_minima=events if consumes else [],
         soc_maxima=[] if consumes else events,
-        power_capacity=device.most if consumes else device.least,
+        power_capacity=device.max_consumption_w if consumes else device.max_production_w,
         charging_efficiency=1.0,
         discharging_efficiency=1.0,
         storage_efficiency=1.0,
@@ -638,7 +638,7 @@ def deadlines(
     powers: Sequence[float],
     window: base.PlanningWindow,
 ) -> list[tuple[float, float]]:
-    """Return (moment on the grid, energy (Wh) that is to be allowed by then), as far as that can be."""
+    """Return (moment on the grid, energy (Wh) to allow by then), limited to the possible."""
     reached, wishes = [(-math.inf, 0.0)], {}
     for need in needs:
         constraints = devices.valid(device, max(need.start, window.start)) or device.constraints[-1]
@@ -658,7 +658,7 @@ def deadlines(
 def gap(
     device: devices.Device, needs: Sequence[devices.Need], window: base.PlanningWindow, side: int
 ) -> Sequence[devices.Range]:
-    """Return the ranges of power (W) that can be deferred, where they have gaps between them."""
+    """Return the ranges of power (W) of deferred energy if there are gaps between them, else nothing."""
     for start, end in pairwise(devices.boundaries(device, window.start, window.end, [])):
         constraints = devices.valid(device, (start + end) / 2)
         if constraints and devices.governed(start, end, constraints, needs, side):
@@ -673,7 +673,7 @@ def gap(
 def curtailable(
     device: devices.Device, sensors: base.PlanningSensors, window: base.PlanningWindow
 ) -> storages.Flow | None:
-    """Return the production that is forecast as a Flow, or None where none of it can be curtailed."""
+    """Return the forecast production as a Flow, or None if none of it can be curtailed."""
     begin = window.start + (1 - window.left) * window.step
     powers = []
     for place in range(round((window.end - window.start) / window.step)):

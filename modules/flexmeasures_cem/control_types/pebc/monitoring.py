@@ -15,9 +15,9 @@ import flexmeasures_s2.commodities as commodities
 def resumed(
     device: devices.Device, plan: pebc_plan.Plan, reconnection: base.Reconnection
 ) -> pebc_plan.Plan | None:
-    """Return a plan that a device goes on with after its Return, or None where it cannot.
+    """Return the plan if the device can resume it after a reconnection, else None.
 
-    An envelope's course of time counts from when it is told: the one in force is told as what is left of it.
+    An envelope counts from its execution_time: of the one in force, the rest is to be sent.
     """
     valid_ids, begin = {constraints.id for constraints in device.constraints}, reconnection.begin
     last = plans.last_instructed(plan, begin)
@@ -34,18 +34,18 @@ def resumed(
 
 @pyscript_compile
 def planned_power(plan: pebc_plan.Plan | None, start: float, length: float) -> float:
-    """Return the mean power (W) of a plan in some time, 0 without a plan or after it."""
+    """Return the mean planned power (W) of some seconds, 0 without a plan or outside it."""
     return plans.mean_power(plan, start, start + length) if plan else 0.0
 
 
 @pyscript_compile
 def deviation(_device: devices.Device, plan: pebc_plan.Plan, message: Any, now: float) -> None:
-    """Return None: no status tells of an envelope."""
+    """Return None: there is no status of an envelope."""
 
 
 @pyscript_compile
 def power_deviation(device: devices.Device, plan: pebc_plan.Plan, power: float, now: float) -> str | None:
-    """Tell where a measured power (W) is outside the limits, and was so a moment before."""
+    """Return how a measured power (W) violates the limits of now and of shortly before, or None."""
     deviation_text = None
     for share in (1, 0.5, 0):
         limits = instructed_limits(plan, now - plans.LAG_SECONDS * share)
@@ -63,18 +63,18 @@ def power_deviation(device: devices.Device, plan: pebc_plan.Plan, power: float, 
 
 @pyscript_compile
 def instructed_limits(plan: pebc_plan.Plan, moment: float) -> devices.Limits | None:
-    """Return the limits that a plan tells, or told, for a moment, or None."""
+    """Return the instructed limits at a moment, or None."""
     change = plans.last_instructed(plan, moment)
     return devices.limits_at(change.elements if change else plan.instructed, moment)
 
 
 @pyscript_compile
 def power_tolerance(device: devices.Device) -> float:
-    """Return by how much (W) a power may depart."""
-    return plans.power_tolerance(max(device.most, device.least))
+    """Return the tolerated deviation of the power (W)."""
+    return plans.power_tolerance(max(device.max_consumption_w, device.max_production_w))
 
 
 @pyscript_compile
 def has_changed(_device: devices.Device, state: devices.State, message: Any) -> bool:
-    """Return False: a device has no other state than what it was told."""
+    """Return False: the state has nothing but instructions."""
     return False

@@ -1,7 +1,7 @@
-"""What a device under power envelope based control is told: envelopes, and whether one says what another did.
+"""The plan of a device under power envelope based control: envelopes, and whether two of them are the same.
 
-Moments are seconds since 1970, power is W, consumption positive; amounts are of one side of an envelope, as
-pebc_device has them.
+Moments are seconds since 1970, power is W, consumption positive; amounts are those of one side of an envelope
+(see device.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,22 +13,22 @@ import flexmeasures_cem.control_types.plans as plans
 import flexmeasures_cem.market as markets
 
 SAME_SHARE = 0.001
-"""By which part two limits may differ and still say the same."""
+"""Limits that differ by less than this share are the same."""
 MAX_ELEMENTS = 288
 TAIL_SECONDS = 3600.0
-"""How much longer a limited envelope has to be than the one in force, to be told for that."""
+"""An envelope replaces the same one in force if its limits last longer than that by more than this."""
 MIN_COMPARED_SECONDS = 2.0
-"""What is too short to tell envelopes apart (s)."""
+"""Differences between envelopes that last less than this are ignored."""
 HISTORY_SECONDS = 172_800.0
-"""How long is remembered what a device was told, where no energy constraint asks for longer."""
+"""Past envelopes are remembered for this long, or since the start of an energy constraint."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Change:
-    """An envelope from a moment on, under the constraints of this id.
+    """An envelope from a moment on, under the constraints with the id `constraints`.
 
-    `elements` are its limits, `widest` those of an envelope that limits nothing, `pieces` the power that
-    is expected, `power` what is expected at first.
+    `elements` are its limits, `widest` the limits of an unlimited envelope, `pieces` the expected powers, and
+    `power` the first of these (W).
     """
 
     moment: float
@@ -45,7 +45,7 @@ Change = _Change
 
 @dataclass
 class _Plan(plans.Plan):
-    """A Plan that remembers what the device was told before its start, as Elements."""
+    """A Plan, with the Elements that the device was instructed to keep before its start."""
 
     changes: list[Change]  # type: ignore[assignment]  # pydantic reads these from a plan that was kept
     instructed: list[devices.Element] = field(default_factory=list)
@@ -56,10 +56,9 @@ Plan = _Plan
 
 @dataclass
 class _Slot:
-    """Some time of a plan in an interval of the market: `forecast` and `power` are W.
+    """A time of a plan within an interval of the market: `forecast` and `power` are W.
 
-    `amounts` are what is allowed by side; what the device takes of the sides that are `deferred` is all
-    of it.
+    `amounts` are those allowed by side (W); on the `deferred` sides the device takes all of it.
     """
 
     start: float
@@ -77,9 +76,9 @@ Slot = _Slot
 
 @pyscript_compile
 def kept(changes: Iterable[Change], change: Change, begin: float) -> Change:
-    """Return the Change that was told and says the same as another one, else that one.
+    """Return the Change that was instructed already, if it is the same as `change`, else `change`.
 
-    At the plan's start the one counts that is in force then, else the one that begins at the same moment.
+    At the plan's start (`begin`) that is the one in force, later the one that begins at the same moment.
     """
     before = [earlier for earlier in changes if earlier.moment <= change.moment + 1.0]
     if before and (change.moment == begin or before[-1].moment > change.moment - 1.0):
@@ -89,10 +88,10 @@ def kept(changes: Iterable[Change], change: Change, begin: float) -> Change:
 
 @pyscript_compile
 def is_same_instruction(sent: Change, following: Change) -> bool:
-    """Tell whether an envelope that was told says the same as another that begins then or later.
+    """Return whether an envelope that was sent has the same limits as one that begins then or later.
 
-    It does as long as it lasts for half of the other's time at least, and where the other lasts for more than
-    an hour longer, that time is without limits.
+    It must last for at least half of the time of `following`; if that lasts for more than an hour longer, the
+    additional time must be without limits.
     """
     begin, last = following.moment, following.elements[-1].end
     end = sent.elements[-1].end
@@ -119,7 +118,7 @@ def is_same_instruction(sent: Change, following: Change) -> bool:
 
 @pyscript_compile
 def same(limits: devices.Limits | None, other_limits: devices.Limits | None) -> bool:
-    """Tell whether limits by quantity say the same."""
+    """Return whether limits by quantity are the same, with a tolerance."""
     if limits is None or other_limits is None or limits.keys() != other_limits.keys():
         return limits is other_limits
     return all(
@@ -131,7 +130,7 @@ def same(limits: devices.Limits | None, other_limits: devices.Limits | None) -> 
 
 @pyscript_compile
 def expected(slot: Slot) -> float:
-    """Return the power (W) that is expected: what is deferred, else the forecast inside the limits."""
+    """Return the expected power (W): the deferred amounts, or the forecast within the limits."""
     if slot.constraints is None:
         return slot.forecast
     if slot.deferred:
@@ -141,7 +140,7 @@ def expected(slot: Slot) -> float:
 
 @pyscript_compile
 def joined[Value](pieces: Iterable[tuple[float, float, Value]]) -> list[tuple[float, float, Value]]:
-    """Return pieces (start, end, value), neighbours of the same value as one."""
+    """Merge neighbouring pieces (start, end, value) of the same value."""
     merged: list[tuple[float, float, Value]] = []
     for start, end, value in pieces:
         if merged and merged[-1][2] == value and merged[-1][1] == start:
@@ -153,7 +152,7 @@ def joined[Value](pieces: Iterable[tuple[float, float, Value]]) -> list[tuple[fl
 
 @pyscript_compile
 def changes_of(slots: Iterable[Slot], pieces: Sequence[plans.PowerPiece]) -> list[Change]:
-    """Return a Change for each time in which the same constraints are in force."""
+    """Return a Change for each time with the same constraints."""
     runs: list[tuple[devices.Constraints, list[Slot]]] = []
     for slot in slots:
         if slot.constraints is None:
@@ -169,7 +168,7 @@ def changes_of(slots: Iterable[Slot], pieces: Sequence[plans.PowerPiece]) -> lis
 def change_of(
     constraints: devices.Constraints, run: Sequence[Slot], pieces: Iterable[plans.PowerPiece]
 ) -> Change:
-    """Return the Change that Slots under the same constraints come to."""
+    """Return the Change of consecutive Slots under the same constraints."""
     start, end = run[0].start, run[-1].end
     inside = [
         replace(piece, start=max(piece.start, start), end=min(piece.end, end))
@@ -189,7 +188,7 @@ def change_of(
 
 @pyscript_compile
 def coarse(constraints: devices.Constraints, slots: Iterable[Slot]) -> list[Slot]:
-    """Return Slots joined to as many as an envelope may have elements: the far ones are taken together."""
+    """Merge Slots to at most MAX_ELEMENTS: first those of equal amounts, then distant ones."""
     coarser: list[Slot] = []
     for slot in slots:
         if coarser and coarser[-1].amounts == slot.amounts:
@@ -207,7 +206,7 @@ def coarse(constraints: devices.Constraints, slots: Iterable[Slot]) -> list[Slot
 
 @pyscript_compile
 def together(constraints: devices.Constraints, slots: Sequence[Slot]) -> Slot:
-    """Return Slots as one, which allows as much as any of them did and the site's limit leaves."""
+    """Return one Slot for several, with the greatest of their amounts that the site's limit leaves."""
     amounts = {
         side: min(
             max(slot.amounts[side] for slot in slots), min(ceiling(constraints, slot, side) for slot in slots)
@@ -233,7 +232,7 @@ def ceiling(constraints: devices.Constraints, slot: Slot, side: int) -> float:
 def remembered(
     device: devices.Device, instructed: Iterable[devices.Element], now: float
 ) -> list[devices.Element]:
-    """Return what has to be remembered of what a device was told, neighbours of the same limits as one."""
+    """Return the past Elements to remember, with neighbours of the same limits merged."""
     first = min([now - HISTORY_SECONDS, *[energy.start for energy in device.energies if energy.end > now]])
     pieces = [
         (element.start, element.end, element.limits) for element in devices.between(instructed, first, now)
