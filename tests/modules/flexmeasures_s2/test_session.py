@@ -453,9 +453,9 @@ async def test_a_connection_that_is_replaced_is_closed_even_if_the_new_one_ends_
         return session
 
     old, new = make("old"), make("new")
-    cems.take_in(cem, old, details)
+    cems.on_details(cem, old, details)
     old.stage = sessions.ESTABLISHED
-    cems.take_in(cem, new, details)
+    cems.on_details(cem, new, details)
     new.end("gone")
     await until(lambda: closed)
     assert closed == [("old", 1000)]
