@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 import flexmeasures_s2.listener as listeners
+from flexmeasures_home.version import VERSION
 from tests.modules.flexmeasures_s2.conftest import cem, expected_lingering_timers, serve  # noqa: F401
 from tests.parts import pages, readme, reference, s2_schemas
 from tests.parts.resource_manager import ResourceManager
@@ -131,3 +132,9 @@ def test_the_limits_of_the_page_for_makers_are_those_of_the_listener():
     wanted = {name: of_a_row.get(name, f"| {getattr(limits, name):g}") for name in rows}
     assert [name for name in rows if wanted[name] not in rows[name]] == []
     assert limits.message == 2**20
+
+
+def test_the_changelog_tells_of_the_version_of_the_scripts():
+    changelog = (pages.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = [line for line in changelog.splitlines() if line.startswith("## ")]
+    assert headings[0].split()[1] == VERSION

@@ -27,6 +27,7 @@ import flexmeasures_home.schedule_state as schedule_state
 import flexmeasures_home.services as services
 import flexmeasures_home.site_state as site_state
 import flexmeasures_home.status as statuses
+import flexmeasures_home.version as version
 import flexmeasures_s2.listener as listeners
 from flexmeasures_home.configuration import Configuration
 from flexmeasures_home.device import Device
@@ -172,6 +173,7 @@ def withdraw(hass: HomeAssistant, entity_id: str) -> None:
 @pyscript_compile
 async def start(hass: HomeAssistant, app: App) -> None:
     """Start the device; show every mistake of a wrong configuration."""
+    LOGGER.info("FlexMeasures for pyscript %s", version.VERSION)
     status = Status(hass)
     statuses.dismiss(hass, [NOT_LOADED])
     if app.configuration is None:

@@ -1,0 +1,3 @@
+"""The version of these scripts, which CHANGELOG.md describes."""
+
+VERSION = "0.2.0"
