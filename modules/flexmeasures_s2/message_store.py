@@ -1,7 +1,8 @@
 """What a session remembers of its Resource Manager: the latest message of each kind, in force or upcoming."""
 
+import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Protocol, TypeIs
 
 import flexmeasures_s2.control_types as control_types
@@ -53,7 +54,7 @@ def key_of(message: Message) -> Key:
 @pyscript_compile
 def seconds_until_valid(message: TimedMessage) -> float:
     """Return in how many seconds a message comes into force; 0 or less if it has."""
-    return (message.valid_from - datetime.now(UTC)).total_seconds() - CLOCK_TOLERANCE_SECONDS
+    return message.valid_from.timestamp() - time.time() - CLOCK_TOLERANCE_SECONDS
 
 
 @dataclass(eq=False, repr=False)
