@@ -247,7 +247,7 @@ async def change_control_type(**data: object) -> object:
         name: Control type
         description: >-
           One that the Resource Manager offers: its state lists them as available_control_types. FRBC, OMBC,
-          DDBC, PPBC and PEBC will do for the long names.
+          DDBC, PPBC and PEBC are accepted for the long names.
         required: true
         example: FILL_RATE_BASED_CONTROL
         selector:
