@@ -223,7 +223,7 @@ class _Converter:
         self.factor = [factors for _run, factors in by_mode]
         self.powers = [self._output(number, "powers") for number in range(len(effects))]
         self.power = linear.total(
-            [each for by_segment in self.powers for each in by_segment], site.grid.count
+            [power for by_segment in self.powers for power in by_segment], site.grid.count
         )
         self.model.keep_room([[end for effect in both for end in effect.powers] for both in effects])
         self._flows()
@@ -969,9 +969,9 @@ def evened(passed: Sequence[tuple[Effect, float, float]], begin: float) -> list[
             (min(max(power, min(effect.powers)), max(effect.powers)), seconds)
             for effect, seconds, _f in passed
         ]
-        lacks = energy - sum(value * seconds for value, seconds in reached)
+        missing_energy = energy - sum(value * seconds for value, seconds in reached)
         free = sum(seconds for value, seconds in reached if value == power)
-        power += lacks / free if free else 0.0
+        power += missing_energy / free if free else 0.0
     moment = begin
     settings: list[tuple[float, float]] = []
     for effect, seconds, factor in passed:

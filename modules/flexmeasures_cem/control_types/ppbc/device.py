@@ -179,7 +179,7 @@ def phases_as_list(phases: dict[tuple[str, str], Phase]) -> list[tuple[tuple[str
 
 @pyscript_compile
 def phases_by_container(items: list[tuple[list[str], Any]]) -> dict[tuple[str, ...], Any]:
-    """Return what `phases_as_list` made, by profile and container."""
+    """Return Phases by profile and container, from their form in JSON (`phases_as_list`)."""
     return {tuple(key): phase for key, phase in items}
 
 
